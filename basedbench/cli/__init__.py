@@ -1,0 +1,49 @@
+"""The command line: one thin file per command; each parses, calls and prints.
+
+Command files import nothing heavy at the top, so that `basedbench --help` answers at once.
+"""
+
+import sys
+from importlib import import_module
+
+import typer
+
+from basedbench import __version__
+from basedbench.errors import UserError
+
+COMMANDS = ("recall", "throughput", "plot", "compare", "calibrate", "list", "results", "env")
+
+app = typer.Typer(
+    name="basedbench",
+    help="How much recall does a byte of recurrent state buy, and what does it cost in throughput?",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"basedbench {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+for _command in COMMANDS:
+    import_module(f"basedbench.cli.{_command}").register(app)
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
