@@ -1,0 +1,26 @@
+"""The operators: each module holds its PyTorch reference and the public function, which picks the fastest implementation."""
+
+from .linear_attention import linear_attention, linear_attention_step
+from .linear_cross_entropy import linear_cross_entropy
+from .selective_scan import selective_scan, selective_scan_step
+from .short_conv import short_conv, short_conv_step
+from .sliding_window import sliding_window, sliding_window_step
+from .ssd import ssd, ssd_step
+from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
+
+__all__ = [
+    "linear_attention",
+    "linear_attention_step",
+    "linear_cross_entropy",
+    "selective_scan",
+    "selective_scan_step",
+    "short_conv",
+    "short_conv_step",
+    "sliding_window",
+    "sliding_window_step",
+    "ssd",
+    "ssd_step",
+    "taylor_attention",
+    "taylor_attention_step",
+    "taylor_feature_map",
+]
