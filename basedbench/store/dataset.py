@@ -1,0 +1,203 @@
+"""The results folder: rows in, frames out.
+
+`<root>/<kind>/*.parquet`, one small immutable file for each finished case, so that any number of processes or machines
+may write at once and a kill loses at most the case in hand. What counts is the newest row of each (suite, case_id).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from basedbench.errors import UserError
+from basedbench.store import files
+from basedbench.store.schema import KINDS, check_row, plain_values, schema_of, to_rows, to_table
+
+_KEY = ["suite", "case_id"]
+_ORDER = ["created_at", "row_id"]
+CORRUPT = "corrupt"
+
+
+class Store:
+    """A results folder that is written to. Raises UserError if it cannot be."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        files.check_writable(self.root)
+
+    def write(self, kind: str, row: Mapping[str, Any]) -> Path:
+        """Store one finished case, at once and durably; returns its file.
+
+        Every promised column must be given (null will do; see `schema.blank_row`); `created_at` is filled in; JSON
+        columns take an object or its text. Raises ValueError for a row that does not fit the schema, UserError if the
+        disk is full or the folder cannot be written: rows stored before are safe.
+        """
+        stored = check_row(kind, row)
+        name = files.part_name(stored["case_id"], stored["created_at"])
+        path = self.root / kind / f"{name}{files.SUFFIX}"
+        what = f"the {kind} row of case {stored['case_id']} (suite {stored['suite']})"
+        files.store_bytes(path, _parquet(to_table(kind, stored | {"row_id": name})), what)
+        return path
+
+    def finished(self, kind: str) -> dict[tuple[str, str], str]:
+        """The status of every stored case, by (suite, case_id)."""
+        table = _newest(_read(self.root / kind, schema_of(kind), [*_KEY, "status", *_ORDER]))
+        return {(row["suite"], row["case_id"]): row["status"] for row in table.to_pylist()}
+
+    def row(self, kind: str, suite: str, case_id: str) -> dict[str, Any] | None:
+        """The newest row of a case as plain Python values, or None."""
+        wanted = (pc.field("suite") == suite) & (pc.field("case_id") == case_id)
+        rows = to_rows(_newest(_read(self.root / kind, schema_of(kind), where=wanted)))
+        return rows[0] if rows else None
+
+    def compact(self, kind: str) -> int:
+        """Merge the rows of a kind into one file; see `compact`."""
+        return compact(self.root, kind)
+
+
+def load(root: Path | str, kind: str) -> pd.DataFrame:
+    """The newest row of every (suite, case_id), oldest first, as a frame.
+
+    `root` is a results folder such as `results` or `results/reference/h200`. Maps are dicts, lists are lists, JSON
+    columns are text; columns that older rows lack are null. Raises UserError if there are no rows, or naming a file
+    that cannot be read.
+    """
+    schema = schema_of(kind)
+    table = _newest(_read(Path(root) / kind, schema))
+    if not table.num_rows:
+        raise UserError(_nothing(Path(root), kind))
+    nested = [field for field in schema if pa.types.is_nested(field.type)]
+    frame = table.drop_columns([field.name for field in nested]).to_pandas()
+    for field in nested:
+        frame[field.name] = pd.Series(plain_values(table.column(field.name), field.type), dtype=object)
+    return frame[schema.names]
+
+
+def compact(root: Path | str, kind: str) -> int:
+    """Merge the files of a kind into one, and return how many there were.
+
+    Every distinct row is kept, older ones of the same case too. The merged file is complete on the disk before the
+    first old file goes: a reader sees every row at any instant, and a kill loses none. Raises UserError for a file
+    that cannot be read, or if the disk is full.
+    """
+    schema, folder = schema_of(kind), Path(root) / kind
+    if not folder.is_dir():
+        return 0
+    files.remove_stale(folder)
+    sources = files.visible(folder)
+    if len(sources) > 1:
+        try:
+            tables = [_read_one(path, schema) for path in sources]
+        except FileNotFoundError:  # another merge is at work
+            return compact(root, kind)
+        # Not the schema of this version: a newer one's columns are kept.
+        merged = _distinct(pa.concat_tables(tables, promote_options="permissive")).sort_by("created_at")
+        files.store_bytes(folder / files.compacted_name(), _parquet(merged), f"the merged file of {kind} rows")
+        for path in sources:
+            path.unlink(missing_ok=True)
+    return len(sources)
+
+
+def set_aside_corrupt(root: Path | str, kind: str) -> list[Path]:
+    """Move every file that cannot be read into the folder `corrupt`; returns their new places."""
+    schema, folder = schema_of(kind), Path(root) / kind
+    moved = []
+    for path in files.visible(folder) if folder.is_dir() else []:
+        try:
+            _read_one(path, schema)
+        except UserError:
+            aside = folder / CORRUPT / path.name
+            aside.parent.mkdir(exist_ok=True)
+            moved.append(path.rename(aside))
+        except FileNotFoundError:
+            continue
+    return moved
+
+
+def kinds_in(root: Path | str) -> list[str]:
+    """The kinds of result that a folder has files of."""
+    return [kind for kind in KINDS if (folder := Path(root) / kind).is_dir() and files.visible(folder)]
+
+
+def _read(
+    folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """All rows of a folder in the given schema: columns a file lacks are null, columns unknown to us are left out."""
+    if not folder.is_dir():
+        return schema.empty_table()
+    while True:
+        paths = files.visible(folder)
+        source = ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
+        try:
+            table = source.to_table(columns=list(columns or schema.names), filter=where)
+            if table.column("case_id").null_count == 0:
+                return table
+            raise pa.ArrowInvalid("a file without cases")
+        except FileNotFoundError:  # merged meanwhile: look again
+            continue
+        except (pa.ArrowException, OSError):
+            for path in paths:
+                _read_one(path, schema)
+            raise
+
+
+def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
+    """One file, all its columns, those of the schema first and in its types.
+
+    Raises UserError that names the file if it cannot be read or is no result, FileNotFoundError if it is gone.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+        if table.column("case_id").null_count or table.column("suite").null_count:
+            raise pa.ArrowInvalid("rows without a case")
+        columns = {field.name: _column(table, field) for field in schema}
+        columns |= {name: table.column(name) for name in table.column_names if name not in columns}
+        return pa.table(columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(
+            f"result file {str(path)!r} cannot be read; `basedbench results compact --set-aside-corrupt "
+            f"--results {path.parent.parent}` moves it into {path.parent / CORRUPT}, "
+            "and the command that wrote it then runs its case again."
+        ) from error
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if field.name not in table.column_names:
+        return pa.nulls(len(table), field.type)
+    return table.column(field.name).cast(field.type)
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """The newest row of each (suite, case_id), oldest first."""
+    keys = table.select([*_KEY, *_ORDER]).to_pandas()
+    keys = keys.sort_values(_ORDER).drop_duplicates(_KEY, keep="last")
+    return table.take(keys.index.to_numpy())
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    """Each row once: two merges at the same time may both have kept it."""
+    names = table.column("row_id").to_pandas()
+    return table.filter(pa.array((names.isna() | ~names.duplicated()).to_numpy()))
+
+
+def _parquet(table: pa.Table) -> memoryview:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return memoryview(sink.getvalue())
+
+
+def _nothing(root: Path, kind: str) -> str:
+    command = {"recall": "recall", "throughput": "throughput", "calibration": "calibrate"}[kind]
+    depths = (f"{kind}/*", f"*/{kind}/*", f"*/*/{kind}/*")
+    near = [
+        path for depth in depths for path in (root.parent if root.name == kind else root).glob(depth + files.SUFFIX)
+    ]
+    hint = f", or look in one that has some: {', '.join(sorted({str(path.parent.parent) for path in near}))}"
+    return f"no {kind} results in {str(root)!r}: run `basedbench {command} --out {root}` first{hint if near else ''}."

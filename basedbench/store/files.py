@@ -1,0 +1,138 @@
+"""The files of a results folder: how one appears whole or not at all, and which ones a reader may see.
+
+A file is written under a name that starts with a dot, flushed to the disk, then renamed: a kill at any instant leaves
+either the whole file or a hidden one that nobody reads. Files are never changed afterwards.
+"""
+
+import errno
+import os
+import re
+import secrets
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from basedbench.errors import UserError
+
+SUFFIX = ".parquet"
+HIDDEN = ".tmp-"
+COMPACTED = "compacted-"
+_STALE_S = 24 * 3600.0
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk is full for this user (quota exceeded)",
+    errno.EIO: "the disk is full or failing (input/output error)",
+}
+
+
+def part_name(case_id: str, created_at: datetime) -> str:
+    """A name no other process or machine will choose, in order of time: `20260102T030405.678901Z-<case>-<random>`."""
+    if not re.fullmatch(r"[A-Za-z0-9._+-]+", case_id):
+        raise ValueError(f"case_id {case_id!r} cannot be part of a file name")
+    return f"{_stamp(created_at)}-{case_id}-{secrets.token_hex(4)}"
+
+
+def compacted_name() -> str:
+    """The name of a merged file."""
+    return f"{COMPACTED}{_stamp(datetime.now(UTC))}-{secrets.token_hex(4)}{SUFFIX}"
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files that hold the rows, at one instant.
+
+    A folder is not listed in one instant: a merge that ends meanwhile could hide both a row's old file and its new
+    one. Nothing is missed once a second look finds all that the first one found and no new merged file.
+    """
+    first = _names(folder)
+    while True:
+        second = _names(folder)
+        gone, merged = first - second, {name for name in second - first if name.startswith(COMPACTED)}
+        if not gone and not merged:
+            return [folder / name for name in sorted(second)]
+        first = second
+
+
+def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
+    """Make `path` appear with this content, durably, or not at all.
+
+    Raises UserError that names `what` was not stored if the disk is full or the folder cannot be written.
+    """
+    hidden = path.with_name(f"{HIDDEN}{path.stem}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_through(hidden, content)
+        os.rename(hidden, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise UserError(_not_stored(error, path.parent, what)) from error
+    finally:
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+def check_writable(root: Path) -> None:
+    """Write and remove a hidden file. Raises UserError if the folder cannot be made or written."""
+    probe = root / f"{HIDDEN}probe-{secrets.token_hex(4)}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _write_through(probe, b"basedbench")
+    except OSError as error:
+        cause = _FULL.get(error.errno or 0, _strerror(error))
+        raise UserError(f"cannot write results to {str(root)!r}: {cause}; choose another folder with --out.") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed writers left behind more than a day ago; a write takes milliseconds."""
+    for path in folder.glob(f"{HIDDEN}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()
+
+
+def _names(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and not entry.name.startswith(".")}
+
+
+def _write_through(path: Path, content: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename durable. Some network file systems cannot, and say EINVAL: there is nothing more to do then."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _not_stored(error: OSError, folder: Path, what: str) -> str:
+    cause = _FULL.get(error.errno or 0, _strerror(error))
+    mend = "free some space" if error.errno in _FULL else "make the folder writable"
+    return (
+        f"{cause}: {what} was not stored in {str(folder)!r}. All rows stored before are safe; "
+        f"{mend} and run the same command again: it goes on from there."
+    )
+
+
+def _strerror(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
