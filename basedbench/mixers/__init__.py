@@ -1,1 +1,29 @@
+"""Sequence mixers: one file each, found by name. `get_mixer("based")(d_model=64, feature_dim=16)` builds one."""
 
+from basedbench.mixers.attention import Attention
+from basedbench.mixers.base import Mixer, MixerOptions, State
+from basedbench.mixers.base_conv import BaseConv
+from basedbench.mixers.based import Based
+from basedbench.mixers.linear_attention import LinearAttention
+from basedbench.mixers.mamba import Mamba
+from basedbench.mixers.mamba2 import Mamba2
+from basedbench.mixers.registry import check_options, get_mixer, load_plugin, mixer_names, register
+from basedbench.mixers.sliding_window import SlidingWindow
+
+__all__ = [
+    "Attention",
+    "BaseConv",
+    "Based",
+    "LinearAttention",
+    "Mamba",
+    "Mamba2",
+    "Mixer",
+    "MixerOptions",
+    "SlidingWindow",
+    "State",
+    "check_options",
+    "get_mixer",
+    "load_plugin",
+    "mixer_names",
+    "register",
+]

@@ -1,0 +1,145 @@
+"""The contract that every sequence mixer keeps, and what most of them share.
+
+A mixer maps (B, L, D) to (B, L, D) causally, and can do the same one token at a time from a state: a flat dict of
+tensors whose first dimension is the batch. The state is what the benchmark weighs, so it holds what decoding needs and
+no more. A new mixer defines `name`, `Options`, `forward`, `init_state` and `step`; the rest has defaults.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from basedbench.errors import UserError, nearest
+
+State = dict[str, Tensor]
+Init = Literal["published", "correct"]
+
+
+class MixerOptions(BaseModel):
+    """The options of a mixer; unknown names and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Mixer(nn.Module):
+    """A causal sequence mixer of width `d_model`. UserError on options that are wrong or do not fit `d_model`."""
+
+    name: ClassVar[str]
+    family: ClassVar[str] = ""  # the line it belongs to in plots; `register` fills in the name
+    Options: ClassVar[type[MixerOptions]] = MixerOptions
+    block: ClassVar[Literal["layernorm", "mamba"]] = "layernorm"  # which block of the recall scaffold it sits in
+
+    options: MixerOptions
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__()
+        self.options = self.resolve(d_model, options)
+        self.d_model = d_model
+
+    @classmethod
+    def resolve(cls, d_model: int, options: Mapping[str, Any]) -> MixerOptions:
+        """The options as typed data, defaults filled in. UserError names each bad option, its value and the bound."""
+        if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < 1:
+            raise UserError(f"mixer {cls.name!r}: d_model = {d_model!r} should be a whole number >= 1.")
+        try:
+            resolved = cls.Options.model_validate(options)
+        except ValidationError as error:
+            raise UserError(f"mixer {cls.name!r}: {_describe(error, cls.Options)}") from None
+        cls.check(d_model, resolved)
+        return resolved
+
+    @classmethod
+    def build(cls, d_model: int, options: Mapping[str, Any]) -> Self:
+        """The mixer with options from outside, such as a suite: whatever is wrong with them, a UserError."""
+        return cls(d_model, **cls.resolve(d_model, options).model_dump())
+
+    @classmethod
+    def check(cls, d_model: int, options: Any) -> None:
+        """Refuse, with a UserError, options that are valid alone but not with this `d_model`."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """The parallel form, used in training."""
+        raise NotImplementedError
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> State:
+        """The state before the first token, with room for `max_length` tokens where room is needed."""
+        raise NotImplementedError
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token: its output (B, D) and the state after it. The tensors of `state` may be updated in place."""
+        raise NotImplementedError
+
+    def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
+        """A whole prompt: outputs (B, L, D) and the state after it, with room for `max_length` tokens in all.
+
+        This default steps through the prompt; a mixer with a parallel form overrides it.
+        """
+        state = self.init_state(len(x_BLD), max_length or x_BLD.shape[1], x_BLD.dtype, x_BLD.device)
+        outputs = []
+        for x_BD in x_BLD.unbind(1):
+            y_BD, state = self.step(x_BD, state)
+            outputs.append(y_BD)
+        return torch.stack(outputs, 1), state
+
+    def zoology_elements(self, length: int) -> int:
+        """State elements as zoology counts them; by default the measured ones."""
+        return sum(tensor.numel() for tensor in self.init_state(1, length, device="meta").values())
+
+    def paper_elements(self, length: int) -> int:
+        """State elements as in the printed figure of the BASED paper; by default as zoology counts them."""
+        return self.zoology_elements(length)
+
+    def initialise(self, layers: int, init: Init) -> None:
+        """The recall recipe's init in a model of `layers` layers: here every Linear N(0, .02) with biases 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                normal_linear_(module)
+
+
+def normal_linear_(linear: nn.Linear, std: float = 0.02) -> None:
+    """Weight N(0, std), bias 0."""
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def residual_std(layers: int) -> float:
+    """The smaller std of projections onto the residual stream, .02 / sqrt(2 layers): .01 in the two-layer recipe."""
+    return 0.02 / math.sqrt(2 * layers)
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a state that sums over time: float64 stays, everything else is kept in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def require_heads(mixer: str, d_model: int, heads: int) -> None:
+    """UserError unless `heads` divides `d_model`; names the nearest number of heads that does."""
+    if d_model % heads:
+        divisors = [n for n in range(1, d_model + 1) if d_model % n == 0]
+        closest = min(divisors, key=lambda n: abs(n - heads))
+        raise UserError(f"mixer {mixer!r}: heads = {heads} does not divide d_model = {d_model}; nearest: {closest}.")
+
+
+def _describe(error: ValidationError, options: type[MixerOptions]) -> str:
+    """Every problem of a validation error in one sentence."""
+    parts = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(map(str, problem["loc"]))
+        message = problem["msg"][0].lower() + problem["msg"][1:]
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"unknown option {key!r} (given {problem['input']!r}): {nearest(key, options.model_fields)}")
+        else:
+            subject = f"option {key!r} = {problem['input']!r}" if key else "options"
+            parts.append(f"{subject}: {message}")
+    return "; ".join(parts)

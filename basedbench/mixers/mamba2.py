@@ -1,0 +1,132 @@
+"""Mamba-2: state space duality, one decay per head (arXiv 2405.21060, section 7).
+
+    z, xBC, dt = split(W_in u);   x, B, C = split(silu(conv(xBC)));   dt = softplus(dt + dt_bias)
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;   y_t = h_t C_t + D x_t;   out = W_out rmsnorm(y * silu(z))
+
+Per head of head_dim channels, B and C shared by the heads of a group. A = -exp(A_log), uniform in -[1, 16], D = 1,
+dt_bias such that softplus(dt_bias) is log-uniform in [1e-3, 1e-1]. Only the convolution has a bias. It sits in Mamba's
+block. State: per head head_dim x d_state numbers, always in fp32 (fp64 for fp64), and the last d_conv - 1 inputs of the
+convolution.
+
+    state_bytes = a * expand * d * d_state + e * (expand * d + 2 * groups * d_state) * (d_conv - 1)
+
+(d = d_model, a = 4 bytes or 8 for fp64, e = bytes of the asked dtype.) zoology counts expand d d_state, no convolution.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from basedbench.errors import UserError
+from basedbench.kernels import ssd, ssd_step
+from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
+from basedbench.mixers.conv import ShortConv
+from basedbench.mixers.mamba import negative_exp, step_size_bias
+from basedbench.mixers.registry import register
+
+
+class Mamba2Options(MixerOptions):
+    d_state: int = Field(16, ge=1, description="State numbers per channel (N).")
+    d_conv: int = Field(4, ge=2, le=64, description="Tokens under the short convolution.")
+    expand: int = Field(2, ge=1, description="Channels per unit of d_model.")
+    head_dim: int = Field(64, ge=1, description="Channels per head; it divides expand * d_model.")
+    groups: int = Field(1, ge=1, description="Groups of heads with their own B and C; they divide the heads.")
+
+
+@register
+class Mamba2(Mixer):
+    """State space dual mixer; (B, L, D) to (B, L, D)."""
+
+    name = "mamba2"
+    Options = Mamba2Options
+    block = "mamba"
+    options: Mamba2Options
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        inner, keys = self.options.expand * d_model, self.options.groups * self.options.d_state
+        heads = inner // self.options.head_dim
+        self.in_widths = [inner, inner + 2 * keys, heads]
+        self.conv_widths = [inner, keys, keys]
+        self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=False)
+        self.conv = ShortConv(sum(self.conv_widths), self.options.d_conv, activation="silu")
+        self.dt_bias = nn.Parameter(step_size_bias(heads))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+
+    @classmethod
+    def check(cls, d_model: int, options: Mamba2Options) -> None:
+        inner = options.expand * d_model
+        if inner % options.head_dim:
+            fitting = max(n for n in range(1, options.head_dim + 1) if inner % n == 0)
+            raise UserError(
+                f"mixer 'mamba2': head_dim = {options.head_dim} does not divide expand * d_model = {inner}; "
+                f"nearest below: {fitting}."
+            )
+        heads = inner // options.head_dim
+        if heads % options.groups:
+            raise UserError(f"mixer 'mamba2': groups = {options.groups} does not divide the {heads} heads; use 1.")
+
+    def _split_heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (..., H, P) and B, C (..., G, N)."""
+        x, B, C = xBC.split(self.conv_widths, -1)
+        groups = (self.options.groups, self.options.d_state)
+        return x.unflatten(-1, (-1, self.options.head_dim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
+
+    def _constants(self) -> dict[str, Any]:
+        return {"D_H": self.D, "dt_bias_H": self.dt_bias, "dt_softplus": True}
+
+    def _output(self, y_xHP: Tensor, z_xE: Tensor) -> Tensor:
+        return self.out_proj(self.norm(y_xHP.flatten(-2) * F.silu(z_xE)))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
+        x, B, C = self._split_heads(self.conv(xBC))
+        y_BLHP = cast(Tensor, ssd(x, dt_BLH, negative_exp(self.A_log), B, C, **self._constants()))
+        return self._output(y_BLHP, z_BLE)
+
+    def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
+        z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
+        xBC, conv_BES = self.conv.prefill(xBC)
+        x, B, C = self._split_heads(xBC)
+        y_BLHP, state_BHPN = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, return_state=True, **self._constants())
+        return self._output(y_BLHP, z_BLE), {"conv": conv_BES, "state": state_BHPN}
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> State:
+        shape = (batch_size, len(self.A_log), self.options.head_dim, self.options.d_state)
+        return {
+            "conv": self.conv.init_state(batch_size, dtype, device),
+            "state": torch.zeros(shape, dtype=accumulator_dtype(dtype), device=device),
+        }
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
+        x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
+        y_BHP = ssd_step(x, dt_BH, negative_exp(self.A_log), B, C, state["state"], **self._constants())
+        return self._output(y_BHP, z_BE), state
+
+    def zoology_elements(self, length: int) -> int:
+        return self.options.expand * self.d_model * self.options.d_state
+
+    def initialise(self, layers: int, init: Init) -> None:
+        """`correct`: mamba_ssm's init. `published`: zoology's older one, Linear N(0, .02)."""
+        if init == "published":
+            super().initialise(layers, init)
+            normal_linear_(self.out_proj, residual_std(layers))
+            return
+        self.in_proj.reset_parameters()
+        self.out_proj.reset_parameters()
+        with torch.no_grad():
+            self.out_proj.weight /= math.sqrt(layers)

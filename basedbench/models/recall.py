@@ -1,0 +1,196 @@
+"""The two-layer (or deeper) model in which mixers are trained on synthetic recall: zoology's scaffold.
+
+    r = 0, h = embedding(tokens)
+    LayerNorm block:  r += drop(h);  r += mixer(LN1(r));  h = LN2(r)
+    Mamba block:      r += h;  h = mixer(RMSNorm(r))
+    end:              logits = E LN(r + h), E the embedding
+
+There is no MLP, yet the identity in its place is not a no-op: h = LN2(r) is added to r by the next block, or at the
+end. Dropout is on the embedding only (layer 0). Which block a layer has is up to its mixer (`Mixer.block`), so that any
+list of layers is a model. Recipe: zoology (arXiv 2312.04927) as used for Figure 2 of BASED (arXiv 2402.18668).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from basedbench.errors import UserError, nearest
+from basedbench.mixers.base import Init, Mixer, State
+from basedbench.mixers.registry import get_mixer
+from basedbench.models.dropout import Dropout
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: the name of its mixer and the mixer's options."""
+
+    mixer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class LayerNormBlock(nn.Module):
+    """r += drop(h); r += mixer(LN1(r)); h = LN2(r)."""
+
+    def __init__(self, mixer: Mixer, dropout: float) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.dropout = Dropout(dropout)
+        self.norm1 = nn.LayerNorm(mixer.d_model, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(mixer.d_model, eps=NORM_EPS)
+
+    def forward(self, h: Tensor, residual: Tensor | None, mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        h = self.dropout(h)
+        residual = h if residual is None else residual + h
+        residual = residual + mix(self.norm1(residual))
+        return self.norm2(residual), residual
+
+
+class MambaBlock(nn.Module):
+    """r += h; h = mixer(RMSNorm(r)). No second norm, no dropout."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = nn.RMSNorm(mixer.d_model, eps=NORM_EPS)
+
+    def forward(self, h: Tensor, residual: Tensor | None, mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        residual = h if residual is None else residual + h
+        return mix(self.norm(residual)), residual
+
+
+class RecallModel(nn.Module):
+    """Embedding, layers of mixers, tied head: tokens (B, L) int64 to logits (B, L, V), or (B, K, V) where asked.
+
+    `init` matters to Mamba and Mamba-2 alone: `published` (the older init behind every published point) or `correct`.
+    Weights come from PyTorch's global generator: seed it before. UserError on sizes or options that are not valid.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        layers: Sequence[LayerSpec],
+        *,
+        init: Init = "published",
+        embed_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        _check(vocab_size, layers, init)
+        mixers = [get_mixer(spec.mixer).build(d_model, spec.options) for spec in layers]
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            MambaBlock(mixer) if mixer.block == "mamba" else LayerNormBlock(mixer, 0.0 if index else embed_dropout)
+            for index, mixer in enumerate(mixers)
+        )
+        self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        for mixer in mixers:
+            mixer.initialise(len(mixers), init)
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of each layer."""
+        return [cast(Mixer, block.mixer) for block in self.blocks]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the embedding, which is the output head too."""
+        return self.embedding.weight
+
+    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
+        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only."""
+        mixers = self.mixers
+        residual = self._residual(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD))
+        return self.norm(_at(residual, positions_BK))
+
+    def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
+        return F.linear(self.hidden(tokens_BL, positions_BK), self.head_weight)
+
+    def prefill(
+        self, tokens_BL: Tensor, max_length: int | None = None, positions_BK: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits as `forward` gives them, and the state after the prompt, its tensors named "layer.name"."""
+        state: State = {}
+        mixers = self.mixers
+
+        def mix(layer: int, x_BLD: Tensor) -> Tensor:
+            y_BLD, part = mixers[layer].prefill(x_BLD, max_length)
+            state.update(_prefixed(layer, part))
+            return y_BLD
+
+        residual = self._residual(tokens_BL, mix)
+        return F.linear(self.norm(_at(residual, positions_BK)), self.head_weight), state
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> State:
+        """The state of every layer before the first token."""
+        state: State = {}
+        for layer, mixer in enumerate(self.mixers):
+            state |= _prefixed(layer, mixer.init_state(batch_size, max_length, dtype, device))
+        return state
+
+    def step(self, tokens_B: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token: logits (B, V) and the state after it; tensors of `state` may be updated in place."""
+        after: State = {}
+        mixers = self.mixers
+
+        def mix(layer: int, x_BD: Tensor) -> Tensor:
+            y_BD, part = mixers[layer].step(x_BD, _of_layer(layer, state))
+            after.update(_prefixed(layer, part))
+            return y_BD
+
+        residual = self._residual(tokens_B, mix)
+        return F.linear(self.norm(residual), self.head_weight), after
+
+    def parameters_count(self) -> int:
+        """Trained numbers; the tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def set_generator(self, generator: torch.Generator | None) -> None:
+        """Make every dropout inside draw from `generator`."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+    def _residual(self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """The residual stream before the final norm; `mix(layer, x)` applies a layer's mixer."""
+        h, residual = self.embedding(tokens), None
+        for layer, block in enumerate(self.blocks):
+            h, residual = block(h, residual, lambda x, layer=layer: mix(layer, x))
+        return residual + h
+
+
+def _check(vocab_size: int, layers: Sequence[LayerSpec], init: str) -> None:
+    if vocab_size < 1:
+        raise UserError(f"vocab_size = {vocab_size} should be at least 1.")
+    if not layers:
+        raise UserError("a model needs at least one layer.")
+    if init not in get_args(Init):
+        raise UserError(f"unknown init {init!r}: {nearest(str(init), get_args(Init))}")
+
+
+def _at(x_BLD: Tensor, positions_BK: Tensor | None) -> Tensor:
+    if positions_BK is None:
+        return x_BLD
+    return x_BLD.gather(1, positions_BK[..., None].expand(-1, -1, x_BLD.shape[-1]))
+
+
+def _prefixed(layer: int, state: State) -> State:
+    return {f"{layer}.{name}": tensor for name, tensor in state.items()}
+
+
+def _of_layer(layer: int, state: State) -> State:
+    prefix = f"{layer}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
