@@ -1,7 +1,98 @@
-"""Placeholder."""
+"""`basedbench recall`: train one model, or a whole sweep, on synthetic recall."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from basedbench.engines import Place
+    from basedbench.training.cases import RecallCase
+    from basedbench.training.sweep import Plan
+
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command(context_settings=EXTRA)(recall)
+
+
+def recall(
+    context: typer.Context,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Run a whole suite instead of one model.")] = False,
+    suite: Annotated[
+        str | None, typer.Option(help="A suite's name or file: task and recipe. Default: quick, on a GPU figure2.")
+    ] = None,
+    mixer: Annotated[str | None, typer.Option(help="One model: its mixer. Its options follow as --name value.")] = None,
+    d_model: Annotated[int, typer.Option(help="One model: its width.")] = 64,
+    layers: Annotated[str | None, typer.Option(help="One model: its layers, such as base_conv,based.")] = None,
+    lr: Annotated[str | None, typer.Option(help="Learning rates, separated by commas, instead of the suite's.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds, separated by commas, instead of the suite's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs, instead of the suite's.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32 or bf16, instead of the suite's.")] = None,
+    filter: Annotated[str | None, typer.Option(help="Only runs whose label this regular expression finds.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once on each device.")] = None,
+    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many runs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
+    retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers of your own.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
+) -> None:
+    """Train models on multi-query associative recall and store one row per run.
+
+    One model:    basedbench recall --mixer based --d-model 64 --feature-dim 16 --lr 1e-2
+
+    A sweep:      basedbench recall --sweep --suite quick
+
+    The same command again goes on where the last one stopped.
+    """
+    from basedbench.cli import recall_input as given
+    from basedbench.engines import resolve_devices
+    from basedbench.store import Store
+    from basedbench.training.cases import recall_cases
+    from basedbench.training.sweep import borrow, parse_statuses, plan, select
+
+    given.load_plugins(plugin or [])
+    devices = resolve_devices(device)
+    chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
+    chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args)
+    cases = select(recall_cases(chosen), filter)
+    statuses = parse_statuses(retry)
+    if dry_run:
+        _show_plan(cases, devices, jobs, out)
+        return
+    store = Store(out)
+    todo = plan(cases, store, fresh, statuses)
+    borrow(store, todo.borrowed)
+    _run(cases, todo, given.places(devices, jobs), out, limit, quiet)
+
+
+def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path) -> None:
+    from basedbench.cli.recall_report import plan_table
+
+    plan_table(cases, devices, jobs, out)
+
+
+def _run(
+    cases: "list[RecallCase]", plan: "Plan", places: "list[Place]", out: Path, limit: int | None, quiet: bool
+) -> None:
+    from basedbench.cli.progress import watch
+    from basedbench.cli.recall_report import results_table
+    from basedbench.engines import LocalEngine
+
+    todo = plan.todo[:limit]
+    ready = len(plan.done) + len(plan.borrowed)
+    try:
+        with watch(todo, ready, quiet) as listener:
+            if todo:
+                LocalEngine(places, str(out), listener).run(todo)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nStopped. Finished runs are in {out / 'recall'}; the same command again goes on from there.", err=True
+        )
+        raise typer.Exit(130) from None
+    results_table(cases, out, left=len(plan.todo) - len(todo))

@@ -1,0 +1,107 @@
+"""What the options of `basedbench recall` mean: a suite, possibly narrowed to one model, and the places to run it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from basedbench.config import RecallSuite, load_suite
+from basedbench.config.load import explain
+from basedbench.engines import Place, cores
+from basedbench.errors import UserError
+from basedbench.mixers import get_mixer, load_plugin
+
+GPU_SLOTS = 8
+
+
+def load_plugins(files: Sequence[Path]) -> None:
+    """Import the user's own mixers."""
+    for file in files:
+        load_plugin(file)
+
+
+def choose_suite(
+    name: str | None,
+    devices: Sequence[str],
+    *,
+    lr: str | None,
+    seed: str | None,
+    epochs: int | None,
+    precision: str | None,
+) -> RecallSuite:
+    """The suite asked for, with the recipe's overrides."""
+    suite: RecallSuite = load_suite(name or ("quick" if devices == ["cpu"] else "figure2"), "recall")
+    changes: dict[str, Any] = {}
+    if lr is not None:
+        changes["learning_rates"] = _numbers("--lr", lr, float)
+    if seed is not None:
+        changes["seeds"] = _numbers("--seed", seed, int)
+    if epochs is not None:
+        changes["epochs"] = epochs
+    if precision is not None:
+        changes["precision"] = precision
+    return _rebuilt(suite, {"train": suite.train.model_dump() | changes}) if changes else suite
+
+
+def narrow(
+    suite: RecallSuite, sweep: bool, mixer: str | None, d_model: int, layers: str | None, extra: Sequence[str]
+) -> RecallSuite:
+    """The suite itself for `--sweep`, else the suite with the one model that was asked for."""
+    if sweep:
+        if mixer or layers or extra:
+            given = "--mixer" if mixer else "--layers" if layers else extra[0]
+            raise UserError(f"{given} does not go with --sweep; choose runs with --filter, or leave --sweep out.")
+        return suite
+    if mixer is None:
+        raise UserError("say --sweep for a whole suite, or --mixer NAME for one model (basedbench list mixers).")
+    grid = {"d_model": d_model, **_options(extra)}
+    stack = [name.strip() for name in layers.split(",")] if layers else default_layers(suite, mixer)
+    return _rebuilt(suite, {"models": [{"mixer": mixer, "layers": stack, "grid": grid}]})
+
+
+def default_layers(suite: RecallSuite, mixer: str) -> list[Any]:
+    """As the suite stacks this mixer; otherwise as the paper would: Mamba blocks twice, others above a BaseConv."""
+    for section in suite.models:
+        if section.mixer == mixer and section.layers:
+            return [layer if isinstance(layer, str) else layer.model_dump() for layer in section.layers]
+    return [mixer, mixer] if get_mixer(mixer).block == "mamba" else ["base_conv", mixer]
+
+
+def places(devices: Sequence[str], jobs: int | None) -> list[Place]:
+    """On a CPU a process for each run, one thread each: small models gain little from more. On GPUs one process each."""
+    if list(devices) == ["cpu"]:
+        return [Place("cpu", slots=1) for _ in range(jobs or cores())]
+    return [Place(device, slots=jobs or GPU_SLOTS, threads=max(1, cores() // len(devices))) for device in devices]
+
+
+def _options(extra: Sequence[str]) -> dict[str, Any]:
+    """`--feature-dim 16 --window=64` as a mapping; the mixer itself refuses what it does not know."""
+    options: dict[str, Any] = {}
+    words = list(extra)
+    while words:
+        word = words.pop(0)
+        name, given, value = word.partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise UserError(f"did not expect {word!r}; options are written --name value.")
+        if not given:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{name} needs a value.")
+            value = words.pop(0)
+        options[name[2:].replace("-", "_")] = yaml.safe_load(value)
+    return options
+
+
+def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} takes numbers separated by commas, got {text!r}.") from None
+
+
+def _rebuilt(suite: RecallSuite, changes: dict[str, Any]) -> RecallSuite:
+    try:
+        return RecallSuite.model_validate(suite.model_dump() | changes)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None

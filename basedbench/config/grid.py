@@ -1,0 +1,55 @@
+"""Grids: a mapping of names to a value, a list of values or a series becomes a list of settings."""
+
+import math
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+SERIES = ("logspace", "powers_of_two")
+
+
+def expand_grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of a grid's values; the last key varies fastest.
+
+    A value is a scalar, a list, `{logspace: [low, high, count]}` (exponents of ten) or `{powers_of_two: [low, high]}`.
+    ValueError if a series is malformed or a list is empty.
+    """
+    axes = {name: axis_values(name, value) for name, value in grid.items()}
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def axis_values(name: str, value: Any) -> list[Any]:
+    """The values of one axis of a grid, in order."""
+    if isinstance(value, Mapping):
+        return _series(name, value)
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise ValueError(f"{name}: the list is empty; give at least one value")
+    return values
+
+
+def _series(name: str, series: Mapping[str, Any]) -> list[Any]:
+    if len(series) != 1 or next(iter(series)) not in SERIES:
+        raise ValueError(f"{name}: a series is one of {', '.join(SERIES)}, such as {{logspace: [-3, -1.5, 4]}}")
+    kind, arguments = next(iter(series.items()))
+    return _logspace(name, arguments) if kind == "logspace" else _powers_of_two(name, arguments)
+
+
+def _logspace(name: str, arguments: Any) -> list[float]:
+    match arguments:
+        case [int() | float() as low, int() | float() as high, int() as count] if count >= 1:
+            step = (high - low) / max(count - 1, 1)
+            # Six digits: the same learning rate whatever the series that it came from.
+            return [float(f"{10 ** (low + step * i):.6g}") for i in range(count)]
+    raise ValueError(f"{name}: logspace takes [low exponent, high exponent, count >= 1], got {arguments!r}")
+
+
+def _powers_of_two(name: str, arguments: Any) -> list[int]:
+    match arguments:
+        case [int() as low, int() as high] if 1 <= low <= high and _is_power(low) and _is_power(high):
+            return [2**i for i in range(int(math.log2(low)), int(math.log2(high)) + 1)]
+    raise ValueError(f"{name}: powers_of_two takes [low, high], both powers of two, got {arguments!r}")
+
+
+def _is_power(value: int) -> bool:
+    return value & (value - 1) == 0

@@ -1,0 +1,87 @@
+"""Suite files: found by name or path, read with yaml.safe_load, checked, or refused in one sentence."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from basedbench.config.recall import RecallSuite
+from basedbench.config.section import Suite
+from basedbench.config.throughput import ThroughputSuite
+from basedbench.errors import UserError, nearest
+
+KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
+
+
+def suite_names(kind: str | None = None) -> list[str]:
+    """The names of the suites that come with basedbench, of one kind or of all."""
+    files = [entry for entry in resources.files("basedbench.suites").iterdir() if entry.name.endswith(".yaml")]
+    names = sorted(entry.name.removesuffix(".yaml") for entry in files)
+    return [name for name in names if kind is None or load_suite(name).kind == kind]
+
+
+def load_suite(name_or_path: str, kind: str | None = None) -> Any:
+    """The suite of this name, or in this file; UserError if there is none, it is malformed or of another kind."""
+    name, origin, text = _read(name_or_path)
+    suite = parse_suite(text, name, origin)
+    if kind is not None and suite.kind != kind:
+        same = ", ".join(suite_names(kind))
+        raise UserError(f"suite {name_or_path!r} is a {suite.kind} suite; {kind} suites: {same}.")
+    return suite
+
+
+def parse_suite(text: str, name: str, origin: str) -> Suite:
+    """A suite from YAML; `origin` names the file in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{origin}{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{origin}: a suite is a mapping that begins with `kind: recall` or `kind: throughput`.")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{origin}: kind: got {kind!r}; valid: {', '.join(KINDS)}.")
+    try:
+        return KINDS[kind].model_validate({**data, "name": data.get("name", name)})
+    except ValidationError as error:
+        raise UserError(f"{origin}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as one sentence with the path to the key."""
+    first = error.errors()[0]
+    path = _path(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{path}{message[0].lower()}{message[1:]}{given}.{more}".replace("..", ".")
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return f"{parts.lstrip('.')}: " if parts else ""
+
+
+def _read(name_or_path: str) -> tuple[str, str, str]:
+    """(name, origin, text) of a shipped suite or of the user's file."""
+    shipped = resources.files("basedbench.suites") / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    if not looks_like_path:
+        if not shipped.is_file():
+            raise UserError(f"no suite is called {name_or_path!r}; {_nearest_suite(name_or_path)}")
+        return name_or_path, f"suite {name_or_path}", shipped.read_text(encoding="utf-8")
+    try:
+        return path.stem, str(path), path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"cannot read the suite file {path}: {reason}.") from None
+
+
+def _nearest_suite(name: str) -> str:
+    files = resources.files("basedbench.suites").iterdir()
+    return nearest(name, [entry.name.removesuffix(".yaml") for entry in files if entry.name.endswith(".yaml")])

@@ -1,0 +1,116 @@
+"""A recall suite as typed data: which models are trained on which task, and how."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from basedbench.config.grid import axis_values, expand_grid
+from basedbench.config.section import Section, Suite
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class TaskSection(Section):
+    """MQAR's settings shared by all segments (see basedbench.tasks.mqar)."""
+
+    vocab_size: PositiveInt = 8192
+    power_a: float = 0.01
+    filler: str = "random"
+    passes: PositiveInt = 1
+
+
+class Segment(Section):
+    """Examples of one shape: `length` tokens with `pairs` key-value pairs."""
+
+    length: PositiveInt
+    pairs: PositiveInt
+    examples: PositiveInt | None = None
+
+    @property
+    def name(self) -> str:
+        """`LxK`, as in the rows' accuracy_by_slice."""
+        return f"{self.length}x{self.pairs}"
+
+
+class TrainSection(Section):
+    """The recipe. The defaults are those of the paper's Figure 2."""
+
+    segments: Annotated[list[Segment], Field(min_length=1)]
+    batch_size: PositiveInt = 256
+    epochs: PositiveInt = 32
+    learning_rates: list[float]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    stop_accuracy: Annotated[float, Field(gt=0)] = 0.99
+    precision: Precision = "fp32"
+    init: Literal["published", "correct"] = "published"
+    embed_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    shuffle: bool = False
+    fresh: bool = False
+
+    @field_validator("learning_rates", mode="before")
+    @classmethod
+    def _series(cls, value: Any) -> list[float]:
+        return [float(rate) for rate in axis_values("learning_rates", value)]
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _positive(cls, value: list[float]) -> list[float]:
+        if any(not 0 < rate < 10 for rate in value):
+            raise ValueError(f"learning rates lie between 0 and 10, got {value}")
+        return value
+
+    @field_validator("segments")
+    @classmethod
+    def _counted(cls, value: list[Segment]) -> list[Segment]:
+        for index, segment in enumerate(value):
+            if segment.examples is None:
+                raise ValueError(f"segment {index} ({segment.name}) does not say how many examples it has")
+        return value
+
+
+class TestSection(Section):
+    """What the models are tested on, after every epoch."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    segments: Annotated[list[Segment], Field(min_length=1)]
+    examples: PositiveInt = 1000
+    select: Literal["test", "validation"] = "test"
+
+
+class LayerSection(Section):
+    """One layer of a model with options of its own."""
+
+    mixer: str
+    options: dict[str, Any] = {}
+
+
+class ModelSection(Section):
+    """A family of models: one per combination of `grid`.
+
+    `layers` is the stack of mixers, lowest first. The grid's keys other than d_model are options of every layer whose
+    mixer is `mixer`; a layer written as `{mixer: ..., options: {...}}` has its own instead.
+    """
+
+    mixer: str
+    layers: list[str | LayerSection] = []
+    grid: dict[str, Any]
+
+    @field_validator("grid")
+    @classmethod
+    def _grid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "d_model" not in value:
+            raise ValueError("the grid has no d_model; add e.g. d_model: [64, 128]")
+        expand_grid(value)
+        return value
+
+
+class RecallSuite(Suite):
+    """A whole recall sweep: task x models x learning rates x seeds."""
+
+    kind: Literal["recall"]
+    task: TaskSection = TaskSection()
+    train: TrainSection
+    test: TestSection
+    models: Annotated[list[ModelSection], Field(min_length=1)]

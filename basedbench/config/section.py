@@ -1,0 +1,30 @@
+"""The base of every part of a suite file: unknown keys are refused, with the nearest valid name."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from basedbench.errors import nearest
+
+
+class Section(BaseModel):
+    """A mapping in a suite file. Frozen once read; a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            unknown = [str(key) for key in data if key not in cls.model_fields]
+            if unknown:
+                raise ValueError(f"unknown key {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}")
+        return data
+
+
+class Suite(Section):
+    """What every suite file has, whatever its kind. `name` is the file's stem."""
+
+    kind: str
+    name: str
+    description: str = ""

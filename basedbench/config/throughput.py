@@ -1,0 +1,221 @@
+"""A throughput suite as typed data: which operators are timed, at which shapes, by which contenders, against which baseline.
+
+A case is one contender at one shape, and becomes one row. Every shape has the same axes; what they are for each operator:
+
+    attention, taylor_attention,    heads H, key_dim K, value_dim V; decode: `length` is the context already read
+    linear_attention, sliding_window
+    ssd                             heads H, key_dim = states N, value_dim = head width P
+    selective_scan                  key_dim = states N, value_dim = channels D
+    short_conv                      value_dim = channels D
+    linear_cross_entropy            key_dim = model width D, value_dim = vocabulary V; batch x length positions
+
+An axis that an operator does not have is 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from basedbench.config.grid import expand_grid
+from basedbench.config.identity import case_id
+from basedbench.config.section import Section, Suite
+from basedbench.errors import nearest
+
+Mode = Literal["fwd", "fwd_bwd", "decode"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+Cache = Literal["cold", "hot"]
+
+# Per operator: the axes it has besides batch and length, and its options with their defaults.
+OPERATOR_AXES: dict[str, tuple[str, ...]] = {
+    "attention": ("heads", "key_dim", "value_dim"),
+    "taylor_attention": ("heads", "key_dim", "value_dim"),
+    "linear_attention": ("heads", "key_dim", "value_dim"),
+    "sliding_window": ("heads", "key_dim", "value_dim"),
+    "selective_scan": ("key_dim", "value_dim"),
+    "ssd": ("heads", "key_dim", "value_dim"),
+    "short_conv": ("value_dim",),
+    "linear_cross_entropy": ("key_dim", "value_dim"),
+}
+OPERATOR_OPTIONS: dict[str, dict[str, Any]] = {
+    "sliding_window": {"window": 64},
+    "ssd": {"groups": 1},
+    "short_conv": {"width": 4, "activation": "silu"},
+}
+_COMMON_AXES = ("mode", "dtype", "batch", "length")
+_COUNTS = {"window", "groups", "width"}
+
+
+class Case(Section):
+    """One contender at one shape. `device` is the kind of device ("cpu" or "cuda"), not which one."""
+
+    operator: str
+    contender: str
+    mode: Mode = "fwd"
+    dtype: Dtype = "fp32"
+    batch: PositiveInt = 1
+    length: PositiveInt
+    heads: PositiveInt = 1
+    key_dim: PositiveInt = 1
+    value_dim: PositiveInt = 1
+    config: dict[str, Any] = {}
+    cache: Cache = "hot"
+    device: Literal["cpu", "cuda"] = "cpu"
+    baseline: str
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Case":
+        if self.mode == "decode" and self.operator == "linear_cross_entropy":
+            raise ValueError("linear_cross_entropy has no decode step; its modes: fwd, fwd_bwd")
+        for name in _COUNTS & set(self.config):
+            value = self.config[name]
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} takes whole numbers from 1, got {value!r}")
+        if self.config.get("activation") not in (None, "silu"):
+            raise ValueError(f"activation is silu or null, got {self.config['activation']!r}")
+        if self.heads % self.config.get("groups", 1):
+            raise ValueError(f"{self.config['groups']} groups do not divide {self.heads} heads")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The case's stable identity. What it is compared with does not change what it is."""
+        return case_id(self.model_dump(exclude={"baseline"}))
+
+    @property
+    def problem_id(self) -> str:
+        """The same for every contender: what the inputs are drawn from."""
+        return case_id(self.model_dump(exclude={"baseline", "contender", "cache", "device"}))
+
+    @property
+    def baseline_key(self) -> tuple[str, str]:
+        """(operator, contender) that this case is measured against."""
+        operator, _, contender = self.baseline.rpartition("/")
+        return operator or self.operator, contender
+
+    @property
+    def label(self) -> str:
+        """What `--filter` matches: `taylor_attention/ours fwd bf16 16x2048 heads=16 key_dim=16 value_dim=64`."""
+        axes = [f"{name}={getattr(self, name)}" for name in OPERATOR_AXES[self.operator]]
+        options = [f"{name}={value}" for name, value in self.config.items()]
+        shape = f"{self.batch}x{self.length}"
+        return " ".join([f"{self.operator}/{self.contender}", self.mode, self.dtype, shape, *axes, *options])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one call processes: a decode step makes one for each sequence."""
+        return self.batch if self.mode == "decode" else self.batch * self.length
+
+
+class CaseSection(Section):
+    """One operator over a grid (or several grids) of shapes.
+
+    A grid's keys are the axes and the operator's options, each a value, a list or a series. `baseline` names a contender
+    of the same operator, or `operator/contender` to compare across operators of the same batch, length and heads.
+    """
+
+    operator: str
+    contenders: Annotated[list[str], Field(min_length=1)]
+    baseline: str
+    grid: dict[str, Any] | list[dict[str, Any]]
+
+    @field_validator("operator")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in OPERATOR_AXES:
+            raise ValueError(f"no operator is called {value!r}; {nearest(value, OPERATOR_AXES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CaseSection":
+        base = self.baseline.rpartition("/")[0]
+        if base and base not in OPERATOR_AXES:
+            raise ValueError(f"baseline: no operator is called {base!r}; {nearest(base, OPERATOR_AXES)}")
+        for grid in self._grids():
+            self._check_keys(grid)
+        for shape in self.shapes():
+            _check(shape)
+        return self
+
+    def shapes(self) -> Iterator[dict[str, Any]]:
+        """Every shape as keyword arguments of `Case`."""
+        for grid in self._grids():
+            yield from map(self._split, expand_grid(grid))
+
+    def _grids(self) -> list[dict[str, Any]]:
+        return self.grid if isinstance(self.grid, list) else [self.grid]
+
+    def _check_keys(self, grid: dict[str, Any]) -> None:
+        required = ("length", *OPERATOR_AXES[self.operator])
+        known = {*_COMMON_AXES, *required, *OPERATOR_OPTIONS.get(self.operator, {})}
+        for name in grid:
+            if name not in known:
+                raise ValueError(f"grid: {self.operator} has no {name!r}; {nearest(name, known)}")
+        for name in required:
+            if name not in grid:
+                raise ValueError(f"grid: {self.operator} needs {name}; add e.g. {name}: 64")
+
+    def _split(self, shape: dict[str, Any]) -> dict[str, Any]:
+        """A shape as keyword arguments of `Case`: the operator's options go under `config`."""
+        defaults = OPERATOR_OPTIONS.get(self.operator, {})
+        axes = {name: value for name, value in shape.items() if name not in defaults}
+        options = {name: shape.get(name, default) for name, default in defaults.items()}
+        return {**axes, "operator": self.operator, "config": options, "baseline": self.baseline}
+
+
+def _check(shape: dict[str, Any]) -> None:
+    try:
+        Case(contender="any", **shape)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message, place = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
+        given = "" if first["type"] == "value_error" else f" {place}: {message}, got {first['input']!r}"
+        raise ValueError(f"grid:{given or ' ' + message}") from None
+
+
+class MeasureSection(Section):
+    """How long and how carefully each case is timed.
+
+    Sampling stops once the 95 % interval of the median is within `precision` of it (relative), after at least
+    `min_rounds` rounds, or after `seconds` of sampling, or after `max_rounds`. `timeout` bounds one step of a worker
+    (building, checking and first call together, or one round).
+    """
+
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    min_rounds: Annotated[int, Field(ge=3)] = 7
+    max_rounds: PositiveInt = 40
+    round_ms: PositiveFloat = 25.0
+    seconds: PositiveFloat = 3.0
+    timeout: PositiveFloat = 300.0
+    cache: Cache = "cold"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MeasureSection":
+        if self.max_rounds < self.min_rounds:
+            raise ValueError(f"max_rounds {self.max_rounds} is below min_rounds {self.min_rounds}")
+        return self
+
+
+class ThroughputSuite(Suite):
+    """A whole throughput sweep: operators x shapes x contenders."""
+
+    kind: Literal["throughput"]
+    measure: MeasureSection = MeasureSection()
+    cases: Annotated[list[CaseSection], Field(min_length=1)]
+
+    def expand(self, device: str, contenders: Sequence[tuple[str, str]] = ()) -> list[Case]:
+        """Every case on a kind of device, in the order of the file.
+
+        `contenders` adds (operator, contender) pairs, such as a plugin's, to the sections of their operators. Only a GPU
+        has a cache to flush: cases on a CPU are hot. Decode steps are always hot: that is how they run.
+        """
+        found: dict[str, Case] = {}
+        for section in self.cases:
+            extra = [name for operator, name in contenders if operator == section.operator]
+            for shape in section.shapes():
+                cold = device == "cuda" and shape.get("mode") != "decode"
+                cache = self.measure.cache if cold else "hot"
+                for name in dict.fromkeys([*section.contenders, *extra]):
+                    case = Case(**shape, contender=name, cache=cache, device=device)
+                    found.setdefault(case.id, case)
+        return list(found.values())

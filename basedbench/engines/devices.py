@@ -1,0 +1,34 @@
+"""Which devices a sweep runs on."""
+
+import os
+
+from basedbench.errors import UserError
+
+
+def resolve_devices(name: str) -> list[str]:
+    """The devices that `--device` means: "auto" (every GPU, else the CPU), "cpu", "cuda" (every GPU), "cuda:1".
+
+    UserError for a name that means nothing here.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [f"cuda:{index}" for index in range(count)]
+    if name == "auto":
+        return gpus or ["cpu"]
+    if name == "cpu":
+        return ["cpu"]
+    if name != "cuda" and not (name.startswith("cuda:") and name[5:].isdigit()):
+        raise UserError(f"unknown device {name!r}; valid: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if not gpus:
+        raise UserError(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; try --device cpu.")
+    if name == "cuda":
+        return gpus
+    if name not in gpus:
+        raise UserError(f"there is no device {name!r} here; valid: {', '.join(gpus)}.")
+    return [name]
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

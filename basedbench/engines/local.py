@@ -1,0 +1,152 @@
+"""Recall cases on this machine's devices, each device served by a process of its own.
+
+A worker that dies takes nothing down but itself: what it had in hand is tried once more, alone, and if it dies again the
+case becomes a row with the status `crashed`.
+"""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
+from basedbench.engines.worker import serve
+from basedbench.errors import UserError
+from basedbench.store import Store
+from basedbench.training.cases import RecallCase
+from basedbench.training.rows import Circumstances, recall_row
+from basedbench.training.run import Progress
+
+
+class Listener(Protocol):
+    """Who wants to know how a sweep goes."""
+
+    def started(self, case: RecallCase) -> None: ...
+
+    def epoch(self, case: RecallCase, epoch: int, accuracy: float) -> None: ...
+
+    def finished(self, case: RecallCase, row: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs go: a device, how many of them at once, and the CPU threads its process may use."""
+
+    device: str
+    slots: int
+    threads: int = 1
+
+
+@dataclass(eq=False)
+class _Worker:
+    place: Place
+    process: Any
+    connection: Connection
+    slots: int
+    in_hand: dict[str, RecallCase] = field(default_factory=dict)
+    alone: bool = False
+    closed: bool = False
+
+
+class LocalEngine:
+    """Hands cases to worker processes until all are done."""
+
+    def __init__(self, places: list[Place], root: str, listener: Listener) -> None:
+        self.places, self.root, self.listener = places, root, listener
+        self._queue: deque[RecallCase] = deque()
+        self._alone: deque[RecallCase] = deque()
+        self._workers: list[_Worker] = []
+
+    def run(self, cases: Iterable[RecallCase]) -> None:
+        """Run every case. KeyboardInterrupt ends the workers; rows already written stay. UserError if the disk fills."""
+        self._queue.extend(cases)
+        try:
+            self._workers = [self._hire(place) for place in self.places[: len(self._queue)]]
+            while self._workers:
+                for worker in self._workers:
+                    self._feed(worker)
+                self._listen()
+        finally:
+            for worker in self._workers:
+                worker.process.terminate()
+            for worker in self._workers:
+                worker.process.join()
+
+    def _hire(self, place: Place) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, place.device, self.root, place.threads), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(place, process, ours, place.slots)
+
+    def _feed(self, worker: _Worker) -> None:
+        """Fill a worker's free slots; cases that crashed a worker go alone."""
+        if not worker.in_hand:
+            worker.alone = bool(self._alone)
+            if worker.alone:
+                self._give(worker, self._alone.popleft())
+        while self._queue and not worker.alone and not self._alone and len(worker.in_hand) < worker.slots:
+            self._give(worker, self._queue.popleft())
+        if not (self._queue or self._alone or worker.in_hand or worker.closed) and not self._others_busy(worker):
+            worker.connection.send(None)
+            worker.closed = True
+
+    def _others_busy(self, worker: _Worker) -> bool:
+        """A case in hand elsewhere may come back, so that a worker with nothing to do still waits for it."""
+        return any(other.in_hand for other in self._workers if other is not worker)
+
+    def _give(self, worker: _Worker, case: RecallCase) -> None:
+        worker.in_hand[case.case_id] = case
+        self.listener.started(case)
+        try:
+            worker.connection.send(case)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has died; _listen sees that
+
+    def _listen(self) -> None:
+        by_handle = {handle: w for w in self._workers for handle in (w.connection, w.process.sentinel)}
+        ready = {by_handle[handle] for handle in wait(list(by_handle)) if handle in by_handle}  # type: ignore[index]
+        for worker in ready:
+            try:
+                while worker.connection.poll():
+                    self._handle(worker, worker.connection.recv())
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+            if not worker.process.is_alive() and not worker.connection.closed:
+                self._bury(worker)
+
+    def _handle(self, worker: _Worker, message: Message) -> None:
+        match message:
+            case Epoch(case_id, epoch, accuracy):
+                self.listener.epoch(worker.in_hand[case_id], epoch, accuracy)
+            case Finished(case_id, row):
+                self.listener.finished(worker.in_hand.pop(case_id), row)
+            case Deferred(case_id, fitting):
+                worker.slots = max(1, fitting)
+                self._queue.appendleft(worker.in_hand.pop(case_id))
+            case Fatal(text):
+                raise UserError(text)
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker process has ended: normally, or by a crash that some case in its hands brought about."""
+        worker.connection.close()
+        self._workers.remove(worker)
+        if not worker.in_hand and worker.closed:
+            return
+        cases = list(worker.in_hand.values())
+        if len(cases) == 1:
+            self._crashed(worker, cases[0])
+        else:
+            self._alone.extend(cases)
+        if self._queue or self._alone:
+            self._workers.append(self._hire(worker.place))
+
+    def _crashed(self, worker: _Worker, case: RecallCase) -> None:
+        progress = Progress(status="crashed", stop_reason="failed")
+        reason = f"its process ended with exit code {worker.process.exitcode}"
+        row = recall_row(case, progress, Circumstances(worker.place.device), reason)
+        Store(self.root).write("recall", row)
+        self.listener.finished(case, row)

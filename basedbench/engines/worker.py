@@ -1,0 +1,166 @@
+"""A worker process: one device, and up to `slots` recall runs on it side by side.
+
+Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the run
+ends, from here, so that neither another run's failure nor the end of the sweep can lose it.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
+from basedbench.errors import UserError
+from basedbench.store import Store
+from basedbench.training.cases import RecallCase
+from basedbench.training.data import recall_data
+from basedbench.training.rows import Circumstances, recall_row
+from basedbench.training.run import Progress, RecallRun
+
+IDLE_S = 0.0002
+
+
+@dataclass(eq=False)
+class Active:
+    """A run that is under way. `share_s` is its part of the wall clock; `company` how many runs that was shared with."""
+
+    case: RecallCase
+    steps: Iterator[bool]
+    stream: Any
+    share_s: float = 0.0
+    wall_s: float = 0.0
+    run: RecallRun | None = None
+    epochs_told: int = 0
+    progress: Progress = field(default_factory=Progress)
+    data_hash: str | None = None
+
+    @property
+    def company(self) -> int:
+        return max(1, round(self.wall_s / self.share_s)) if self.share_s else 1
+
+
+class Worker:
+    """Runs the cases that arrive on `connection` and reports on it."""
+
+    def __init__(self, connection: Connection, device: str, root: str) -> None:
+        self.connection, self.device = connection, device
+        self.store = Store(root)
+        self.active: list[Active] = []
+        self.open = True
+
+    def loop(self) -> None:
+        """Until the parent says that no more cases come and the last one is done."""
+        last = time.perf_counter()
+        while self.open or self.active:
+            self._receive()
+            busy = [self._advance(entry) for entry in list(self.active)]
+            if not any(busy):
+                time.sleep(IDLE_S)
+            now = time.perf_counter()
+            self._share(now - last)
+            last = now
+
+    def _receive(self) -> None:
+        while self.open and self.connection.poll(None if not self.active else 0):
+            case = self.connection.recv()
+            if case is None:
+                self.open = False
+            else:
+                self.active.append(self._start(case))
+
+    def _start(self, case: RecallCase) -> Active:
+        stream = torch.cuda.Stream(self.device) if self.device != "cpu" else None
+        entry = Active(case, iter(()), stream)
+        entry.steps = self._steps(entry)
+        return entry
+
+    def _steps(self, entry: Active) -> Iterator[bool]:
+        """The run from its data to its end; building belongs to it, so that a failure there is the run's own."""
+        set_precision(entry.case.train.precision)
+        data = recall_data(entry.case, self.device)
+        entry.data_hash = data.data_hash
+        entry.run = RecallRun(entry.case, data, self.device)
+        entry.progress = entry.run.progress
+        yield from entry.run.train()
+
+    def _advance(self, entry: Active) -> bool:
+        """Let a run enqueue its next piece; True unless it only waits."""
+        try:
+            with torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
+                working = next(entry.steps, None)
+        except torch.OutOfMemoryError as error:
+            self._out_of_memory(entry, error)
+            return True
+        except UserError:
+            raise
+        except Exception as error:
+            self._fail(entry, "runtime_error", error)
+            return True
+        self._tell(entry)
+        if working is None:
+            self._finish(entry)
+        return working is not False
+
+    def _tell(self, entry: Active) -> None:
+        told, accuracies = entry.epochs_told, entry.progress.accuracies
+        if len(accuracies) > told:
+            entry.epochs_told = len(accuracies)
+            self._send(Epoch(entry.case.case_id, len(accuracies), accuracies[-1]))
+
+    def _out_of_memory(self, entry: Active, error: Exception) -> None:
+        """Beside others: hand the case back to be run with fewer. Alone: it is too big, and that is its result."""
+        if len(self.active) == 1:
+            self._fail(entry, "oom", error)
+            return
+        self._drop(entry)
+        self._send(Deferred(entry.case.case_id, len(self.active)))
+
+    def _fail(self, entry: Active, status: str, error: Exception) -> None:
+        entry.progress.status = status
+        entry.progress.stop_reason = "failed"
+        self._finish(entry, f"{type(error).__name__}: {error}".strip().splitlines()[0][:500])
+
+    def _finish(self, entry: Active, reason: str = "") -> None:
+        self._drop(entry)
+        circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash)
+        row = recall_row(entry.case, entry.progress, circumstances, reason)
+        self.store.write("recall", row)
+        self._send(Finished(entry.case.case_id, row))
+
+    def _drop(self, entry: Active) -> None:
+        self.active.remove(entry)
+        entry.steps = iter(())
+        entry.run = None
+
+    def _share(self, seconds: float) -> None:
+        for entry in self.active:
+            entry.share_s += seconds / len(self.active)
+            entry.wall_s += seconds
+
+    def _send(self, message: Message) -> None:
+        self.connection.send(message)
+
+
+def set_precision(precision: str) -> None:
+    """How float32 products are computed; graphs keep what held when they were recorded."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def serve(connection: Connection, device: str, root: str, threads: int) -> None:
+    """The body of a worker process. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    try:
+        Worker(connection, device, root).loop()
+    except UserError as error:
+        connection.send(Fatal(str(error)))
+    except (BrokenPipeError, EOFError):
+        pass  # the parent is gone; what was finished is stored

@@ -1,0 +1,142 @@
+"""Recall cases: one run of one model, with everything that decides its result, and nothing else."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from basedbench.config import RecallSuite, case_id, expand_grid
+from basedbench.config.recall import LayerSection, ModelSection, TaskSection, TestSection, TrainSection
+from basedbench.errors import UserError
+from basedbench.mixers import check_options
+from basedbench.models.recall import LayerSpec
+from basedbench.tasks import MQAR
+
+
+@dataclass(frozen=True)
+class RecallCase:
+    """One training run. `named` are the options as the suite spells them; `layers` carry all of them, resolved."""
+
+    suite: str
+    mixer: str
+    d_model: int
+    named: tuple[tuple[str, Any], ...]
+    layers: tuple[LayerSpec, ...]
+    learning_rate: float
+    seed: int
+    task: TaskSection
+    train: TrainSection
+    test: TestSection
+
+    @property
+    def case_id(self) -> str:
+        """The hash of `meaning`: equal for equal runs, whatever suite they come from."""
+        return case_id(self.meaning())
+
+    @property
+    def label(self) -> str:
+        """What `--filter` searches and progress shows: `based d_model=64 feature_dim=16 lr=0.01 seed=0`."""
+        return f"{self.model_label} lr={self.learning_rate:g} seed={self.seed}"
+
+    @property
+    def model_label(self) -> str:
+        """The label without what differs between runs of one model."""
+        options = "".join(f" {name}={value}" for name, value in self.named)
+        return f"{self.mixer} d_model={self.d_model}{options}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved options of the layer that names the model."""
+        return next((dict(layer.options) for layer in reversed(self.layers) if layer.mixer == self.mixer), {})
+
+    @property
+    def longest(self) -> int:
+        """The longest test length, at which state sizes are stated."""
+        return max(segment.length for segment in self.test.segments)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch, tail batches included."""
+        return sum(math.ceil((segment.examples or 0) / self.train.batch_size) for segment in self.train.segments)
+
+    @property
+    def positions_per_epoch(self) -> int:
+        """Tokens read in training per epoch."""
+        return sum((segment.examples or 0) * segment.length for segment in self.train.segments)
+
+    def segment_task(self, length: int, pairs: int) -> MQAR:
+        """The task of one segment; UserError if the numbers are impossible."""
+        return MQAR(length=length, pairs=pairs, **self.task.model_dump())
+
+    def meaning(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain data."""
+        train = self.train.model_dump(exclude={"learning_rates", "seeds"}, mode="json")
+        return {
+            "kind": "recall",
+            "task": self.task.model_dump(mode="json"),
+            "train": train,
+            "test": self.test.model_dump(mode="json"),
+            "d_model": self.d_model,
+            "layers": [{"mixer": layer.mixer, "options": dict(layer.options)} for layer in self.layers],
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+        }
+
+    def task_json(self) -> str:
+        """The task and its segments for the row."""
+        meaning = self.meaning()
+        segments = {"train": meaning["train"]["segments"], "test": meaning["test"]["segments"]}
+        return json.dumps({**meaning["task"], **segments, "test_examples": self.test.examples}, sort_keys=True)
+
+
+def recall_cases(suite: RecallSuite) -> list[RecallCase]:
+    """Every run of a suite: models x learning rates x seeds; UserError names the first impossible one."""
+    cases = [
+        RecallCase(suite.name, section.mixer, d_model, named, layers, rate, seed, suite.task, suite.train, suite.test)
+        for section in suite.models
+        for d_model, named, layers in _models(suite, section)
+        for rate in suite.train.learning_rates
+        for seed in suite.train.seeds
+    ]
+    _check_segments(suite, cases[0])
+    return list({case.case_id: case for case in cases}.values())
+
+
+def _models(
+    suite: RecallSuite, section: ModelSection
+) -> list[tuple[int, tuple[tuple[str, Any], ...], tuple[LayerSpec, ...]]]:
+    models = []
+    for setting in expand_grid(section.grid):
+        options = {name: value for name, value in setting.items() if name != "d_model"}
+        d_model = setting["d_model"]
+        where = f"suite {suite.name}, {section.mixer} with " + ", ".join(f"{k}={v}" for k, v in setting.items())
+        if not isinstance(d_model, int) or d_model < 1:
+            raise UserError(f"{where}: d_model must be a whole number of at least 1.")
+        try:
+            layers = tuple(_layer(entry, section.mixer, d_model, options) for entry in section.layers or _stack(section))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if all(layer.mixer != section.mixer for layer in layers):
+            raise UserError(f"{where}: its layers do not contain {section.mixer!r}; add it to `layers`.")
+        models.append((d_model, tuple(options.items()), layers))
+    return models
+
+
+def _stack(section: ModelSection) -> list[str | LayerSection]:
+    """Two layers, as in the paper: a BaseConv below the mixer."""
+    return ["base_conv", section.mixer]
+
+
+def _layer(entry: str | LayerSection, mixer: str, d_model: int, options: dict[str, Any]) -> LayerSpec:
+    if isinstance(entry, LayerSection):
+        return LayerSpec(entry.mixer, check_options(entry.mixer, d_model, entry.options))
+    return LayerSpec(entry, check_options(entry, d_model, options if entry == mixer else {}))
+
+
+def _check_segments(suite: RecallSuite, case: RecallCase) -> None:
+    for part, segments in (("train", suite.train.segments), ("test", suite.test.segments)):
+        for index, segment in enumerate(segments):
+            try:
+                case.segment_task(segment.length, segment.pairs)
+            except UserError as error:
+                raise UserError(f"suite {suite.name}, {part}.segments[{index}]: {error}") from None

@@ -1,0 +1,79 @@
+"""The tokens that a run trains and is tested on: made on the device once, shared by every run with the same seed."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from basedbench.tasks import MQAR, batches_hash, combined_hash
+from basedbench.training.cases import RecallCase
+
+
+@dataclass(frozen=True)
+class SegmentData:
+    """The examples of one shape. `count` is what one epoch uses; fresh data holds that many for each epoch."""
+
+    name: str
+    tokens_NL: Tensor
+    positions_NK: Tensor
+    targets_NK: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class RecallData:
+    """Everything a run reads. `splits` holds the test slices, and the validation slices if they are asked for."""
+
+    train: tuple[SegmentData, ...]
+    splits: dict[str, tuple[SegmentData, ...]]
+    data_hash: str
+
+
+@dataclass(frozen=True)
+class _Portion:
+    task: MQAR
+    split: str
+    total: int
+    count: int
+
+
+def recall_data(case: RecallCase, device: str) -> RecallData:
+    """The data of a case, from the cache of this process if another run made them."""
+    train, test = case.train, case.test
+    epochs = train.epochs if train.fresh else 1
+    learn = tuple(
+        _Portion(case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0)
+        for s in train.segments
+    )
+    judge = tuple(
+        _Portion(
+            case.segment_task(s.length, s.pairs), split, s.examples or test.examples, s.examples or test.examples
+        )
+        for split in evaluation_splits(case)
+        for s in test.segments
+    )
+    return _generate(learn, judge, case.seed, device)
+
+
+def evaluation_splits(case: RecallCase) -> tuple[str, ...]:
+    """The splits evaluated after each epoch."""
+    return ("test",) if case.test.select == "test" else ("test", "validation")
+
+
+@lru_cache(maxsize=4)
+def _generate(learn: tuple[_Portion, ...], judge: tuple[_Portion, ...], seed: int, device: str) -> RecallData:
+    train = tuple(_examples(portion, seed, device) for portion in learn)
+    splits: dict[str, tuple[SegmentData, ...]] = {}
+    for portion in judge:
+        splits[portion.split] = (*splits.get(portion.split, ()), _examples(portion, seed, device))
+    parts = (*train, *(part for split in splits.values() for part in split))
+    hashes = [batches_hash([(part.tokens_NL, part.positions_NK, part.targets_NK)]) for part in parts]
+    return RecallData(train, splits, combined_hash(hashes))
+
+
+def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
+    task = portion.task
+    with torch.no_grad():
+        tokens, positions, targets = task.examples(seed, portion.split, 0, portion.total, device=device)
+    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count)

@@ -1,0 +1,97 @@
+"""Steps recorded as CUDA graphs, and results fetched without making the host wait.
+
+A run replays each kind of step thousands of times. Recording it once removes the host's work for every kernel of it. On a
+CPU `Recorder` calls the step itself, so that the trainer is one piece of code.
+"""
+
+import gc
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], None]
+
+
+class Fetch:
+    """A small tensor on its way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event = torch.cuda.Event() if tensor.is_cuda else None
+        if self._event is None:
+            self._host = tensor.clone()
+        else:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event.record()
+
+    def ready(self) -> bool:
+        """Whether `values` can be had without waiting."""
+        return self._event is None or self._event.query()
+
+    def values(self) -> list[float]:
+        """The numbers; call it once `ready` is true."""
+        return self._host.tolist()
+
+
+class Recorder:
+    """The recorded steps of one run, all in one memory pool, since a run's steps never overlap."""
+
+    def __init__(self, device: torch.device, generator: torch.Generator) -> None:
+        self.device, self.generator = device, generator
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._aranges: dict[int, Tensor] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def arange(self, size: int) -> Tensor:
+        """0 ... size-1 on the device, made once."""
+        if size not in self._aranges:
+            self._aranges[size] = torch.arange(size, device=self.device)
+        return self._aranges[size]
+
+    def play(self, key: Hashable, step: Step) -> None:
+        """Replay the step recorded under `key`; call `step` where nothing is recorded (CPU)."""
+        graph = self._graphs.get(key)
+        if graph is None:
+            step()
+        else:
+            graph.replay()
+
+    def fetch(self, tensor: Tensor) -> Fetch:
+        """Start copying a small tensor to the host."""
+        return Fetch(tensor)
+
+    def record(self, steps: Mapping[Hashable, Step], changed: Sequence[Tensor]) -> None:
+        """Record every step as a graph on the current stream. `changed` is all that the steps alter.
+
+        Each step runs once for real first, since libraries set themselves up on first use and that must not be recorded;
+        what it altered is put back afterwards.
+        """
+        if self.device.type != "cuda":
+            return
+        saved = [tensor.detach().clone() for tensor in changed]
+        state = self.generator.get_state()
+        for step in steps.values():
+            step()
+        with torch.no_grad():
+            torch._foreach_copy_([tensor.detach() for tensor in changed], saved)
+        self.generator.set_state(state)
+        gc_was_on = gc.isenabled()
+        gc.disable()  # a collection inside a recording could free another pool's memory into it
+        try:
+            for key, step in steps.items():
+                self._graphs[key] = self._recorded(step)
+        finally:
+            if gc_was_on:
+                gc.enable()
+
+    def _recorded(self, step: Step) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        # torch.cuda.graph() would synchronise the device and so stop the runs beside this one.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            step()
+        finally:
+            graph.capture_end()
+        return graph

@@ -1,0 +1,69 @@
+"""What a sweep still has to do, given the rows that are there."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from basedbench.errors import UserError, nearest
+from basedbench.store import Store
+from basedbench.store.schema import STATUSES
+from basedbench.training.cases import RecallCase
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`todo` is to be run; `done` have a row; `borrowed` have one under another suite's name, which is copied."""
+
+    todo: list[RecallCase] = field(default_factory=list)
+    done: list[RecallCase] = field(default_factory=list)
+    borrowed: list[tuple[RecallCase, str]] = field(default_factory=list)
+
+
+def select(cases: Sequence[RecallCase], pattern: str | None) -> list[RecallCase]:
+    """The cases whose label the regular expression finds; UserError if it is malformed or finds nothing."""
+    if pattern is None:
+        return list(cases)
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+    found = [case for case in cases if regex.search(case.label)]
+    if not found:
+        raise UserError(f"--filter {pattern!r} matches none of {len(cases)} runs; the first is called {cases[0].label!r}.")
+    return found
+
+
+def parse_statuses(text: str | None) -> frozenset[str]:
+    """The statuses of `--retry oom,crashed`; UserError for an unknown one."""
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in STATUSES:
+            raise UserError(f"--retry: unknown status {name!r}; {nearest(name, STATUSES)}")
+    return frozenset(names)
+
+
+def plan(cases: Sequence[RecallCase], store: Store, fresh: bool, retry: frozenset[str]) -> Plan:
+    """Sort cases into what is done and what is not; `fresh` runs everything again, `retry` the rows with these statuses."""
+    result = Plan()
+    if fresh:
+        result.todo.extend(cases)
+        return result
+    finished = store.finished("recall")
+    elsewhere = {case_id: suite for (suite, case_id), status in finished.items() if status == "ok"}
+    for case in cases:
+        status = finished.get((case.suite, case.case_id))
+        if status is not None and status not in retry:
+            result.done.append(case)
+        elif status is None and case.case_id in elsewhere:
+            result.borrowed.append((case, elsewhere[case.case_id]))
+        else:
+            result.todo.append(case)
+    return result
+
+
+def borrow(store: Store, borrowed: Sequence[tuple[RecallCase, str]]) -> None:
+    """Copy rows of equal runs to this suite's name."""
+    for case, suite in borrowed:
+        row = store.row("recall", suite, case.case_id)
+        if row is not None:
+            store.write("recall", {**row, "suite": case.suite, "row_id": None})
