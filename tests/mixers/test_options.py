@@ -1,0 +1,64 @@
+"""Bad options: one sentence with the value, the bound and the nearest valid name, never another kind of error."""
+
+import pytest
+
+from basedbench.errors import UserError
+from basedbench.mixers import check_options, get_mixer, mixer_names
+
+BAD = [
+    ("bassed", 64, {}, ["'bassed'", "'based'"]),
+    ("transformer", 64, {}, ["valid:", "attention", "mamba2"]),
+    ("based", 64, {"feature_dims": 3}, ["'feature_dims'", "3", "'feature_dim'"]),
+    ("based", 64, {"feature_dim": 0}, ["'feature_dim' = 0", "1"]),
+    ("based", 64, {"feature_dim": 16.5}, ["'feature_dim' = 16.5", "integer"]),
+    ("based", 64, {"feature_dim": "wide"}, ["'feature_dim' = 'wide'", "integer"]),
+    ("based", 64, {"window": -1}, ["'window' = -1", "0"]),
+    ("based", 64, {"feature_dim": 0, "heads": 0}, ["'feature_dim' = 0", "'heads' = 0"]),
+    ("based", 64, {"heads": 5}, ["heads = 5", "64", "4"]),
+    ("based", 64, {"d_model": 32}, ["unknown option 'd_model'"]),
+    ("based", 64, {7: 1}, ["7"]),
+    ("based", 64, ["feature_dim"], ["options"]),
+    ("based", 0, {}, ["d_model = 0"]),
+    ("based", 64.0, {}, ["d_model = 64.0"]),
+    ("sliding_window", 64, {"window": 0}, ["'window' = 0", "1"]),
+    ("attention", 64, {"heads": 50}, ["heads = 50", "64", "nearest: 64"]),
+    ("attention", 64, {"dropout": 1.0}, ["'dropout' = 1.0", "less than 1"]),
+    ("attention", 64, {"dropout": float("nan")}, ["'dropout' = nan", "finite"]),
+    ("linear_attention", 64, {"feature_dim": 0}, ["'feature_dim' = 0", "1"]),
+    ("base_conv", 64, {"kernel_size": 1}, ["'kernel_size' = 1", "2"]),
+    ("mamba", 64, {"d_state": 0}, ["'d_state' = 0", "1"]),
+    ("mamba2", 16, {}, ["head_dim = 64", "32", "nearest below: 32"]),
+    ("mamba2", 24, {"head_dim": 20}, ["head_dim = 20", "48", "nearest below: 16"]),
+    ("mamba2", 64, {"head_dim": 32, "groups": 3}, ["groups = 3", "4 heads"]),
+]
+
+
+@pytest.mark.parametrize(("name", "d_model", "options", "parts"), BAD)
+def test_bad_options(name, d_model, options, parts):
+    with pytest.raises(UserError) as caught:
+        check_options(name, d_model, options)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"windows": 3}, {"heads": 5}])
+def test_the_constructor_refuses_them_too(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        get_mixer("sliding_window")(64, **options)
+
+
+def test_defaults_are_filled_in():
+    assert check_options("based", 64, {"feature_dim": 8}) == {"feature_dim": 8, "heads": 1, "window": 0}
+    assert check_options("mamba2", 64, {}) == {"d_state": 16, "d_conv": 4, "expand": 2, "head_dim": 64, "groups": 1}
+
+
+def test_a_whole_float_is_a_whole_number():
+    assert check_options("based", 64, {"feature_dim": 8.0}) == check_options("based", 64, {"feature_dim": 8})
+
+
+def test_every_option_has_a_description():
+    for name in mixer_names():
+        for option, field in get_mixer(name).Options.model_fields.items():
+            assert field.description, f"{name}.{option}"
