@@ -3,18 +3,32 @@
 Command files import nothing heavy at the top, so that `basedbench --help` answers at once.
 """
 
-import sys
 from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from basedbench import __version__
 from basedbench.errors import UserError
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "calibrate", "list", "results", "env")
 
+
+class _Group(TyperGroup):
+    """An error that the user can mend is one sentence on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
 app = typer.Typer(
     name="basedbench",
+    cls=_Group,
     help="How much recall does a byte of recurrent state buy, and what does it cost in throughput?",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -41,9 +55,5 @@ for _command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one sentence on stderr and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+    """Run the command line; exit code 2 says that the user can mend it."""
+    app()

@@ -1,7 +1,139 @@
-"""Placeholder."""
+"""`basedbench list`: what there is to run, to compare and to look at."""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_SUMMARY = {
+    "recall": "case_id family config d_model learning_rate seed status accuracy state_bytes train_s",
+    "throughput": "case_id operator contender mode dtype batch length status median_ms tokens_per_s",
+    "calibration": "case_id ceiling dtype status median_ms bytes_per_s flops_per_s",
+}
+_HEADINGS = {"case_id": "case", "learning_rate": "lr", "state_bytes": "state\nbytes", "train_s": "seconds"}
+_HEADINGS |= {"median_ms": "median\nms", "tokens_per_s": "tokens\nper s"}
+
+group = typer.Typer(help="List mixers, suites, contenders or stored runs.", no_args_is_help=True)
+
+
+@group.command()
+def mixers(
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers.")] = None,
+    as_json: _JSON = False,
+) -> None:
+    """The registered sequence mixers, with their options and defaults."""
+    from basedbench.cli.tables import cell, print_json, print_table
+    from basedbench.mixers import get_mixer, load_plugin, mixer_names
+
+    for path in plugin or []:
+        load_plugin(path)
+    found = [_describe_mixer(get_mixer(name)) for name in mixer_names()]
+    if as_json:
+        print_json(found)
+        return
+    options = [{name: option["default"] for name, option in one["options"].items()} for one in found]
+    rows = [(one["name"], cell(given), one["description"]) for one, given in zip(found, options, strict=True)]
+    print_table("Mixers", ("mixer", "options", "what it is"), rows)
+
+
+@group.command()
+def suites(as_json: _JSON = False) -> None:
+    """The suites that come with basedbench."""
+    from basedbench.cli.tables import print_json, print_table
+    from basedbench.config import load_suite, suite_names
+
+    found = [load_suite(name) for name in suite_names()]
+    if as_json:
+        print_json([{"name": one.name, "kind": one.kind, "description": one.description} for one in found])
+        return
+    print_table("Suites", ("suite", "kind", "what it is"), [(one.name, one.kind, one.description) for one in found])
+
+
+@group.command()
+def contenders(as_json: _JSON = False) -> None:
+    """What throughput compares, and why some of it cannot run here."""
+    from basedbench.cli.tables import print_json, print_table
+    from basedbench.contenders import all_contenders
+
+    found = all_contenders()
+    if as_json:
+        columns = ("name", "operators", "version", "unavailable")
+        print_json([{name: getattr(one, name) for name in columns} for one in found])
+        return
+    rows = [(one.name, list(one.operators), one.version, one.unavailable or "yes") for one in found]
+    print_table("Contenders", ("contender", "operators", "version", "available"), rows)
+
+
+@group.command()
+def runs(
+    results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    kind: Annotated[str, typer.Option(help="recall, throughput or calibration.")] = "recall",
+    status: Annotated[list[str] | None, typer.Option(help="Only runs that ended so: ok, diverged, oom, ...")] = None,
+    suite: Annotated[str | None, typer.Option(help="Only the runs of this suite.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest runs.")] = None,
+    as_json: _JSON = False,
+) -> None:
+    """The stored runs, oldest first: the newest row of each case."""
+    from basedbench.cli.tables import print_json
+    from basedbench.store.schema import decode_json
+
+    chosen = [row for row in _stored(results, kind, status or []) if suite is None or row["suite"] == suite]
+    shown = chosen[-limit:] if limit else chosen
+    if as_json:
+        columns = ("suite", *_SUMMARY[kind].split(), "reason", "created_at", "code_version", "device_name")
+        print_json([decode_json({name: row[name] for name in columns}) for row in shown])
+        return
+    _print_runs(kind, shown, f"{len(shown)} of {len(chosen)} {kind} runs in {results}")
+
+
+def _stored(results: Path, kind: str, statuses: list[str]) -> list[dict[str, Any]]:
+    """The rows of a results folder with one of these statuses. Raises UserError if there are none at all."""
+    from basedbench.errors import UserError, nearest
+    from basedbench.store.dataset import no_rows, rows
+    from basedbench.store.schema import KINDS, STATUSES
+
+    if kind not in KINDS:
+        raise UserError(f"--kind {kind!r}: {nearest(kind, KINDS)}")
+    for status in statuses:
+        if status not in STATUSES:
+            raise UserError(f"--status {status!r}: {nearest(status, STATUSES)}")
+    found = rows(results, kind)
+    if not found:
+        raise UserError(no_rows(results, kind))
+    return [row for row in found if not statuses or row["status"] in statuses]
+
+
+def _print_runs(kind: str, rows: list[dict[str, Any]], title: str) -> None:
+    from basedbench.cli.tables import print_table
+
+    names = _SUMMARY[kind].split()
+    headings = [_HEADINGS.get(name, name) for name in names]
+    print_table(title, headings, [_line(row, names) for row in rows], whole=("case", "status"))
+    failed = sum(row["status"] != "ok" for row in rows)
+    if failed:
+        typer.echo(f"{failed} not ok: `basedbench results show CASE` says why.")
+
+
+def _line(row: dict[str, Any], names: list[str]) -> list[Any]:
+    """The row's cells: as much of the id as tells cases apart, and a whole model's name in the operator's place."""
+    from basedbench.store.schema import decode_json
+
+    values = decode_json({name: row[name] for name in names})
+    if "operator" in values:
+        values["operator"] = values["operator"] or row["model"]
+    return list((values | {"case_id": row["case_id"][:8]}).values())
+
+
+def _describe_mixer(mixer: Any) -> dict[str, Any]:
+    options = {
+        name: {"default": field.get_default(call_default_factory=True), "description": field.description}
+        for name, field in mixer.Options.model_fields.items()
+    }
+    summary = (mixer.__doc__ or "").strip().split("\n")[0]
+    return {"name": mixer.name, "family": mixer.family, "options": options, "description": summary}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.add_typer(group, name="list")

@@ -1,7 +1,78 @@
-"""Placeholder."""
+"""`basedbench results`: look at one stored row; merge the many small files of a results folder."""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+_RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
+
+group = typer.Typer(help="Look at a stored row, or merge the files of a results folder.", no_args_is_help=True)
+
+
+@group.command()
+def compact(
+    results: _RESULTS = Path("results"),
+    set_aside_corrupt: Annotated[
+        bool, typer.Option("--set-aside-corrupt", help="First move files that cannot be read into a folder corrupt/.")
+    ] = False,
+) -> None:
+    """Merge the small files of each kind of result into one. Safe at any time, while others write and read too."""
+    from basedbench.errors import UserError
+    from basedbench.store import dataset
+
+    kinds = dataset.kinds_in(results)
+    if not kinds:
+        raise UserError(f"there are no results in {str(results)!r}; choose their folder with --results.")
+    for kind in kinds:
+        for path in dataset.set_aside_corrupt(results, kind) if set_aside_corrupt else []:
+            typer.echo(f"{kind}: moved a file that cannot be read to {path}")
+        count = dataset.compact(results, kind)
+        typer.echo(f"{kind}: merged {count} files into one" if count > 1 else f"{kind}: nothing to merge")
+
+
+@group.command()
+def show(
+    case: Annotated[str, typer.Argument(help="The case's id, or as much of its beginning as is needed.")],
+    results: _RESULTS = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="The suite, if several have this case.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every number of long lists.")] = False,
+) -> None:
+    """Print one row whole."""
+    from basedbench.cli.tables import flat, print_json, print_table
+    from basedbench.store.schema import decode_json
+
+    kind, row = _find(results, case, suite)
+    printable = decode_json(row)
+    if as_json:
+        print_json(printable)
+        return
+    print_table(f"{kind} row {row['case_id']} (suite {row['suite']})", ("column", "value"), flat(printable))
+    typer.echo("Long lists: --json prints them whole.")
+
+
+def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:
+    """The kind and the row of the one case whose id begins so. Raises UserError if there is none, or several."""
+    import pyarrow.compute as pc
+
+    from basedbench.errors import UserError
+    from basedbench.store import dataset
+
+    begins = pc.starts_with(pc.field("case_id"), case)
+    found = [(kind, row) for kind in dataset.kinds_in(results) for row in dataset.rows(results, kind, begins)]
+    found = [(kind, row) for kind, row in found if suite in (None, row["suite"])]
+    if not found:
+        where = f"{str(results)!r}" + (f" in suite {suite!r}" if suite else "")
+        raise UserError(
+            f"no case in {where} begins with {case!r}; `basedbench list runs --results {results}` lists them."
+        )
+    if len(found) > 1:
+        some = ", ".join(f"{row['case_id']} ({kind}, suite {row['suite']})" for kind, row in found[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(f"{len(found)} cases begin with {case!r}: {some}{more}; give more of the id, or --suite.")
+    return found[0]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.add_typer(group, name="results")

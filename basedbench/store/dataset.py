@@ -5,6 +5,7 @@ may write at once and a kill loses at most the case in hand. What counts is the 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ class Store:
 
     def row(self, kind: str, suite: str, case_id: str) -> dict[str, Any] | None:
         """The newest row of a case as plain Python values, or None."""
-        wanted = (pc.field("suite") == suite) & (pc.field("case_id") == case_id)
-        rows = to_rows(_newest(_read(self.root / kind, schema_of(kind), where=wanted)))
-        return rows[0] if rows else None
+        return next(iter(rows(self.root, kind, (pc.field("suite") == suite) & (pc.field("case_id") == case_id))), None)
 
     def compact(self, kind: str) -> int:
         """Merge the rows of a kind into one file; see `compact`."""
@@ -70,12 +69,21 @@ def load(root: Path | str, kind: str) -> pd.DataFrame:
     schema = schema_of(kind)
     table = _newest(_read(Path(root) / kind, schema))
     if not table.num_rows:
-        raise UserError(_nothing(Path(root), kind))
+        raise UserError(no_rows(Path(root), kind))
     nested = [field for field in schema if pa.types.is_nested(field.type)]
     frame = table.drop_columns([field.name for field in nested]).to_pandas()
     for field in nested:
         frame[field.name] = pd.Series(plain_values(table.column(field.name), field.type), dtype=object)
     return frame[schema.names]
+
+
+def rows(root: Path | str, kind: str, where: pc.Expression | None = None) -> list[dict[str, Any]]:
+    """What `load` returns as plain Python rows, where whole numbers stay whole; no row is no error here.
+
+    `where` chooses cases by suite and case_id, such as `pyarrow.compute.field("suite") == "quick"`; by anything else it
+    could choose a row that is not the newest of its case.
+    """
+    return to_rows(_newest(_read(Path(root) / kind, schema_of(kind), where=where)))
 
 
 def compact(root: Path | str, kind: str) -> int:
@@ -131,19 +139,23 @@ def _read(
     if not folder.is_dir():
         return schema.empty_table()
     while True:
-        paths = files.visible(folder)
+        with suppress(FileNotFoundError):  # merged meanwhile: look again
+            return _scan(files.visible(folder), schema, list(columns or schema.names), where)
+
+
+def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Expression | None) -> pa.Table:
+    try:
         source = ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
-        try:
-            table = source.to_table(columns=list(columns or schema.names), filter=where)
-            if table.column("case_id").null_count == 0:
-                return table
-            raise pa.ArrowInvalid("a file without cases")
-        except FileNotFoundError:  # merged meanwhile: look again
-            continue
-        except (pa.ArrowException, OSError):
-            for path in paths:
-                _read_one(path, schema)
-            raise
+        table = source.to_table(columns=columns, filter=where)
+        if table.column("case_id").null_count:
+            raise pa.ArrowInvalid("rows without a case")
+        return table
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError):
+        for path in paths:  # one of them is to blame
+            _read_one(path, schema)
+        raise
 
 
 def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
@@ -161,11 +173,15 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(
-            f"result file {str(path)!r} cannot be read; `basedbench results compact --set-aside-corrupt "
-            f"--results {path.parent.parent}` moves it into {path.parent / CORRUPT}, "
-            "and the command that wrote it then runs its case again."
-        ) from error
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    cause = str(error).partition("\n")[0][:80]
+    return (
+        f"result file {str(path)!r} cannot be read ({cause}); `basedbench results compact --set-aside-corrupt "
+        f"--results {path.parent.parent}` moves it into {path.parent / CORRUPT}, and its case can then be run again."
+    )
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
@@ -193,7 +209,8 @@ def _parquet(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _nothing(root: Path, kind: str) -> str:
+def no_rows(root: Path, kind: str) -> str:
+    """The sentence that says there are no results here, and what to do."""
     command = {"recall": "recall", "throughput": "throughput", "calibration": "calibrate"}[kind]
     depths = (f"{kind}/*", f"*/{kind}/*", f"*/*/{kind}/*")
     near = [

@@ -95,7 +95,8 @@ def remove_stale(folder: Path) -> None:
 
 def _names(folder: Path) -> set[str]:
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and not entry.name.startswith(".")}
+        ours = (entry for entry in entries if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))
+        return {entry.name for entry in ours if entry.is_file()}
 
 
 def _write_through(path: Path, content: bytes | memoryview) -> None:

@@ -1,7 +1,7 @@
 """What a result depends on besides the case: hardware, drivers, library versions, code, environment variables.
 
-Two results may be compared if their fingerprints are equal. It never holds user names, host names or paths: rows are
-meant to be shared.
+Times may be compared if the fingerprints are equal but for the code (`basedbench`, `commit`, `dirty`). There are no
+user names, host names or paths in it: rows are meant to be shared.
 """
 
 import os

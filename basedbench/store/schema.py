@@ -72,6 +72,7 @@ _RECALL_EXTRA = {
     "family": _TEXT,
     "layer_mixers": _TEXT,
     "init": _TEXT,
+    "recipe": _TEXT,
     "task": _TEXT,
     "select_split": _TEXT,
     "accuracy_by_slice_by_epoch": pa.map_(_TEXT, _REALS),
@@ -114,6 +115,7 @@ _THROUGHPUT = {
     "graph": _FLAG,
     **_ORIGIN,
 }
+# A row is of an operator or of a whole model: one of `operator` and `model` is null.
 _THROUGHPUT_EXTRA = {
     "model": _TEXT,
     "contender_version": _TEXT,
@@ -156,7 +158,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "calibration": tuple(_CALIBRATION),
 }
 KINDS = tuple(SCHEMAS)
-JSON_COLUMNS = ("config", "fingerprint", "task")
+JSON_COLUMNS = ("config", "fingerprint", "recipe", "task")
 
 
 def schema_of(kind: str) -> pa.Schema:

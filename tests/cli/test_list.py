@@ -1,0 +1,126 @@
+"""`basedbench list`."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import basedbench.contenders
+from basedbench.config import suite_names
+from basedbench.mixers import get_mixer, mixer_names
+from basedbench.store import Store, schema
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    store = Store(tmp_path / "results")
+    for index, status in enumerate(["ok", "ok", "oom", "diverged", "ok"]):
+        case = {"case_id": f"{index}abcdef00000", "suite": "figure2" if index < 4 else "quick", "status": status}
+        model = {"family": "sliding_window", "config": {"window": 2**index, "heads": 2}, "d_model": 128, "seed": 0}
+        run = {"learning_rate": 10**-2.5, "accuracy": 0.987654, "state_bytes": 1048576 * 16, "train_s": 1234.5678}
+        when = {"created_at": START + timedelta(hours=index)}
+        store.write("recall", schema.blank_row("recall") | case | model | run | when)
+    for names in ({"operator": "ssd"}, {"model": "based-360m"}):
+        case = {"case_id": f"{next(iter(names))}00000", "suite": "kernels", "status": "ok"}
+        timed = {"contender": "triton", "mode": "forward_backward", "dtype": "bfloat16", "batch": 8, "length": 2048}
+        row = schema.blank_row("throughput") | case | timed | {"median_ms": 0.123456, "tokens_per_s": 1.2e8}
+        store.write("throughput", row | names)
+    return store.root
+
+
+def test_mixers_are_listed_with_their_options(run_cli):
+    outcome = run_cli("list", "mixers")
+    assert outcome.exit_code == 0
+    for name in mixer_names():
+        assert name in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 100
+    listed = json.loads(run_cli("list", "mixers", "--json").stdout)
+    assert [mixer["name"] for mixer in listed] == mixer_names()
+    based = next(mixer for mixer in listed if mixer["name"] == "based")
+    assert based["options"]["feature_dim"]["default"] == get_mixer("based").Options().feature_dim
+    assert all(mixer["description"] for mixer in listed)
+
+
+def test_suites_are_listed_with_what_they_are(run_cli):
+    outcome = run_cli("list", "suites")
+    assert outcome.exit_code == 0
+    assert "figure2" in outcome.stdout
+    listed = json.loads(run_cli("list", "suites", "--json").stdout)
+    assert [suite["name"] for suite in listed] == suite_names()
+    assert {"name", "kind", "description"} == set(listed[0])
+
+
+def test_contenders_are_listed_with_why_some_cannot_run(run_cli, monkeypatch):
+    ours = SimpleNamespace(name="triton", operators=("ssd", "short_conv"), version="0.1.0", unavailable=None)
+    peer = SimpleNamespace(name="fla", operators=("ssd",), version=None, unavailable="fla is not installed")
+    monkeypatch.setattr(basedbench.contenders, "all_contenders", lambda: [ours, peer], raising=False)
+    outcome = run_cli("list", "contenders")
+    assert outcome.exit_code == 0
+    rows = [line.split(maxsplit=1) for line in outcome.stdout.splitlines() if line.strip()]
+    assert [" ".join(part.split()) for part in rows[-2]] == ["triton", "ssd, short_conv 0.1.0 yes"]
+    assert "fla is not installed" in rows[-1][1]
+    listed = json.loads(run_cli("list", "contenders", "--json").stdout)
+    assert [contender["unavailable"] for contender in listed] == [None, "fla is not installed"]
+
+
+def test_runs_are_a_table_within_100_columns(run_cli, results):
+    outcome = run_cli("list", "runs", "--results", results)
+    assert outcome.exit_code == 0
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("5 of 5 recall runs in")
+    assert " ".join(lines[3].split()) == "case family config d_model lr seed status accuracy bytes seconds"
+    assert max(map(len, lines)) <= 100
+    (first,) = (line for line in lines if "0abcdef0" in line)
+    for shown in ("sliding_window", "128", "0.003162", "0.9877", "16,777,216", "1,235"):
+        assert shown in first
+    assert lines[-1] == "2 not ok: `basedbench results show CASE` says why."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--status", "oom"], [2]),
+        (["--status", "oom", "--status", "ok"], [0, 1, 2, 4]),
+        (["--limit", "2"], [3, 4]),
+        (["--suite", "figure2", "--limit", "1"], [3]),
+        (["--suite", "none"], []),
+    ],
+)
+def test_runs_can_be_chosen(run_cli, results, arguments, wanted):
+    outcome = run_cli("list", "runs", "--results", results, "--json", *arguments)
+    rows = json.loads(outcome.stdout)
+    assert [int(row["case_id"][0]) for row in rows] == wanted
+    assert all(row["config"] == {"heads": 2, "window": 2 ** int(row["case_id"][0])} for row in rows)
+
+
+def test_throughput_runs_have_their_own_columns(run_cli, results):
+    outcome = run_cli("list", "runs", "--kind", "throughput", "--results", results)
+    assert outcome.exit_code == 0
+    assert max(map(len, outcome.stdout.splitlines())) <= 100
+    for shown in ("median", "0.1235", "ssd", "2,048", "based-360m", "120,000,000"):
+        assert shown in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--status", "okay"], "did you mean 'ok'?"),
+        (["--kind", "recal"], "did you mean 'recall'?"),
+        (["--kind", "calibration"], "run `basedbench calibrate --out"),
+    ],
+)
+def test_wrong_choices_are_one_sentence(run_cli, results, arguments, message):
+    outcome = run_cli("list", "runs", "--results", results, *arguments)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith("Error: ")
+    assert message in outcome.stderr
+
+
+def test_no_runs_say_what_to_run(run_cli, tmp_path):
+    outcome = run_cli("list", "runs", "--results", tmp_path)
+    assert outcome.exit_code == 2
+    assert f"run `basedbench recall --out {tmp_path}` first" in outcome.stderr

@@ -1,0 +1,98 @@
+"""`basedbench results`, and the errors that every command has in common."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from basedbench.store import Store, schema
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    store = Store(tmp_path / "results")
+    values = {"config": {"feature_dim": 16}, "state_bytes": 65536, "accuracy": float("nan"), "reason": "loss is nan"}
+    lists = {"accuracy_by_epoch": [index / 32 for index in range(32)], "accuracy_by_slice": {"64x4": 0.25}}
+    row = schema.blank_row("recall") | {"suite": "quick", "status": "diverged"} | values | lists
+    for case_id in ("aa1100000000", "aa2200000000"):
+        store.write("recall", row | {"case_id": case_id})
+    store.write("recall", row | {"case_id": "aa2200000000", "suite": "figure2"})
+    timed = schema.blank_row("throughput") | {"suite": "kernels", "status": "ok", "case_id": "bb3300000000"}
+    store.write("throughput", timed)
+    return store.root
+
+
+def test_compact_merges_every_kind(run_cli, results):
+    outcome = run_cli("results", "compact", "--results", results)
+    assert outcome.exit_code == 0
+    assert outcome.stdout == "recall: merged 3 files into one\nthroughput: nothing to merge\n"
+    assert [len(list((results / kind).iterdir())) for kind in ("recall", "throughput")] == [1, 1]
+
+
+def test_compact_names_a_corrupt_file_and_sets_it_aside_when_told(run_cli, results):
+    bad = results / "recall" / "2026-bad.parquet"
+    bad.write_bytes(b"PAR1")
+    refused = run_cli("results", "compact", "--results", results)
+    assert refused.exit_code == 2
+    assert str(bad) in refused.stderr
+    assert len(list((results / "recall").iterdir())) == 4
+    outcome = run_cli("results", "compact", "--set-aside-corrupt", "--results", results)
+    assert outcome.exit_code == 0
+    assert f"moved a file that cannot be read to {results / 'recall' / 'corrupt' / bad.name}" in outcome.stdout
+    assert "merged 3 files" in outcome.stdout
+
+
+def test_compact_without_results_says_where_it_looked(run_cli, tmp_path):
+    outcome = run_cli("results", "compact", "--results", tmp_path / "nowhere")
+    assert outcome.exit_code == 2
+    assert (
+        outcome.stderr == f"Error: there are no results in '{tmp_path}/nowhere'; choose their folder with --results.\n"
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_show_prints_every_column_within_100(run_cli, results):
+    outcome = run_cli("results", "show", "aa11", "--results", results)
+    assert outcome.exit_code == 0
+    assert "recall row aa1100000000 (suite quick)" in outcome.stdout
+    names = {line.split()[0].rstrip(":") for line in outcome.stdout.splitlines() if line.split()}
+    assert set(schema.RECALL.names) <= names
+    assert max(map(len, outcome.stdout.splitlines())) <= 100
+    for shown in ("65,536", "loss is nan", "(32 values)", "64x4"):
+        assert shown in outcome.stdout
+
+
+def test_show_as_json_is_whole_and_strict(run_cli, results):
+    outcome = run_cli("results", "show", "aa11", "--results", results, "--json")
+    row = json.loads(outcome.stdout, parse_constant=pytest.fail)
+    assert set(row) == set(schema.RECALL.names)
+    assert row["config"] == {"feature_dim": 16}
+    assert row["accuracy"] is None
+    assert len(row["accuracy_by_epoch"]) == 32
+
+
+def test_show_finds_a_case_of_any_kind(run_cli, results):
+    outcome = run_cli("results", "show", "bb", "--results", results, "--json")
+    assert json.loads(outcome.stdout)["suite"] == "kernels"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["aa"], "3 cases begin with 'aa'"),
+        (["aa22"], "or --suite"),
+        (["zz"], "basedbench list runs --results"),
+        (["aa11", "--suite", "figure2"], "in suite 'figure2'"),
+    ],
+)
+def test_show_says_why_it_found_no_single_row(run_cli, results, arguments, message):
+    outcome = run_cli("results", "show", *arguments, "--results", results)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith("Error: ")
+    assert message in outcome.stderr
+    assert outcome.stdout == ""
+
+
+def test_show_takes_the_suite_of_a_case_in_several(run_cli, results):
+    outcome = run_cli("results", "show", "aa22", "--suite", "figure2", "--results", results, "--json")
+    assert json.loads(outcome.stdout)["suite"] == "figure2"

@@ -1,0 +1,123 @@
+"""Reading: the newest row of a case, rows of older and newer versions, files that are no results."""
+
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from basedbench.errors import UserError
+from basedbench.store import Store, dataset, load, schema
+
+MORNING = datetime(2026, 1, 1, 8, tzinfo=UTC)
+GARBAGE = {
+    "empty": b"",
+    "text": b"not parquet at all",
+    "cut": None,  # a row's first half
+    "foreign": {"height": [1.0]},
+    "nameless": {"suite": ["s"], "case_id": pa.nulls(1, pa.string()), "status": ["ok"]},
+    "mistyped": {"suite": ["s"], "case_id": ["c"], "status": ["ok"], "accuracy": ["high"]},
+}
+
+
+def put_garbage(store: Store, name: str, row: dict) -> str:
+    """A file that is no result among the results; returns its path."""
+    path = store.write("recall", row).with_stem(name)
+    content = GARBAGE[name]
+    if isinstance(content, dict):
+        pq.write_table(pa.table(content), path)
+    else:
+        path.write_bytes(next(path.parent.glob("2*")).read_bytes()[:-1000] if content is None else content)
+    return str(path)
+
+
+def test_the_newest_row_of_a_case_wins_whatever_the_order_of_writing(store, make_row):
+    for minutes, status in ((5, "oom"), (20, "ok"), (10, "timeout")):
+        store.write("recall", make_row(status=status, created_at=MORNING + timedelta(minutes=minutes)))
+    store.write("recall", make_row(suite="other", status="crashed", created_at=MORNING))
+    assert store.finished("recall") == {("s", "c1"): "ok", ("other", "c1"): "crashed"}
+    assert store.row("recall", "s", "c1")["status"] == "ok"
+    assert store.row("recall", "s", "c2") is None
+    assert list(load(store.root, "recall")["status"]) == ["crashed", "ok"]
+
+
+def test_a_frame_has_all_columns_dicts_lists_and_nulls(store, make_row):
+    store.write("recall", make_row("a", accuracy_by_slice={"64x4": 0.5}, loss_by_epoch=[2.0, 1.0], seed=3))
+    store.write("recall", make_row("b", seed=4))
+    frame = load(store.root, "recall")
+    assert list(frame.columns) == schema.RECALL.names
+    assert frame["accuracy_by_slice"][0] == {"64x4": 0.5}
+    assert frame["loss_by_epoch"][0] == [2.0, 1.0]
+    assert list(frame["seed"]) == [3, 4]
+    assert frame["seed"].dtype == "int64"
+    assert frame["accuracy_by_slice"][1] is None
+    assert frame[["mixer", "accuracy", "state_bytes"]].isna().all(axis=None)
+    assert isinstance(frame["created_at"].dtype, pd.DatetimeTZDtype)
+
+
+def test_nothing_to_load_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"no throughput results in .*`basedbench throughput --out"):
+        load(tmp_path, "throughput")
+    (tmp_path / "calibration").mkdir()
+    with pytest.raises(UserError, match=r"no calibration results .*`basedbench calibrate --out"):
+        load(tmp_path, "calibration")
+
+
+def test_nothing_to_load_points_to_results_nearby(tmp_path, make_row):
+    Store(tmp_path / "reference" / "h200").write("recall", make_row())
+    for root in (tmp_path, tmp_path / "reference" / "h200" / "recall"):
+        with pytest.raises(UserError, match=r"look in one that has some: \S*reference/h200\."):
+            load(root, "recall")
+    assert len(load(tmp_path / "reference" / "h200", "recall")) == 1
+
+
+def test_rows_of_an_older_version_lack_columns_and_load_with_nulls(store, make_row):
+    store.write("recall", make_row("new", family="based"))
+    row = {"suite": ["s"], "case_id": ["old"], "status": ["ok"], "seed": pa.array([7], pa.int32())}
+    pq.write_table(pa.table(row | {"created_at": [MORNING]}), store.root / "recall" / "2025.parquet")
+    frame = load(store.root, "recall").set_index("case_id")
+    assert list(frame.index) == ["old", "new"]
+    assert frame["seed"]["old"] == 7
+    assert pd.isna(frame["family"]["old"])
+    store.compact("recall")
+    assert store.finished("recall") == {("s", "old"): "ok", ("s", "new"): "ok"}
+
+
+def test_columns_of_a_newer_version_are_ignored_and_survive_a_merge(store, make_row):
+    store.write("recall", make_row("now"))
+    row = {"suite": ["s"], "case_id": ["later"], "status": ["ok"], "joules": [1.5], "created_at": [MORNING]}
+    pq.write_table(pa.table(row), store.root / "recall" / "later.parquet")
+    assert "joules" not in load(store.root, "recall")
+    store.compact("recall")
+    (merged,) = (store.root / "recall").iterdir()
+    joules = dict(zip(*pq.read_table(merged).select(["case_id", "joules"]).to_pydict().values(), strict=True))
+    assert joules == {"later": 1.5, "now": None}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_a_file_that_is_no_result_is_named_and_can_be_set_aside(store, make_row, name):
+    path = put_garbage(store, name, make_row("good"))
+    for read in (lambda: load(store.root, "recall"), lambda: store.compact("recall")):
+        with pytest.raises(UserError, match=r"cannot be read .*--set-aside-corrupt") as error:
+            read()
+        assert path in str(error.value)
+    (aside,) = dataset.set_aside_corrupt(store.root, "recall")
+    assert aside.name == f"{name}.parquet"
+    assert aside.parent.name == "corrupt"
+    assert list(load(store.root, "recall")["case_id"]) == ["good"]
+    assert dataset.set_aside_corrupt(store.root, "recall") == []
+
+
+def test_kinds_in_a_folder(store, tmp_path):
+    store.write("throughput", schema.blank_row("throughput") | {"suite": "s", "case_id": "c", "status": "ok"})
+    (store.root / "recall").mkdir()
+    assert dataset.kinds_in(store.root) == ["throughput"]
+    assert dataset.kinds_in(tmp_path / "nowhere") == []
+
+
+def test_load_is_a_public_call(store, make_row):
+    import basedbench
+
+    store.write("recall", make_row())
+    assert len(basedbench.load(str(store.root), "recall")) == 1
