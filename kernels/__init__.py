@@ -1,4 +1,4 @@
-"""The operators: each module holds its PyTorch reference and the public function, which picks the fastest implementation."""
+"""The operators. Each module holds a PyTorch reference and the public function, which picks the implementation."""
 
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy

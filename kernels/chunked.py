@@ -1,77 +1,138 @@
 """The chunk loop shared by the linear attentions: quadratic inside a chunk, a running state between chunks.
 
-Causal kernel attention is y_i = sum_j<=i A_ij v_j / sum_j<=i A_ij with A_ij = phi(q_i).phi(k_j) >= 0. Inside a chunk of T
-tokens A is formed as a T x T block; everything before the chunk has been folded into a state S = sum_j phi(k_j) [v_j, 1]
-of size (features, V + 1). The extra column of ones makes the normaliser just another value column, so that numerator and
-denominator come out of the same products. Work and memory are linear in the length.
+Causal kernel attention is y_i = sum_j<=i A_ij v_j / sum_j<=i A_ij with A_ij = phi(q_i) . phi(k_j) >= 0. Inside a chunk
+of T tokens A is formed as a T x T block; everything before the chunk has been folded into a state
+S = sum_j phi(k_j) [v_j, 1] of size (F, V + 1), whose last column is the normaliser. Work and memory are linear in the
+length. Everything here is in accumulation precision, with batch and heads as one dimension (N below).
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .precision import accumulation_dtype
 
 EPSILON = 1e-12
-# Up to this length one quadratic block is cheaper than any state: a state costs about 4 F (V + 1) operations per token and
-# pass (F = 153 features, V = 64: 40 thousand), a block of 256 tokens only (K + V) * 2 * 256 (41 thousand) in one product.
+# Up to this length one quadratic block is cheaper than any state: going through a state costs 4 F (V + 1) operations
+# per token (F = 153, V = 64: 40 thousand), a block of 256 tokens 2 * 256 (K + V) (41 thousand) and no features.
 QUADRATIC_LIMIT = 256
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 accumulates in itself, everything narrower in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class Weights(NamedTuple):
+    """A (N,T,T), not yet causal, and its derivative by the products: dA/d(q.k) = scale * slope, slope None for 1."""
+
+    values: Tensor
+    slope: Tensor | None
+    scale: float
 
 
-def with_ones(v: Tensor) -> Tensor:
+class Kernel(NamedTuple):
+    """An attention kernel: `weights(q, k)` of (N,T,K) twice, and the `features` (..., K) -> (..., F) behind it."""
+
+    weights: Callable[[Tensor, Tensor], Weights]
+    features: Callable[[Tensor], Tensor]
+
+
+class _Chunk(torch.autograd.Function):
+    """q, k (N,T,K), v (N,T,V), what comes from before the chunk (N,T,V+1) or None -> y (N,T,V), normalised.
+
+    Written out because the (T,T) tensors are nearly all of the time on short sequences: autograd would allocate four in
+    the forward and four in the backward, this takes two and one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, kernel: Kernel) -> Tensor:
+        values, slope, scale = kernel.weights(q, k)
+        values.tril_()
+        normaliser = values.sum(-1, keepdim=True).add_(EPSILON)
+        if before is None:
+            y = values @ v
+        else:
+            y = torch.baddbmm(before[..., :-1], values, v)
+            normaliser += before[..., -1:]
+        y /= normaliser
+        ctx.save_for_backward(q, k, v, values, slope, normaliser, y)
+        ctx.scale, ctx.has_before = scale, before is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, values, slope, normaliser, y = ctx.saved_tensors
+        grad_sum = grad_y / normaliser
+        grad_normaliser = (grad_sum * y).sum(-1, keepdim=True).neg_()
+        grad_values = torch.baddbmm(grad_normaliser, grad_sum, v.transpose(1, 2))
+        if slope is not None:
+            grad_values *= slope
+        grad_values.tril_()
+        grad_q = (grad_values @ k).mul_(ctx.scale)
+        grad_k = (grad_values.transpose(1, 2) @ q).mul_(ctx.scale)
+        grad_v = values.transpose(1, 2) @ grad_sum
+        grad_before = torch.cat([grad_sum, grad_normaliser], -1) if ctx.has_before else None
+        return grad_q, grad_k, grad_v, grad_before, None
+
+
+def _with_ones(v: Tensor) -> Tensor:
     """(..., V) -> (..., V + 1): the column that sums to the normaliser."""
-    return torch.cat([v, v.new_ones(v.shape[:-1] + (1,))], dim=-1)
+    return torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
 
 
-def normalise(sums: Tensor) -> Tensor:
-    """(..., V + 1) -> (..., V): the value columns over the last one."""
-    return sums[..., :-1] / (sums[..., -1:] + EPSILON)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, state: Tensor | None, return_state: bool, chunk: int
+) -> tuple[Tensor, Tensor | None]:
+    """The loop. q, k (N,L,K), v (N,L,V), state (N,F,V+1) or None -> y (N,L,V) and, if asked for, the last state."""
+    length = q.shape[1]
+    outputs = []
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        q_c, k_c, v_c = q[:, part], k[:, part], v[:, part]
+        before = None if state is None else kernel.features(q_c) @ state
+        outputs.append(_Chunk.apply(q_c, k_c, v_c, before, kernel))
+        if return_state or start + chunk < length:
+            update = kernel.features(k_c).transpose(1, 2) @ _with_ones(v_c)
+            state = update if state is None else state + update
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
 
 def chunked_attention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
     v_BLHV: Tensor,
+    kernel: Kernel,
     *,
-    weights: Callable[[Tensor, Tensor], Tensor],
-    features: Callable[[Tensor], Tensor],
     initial_state: Tensor | None,
     return_state: bool,
     chunk: int,
-) -> tuple[Tensor, Tensor | None]:
-    """Causal attention with the kernel `weights(q, k) = features(q) features(k)^T`, in accumulation precision throughout.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal attention with `kernel`: y (B,L,H,V) in the dtype of v, and the state (B,H,F,V+1) if asked for.
 
-    `weights` maps (B,H,T,K) twice to (B,H,T,T), `features` maps (B,H,T,K) to (B,H,T,F). Returns y (B,L,H,V) in the dtype
-    of v and, on request, the state (B,H,F,V+1) in accumulation precision.
+    Sequences up to QUADRATIC_LIMIT are one chunk, longer ones are cut into chunks of `chunk` tokens.
     """
-    length = v_BLHV.shape[1]
+    batch, length = v_BLHV.shape[:2]
     dtype = accumulation_dtype(v_BLHV.dtype)
-    q, k, v = (x.to(dtype).transpose(1, 2) for x in (q_BLHK, k_BLHK, v_BLHV))
-    v = with_ones(v)
-    state = None if initial_state is None else initial_state.to(dtype)
+    q, k, v = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (q_BLHK, k_BLHK, v_BLHV))
+    state = None if initial_state is None else initial_state.to(dtype).flatten(0, 1)
     chunk = length if length <= QUADRATIC_LIMIT else chunk
-    outputs = []
-    for start in range(0, length, chunk):
-        part = slice(start, start + chunk)
-        q_c, k_c, v_c = q[:, :, part], k[:, :, part], v[:, :, part]
-        sums = weights(q_c, k_c).tril() @ v_c
-        if state is not None:
-            sums = sums + features(q_c) @ state
-        outputs.append(normalise(sums))
-        if return_state or start + chunk < length:
-            update = features(k_c).transpose(-1, -2) @ v_c
-            state = update if state is None else state + update
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return y.transpose(1, 2).to(v_BLHV.dtype), state if return_state else None
+    y, state = _attend(q, k, v, kernel, state, return_state, chunk)
+    y_BLHV = y.unflatten(0, (batch, -1)).transpose(1, 2).to(v_BLHV.dtype)
+    return (y_BLHV, state.unflatten(0, (batch, -1))) if return_state and state is not None else y_BLHV
 
 
 def attention_step(features_q: Tensor, features_k: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:
     """One token: adds features(k) [v, 1] to the state in place, then reads it with features(q). Returns y (B,H,V)."""
-    v = with_ones(v_BHV.to(state_BHFW.dtype))
-    state_BHFW += features_k.to(state_BHFW.dtype).unsqueeze(-1) * v.unsqueeze(-2)
-    sums = (features_q.to(state_BHFW.dtype).unsqueeze(-2) @ state_BHFW).squeeze(-2)
-    return normalise(sums).to(v_BHV.dtype)
+    v = _with_ones(v_BHV.to(state_BHFW.dtype))
+    state_BHFW += features_k.unsqueeze(-1) * v.unsqueeze(-2)
+    sums = (features_q.unsqueeze(-2) @ state_BHFW).squeeze(-2)
+    return (sums[..., :-1] / (sums[..., -1:] + EPSILON)).to(v_BHV.dtype)
+
+
+def attention_flops(tokens: int, length: int, key_dim: int, value_dim: int, features: int, state: bool) -> int:
+    """Least operations for so many token-heads: through the state, or quadratic if that is less and no state is due."""
+    through_state = tokens * 4 * features * (value_dim + 1)
+    if state:
+        return through_state
+    quadratic = tokens * (length + 1) * (key_dim + value_dim)  # (length + 1) / 2 pairs, 2 (K + V) each
+    return min(through_state, quadratic)

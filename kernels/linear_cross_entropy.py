@@ -1,9 +1,9 @@
-"""Output projection and cross-entropy in one: per-position loss and whether the target is the largest logit.
+"""Output projection and cross-entropy in one: per-position loss, and whether the target is the largest logit.
 
     loss_n = logsumexp_v(x_n . w_v) - x_n . w_target        hit_n = (argmax_v x_n . w_v == target_n)
 
-The product is taken in the dtype of x, the softmax in float32 (float64 for float64 inputs). The reference keeps the (N,V)
-logits for the backward and turns them into their gradient in place: one (N,V) tensor instead of three.
+The product is taken in the dtype of x, or in autocast's where it is on; the softmax in float32 (float64 for float64
+inputs). The reference keeps one (N,V) tensor for the backward, the exponentials, which are scaled into the gradient.
 """
 
 from typing import Any
@@ -12,38 +12,56 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunked import accumulation_dtype
+from .costs import total_bytes, total_flops
+from .precision import accumulation_dtype, without_autocast
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = (x @ weight.t()).to(accumulation_dtype(x.dtype))
-        normaliser = logits.logsumexp(-1)
-        loss = normaliser - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-        hit = logits.argmax(-1) == target
-        ctx.save_for_backward(x, weight, target, logits, normaliser)
+        peak, best = logits.max(-1)
+        wanted = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        exponentials = logits.sub_(peak.unsqueeze(-1)).exp_()
+        total = exponentials.sum(-1)
+        hit = best == target
+        ctx.save_for_backward(x, weight, target, exponentials, total)
         ctx.mark_non_differentiable(hit)
-        return loss, hit
+        return total.log() + peak - wanted, hit
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, target, logits, normaliser = ctx.saved_tensors
-        grad = (logits - normaliser.unsqueeze(-1)).exp_()
-        index = target.unsqueeze(-1)
-        grad.scatter_add_(-1, index, torch.full_like(index, -1, dtype=grad.dtype))
-        grad = grad.mul_(grad_loss.unsqueeze(-1)).to(x.dtype)
-        dx = grad @ weight if ctx.needs_input_grad[0] else None
-        dweight = grad.t() @ x if ctx.needs_input_grad[1] else None
-        return dx, dweight, None
+        x, weight, target, exponentials, total = ctx.saved_tensors
+        grad = exponentials * (grad_loss / total).unsqueeze(-1)
+        grad.scatter_add_(-1, target.unsqueeze(-1), -grad_loss.unsqueeze(-1))
+        grad = grad.to(x.dtype)
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        grad_weight = grad.t() @ x if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, None
 
 
 def reference(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """`linear_cross_entropy` in PyTorch: differentiable once, any device."""
-    return _LinearCrossEntropy.apply(x_ND, weight_VD, target_N)
+    device = x_ND.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+    return without_autocast(_LinearCrossEntropy.apply)(x_ND, weight_VD, target_N)
 
 
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """x (N,D), weight (V,D), target (N,) int64 -> loss (N,) float32 (float64 for float64 x), hit (N,) bool."""
     return reference(x_ND, weight_VD, target_N)
+
+
+def flops(*, positions: int, width: int, vocabulary: int, backward: bool = False) -> int:
+    """2 N D V: the logits."""
+    return total_flops(2 * positions * width * vocabulary, backward=backward)
+
+
+def bytes_moved(*, positions: int, width: int, vocabulary: int, element_bytes: int = 2, backward: bool = False) -> int:
+    """x and weight in, the targets (8 bytes each) in; loss (4 bytes each) and hits (1 byte each) out."""
+    inputs = positions * width + vocabulary * width
+    rows = positions * (8 + 4 + 1) * (2 if backward else 1)
+    return total_bytes(inputs, 0, element_bytes=element_bytes, backward=backward) + rows

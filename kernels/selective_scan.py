@@ -3,11 +3,12 @@
     h_t = exp(delta_t A) h_t-1 + delta_t B_t u_t        y_t = C_t h_t + D u_t, times silu(z_t)
 
 per channel d with N states: A (D,N) negative, B and C (B,L,N) shared by the channels. Source: Mamba, arXiv 2312.00752,
-equations 2 to 4 and algorithm 2 (zero-order hold for A, Euler for B, as its code does).
+equations 2 to 4 and algorithm 2 (zero-order hold for A, Euler for B, as its code does). float32 (float64 for float64
+inputs).
 
-The reference walks the sequence in blocks of time steps: inside a block everything but h = a h + b is done for all steps at
-once. Only the states between blocks are stored; the backward recomputes a block, then walks it in reverse. States are kept
-as (N,D), channels innermost, so that every operation runs over long contiguous rows. float32 (float64 for float64 inputs).
+The reference walks the sequence in blocks of time steps: within a block all but h = a h + b is done for all steps at
+once. Only the states between blocks are stored; the backward recomputes a block, then walks it in reverse. States are
+kept as (N,D), channels innermost, so that every operation runs over long contiguous rows.
 """
 
 from typing import Any
@@ -17,72 +18,88 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunked import accumulation_dtype
+from .costs import total_bytes, total_flops
+from .precision import accumulation_dtype, without_autocast
 
-# Elements of one block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
-BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
-
-
-def _block_length(x_BLD: Tensor, states: int) -> int:
-    per_step = x_BLD.shape[0] * x_BLD.shape[2] * states
-    return max(1, min(x_BLD.shape[1], BLOCK_ELEMENTS.get(x_BLD.device.type, 2**25) // per_step))
+# Elements in a block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
+BLOCK_ELEMENTS = {"cpu": 2**18}
+OTHER_BLOCK_ELEMENTS = 2**24
 
 
-def _decay(delta_TBD: Tensor, A_ND: Tensor) -> Tensor:
-    return (delta_TBD.unsqueeze(2) * A_ND).exp_()
+def _block_length(x_LBD: Tensor, states: int) -> int:
+    length, batch, channels = x_LBD.shape
+    elements = BLOCK_ELEMENTS.get(x_LBD.device.type, OTHER_BLOCK_ELEMENTS)
+    return max(1, min(length, elements // (batch * channels * states)))
 
 
-def _states(decay_TBND: Tensor, x_TBD: Tensor, B_TBN: Tensor, h_BND: Tensor) -> Tensor:
-    """All states of a block (T,B,N,D), from the state before it."""
-    h_TBND = B_TBN.unsqueeze(-1) * x_TBD.unsqueeze(2)
-    for a, h in zip(decay_TBND, h_TBND, strict=True):
+def _walk(
+    x_TBD: Tensor, delta_TBD: Tensor, A_ND: Tensor, B_TBN: Tensor, h_BND: Tensor, decay_TBND: Tensor, h_TBND: Tensor
+) -> None:
+    """Fill in the decays exp(delta A) and the states of one block, from the state before it."""
+    torch.mul(delta_TBD.unsqueeze(2), A_ND, out=decay_TBND).exp_()
+    torch.mul(B_TBN.unsqueeze(-1), x_TBD.unsqueeze(2), out=h_TBND)
+    for a, h in zip(decay_TBND.unbind(), h_TBND.unbind(), strict=True):
         h.addcmul_(a, h_BND)
         h_BND = h
-    return h_TBND
+
+
+def _dot(a: Tensor, b: Tensor, dim: int, scratch: Tensor, out: Tensor) -> None:
+    """sum(a b) over `dim`: a plain product and sum, faster here than batched matrix-vector products, and never TF32."""
+    torch.sum(torch.mul(a, b, out=scratch), dim, out=out)
 
 
 class _Scan(torch.autograd.Function):
-    """(x = delta u, delta, A, B, C, h_0) -> (y = C h, h_L), time first: x, delta (L,B,D), A (N,D), B, C (L,B,N), h (B,N,D)."""
+    """(x = delta u, delta, A, B, C, h_0) -> (y = C h, h_L), time first: x (L,B,D), A (N,D), B, C (L,B,N), h (B,N,D)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, block: int
+        ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
     ) -> tuple[Tensor, Tensor]:
+        block = _block_length(x, A.shape[0])
         y, starts = torch.empty_like(x), []
+        buffers = x.new_empty(2, block, *h.shape)
         for t in range(0, x.shape[0], block):
             part = slice(t, t + block)
+            decay, states = buffers[:, : len(x[part])]
             starts.append(h)
-            states = _states(_decay(delta[part], A), x[part], B[part], h)
-            torch.matmul(C[part].unsqueeze(-2), states, out=y[part].unsqueeze(-2))
+            _walk(x[part], delta[part], A, B[part], h, decay, states)
             h = states[-1].clone()
+            _dot(states, C[part].unsqueeze(-1), 2, scratch=decay, out=y[part])
         ctx.save_for_backward(x, delta, A, B, C, *starts)
         ctx.block = block
         return y, h
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor, ...]:
         x, delta, A, B, C, *starts = ctx.saved_tensors
-        dx, ddelta, dA, dB, dC = (torch.zeros_like(tensor) for tensor in (x, delta, A, B, C))
-        carry = grad_h
+        dx, ddelta, dB, dC = (torch.empty_like(tensor) for tensor in (x, delta, B, C))
+        dA, carry = torch.zeros_like(A), grad_h
+        buffers = x.new_empty(4, ctx.block, *grad_h.shape)
         for index in reversed(range(len(starts))):
             part = slice(index * ctx.block, (index + 1) * ctx.block)
-            decay = _decay(delta[part], A)
-            states = _states(decay, x[part], B[part], starts[index])
-            dC[part] = (states @ grad_y[part].unsqueeze(-1)).squeeze(-1)
-            g = C[part].unsqueeze(-1) * grad_y[part].unsqueeze(2)  # becomes dloss/dh_t
-            g[-1] += carry
-            for t in range(g.shape[0] - 1, 0, -1):
-                g[t - 1].addcmul_(decay[t], g[t])
-            dB[part] = (g @ x[part].unsqueeze(-1)).squeeze(-1)
-            dx[part] = (B[part].unsqueeze(-2) @ g).squeeze(-2)
-            carried = g.mul_(decay)  # dloss/dh_t decay_t
-            carry = carried[0].clone()
-            carried[1:] *= states[:-1]
-            carried[0] *= starts[index]  # now dloss/d(delta_t A)
-            ddelta[part] = (carried * A).sum(2)
-            dA += (carried * delta[part].unsqueeze(2)).sum((0, 1))
-        return dx, ddelta, dA, dB, dC, carry, None
+            decay, states, g, scratch = buffers[:, : len(x[part])]
+            _walk(x[part], delta[part], A, B[part], starts[index], decay, states)
+            _dot(states, grad_y[part].unsqueeze(2), 3, scratch, out=dC[part])
+            torch.mul(C[part].unsqueeze(-1), grad_y[part].unsqueeze(2), out=g)
+            _walk_back(decay, g, carry)
+            _dot(g, x[part].unsqueeze(2), 3, scratch, out=dB[part])
+            _dot(g, B[part].unsqueeze(-1), 2, scratch, out=dx[part])
+            g *= decay
+            carry = g[0].clone()
+            g[1:] *= states[:-1]
+            g[0] *= starts[index]  # now dloss/d(delta_t A)
+            _dot(g, A, 2, scratch, out=ddelta[part])
+            dA += torch.mul(g, delta[part].unsqueeze(2), out=scratch).sum((0, 1))
+        return dx, ddelta, dA, dB, dC, carry
+
+
+def _walk_back(decay_TBND: Tensor, g_TBND: Tensor, carry_BND: Tensor) -> None:
+    """From the gradients through y alone to the whole dloss/dh_t, given the one that comes from after the block."""
+    decays, gradients = decay_TBND.unbind(), g_TBND.unbind()
+    gradients[-1].add_(carry_BND)
+    for t in range(len(gradients) - 1, 0, -1):
+        gradients[t - 1].addcmul_(decays[t], gradients[t])
 
 
 def _step_sizes(delta: Tensor, bias_D: Tensor | None, softplus: bool, dtype: torch.dtype) -> Tensor:
@@ -96,6 +113,7 @@ def _output(y: Tensor, u: Tensor, D_D: Tensor | None, z: Tensor | None) -> Tenso
     return y if z is None else y * F.silu(z.to(y.dtype))
 
 
+@without_autocast
 def reference(
     u_BLD: Tensor,
     delta_BLD: Tensor,
@@ -119,10 +137,9 @@ def reference(
     else:
         h = initial_state.to(dtype).transpose(1, 2)
     x, step, B, C = (tensor.to(dtype).transpose(0, 1) for tensor in (delta * u, delta, B_BLN, C_BLN))
-    A = A_DN.to(dtype).t().contiguous()
-    y, h = _Scan.apply(x, step, A, B, C, h, _block_length(u, A.shape[0]))
+    y, h = _Scan.apply(x, step, A_DN.to(dtype).t().contiguous(), B, C, h)
     y = _output(y.transpose(0, 1), u, D_D, z_BLD).to(u_BLD.dtype)
-    return (y, h.transpose(1, 2)) if return_state else y
+    return (y, h.transpose(1, 2).contiguous()) if return_state else y
 
 
 def selective_scan(
@@ -139,7 +156,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba's scan: u, delta, z (B,L,D), A (D,N), B, C (B,L,N) -> y (B,L,D), and the last state (B,D,N) on request.
+    """Mamba's scan: u, delta, z (B,L,D), A (D,N), B, C (B,L,N) -> y (B,L,D), and the last state (B,D,N) if asked for.
 
     The step size is delta + delta_bias, through softplus if `delta_softplus`. `initial_state` continues a sequence.
     """
@@ -158,6 +175,7 @@ def selective_scan(
     )
 
 
+@without_autocast
 def selective_scan_step(
     u_BD: Tensor,
     delta_BD: Tensor,
@@ -179,3 +197,44 @@ def selective_scan_step(
     state_BDN += (delta * u).unsqueeze(-1) * B_BN.to(dtype).unsqueeze(1)
     y = (state_BDN @ C_BN.to(dtype).unsqueeze(-1)).squeeze(-1)
     return _output(y, u, D_D, z_BD).to(u_BD.dtype)
+
+
+def flops(
+    *,
+    batch: int,
+    length: int,
+    channels: int,
+    states: int,
+    gate: bool = True,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """Per token-channel 7 N + 3, and 4 for the gate.
+
+    Seven per state: delta A, exp, x B, a h + b (2), C h (2). Three for x = delta u and D u.
+    """
+    forward = batch * length * channels * (7 * states + 3 + (4 if gate else 0))
+    return total_flops(forward, backward=backward)
+
+
+def bytes_moved(
+    *,
+    batch: int,
+    length: int,
+    channels: int,
+    states: int,
+    gate: bool = True,
+    element_bytes: int = 2,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """u, delta, B, C (and z) in, A and D in, y out; with `state` D N float32 in and out per sequence."""
+    tokens = batch * length
+    inputs = tokens * ((3 if gate else 2) * channels + 2 * states) + channels * (states + 1)
+    return total_bytes(
+        inputs,
+        tokens * channels,
+        state=batch * channels * states if state else 0,
+        element_bytes=element_bytes,
+        backward=backward,
+    )

@@ -1,9 +1,12 @@
 """Short depthwise causal convolution, the local mixer in front of most recurrences.
 
-    y_t,d = bias_d + sum_w weight_d,w x_t-(W-1)+w,d, then SiLU if asked
+    y_t,d = bias_d + sum_w weight_d,w x_t-(W-1)+w,d, then SiLU if asked for
 
-weight_D,W-1 multiplies the current token, as in torch.nn.functional.conv1d with W - 1 zeros in front. The state (B,D,S) is
-the last S = W - 1 inputs, oldest first. float32 accumulation (float64 for float64 inputs).
+weight_D,W-1 multiplies the current token, as in torch.nn.functional.conv1d with W - 1 zeros in front. The state (B,D,S)
+is the last S = W - 1 inputs, oldest first. float32 accumulation (float64 for float64 inputs).
+
+The reference is W shifted multiply-adds along (B,L,D): channels stay contiguous, and unlike conv1d it needs no
+transposed copy and is never rounded to TF32.
 """
 
 from typing import Literal
@@ -12,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunked import accumulation_dtype
+from .costs import total_bytes, total_flops
+from .precision import accumulation_dtype
 
 Activation = Literal["silu"] | None
 
 
-def _activate(y: Tensor, activation: Activation) -> Tensor:
+def _activate(y: Tensor, activation: str | None) -> Tensor:
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be None or 'silu', not {activation!r}")
     return F.silu(y) if activation else y
@@ -28,7 +32,7 @@ def reference(
     weight_DW: Tensor,
     bias_D: Tensor | None = None,
     *,
-    activation: Activation = None,
+    activation: str | None = None,
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -39,13 +43,14 @@ def reference(
         inputs = F.pad(x_BLD, (0, 0, taps - 1, 0))
     else:
         inputs = torch.cat([initial_state.to(x_BLD.dtype).transpose(1, 2), x_BLD], dim=1)
-    wide, weight = inputs.to(dtype), weight_DW.to(dtype)
-    y = wide[:, :length] * weight[:, 0]
+    wide, weight_WD = inputs.to(dtype), weight_DW.to(dtype).t().contiguous()
+    y = wide[:, :length] * weight_WD[0]
     for tap in range(1, taps):
-        y = torch.addcmul(y, wide[:, tap : tap + length], weight[:, tap])
+        y = torch.addcmul(y, wide[:, tap : tap + length], weight_WD[tap])
     y = y if bias_D is None else y + bias_D.to(dtype)
     y = _activate(y, activation).to(x_BLD.dtype)
-    return (y, inputs[:, length:].transpose(1, 2)) if return_state else y
+    # A copy: a view would keep all inputs alive for as long as the state.
+    return (y, inputs[:, length:].transpose(1, 2).clone(memory_format=torch.contiguous_format)) if return_state else y
 
 
 def short_conv(
@@ -53,13 +58,13 @@ def short_conv(
     weight_DW: Tensor,
     bias_D: Tensor | None = None,
     *,
-    activation: Activation = None,
+    activation: str | None = None,
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Depthwise causal convolution of x (B,L,D) with W taps -> y (B,L,D), and the last W - 1 inputs (B,D,S) on request.
+    """Depthwise causal convolution of x (B,L,D) with W taps -> y (B,L,D), and the last S = W - 1 inputs if asked for.
 
-    `initial_state` (B,D,S) stands in front of x instead of zeros. Raises ValueError for an unknown activation.
+    `initial_state` (B,D,S) stands in front of x instead of zeros. Raises ValueError for activations other than "silu".
     """
     return reference(
         x_BLD, weight_DW, bias_D, activation=activation, initial_state=initial_state, return_state=return_state
@@ -67,12 +72,35 @@ def short_conv(
 
 
 def short_conv_step(
-    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: Activation = None
+    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
 ) -> Tensor:
     """One decode step. Shifts x into `state_BDS` in place; returns y (B,D)."""
     dtype = accumulation_dtype(x_BD.dtype)
-    inputs = torch.cat([state_BDS, x_BD.to(state_BDS.dtype).unsqueeze(-1)], dim=-1)
-    y = (inputs[..., :-1].to(dtype) * weight_DW[:, :-1].to(dtype)).sum(-1) + x_BD.to(dtype) * weight_DW[:, -1].to(dtype)
+    x = x_BD.to(dtype).unsqueeze(-1)
+    y = (torch.cat([state_BDS.to(dtype), x], dim=-1) * weight_DW.to(dtype)).sum(-1)
     y = y if bias_D is None else y + bias_D.to(dtype)
-    state_BDS.copy_(inputs[..., 1:])
+    if state_BDS.shape[-1]:
+        state_BDS.copy_(torch.cat([state_BDS[..., 1:], x.to(state_BDS.dtype)], dim=-1))
     return _activate(y, activation).to(x_BD.dtype)
+
+
+def flops(*, batch: int, length: int, channels: int, taps: int, state: bool = False, backward: bool = False) -> int:
+    """2 W per token and channel; the bias is the accumulator's first value."""
+    return total_flops(batch * length * channels * 2 * taps, backward=backward)
+
+
+def bytes_moved(
+    *,
+    batch: int,
+    length: int,
+    channels: int,
+    taps: int,
+    element_bytes: int = 2,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """x, weight and bias in, y out; with `state` W - 1 inputs per channel in and out, in the dtype of x."""
+    tokens = batch * length * channels
+    kept = batch * channels * (taps - 1) if state else 0
+    inputs = tokens + channels * (taps + 1) + kept
+    return total_bytes(inputs, tokens + kept, element_bytes=element_bytes, backward=backward)

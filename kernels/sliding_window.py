@@ -2,35 +2,43 @@
 
     y_i = sum_j softmax_j(scale q_i . k_j) v_j,   max(0, i - window) <= j <= i,   scale = 1 / sqrt(K) by default
 
-Source: Beltagy et al., arXiv 2004.05150; BASED, arXiv 2402.18668, section 4. The reference works in blocks of queries, each
-against its own keys and the `window` keys before them: memory is linear in the length. Softmax in float32 (float64 for
-float64 inputs).
+Source: Beltagy et al., arXiv 2004.05150; BASED, arXiv 2402.18668, section 4. The reference works in blocks of queries,
+each against its own keys and the `window` keys before them: memory is linear in the length. Softmax in float32 (float64
+for float64 inputs).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .chunked import accumulation_dtype
+from .costs import causal_pairs, total_bytes, total_flops
+from .precision import accumulation_dtype, without_autocast
 
-
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
-    """q (..., T, K), k (..., S, K), v (..., S, V), allowed (..., T, S) -> (..., T, V)."""
-    scores = (q * scale) @ k.transpose(-1, -2)
-    return scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ v
+# Below this many tokens one block is cheaper than cutting; below this many rows a block's products are too small.
+SHORT_SEQUENCE = 64
+SMALLEST_BLOCK = 16
 
 
 def _blocks(x_BHLX: Tensor, block: int) -> Tensor:
     """(B,H,L,X) -> (B,H,n,T,X), zeros after the end."""
     padding = -x_BHLX.shape[2] % block
-    return torch.nn.functional.pad(x_BHLX, (0, 0, 0, padding)).unflatten(2, (-1, block))
+    return F.pad(x_BHLX, (0, 0, 0, padding)).unflatten(2, (-1, block))
 
 
-def _with_previous(x: Tensor, window: int) -> Tensor:
+def _with_previous(x_BHnTX: Tensor, window: int) -> Tensor:
     """(B,H,n,T,X) -> (B,H,n,window+T,X): each block behind the last `window` rows of the block before it."""
-    tails = x[:, :, :-1, x.shape[3] - window :]
-    return torch.cat([torch.nn.functional.pad(tails, (0, 0, 0, 0, 1, 0)), x], dim=3)
+    tails = x_BHnTX[:, :, :-1, x_BHnTX.shape[3] - window :]
+    return torch.cat([F.pad(tails, (0, 0, 0, 0, 1, 0)), x_BHnTX], dim=3)
 
 
+def _mask(query: Tensor, key: Tensor, window: int, dtype: torch.dtype) -> Tensor:
+    """Positions (..., T) and (..., S) -> (..., T, S): 0 where the query reads the key, -inf elsewhere."""
+    distance = query.unsqueeze(-1) - key.unsqueeze(-2)
+    hidden = (distance < 0) | (distance > window) | (key < 0).unsqueeze(-2)
+    return torch.zeros(distance.shape, dtype=dtype, device=query.device).masked_fill_(hidden, float("-inf"))
+
+
+@without_autocast
 def reference(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, window: int, *, scale: float | None = None) -> Tensor:
     """`sliding_window` in PyTorch: differentiable, any device."""
     if window < 1:
@@ -39,21 +47,17 @@ def reference(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, window: int, *, sc
     scale = q_BLHK.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(v_BLHV.dtype)
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q_BLHK, k_BLHK, v_BLHV))
-    if window >= length - 1:
-        allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-        y = _softmax_attention(q, k, v, allowed, scale)
-    else:
-        block = max(window, 16)  # as wide as the window: half of every block of scores is used
-        q, k, v = (
-            _blocks(q, block),
-            _with_previous(_blocks(k, block), window),
-            _with_previous(_blocks(v, block), window),
-        )
-        query = torch.arange(q.shape[2] * block, device=q.device).unflatten(0, (-1, block))
+    one_block = length <= max(SHORT_SEQUENCE, 2 * window)
+    block = length if one_block else max(window, SMALLEST_BLOCK)
+    q, k, v = (_blocks(x, block) for x in (q, k, v))
+    query = torch.arange(q.shape[2] * block, device=q.device).unflatten(0, (-1, block))
+    key = query
+    if not one_block:
+        k, v = _with_previous(k, window), _with_previous(v, window)
         key = torch.arange(-window, block, device=q.device) + query[:, :1]
-        distance = query.unsqueeze(-1) - key.unsqueeze(-2)
-        allowed = (distance >= 0) & (distance <= window) & (key >= 0).unsqueeze(-2)
-        y = _softmax_attention(q, k, v, allowed, scale).flatten(2, 3)[:, :, :length]
+    scores = (q * scale) @ k.transpose(-1, -2)
+    scores += _mask(query, key, window, dtype)
+    y = (scores.softmax(-1) @ v).flatten(2, 3)[:, :, :length]
     return y.transpose(1, 2).to(v_BLHV.dtype)
 
 
@@ -67,6 +71,7 @@ def sliding_window(
     return reference(q_BLHK, k_BLHK, v_BLHV, window, scale=scale)
 
 
+@without_autocast
 def sliding_window_step(
     q_BHK: Tensor,
     k_BHK: Tensor,
@@ -87,13 +92,50 @@ def sliding_window_step(
     dtype = accumulation_dtype(v_BHV.dtype)
     q, k, v = q_BHK.to(dtype), k_BHK.to(dtype), v_BHV.to(dtype)
     ring = torch.einsum("bhk,bwhk->bhw", q, k_BWHK.to(dtype))
-    filled = torch.arange(window, device=q.device) < position_B.unsqueeze(-1)
-    ring = ring.masked_fill(~filled.unsqueeze(1), float("-inf"))
+    empty = torch.arange(window, device=q.device) >= position_B.unsqueeze(-1)
+    ring = ring.masked_fill(empty.unsqueeze(1), float("-inf"))
     own = (q * k).sum(-1, keepdim=True)
-    weights = (scale * torch.cat([ring, own], dim=-1)).softmax(-1)
+    weights = (torch.cat([ring, own], dim=-1) * scale).softmax(-1)
     y = torch.einsum("bhw,bwhv->bhv", weights[..., :-1], v_BWHV.to(dtype)) + weights[..., -1:] * v
     slot = (position_B % window).long().view(-1, 1, 1, 1)
     k_BWHK.scatter_(1, slot.expand(-1, 1, *k_BHK.shape[1:]), k_BHK.to(k_BWHK.dtype).unsqueeze(1))
     v_BWHV.scatter_(1, slot.expand(-1, 1, *v_BHV.shape[1:]), v_BHV.to(v_BWHV.dtype).unsqueeze(1))
     position_B += 1
     return y.to(v_BHV.dtype)
+
+
+def flops(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    window: int,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """2 (K + V) per query and key read; with `state` every query reads window + 1 keys."""
+    pairs = length * (window + 1) if state else causal_pairs(length, window)
+    return total_flops(batch * heads * pairs * 2 * (key_dim + value_dim), backward=backward)
+
+
+def bytes_moved(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    window: int,
+    element_bytes: int = 2,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """q, k, v in and y out; with `state` also window keys and values in, and the new ones out."""
+    tokens, width = batch * length * heads, key_dim + value_dim
+    inputs, outputs = tokens * (key_dim + width), tokens * value_dim
+    if state:
+        inputs += batch * heads * window * width
+        outputs += batch * heads * min(length, window) * width
+    return total_bytes(inputs, outputs, element_bytes=element_bytes, backward=backward)

@@ -13,35 +13,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunked import accumulation_dtype
+from .costs import total_bytes, total_flops
+from .precision import accumulation_dtype, without_autocast
 
 
-def _segment_sums(a: Tensor) -> Tensor:
-    """(..., T) -> (..., T, T): entry ij = sum of a over j < m <= i, -inf above the diagonal."""
-    total = a.cumsum(-1)
+def _decays(total: Tensor) -> Tensor:
+    """Sums of a up to each token (..., T) -> (..., T, T): entry ij = exp(sum of a over j < m <= i), 0 for j > i."""
     sums = total.unsqueeze(-1) - total.unsqueeze(-2)
-    future = torch.ones(sums.shape[-2:], dtype=torch.bool, device=a.device).triu(1)
-    return sums.masked_fill(future, float("-inf"))
+    future = torch.full(sums.shape[-2:], float("-inf"), dtype=sums.dtype, device=sums.device).triu(1)
+    return sums.add_(future).exp_()  # hidden before exp: later ones could overflow, and inf * 0 spoils gradients
 
 
 def _chunk(
-    x_BHTP: Tensor, a_BHT: Tensor, B_BGTN: Tensor, C_BGTN: Tensor, state_BHPN: Tensor | None, need_state: bool
+    x: Tensor, a: Tensor, B: Tensor, C: Tensor, state: Tensor | None, *, need_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One chunk of x = dt x and a = dt A: outputs (B,H,T,P) and the state after it. Heads are split as (G, H / G)."""
-    groups = B_BGTN.shape[1]
-    x, a = (tensor.unflatten(1, (groups, -1)) for tensor in (x_BHTP, a_BHT))
-    B, C = B_BGTN.unsqueeze(2), C_BGTN.unsqueeze(2)
-    y = (C @ B.transpose(-1, -2) * _segment_sums(a).exp()) @ x
+    """One chunk of dt x (B,G,J,T,P), dt A (B,G,J,T), B, C (B,G,1,T,N), with J = H / G heads a group.
+
+    Returns the outputs (B,G,J,T,P) and the state (B,G,J,P,N) after the chunk.
+    """
     total = a.cumsum(-1)
-    state = None if state_BHPN is None else state_BHPN.unflatten(1, (groups, -1))
+    y = (C @ B.transpose(-1, -2) * _decays(total)) @ x
     if state is not None:
         y = y + total.exp().unsqueeze(-1) * (C @ state.transpose(-1, -2))
     if not need_state:
-        return y.flatten(1, 2), None
+        return y, None
     left = (total[..., -1:] - total).exp()
     update = (x * left.unsqueeze(-1)).transpose(-1, -2) @ B
-    state = update if state is None else total[..., -1, None, None].exp() * state + update
-    return y.flatten(1, 2), state.flatten(1, 2)
+    return y, update if state is None else total[..., -1, None, None].exp() * state + update
+
+
+def _scan(
+    x_BLHP: Tensor, a_BLH: Tensor, B_BLGN: Tensor, C_BLGN: Tensor, state: Tensor | None, return_state: bool, chunk: int
+) -> tuple[Tensor, Tensor | None]:
+    """The loop over chunks. Returns y (B,L,H,P) and, if asked for, the last state (B,H,P,N)."""
+    length, groups = x_BLHP.shape[1], B_BLGN.shape[2]
+    x, a = (tensor.transpose(1, 2).unflatten(1, (groups, -1)) for tensor in (x_BLHP, a_BLH))
+    B, C = (tensor.transpose(1, 2).unsqueeze(2) for tensor in (B_BLGN, C_BLGN))
+    state = None if state is None else state.unflatten(1, (groups, -1))
+    outputs = []
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        need_state = return_state or start + chunk < length
+        y, state = _chunk(x[..., part, :], a[..., part], B[..., part, :], C[..., part, :], state, need_state=need_state)
+        outputs.append(y)
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)
+    return y.flatten(1, 2).transpose(1, 2), None if state is None else state.flatten(1, 2)
 
 
 def _step_sizes(dt: Tensor, bias_H: Tensor | None, softplus: bool, dtype: torch.dtype) -> Tensor:
@@ -55,6 +71,7 @@ def _output(y: Tensor, x: Tensor, D_H: Tensor | None, z: Tensor | None) -> Tenso
     return y if z is None else y * F.silu(z.to(y.dtype))
 
 
+@without_autocast
 def reference(
     x_BLHP: Tensor,
     dt_BLH: Tensor,
@@ -73,21 +90,13 @@ def reference(
     """`ssd` in PyTorch: differentiable, any device."""
     if x_BLHP.shape[2] % B_BLGN.shape[2]:
         raise ValueError(f"{B_BLGN.shape[2]} groups do not divide {x_BLHP.shape[2]} heads")
-    dtype, length = accumulation_dtype(x_BLHP.dtype), x_BLHP.shape[1]
-    x = x_BLHP.to(dtype)
+    dtype = accumulation_dtype(x_BLHP.dtype)
+    x, B, C = x_BLHP.to(dtype), B_BLGN.to(dtype), C_BLGN.to(dtype)
     dt = _step_sizes(dt_BLH, dt_bias_H, dt_softplus, dtype)
-    dtx, a = (x * dt.unsqueeze(-1)).transpose(1, 2), (dt * A_H.to(dtype)).transpose(1, 2)
-    B, C = (tensor.to(dtype).transpose(1, 2) for tensor in (B_BLGN, C_BLGN))
     state = None if initial_state is None else initial_state.to(dtype)
-    outputs = []
-    for start in range(0, length, chunk):
-        part = slice(start, start + chunk)
-        need_state = return_state or start + chunk < length
-        y, state = _chunk(dtx[:, :, part], a[:, :, part], B[:, :, part], C[:, :, part], state, need_state)
-        outputs.append(y)
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    y = _output(y.transpose(1, 2), x, D_H, z_BLHP).to(x_BLHP.dtype)
-    return (y, state) if return_state else y
+    y, state = _scan(x * dt.unsqueeze(-1), dt * A_H.to(dtype), B, C, state, return_state, chunk)
+    y = _output(y, x, D_H, z_BLHP).to(x_BLHP.dtype)
+    return (y, state) if return_state and state is not None else y
 
 
 def ssd(
@@ -105,7 +114,7 @@ def ssd(
     return_state: bool = False,
     chunk: int = 64,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba-2's scan: x, z (B,L,H,P), dt (B,L,H), A (H,), B, C (B,L,G,N) -> y (B,L,H,P), last state (B,H,P,N) on request.
+    """Mamba-2's scan: x, z (B,L,H,P), dt (B,L,H), A (H,), B, C (B,L,G,N) -> y (B,L,H,P), and the state (B,H,P,N).
 
     The step size is dt + dt_bias, through softplus if `dt_softplus`. `initial_state` continues a sequence.
     Raises ValueError if the groups do not divide the heads.
@@ -126,6 +135,7 @@ def ssd(
     )
 
 
+@without_autocast
 def ssd_step(
     x_BHP: Tensor,
     dt_BH: Tensor,
@@ -149,3 +159,45 @@ def ssd_step(
     state_BHPN += (x * dt.unsqueeze(-1)).unsqueeze(-1) * B_BHN.unsqueeze(2)
     y = (state_BHPN @ C_BHN.unsqueeze(-1)).squeeze(-1)
     return _output(y, x, D_H, z_BHP).to(x_BHP.dtype)
+
+
+def flops(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    head_dim: int,
+    states: int,
+    groups: int = 1,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """Per token-head the lesser of 4 P N (state updated, state read) and (L + 1) (N G / H + P) (quadratic)."""
+    through_state = batch * length * heads * 4 * head_dim * states
+    quadratic = batch * length * (length + 1) * (states * groups + head_dim * heads)
+    return total_flops(through_state if state else min(through_state, quadratic), backward=backward)
+
+
+def bytes_moved(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    head_dim: int,
+    states: int,
+    groups: int = 1,
+    gate: bool = True,
+    element_bytes: int = 2,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """x, dt, B, C (and z) in, A and D in, y out; with `state` P N float32 in and out per head."""
+    tokens, width = batch * length, heads * head_dim
+    inputs = tokens * ((2 if gate else 1) * width + heads + 2 * groups * states) + 2 * heads
+    return total_bytes(
+        inputs,
+        tokens * width,
+        state=batch * width * states if state else 0,
+        element_bytes=element_bytes,
+        backward=backward,
+    )

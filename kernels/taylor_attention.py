@@ -3,10 +3,10 @@
     s_ij = q_i . k_j / sqrt(K)        A_ij = 1 + s_ij + s_ij^2 / 2 = phi(q_i) . phi(k_j)
     y_i  = sum_j<=i A_ij v_j / (sum_j<=i A_ij + 1e-12)
 
-Source: BASED, arXiv 2402.18668, section 4; Zhang et al., arXiv 2402.04347. A >= 1/2, so the normaliser of position t is at
-least (t + 1) / 2.
+Source: BASED, arXiv 2402.18668, section 4; Zhang et al., arXiv 2402.04347. A >= 1/2, so the normaliser of position t is
+at least (t + 1) / 2.
 
-phi(x) is packed: x x^T is symmetric, so only its upper triangle is kept, in rows, off-diagonal entries times sqrt(2):
+phi(x) is packed: x x^T is symmetric, so only its upper triangle is kept, row by row, off-diagonal ones times sqrt(2):
     phi(x) = [1, x / K^(1/4), {x_i x_j c_ij}_i<=j],   c_ii = 1 / sqrt(2 K),  c_ij = 1 / sqrt(K)
 F = 1 + K + K (K + 1) / 2 features (153 for K = 16) where the published code keeps 1 + K + K^2 (273).
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunked import attention_step, chunked_attention
+from .chunked import Kernel, Weights, attention_flops, attention_step, chunked_attention
+from .costs import total_bytes, total_flops
+from .precision import without_autocast
 
 
 def feature_count(key_dim: int) -> int:
@@ -31,8 +33,8 @@ def feature_count(key_dim: int) -> int:
 class _PackedSquare(torch.autograd.Function):
     """x (..., K) -> {x_i x_j c_ij}_i<=j (..., K (K + 1) / 2).
 
-    Autograd through indexing would scatter with atomics (slow, and in no fixed order on a GPU); written out, the backward
-    gathers: with the symmetric matrix G of gradients, dx = (G * c * (1 + I)) x.
+    Autograd through indexing would scatter with atomics: slow, and in no fixed order on a GPU. Written out, the
+    backward gathers: with the symmetric matrix G of gradients, dx = (G * c * (1 + I)) x.
     """
 
     @staticmethod
@@ -52,8 +54,7 @@ class _PackedSquare(torch.autograd.Function):
         low, high = torch.minimum(index[:, None], index), torch.maximum(index[:, None], index)
         place = low * width - low * (low - 1) // 2 + high - low
         scale = torch.where(low == high, 2 * (2 * width) ** -0.5, width**-0.5).to(x.dtype)
-        symmetric = grad[..., place] * scale
-        return (symmetric @ x.unsqueeze(-1)).squeeze(-1)
+        return ((grad[..., place] * scale) @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def taylor_feature_map(x: Tensor) -> Tensor:
@@ -61,11 +62,17 @@ def taylor_feature_map(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[..., :1]), x * x.shape[-1] ** -0.25, _PackedSquare.apply(x)], dim=-1)
 
 
-def _weights(q: Tensor, k: Tensor) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return 0.5 * (scores + 1).square() + 0.5
+def _weights(q: Tensor, k: Tensor) -> Weights:
+    """1 + s + s^2 / 2 = r^2 + 1/2 with r = (1 + s) / sqrt(2): one product, one square, one addition."""
+    scale = (2 * q.shape[-1]) ** -0.5
+    root = torch.baddbmm(q.new_full((), 0.5**0.5), q, k.transpose(1, 2), alpha=scale)
+    return Weights((root * root).add_(0.5), slope=root, scale=2 * scale)
 
 
+KERNEL = Kernel(_weights, taylor_feature_map)
+
+
+@without_autocast
 def reference(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -75,18 +82,10 @@ def reference(
     return_state: bool = False,
     chunk: int = 64,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`taylor_attention` in PyTorch: differentiable, any device."""
-    y, state = chunked_attention(
-        q_BLHK,
-        k_BLHK,
-        v_BLHV,
-        weights=_weights,
-        features=taylor_feature_map,
-        initial_state=initial_state,
-        return_state=return_state,
-        chunk=chunk,
+    """`taylor_attention` in PyTorch: differentiable once, any device."""
+    return chunked_attention(
+        q_BLHK, k_BLHK, v_BLHV, KERNEL, initial_state=initial_state, return_state=return_state, chunk=chunk
     )
-    return y if state is None else (y, state)
 
 
 def taylor_attention(
@@ -98,15 +97,54 @@ def taylor_attention(
     return_state: bool = False,
     chunk: int = 64,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Causal Taylor linear attention. q, k (B,L,H,K), v (B,L,H,V) -> y (B,L,H,V), and the state (B,H,F,V+1) on request.
+    """Causal Taylor linear attention. q, k (B,L,H,K), v (B,L,H,V) -> y (B,L,H,V), and the state (B,H,F,V+1).
 
-    `chunk` is the tokens per state update for sequences longer than 256; shorter ones are one quadratic block, which is
+    `chunk` is the tokens per state update in sequences longer than 256; shorter ones are one quadratic block, which is
     cheaper there. `initial_state` continues a sequence: a prefix, then the rest, gives the whole.
     """
     return reference(q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 
+@without_autocast
 def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:
     """One decode step. Adds the token to `state_BHFW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v."""
     q, k = q_BHK.to(state_BHFW.dtype), k_BHK.to(state_BHFW.dtype)
     return attention_step(taylor_feature_map(q), taylor_feature_map(k), v_BHV, state_BHFW)
+
+
+def flops(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """Per token-head the lesser of 4 F (V + 1) (state updated, state read) and (L + 1) (K + V) (quadratic)."""
+    features = feature_count(key_dim)
+    forward = attention_flops(batch * length * heads, length, key_dim, value_dim, features, state)
+    return total_flops(forward, backward=backward)
+
+
+def bytes_moved(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    element_bytes: int = 2,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """q, k, v in and y out: 2 K + 2 V elements per token-head; with `state` F (V + 1) float32 in and out per head."""
+    tokens = batch * length * heads
+    return total_bytes(
+        tokens * (2 * key_dim + value_dim),
+        tokens * value_dim,
+        state=batch * heads * feature_count(key_dim) * (value_dim + 1) if state else 0,
+        element_bytes=element_bytes,
+        backward=backward,
+    )
