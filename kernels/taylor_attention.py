@@ -42,7 +42,7 @@ class _PackedSquare(torch.autograd.Function):
         ctx.save_for_backward(x)
         width = x.shape[-1]
         row, column = torch.triu_indices(width, width, device=x.device)
-        scale = torch.where(row == column, (2 * width) ** -0.5, width**-0.5).to(x.dtype)
+        scale = x.new_full(row.shape, width**-0.5).masked_fill_(row == column, (2 * width) ** -0.5)
         return x[..., row] * x[..., column] * scale
 
     @staticmethod
@@ -53,7 +53,7 @@ class _PackedSquare(torch.autograd.Function):
         index = torch.arange(width, device=x.device)
         low, high = torch.minimum(index[:, None], index), torch.maximum(index[:, None], index)
         place = low * width - low * (low - 1) // 2 + high - low
-        scale = torch.where(low == high, 2 * (2 * width) ** -0.5, width**-0.5).to(x.dtype)
+        scale = x.new_full(place.shape, width**-0.5).masked_fill_(low == high, 2 * (2 * width) ** -0.5)
         return ((grad[..., place] * scale) @ x.unsqueeze(-1)).squeeze(-1)
 
 

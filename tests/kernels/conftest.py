@@ -1,0 +1,45 @@
+"""What the kernel tests share: seeded inputs, a relative error, and the checks that every recurrence has to pass."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture
+def randn() -> Callable[..., Tensor]:
+    """Seeded normal float64 tensors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return draw
+
+
+@pytest.fixture
+def relative_error() -> Callable[[Tensor, Tensor], float]:
+    """Norm of the difference over the norm of the exact value; float64."""
+
+    def error(value: Tensor, exact: Tensor) -> float:
+        assert value.shape == exact.shape
+        return ((value.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-300)).item()
+
+    return error
+
+
+@pytest.fixture
+def gradients() -> Callable[..., list[Tensor]]:
+    """Gradients of a fixed random projection of f's outputs by all its arguments."""
+
+    def compute(f: Callable[..., Tensor | tuple[Tensor, ...]], *arguments: Tensor) -> list[Tensor]:
+        leaves = [argument.detach().clone().requires_grad_() for argument in arguments]
+        outputs = f(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        projections = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+        total = sum((y * projection).sum() for y, projection in zip(outputs, projections, strict=True))
+        return list(torch.autograd.grad(total, leaves))
+
+    return compute
