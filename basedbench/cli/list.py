@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_PLUGIN = Annotated[list[Path] | None, typer.Option(help="A Python file that registers more of them.")]
 _SUMMARY = {
     "recall": "case_id family config d_model learning_rate seed status accuracy state_bytes train_s",
     "throughput": "case_id operator contender mode dtype batch length status median_ms tokens_per_s",
@@ -18,10 +19,7 @@ group = typer.Typer(help="List mixers, suites, contenders or stored runs.", no_a
 
 
 @group.command()
-def mixers(
-    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers.")] = None,
-    as_json: _JSON = False,
-) -> None:
+def mixers(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
     """The registered sequence mixers, with their options and defaults."""
     from basedbench.cli.tables import cell, print_json, print_table
     from basedbench.mixers import get_mixer, load_plugin, mixer_names
@@ -51,11 +49,13 @@ def suites(as_json: _JSON = False) -> None:
 
 
 @group.command()
-def contenders(as_json: _JSON = False) -> None:
+def contenders(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
     """What throughput compares, and why some of it cannot run here."""
     from basedbench.cli.tables import print_json, print_table
-    from basedbench.contenders import all_contenders
+    from basedbench.contenders import all_contenders, load_plugin
 
+    for path in plugin or []:
+        load_plugin(path)
     found = all_contenders()
     if as_json:
         columns = ("name", "operators", "version", "unavailable")

@@ -58,6 +58,7 @@ def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
 
     Raises UserError that names `what` was not stored if the disk is full or the folder cannot be written.
     """
+    # Its name does not end in .parquet either: other readers of such folders pass it by too.
     hidden = path.with_name(f"{HIDDEN}{path.stem}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +96,7 @@ def remove_stale(folder: Path) -> None:
 
 def _names(folder: Path) -> set[str]:
     with os.scandir(folder) as entries:
-        ours = (entry for entry in entries if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))
-        return {entry.name for entry in ours if entry.is_file()}
+        return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file()}
 
 
 def _write_through(path: Path, content: bytes | memoryview) -> None:

@@ -140,7 +140,7 @@ def _commit() -> tuple[str | None, bool]:
     """The commit of the checkout this runs from and whether its code was edited; (None, False) outside of one."""
     here = Path(__file__).resolve()
     # An installed package may lie inside somebody else's repository: only one that tracks this file counts.
-    if not _output("git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name):
+    if not _output("git", "-C", str(here.parent), "ls-files", here.name):
         return None, False
     commit = _output("git", "-C", str(here.parent), "rev-parse", "--short=12", "HEAD")
     root = here.parents[2]

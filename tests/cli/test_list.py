@@ -57,7 +57,7 @@ def test_suites_are_listed_with_what_they_are(run_cli):
 def test_contenders_are_listed_with_why_some_cannot_run(run_cli, monkeypatch):
     ours = SimpleNamespace(name="triton", operators=("ssd", "short_conv"), version="0.1.0", unavailable=None)
     peer = SimpleNamespace(name="fla", operators=("ssd",), version=None, unavailable="fla is not installed")
-    monkeypatch.setattr(basedbench.contenders, "all_contenders", lambda: [ours, peer], raising=False)
+    monkeypatch.setattr(basedbench.contenders, "all_contenders", lambda: [ours, peer])
     outcome = run_cli("list", "contenders")
     assert outcome.exit_code == 0
     rows = [line.split(maxsplit=1) for line in outcome.stdout.splitlines() if line.strip()]
@@ -65,6 +65,13 @@ def test_contenders_are_listed_with_why_some_cannot_run(run_cli, monkeypatch):
     assert "fla is not installed" in rows[-1][1]
     listed = json.loads(run_cli("list", "contenders", "--json").stdout)
     assert [contender["unavailable"] for contender in listed] == [None, "fla is not installed"]
+
+
+@pytest.mark.parametrize("what", ["mixers", "contenders"])
+def test_a_plugin_that_is_not_there_is_one_sentence(run_cli, tmp_path, what):
+    outcome = run_cli("list", what, "--plugin", tmp_path / "mine.py")
+    assert outcome.exit_code == 2
+    assert "mine.py" in outcome.stderr
 
 
 def test_runs_are_a_table_within_100_columns(run_cli, results):

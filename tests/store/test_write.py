@@ -167,13 +167,15 @@ def test_a_kill_in_the_middle_of_a_row_loses_that_row_alone(tmp_path):
     assert list(load(tmp_path, "recall")["case_id"]) == ["c0", "c1"]
 
 
-def test_only_old_leftovers_of_killed_writers_are_removed(tmp_path):
+def test_a_merge_removes_old_leftovers_of_killed_writers_alone(store):
+    folder = store.root / "recall"
+    folder.mkdir()
     for age_s, name in ((0, "young"), (48 * 3600, "old")):
-        path = tmp_path / f"{files.HIDDEN}{name}"
+        path = folder / f"{files.HIDDEN}{name}"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age_s,) * 2)
-    files.remove_stale(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{files.HIDDEN}young"]
+    store.compact("recall")
+    assert [path.name for path in folder.iterdir()] == [f"{files.HIDDEN}young"]
 
 
 def test_names_are_in_order_of_time_and_never_the_same():
