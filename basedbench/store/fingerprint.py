@@ -145,7 +145,7 @@ def _commit() -> tuple[str | None, bool]:
     commit = _output("git", "-C", str(here.parent), "rev-parse", "--short=12", "HEAD")
     root = here.parents[2]
     edited = _output("git", "-C", str(root), "status", "--porcelain", "--", *_CODE)
-    return commit or None, bool(edited)
+    return (commit, bool(edited)) if commit else (None, False)
 
 
 def _output(*command: str) -> str:
