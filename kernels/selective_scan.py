@@ -22,7 +22,7 @@ from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
 
 # Elements in a block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
-BLOCK_ELEMENTS = {"cpu": 2**18}
+BLOCK_ELEMENTS = {"cpu": 2**19}
 OTHER_BLOCK_ELEMENTS = 2**24
 
 
@@ -74,7 +74,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor, ...]:
         x, delta, A, B, C, *starts = ctx.saved_tensors
         dx, ddelta, dB, dC = (torch.empty_like(tensor) for tensor in (x, delta, B, C))
-        dA, carry = torch.zeros_like(A), grad_h
+        dA, carry, grad_y = torch.zeros_like(A), grad_h, grad_y.contiguous()
         buffers = x.new_empty(4, ctx.block, *grad_h.shape)
         for index in reversed(range(len(starts))):
             part = slice(index * ctx.block, (index + 1) * ctx.block)
@@ -136,7 +136,7 @@ def reference(
         h = u.new_zeros(u.shape[0], A_DN.shape[1], u.shape[2])
     else:
         h = initial_state.to(dtype).transpose(1, 2)
-    x, step, B, C = (tensor.to(dtype).transpose(0, 1) for tensor in (delta * u, delta, B_BLN, C_BLN))
+    x, step, B, C = (tensor.to(dtype).transpose(0, 1).contiguous() for tensor in (delta * u, delta, B_BLN, C_BLN))
     y, h = _Scan.apply(x, step, A_DN.to(dtype).t().contiguous(), B, C, h)
     y = _output(y.transpose(0, 1), u, D_D, z_BLD).to(u_BLD.dtype)
     return (y, h.transpose(1, 2).contiguous()) if return_state else y

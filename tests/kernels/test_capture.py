@@ -1,0 +1,97 @@
+"""Every operator under a CUDA graph: forward, backward and steps are captured once and replayed on other inputs."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench import kernels
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+B, L, H, K, V, D, N = 2, 300, 2, 16, 32, 48, 8
+ATTENTION = [(B, L, H, K), (B, L, H, K), (B, L, H, V)]
+SCAN = [(B, L, D), (B, L, D), (D, N), (B, L, N), (B, L, N)]
+SSD = [(B, L, H, V), (B, L, H), (H,), (B, L, 1, N), (B, L, 1, N)]
+
+
+def loss(x: Tensor, weight: Tensor) -> Tensor:
+    return kernels.linear_cross_entropy(x, weight, torch.arange(len(x), device=x.device))[0]
+
+
+PARALLEL = {
+    "taylor_attention": (kernels.taylor_attention, ATTENTION),
+    "linear_attention": (kernels.linear_attention, ATTENTION),
+    "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
+    "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d, -A.exp(), B, C, delta_softplus=True), SCAN),
+    "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt, -A.exp(), B, C, dt_softplus=True), SSD),
+    "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
+    "linear_cross_entropy": (loss, [(L, D), (500, D)]),
+}
+FEATURES = 1 + K + K * (K + 1) // 2
+STEPS = {
+    "taylor_attention": (kernels.taylor_attention_step, ATTENTION, [(B, H, FEATURES, V + 1)]),
+    "linear_attention": (kernels.linear_attention_step, ATTENTION, [(B, H, K, V + 1)]),
+    "sliding_window": (kernels.sliding_window_step, ATTENTION, [(B, 5, H, K), (B, 5, H, V), (B,)]),
+    "selective_scan": (
+        lambda u, d, A, B, C, state: kernels.selective_scan_step(u, d, -A.exp(), B, C, state, delta_softplus=True),
+        SCAN,
+        [(B, D, N)],
+    ),
+    "ssd": (lambda x, d, A, B, C, s: kernels.ssd_step(x, d, -A.exp(), B, C, s, dt_softplus=True), SSD, [(B, H, V, N)]),
+    "short_conv": (lambda x, w, s: kernels.short_conv_step(x, w, None, s), [(B, L, D), (D, 4)], [(B, D, 3)]),
+}
+
+
+def captured(function: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """Warm up on a side stream, capture, and return the replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return [output.clone() for output in outputs]
+
+    return replay
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PARALLEL)
+def test_forward_and_backward_replay(name, dtype):
+    function, shapes = PARALLEL[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, device="cuda", dtype=dtype).requires_grad_() for shape in shapes]
+
+    def run() -> list[Tensor]:
+        y = function(*inputs)
+        return [y.detach(), *torch.autograd.grad(y.float().square().sum(), inputs)]
+
+    replay = captured(run)
+    for tensor in inputs:
+        tensor.data.normal_()
+    torch.testing.assert_close(replay(), run(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_replay(name):
+    function, shapes, states = STEPS[name]
+    torch.manual_seed(0)
+    token = [shape[:1] + shape[2:] if shape[:2] == (B, L) else shape for shape in shapes]
+    inputs = [torch.randn(shape, device="cuda") for shape in token]
+    state = [torch.zeros(s, device="cuda", dtype=torch.int32 if len(s) == 1 else None) for s in states]
+    replay = captured(lambda: [function(*inputs, *state)])
+    for tensor in state:
+        tensor.zero_()
+    expected_state = [tensor.clone() for tensor in state]
+    for _ in range(7):  # past the end of the ring
+        for tensor in inputs:
+            tensor.normal_()
+        torch.testing.assert_close(replay(), [function(*inputs, *expected_state)])
+    torch.testing.assert_close(state, expected_state)
