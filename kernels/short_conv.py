@@ -9,16 +9,12 @@ The reference is W shifted multiply-adds along (B,L,D): channels stay contiguous
 transposed copy and is never rounded to TF32.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
-
-Activation = Literal["silu"] | None
 
 
 def _activate(y: Tensor, activation: str | None) -> Tensor:

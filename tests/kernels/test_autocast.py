@@ -1,0 +1,44 @@
+"""Autocast must not reach the accumulation: float32 inputs give the same result with it as without."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench import kernels
+
+B, L, H, K, N = 2, 300, 2, 16, 8
+ATTENTION = [(B, L, H, K)] * 3
+SCAN = [(B, L, K), (B, L, K), (K, N), (B, L, N), (B, L, N)]
+SSD = [(B, L, H, K), (B, L, H), (H,), (B, L, 1, N), (B, L, 1, N)]
+PARALLEL = {
+    "taylor_attention": (kernels.taylor_attention, ATTENTION),
+    "linear_attention": (kernels.linear_attention, ATTENTION),
+    "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
+    "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d.abs(), -A.abs(), B, C), SCAN),
+    "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt.abs(), -A.abs(), B, C), SSD),
+}
+TOKEN = [(B, H, K)] * 3
+STEPS = {
+    "taylor_attention": (kernels.taylor_attention_step, [*TOKEN, (B, H, 1 + K + K * (K + 1) // 2, K + 1)]),
+    "linear_attention": (kernels.linear_attention_step, [*TOKEN, (B, H, K, K + 1)]),
+    "sliding_window": (
+        lambda *x: kernels.sliding_window_step(*x, torch.full((B,), 9, dtype=torch.int32)),
+        [*TOKEN, (B, 5, H, K), (B, 5, H, K)],
+    ),
+    "selective_scan": (kernels.selective_scan_step, [(B, K), (B, K), (K, N), (B, N), (B, N), (B, K, N)]),
+    "ssd": (kernels.ssd_step, [(B, H, K), (B, H), (H,), (B, 1, N), (B, 1, N), (B, H, K, N)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [*PARALLEL.values(), *STEPS.values()],
+    ids=[*PARALLEL, *(f"{name} step" for name in STEPS)],
+)
+def test_same_result_under_autocast(randn, function: Callable[..., Tensor], shapes: list[tuple[int, ...]]):
+    inputs = [randn(*shape).float() for shape in shapes]
+    expected = function(*(x.clone() for x in inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(function(*(x.clone() for x in inputs)), expected)
