@@ -1,12 +1,14 @@
 """`basedbench recall`: train one model, or a whole sweep, on synthetic recall."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from basedbench.engines import Place
+    from basedbench.engines import Listener, LocalEngine
     from basedbench.training.cases import RecallCase
     from basedbench.training.sweep import Plan
 
@@ -51,7 +53,7 @@ def recall(
     The same command again goes on where the last one stopped.
     """
     from basedbench.cli import recall_input as given
-    from basedbench.engines import resolve_devices
+    from basedbench.engines import LocalEngine, resolve_devices
     from basedbench.store import Store
     from basedbench.training.cases import recall_cases
     from basedbench.training.sweep import borrow, parse_statuses, plan, select
@@ -68,7 +70,8 @@ def recall(
     store = Store(out)
     todo = plan(cases, store, fresh, statuses)
     borrow(store, todo.borrowed)
-    _run(cases, todo, given.places(devices, jobs), out, limit, quiet)
+    engine = partial(LocalEngine, given.places(devices, jobs), str(out), plugins=[str(file) for file in plugin or []])
+    _run(cases, todo, engine, out, limit, quiet)
 
 
 def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path) -> None:
@@ -78,18 +81,22 @@ def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, 
 
 
 def _run(
-    cases: "list[RecallCase]", plan: "Plan", places: "list[Place]", out: Path, limit: int | None, quiet: bool
+    cases: "list[RecallCase]",
+    plan: "Plan",
+    engine: "Callable[[Listener], LocalEngine]",
+    out: Path,
+    limit: int | None,
+    quiet: bool,
 ) -> None:
     from basedbench.cli.progress import watch
     from basedbench.cli.recall_report import results_table
-    from basedbench.engines import LocalEngine
 
     todo = plan.todo[:limit]
     ready = len(plan.done) + len(plan.borrowed)
     try:
         with watch(todo, ready, quiet) as listener:
             if todo:
-                LocalEngine(places, str(out), listener).run(todo)
+                engine(listener).run(todo)
     except KeyboardInterrupt:
         typer.echo(
             f"\nStopped. Finished runs are in {out / 'recall'}; the same command again goes on from there.", err=True

@@ -70,7 +70,7 @@ def default_layers(suite: RecallSuite, mixer: str) -> list[Any]:
 
 
 def places(devices: Sequence[str], jobs: int | None) -> list[Place]:
-    """On a CPU a process for each run, one thread each: small models gain little from more. On GPUs one process each."""
+    """On a CPU a process per run, one thread each: small models gain little from more. On GPUs one process each."""
     if list(devices) == ["cpu"]:
         return [Place("cpu", slots=1) for _ in range(jobs or cores())]
     return [Place(device, slots=jobs or GPU_SLOTS, threads=max(1, cores() // len(devices))) for device in devices]

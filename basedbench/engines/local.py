@@ -1,12 +1,13 @@
 """Recall cases on this machine's devices, each device served by a process of its own.
 
-A worker that dies takes nothing down but itself: what it had in hand is tried once more, alone, and if it dies again the
-case becomes a row with the status `crashed`.
+A worker that dies takes nothing down but itself: what it had in hand is tried once more, alone, and if it dies again
+the case becomes a row with the status `crashed`.
 """
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -53,14 +54,15 @@ class _Worker:
 class LocalEngine:
     """Hands cases to worker processes until all are done."""
 
-    def __init__(self, places: list[Place], root: str, listener: Listener) -> None:
+    def __init__(self, places: list[Place], root: str, listener: Listener, plugins: Sequence[str] = ()) -> None:
         self.places, self.root, self.listener = places, root, listener
+        self.plugins = tuple(plugins)
         self._queue: deque[RecallCase] = deque()
         self._alone: deque[RecallCase] = deque()
         self._workers: list[_Worker] = []
 
     def run(self, cases: Iterable[RecallCase]) -> None:
-        """Run every case. KeyboardInterrupt ends the workers; rows already written stay. UserError if the disk fills."""
+        """Run every case. KeyboardInterrupt ends the workers; rows written stay. UserError if the disk fills."""
         self._queue.extend(cases)
         try:
             self._workers = [self._hire(place) for place in self.places[: len(self._queue)]]
@@ -77,7 +79,8 @@ class LocalEngine:
     def _hire(self, place: Place) -> _Worker:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, place.device, self.root, place.threads), daemon=True)
+        arguments = (theirs, place.device, self.root, place.threads, self.plugins)
+        process = context.Process(target=serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
         return _Worker(place, process, ours, place.slots)
@@ -101,10 +104,8 @@ class LocalEngine:
     def _give(self, worker: _Worker, case: RecallCase) -> None:
         worker.in_hand[case.case_id] = case
         self.listener.started(case)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died; _listen sees that
             worker.connection.send(case)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has died; _listen sees that
 
     def _listen(self) -> None:
         by_handle = {handle: w for w in self._workers for handle in (w.connection, w.process.sentinel)}

@@ -1,13 +1,13 @@
 """A worker process: one device, and up to `slots` recall runs on it side by side.
 
-Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the run
-ends, from here, so that neither another run's failure nor the end of the sweep can lose it.
+Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the
+run ends, from here, so that neither another run's failure nor the end of the sweep can lose it.
 """
 
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError
+from basedbench.mixers import load_plugin
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
@@ -27,7 +28,7 @@ IDLE_S = 0.0002
 
 @dataclass(eq=False)
 class Active:
-    """A run that is under way. `share_s` is its part of the wall clock; `company` how many runs that was shared with."""
+    """A run under way. `share_s` is its part of the wall clock; `company` how many runs shared it on average."""
 
     case: RecallCase
     steps: Iterator[bool]
@@ -152,13 +153,15 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def serve(connection: Connection, device: str, root: str, threads: int) -> None:
+def serve(connection: Connection, device: str, root: str, threads: int, plugins: Sequence[str] = ()) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     if device != "cpu":
         torch.cuda.set_device(device)
     try:
+        for plugin in plugins:
+            load_plugin(plugin)
         Worker(connection, device, root).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))

@@ -113,7 +113,9 @@ def _models(
         if not isinstance(d_model, int) or d_model < 1:
             raise UserError(f"{where}: d_model must be a whole number of at least 1.")
         try:
-            layers = tuple(_layer(entry, section.mixer, d_model, options) for entry in section.layers or _stack(section))
+            layers = tuple(
+                _layer(entry, section.mixer, d_model, options) for entry in section.layers or _stack(section)
+            )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if all(layer.mixer != section.mixer for layer in layers):

@@ -47,9 +47,7 @@ def recall_data(case: RecallCase, device: str) -> RecallData:
         for s in train.segments
     )
     judge = tuple(
-        _Portion(
-            case.segment_task(s.length, s.pairs), split, s.examples or test.examples, s.examples or test.examples
-        )
+        _Portion(case.segment_task(s.length, s.pairs), split, s.examples or test.examples, s.examples or test.examples)
         for split in evaluation_splits(case)
         for s in test.segments
     )

@@ -1,16 +1,18 @@
 """Steps recorded as CUDA graphs, and results fetched without making the host wait.
 
-A run replays each kind of step thousands of times. Recording it once removes the host's work for every kernel of it. On a
-CPU `Recorder` calls the step itself, so that the trainer is one piece of code.
+A run replays each kind of step thousands of times. Recording it once removes the host's work for every kernel of it.
+On a CPU `Recorder` calls the step itself, so that the trainer is one piece of code.
 """
 
 import gc
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-Step = Callable[[], None]
+# A step of a run: a method, and the two numbers that say which kind of it (segment or slice, batch size).
+Step = Callable[[int, int], None]
+Call = tuple[Step, int, int]
 
 
 class Fetch:
@@ -39,7 +41,7 @@ class Recorder:
 
     def __init__(self, device: torch.device, generator: torch.Generator) -> None:
         self.device, self.generator = device, generator
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[str, int, int], torch.cuda.CUDAGraph] = {}
         self._aranges: dict[int, Tensor] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -49,11 +51,11 @@ class Recorder:
             self._aranges[size] = torch.arange(size, device=self.device)
         return self._aranges[size]
 
-    def play(self, key: Hashable, step: Step) -> None:
-        """Replay the step recorded under `key`; call `step` where nothing is recorded (CPU)."""
-        graph = self._graphs.get(key)
+    def play(self, step: Step, part: int, size: int) -> None:
+        """Replay the recorded step; call it where nothing is recorded (CPU)."""
+        graph = self._graphs.get((step.__name__, part, size))
         if graph is None:
-            step()
+            step(part, size)
         else:
             graph.replay()
 
@@ -61,37 +63,37 @@ class Recorder:
         """Start copying a small tensor to the host."""
         return Fetch(tensor)
 
-    def record(self, steps: Mapping[Hashable, Step], changed: Sequence[Tensor]) -> None:
+    def record(self, steps: Sequence[Call], changed: Sequence[Tensor]) -> None:
         """Record every step as a graph on the current stream. `changed` is all that the steps alter.
 
-        Each step runs once for real first, since libraries set themselves up on first use and that must not be recorded;
-        what it altered is put back afterwards.
+        Each step runs once for real first, since libraries set themselves up on first use and that must not be
+        recorded; what it altered is put back afterwards.
         """
         if self.device.type != "cuda":
             return
         saved = [tensor.detach().clone() for tensor in changed]
         state = self.generator.get_state()
-        for step in steps.values():
-            step()
+        for step, part, size in steps:
+            step(part, size)
         with torch.no_grad():
             torch._foreach_copy_([tensor.detach() for tensor in changed], saved)
         self.generator.set_state(state)
         gc_was_on = gc.isenabled()
         gc.disable()  # a collection inside a recording could free another pool's memory into it
         try:
-            for key, step in steps.items():
-                self._graphs[key] = self._recorded(step)
+            for step, part, size in steps:
+                self._graphs[step.__name__, part, size] = self._recorded(step, part, size)
         finally:
             if gc_was_on:
                 gc.enable()
 
-    def _recorded(self, step: Step) -> torch.cuda.CUDAGraph:
+    def _recorded(self, step: Step, part: int, size: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         # torch.cuda.graph() would synchronise the device and so stop the runs beside this one.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
-            step()
+            step(part, size)
         finally:
             graph.capture_end()
         return graph

@@ -1,13 +1,13 @@
 """One recall run: a model, its optimizer and its place in the data, as plain tensors on one device.
 
-`RecallRun.train()` is a generator that enqueues a little work and yields. One loop can therefore drive many runs side by
-side, each on a stream of its own, and no run ever makes the host wait inside an epoch. On a GPU every kind of step is
-recorded once in a CUDA graph and replayed; on a CPU the same functions are simply called.
+`RecallRun.train()` is a generator that enqueues a little work and yields. One loop can therefore drive many runs side
+by side, each on a stream of its own, and no run ever makes the host wait inside an epoch. On a GPU every kind of step
+is recorded once in a CUDA graph and replayed; on a CPU the same functions are simply called.
 """
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from basedbench.kernels import linear_cross_entropy
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import RecallData, SegmentData
-from basedbench.training.graphs import Recorder
+from basedbench.training.graphs import Call, Recorder
 from basedbench.training.optimizer import AdamW
 
 # Evaluation has no batch effects, so its batch is only a question of memory.
@@ -57,7 +57,7 @@ class RecallRun:
         self.hits = torch.zeros(len(self.judged), dtype=torch.int64, device=self.device)
 
     def train(self) -> Iterator[bool]:
-        """Run to the end. Yields True after enqueuing work, False when there is nothing to do but wait for the device."""
+        """Run to the end. Yields True after enqueuing work, False when it can only wait for the device."""
         self._record()
         yield True
         for epoch in range(self.case.train.epochs):
@@ -70,11 +70,11 @@ class RecallRun:
         self._begin_epoch(epoch)
         schedule = self.schedule(epoch)
         for part, size in schedule:
-            self.recorder.play(("train", part, size), lambda part=part, size=size: self.train_batch(part, size))
+            self.recorder.play(self.train_batch, part, size)
             yield True
         for index, sizes in enumerate(self.evaluation_sizes()):
             for size in sizes:
-                self.recorder.play(("test", index, size), lambda i=index, size=size: self.test_batch(i, size))
+                self.recorder.play(self.test_batch, index, size)
                 yield True
         report = self.recorder.fetch(torch.cat([self.loss.view(1), self.hits.double()]))
         while not report.ready():
@@ -162,12 +162,9 @@ class RecallRun:
 
     def _record(self) -> None:
         """Record every kind of step that the run will need; on a CPU there is nothing to record."""
-        kinds: dict[tuple[str, int, int], Callable[[], None]] = {}
-        for part, size in self.schedule(0):
-            kinds.setdefault(("train", part, size), lambda part=part, size=size: self.train_batch(part, size))  # type: ignore[misc]
+        kinds: list[Call] = [(self.train_batch, part, size) for part, size in dict.fromkeys(self.schedule(0))]
         for index, sizes in enumerate(self.evaluation_sizes()):
-            for size in sizes:
-                kinds.setdefault(("test", index, size), lambda i=index, size=size: self.test_batch(i, size))  # type: ignore[misc]
+            kinds += [(self.test_batch, index, size) for size in dict.fromkeys(sizes)]
         changed = [*self.optimizer.tensors(), self.loss, self.hits, *self.cursors, *self.test_cursors]
         self.model.train()
         self.recorder.record(kinds, changed)

@@ -29,7 +29,9 @@ def select(cases: Sequence[RecallCase], pattern: str | None) -> list[RecallCase]
         raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
     found = [case for case in cases if regex.search(case.label)]
     if not found:
-        raise UserError(f"--filter {pattern!r} matches none of {len(cases)} runs; the first is called {cases[0].label!r}.")
+        raise UserError(
+            f"--filter {pattern!r} matches none of {len(cases)} runs; the first is called {cases[0].label!r}."
+        )
     return found
 
 
@@ -43,7 +45,7 @@ def parse_statuses(text: str | None) -> frozenset[str]:
 
 
 def plan(cases: Sequence[RecallCase], store: Store, fresh: bool, retry: frozenset[str]) -> Plan:
-    """Sort cases into what is done and what is not; `fresh` runs everything again, `retry` the rows with these statuses."""
+    """Sort cases into done and not done; `fresh` runs everything again, `retry` the rows with these statuses."""
     result = Plan()
     if fresh:
         result.todo.extend(cases)

@@ -1,0 +1,186 @@
+"""`basedbench recall` as a user runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from basedbench.store import load
+from tests.cli.conftest import RunCli
+
+SUITE = """
+kind: recall
+task: {vocab_size: 64}
+train:
+  segments: [{length: 16, pairs: 2, examples: 64}]
+  batch_size: 16
+  epochs: 2
+  learning_rates: [0.01, 0.02]
+test:
+  segments: [{length: 16, pairs: 2}]
+  examples: 20
+models:
+  - mixer: based
+    grid: {d_model: 16, feature_dim: [2, 4]}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "own.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+def sweep(run_cli: RunCli, suite: Path, out: Path, *more: object) -> str:
+    outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", out, *more)
+    assert outcome.exit_code == 0, outcome.stderr
+    return outcome.stdout + outcome.stderr
+
+
+def test_a_sweep_writes_a_row_per_run_and_goes_on(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    text = sweep(run_cli, suite, out, "--limit", 1)
+    assert "3 runs are left" in text
+    assert len(load(out, "recall")) == 1
+    text = sweep(run_cli, suite, out)
+    assert "3 runs to do, 1 already done" in text
+    assert "basedbench plot pareto" in text
+    frame = load(out, "recall")
+    assert len(frame) == 4
+    assert set(frame["suite"]) == {"own"}
+    written = len(list((out / "recall").iterdir()))
+    sweep(run_cli, suite, out)
+    assert len(list((out / "recall").iterdir())) == written
+    sweep(run_cli, suite, out, "--fresh", "--filter", "feature_dim=2 lr=0.01")
+    assert len(list((out / "recall").iterdir())) == written + 1
+
+
+def test_equal_runs_of_another_suite_are_taken_over(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    sweep(run_cli, suite, out)
+    other = tmp_path / "other.yaml"
+    other.write_text(SUITE.replace("[2, 4]", "[4]"))
+    assert "runs to do" not in sweep(run_cli, other, out)
+    frame = load(out, "recall")
+    assert frame.groupby("suite").size().to_dict() == {"own": 4, "other": 2}
+
+
+def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out, plugin = tmp_path / "results", tmp_path / "mine.py"
+    plugin.write_text(
+        "import torch\n"
+        "from basedbench.mixers import Mixer, register\n"
+        "@register\n"
+        "class Bad(Mixer):\n"
+        "    name = 'bad'\n"
+        "    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):\n"
+        "        return {'x': torch.zeros(batch_size, 1, device=device)}\n"
+        "    def forward(self, x_BLD):\n"
+        "        raise RuntimeError('no')\n"
+    )
+    suite.write_text(SUITE.replace("mixer: based", "mixer: bad").replace(", feature_dim: [2, 4]", ""))
+    sweep(run_cli, suite, out, "--plugin", plugin)
+    assert set(load(out, "recall")["status"]) == {"runtime_error"}
+    files = set((out / "recall").iterdir())
+    sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom")
+    assert set((out / "recall").iterdir()) == files
+    sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom,runtime_error")
+    assert len(set((out / "recall").iterdir()) - files) == 2
+
+
+def test_one_model(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    model = ["--mixer", "sliding_window", "--d-model", 32, "--window", "4", "--heads=2", "--lr", "1e-2", "--seed", "3"]
+    outcome = run_cli("recall", *model, "--suite", suite, "--device", "cpu", "--out", out)
+    assert outcome.exit_code == 0
+    row = load(out, "recall").iloc[0]
+    assert (row["mixer"], row["d_model"], row["learning_rate"], row["seed"]) == ("sliding_window", 32, 0.01, 3)
+    assert '"window": 4' in row["config"]
+    assert row["layer_mixers"] == "base_conv+sliding_window"
+
+
+def test_layers_can_be_given(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    layers = ["--layers", "base_conv,sliding_window,based"]
+    outcome = run_cli(
+        "recall", "--mixer", "based", *layers, "--lr", "0.01", "--suite", suite, "--device", "cpu", "--out", out
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    assert load(out, "recall").iloc[0]["layer_mixers"] == "base_conv+sliding_window+based"
+
+
+def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    text = sweep(run_cli, suite, out, "--dry-run")
+    assert "4 runs" in text
+    assert re.search(r"based d_model=16 feature_dim=2\s+2\s+0\s", text)
+    assert "Nothing was run" in text
+    assert not list(out.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--sweep", "--mixer"]),
+        (["--mixer", "bsed"], ["'bsed'", "'based'"]),
+        (["--mixer", "based", "--feture-dim", "3"], ["feture_dim", "feature_dim"]),
+        (["--mixer", "sliding_window", "--window", "0"], ["window", "0"]),
+        (["--mixer", "attention", "--d-model", "10", "--heads", "3"], ["heads", "3", "10"]),
+        (["--mixer", "based", "--feature-dim"], ["--feature-dim needs a value"]),
+        (["--mixer", "based", "stray"], ["'stray'"]),
+        (["--sweep", "--mixer", "based"], ["--mixer", "--sweep"]),
+        (["--sweep", "--windw", "3"], ["--windw", "--sweep"]),
+        (["--sweep", "--suite", "quik"], ["'quik'", "'quick'"]),
+        (["--sweep", "--filter", "("], ["regular expression"]),
+        (["--sweep", "--filter", "nothing-like-it"], ["matches none"]),
+        (["--sweep", "--retry", "oops"], ["--retry", "'oops'"]),
+        (["--sweep", "--lr", "fast"], ["--lr", "'fast'"]),
+        (["--sweep", "--lr", "-1"], ["learning_rates"]),
+        (["--sweep", "--epochs", "0"], ["epochs"]),
+        (["--sweep", "--precision", "fp8"], ["precision", "fp8"]),
+        (["--sweep", "--device", "gpu"], ["'gpu'", "cuda"]),
+        (["--sweep", "--plugin", "none.py"], ["none.py"]),
+    ],
+)
+def test_bad_input_is_one_sentence(run_cli: RunCli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    outcome = run_cli("recall", "--suite", "quick", "--out", tmp_path / "results", *arguments)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith("Error: ")
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in outcome.stderr
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_an_unwritable_folder(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path / "file" / "results")
+    assert outcome.exit_code == 2
+    assert str(tmp_path / "file") in outcome.stderr
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    suite.write_text(SUITE.replace("[0.01, 0.02]", "{logspace: [-4, -2, 300]}"))
+    command = ["recall", "--sweep", "--suite", str(suite), "--device", "cpu", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "basedbench", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    deadline = time.monotonic() + 60
+    while len(list(out.rglob("*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command again goes on" in errors
+    assert "Traceback" not in errors
+    assert 2 <= len(load(out, "recall")) < 600

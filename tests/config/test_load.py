@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from basedbench.config import RecallSuite, load_suite, parse_suite, suite_names
+from basedbench.errors import UserError
+
+VALID = """
+kind: recall
+train:
+  segments: [{length: 16, pairs: 2, examples: 64}]
+  learning_rates: [1e-2]
+test:
+  segments: [{length: 16, pairs: 2}]
+models:
+  - {mixer: based, grid: {d_model: 16}}
+"""
+
+
+def parse(text: str) -> RecallSuite:
+    suite = parse_suite(text, "mine", "mine.yaml")
+    assert isinstance(suite, RecallSuite)
+    return suite
+
+
+def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> None:
+    suite = parse(VALID)
+    assert (suite.name, suite.train.batch_size, suite.train.epochs, suite.train.weight_decay) == ("mine", 256, 32, 0.1)
+    assert suite.train.learning_rates == [0.01]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("learning_rates", "lerning_rates", ["train", "'lerning_rates'", "'learning_rates'"]),
+        ("pairs: 2, examples", "paris: 2, examples", ["train.segments[0]", "'paris'", "'pairs'"]),
+        ("kind: recall", "kind: recal", ["kind", "recall", "throughput"]),
+        (", examples: 64", "", ["train.segments", "16x2", "examples"]),
+        ("[1e-2]", "[-1.0]", ["train.learning_rates", "-1.0"]),
+        ("[1e-2]", "[]", ["train.learning_rates", "empty"]),
+        ("{d_model: 16}", "{width: 16}", ["models[0].grid", "d_model"]),
+        (
+            "length: 16, pairs: 2, examples: 64",
+            "length: x, pairs: 2, examples: 64",
+            ["train.segments[0].length", "'x'"],
+        ),
+        ("mixer: based", "mixer: [based", ["line", "not valid YAML"]),
+    ],
+)
+def test_one_sentence_says_what_is_wrong_and_where(old: str, new: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(VALID.replace(old, new))
+    message = str(caught.value)
+    assert "mine.yaml" in message
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_what_is_not_a_mapping_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="mapping"):
+        parse_suite(text, "mine", "mine.yaml")
+
+
+def test_yaml_cannot_name_python_objects() -> None:
+    with pytest.raises(UserError, match="not valid YAML"):
+        parse(VALID + "\ndescription: !!python/object/apply:os.getcwd []\n")
+
+
+def test_files_and_names(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(VALID)
+    assert load_suite(str(path)).name == "own"
+    with pytest.raises(UserError, match="cannot read the suite file"):
+        load_suite(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match="did you mean 'figure2'"):
+        load_suite("figure_2")
+    with pytest.raises(UserError, match="is a recall suite"):
+        load_suite("figure2", "throughput")
+
+
+def test_every_shipped_suite_loads() -> None:
+    names = suite_names()
+    assert {"quick", "figure2"} <= set(names)
+    assert all(load_suite(name).name == name for name in names)
+    assert "figure2" in suite_names("recall")
+    assert "figure2" not in suite_names("throughput")

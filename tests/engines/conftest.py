@@ -1,0 +1,79 @@
+"""Mixers that misbehave, as a user's plugin file, and a listener that remembers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basedbench.mixers import load_plugin
+from basedbench.training.cases import RecallCase
+
+PLUGIN = """
+import os
+import torch
+from basedbench.mixers import Mixer, State, register
+
+
+class Broken(Mixer):
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None) -> State:
+        return {"x": torch.zeros(batch_size, 1, dtype=dtype, device=device)}
+
+
+@register
+class Poison(Broken):
+    name = "poison"
+
+    def forward(self, x_BLD):
+        return x_BLD * float("nan")
+
+
+@register
+class Raises(Broken):
+    name = "raises"
+
+    def forward(self, x_BLD):
+        raise RuntimeError("this mixer never works")
+
+
+@register
+class Exhausts(Broken):
+    name = "exhausts"
+
+    def forward(self, x_BLD):
+        raise torch.OutOfMemoryError("no memory left")
+
+
+@register
+class Dies(Broken):
+    name = "dies"
+
+    def forward(self, x_BLD):
+        os._exit(7)
+"""
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file, loaded in this process too."""
+    path = tmp_path_factory.mktemp("plugin") / "misbehaving.py"
+    path.write_text(PLUGIN)
+    load_plugin(path)
+    return path
+
+
+class Memory:
+    """What an engine reported."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def started(self, case: RecallCase) -> None:
+        self.began.append(case.mixer)
+
+    def epoch(self, case: RecallCase, epoch: int, accuracy: float) -> None:
+        self.epochs.append((case.mixer, epoch))
+
+    def finished(self, case: RecallCase, row: dict[str, Any]) -> None:
+        self.rows[case.mixer] = row

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from basedbench.engines import LocalEngine, Place
+from basedbench.store import load
+from basedbench.store.schema import PROMISED
+from basedbench.training.cases import RecallCase, recall_cases
+from tests.engines.conftest import Memory
+from tests.training.conftest import tiny_suite, trained
+
+GOOD = [{"mixer": "based", "grid": {"d_model": 16, "feature_dim": 4}}, {"mixer": "attention", "grid": {"d_model": 16}}]
+
+
+def cases_of(*broken: str) -> list[RecallCase]:
+    bad = [{"mixer": name, "layers": [name], "grid": {"d_model": 16}} for name in broken]
+    return recall_cases(tiny_suite([*bad, *GOOD]))
+
+
+def run(cases: list[RecallCase], root: Path, places: list[Place], plugin: Path) -> tuple[Memory, pd.DataFrame]:
+    memory = Memory()
+    LocalEngine(places, str(root), memory, [str(plugin)]).run(cases)
+    return memory, load(root, "recall").set_index("mixer")
+
+
+def test_a_failing_run_touches_no_other(tmp_path: Path, plugin: Path) -> None:
+    cases = cases_of("poison", "raises", "exhausts")
+    memory, rows = run(cases, tmp_path, [Place("cpu", slots=5)], plugin)
+    assert rows["status"].to_dict() == {
+        "poison": "diverged",
+        "raises": "runtime_error",
+        "exhausts": "oom",
+        "based": "ok",
+        "attention": "ok",
+    }
+    assert rows["reason"]["raises"] == "RuntimeError: this mixer never works"
+    assert rows["stop_reason"]["poison"] == "loss is not finite"
+    for case in cases[-2:]:
+        assert rows["accuracy_by_epoch"][case.mixer] == trained(case).progress.accuracies
+    assert ("based", 2) in memory.epochs
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_dying_process_costs_only_the_case_that_kills_it(tmp_path: Path, plugin: Path, slots: int) -> None:
+    memory, rows = run(cases_of("dies"), tmp_path, [Place("cpu", slots=slots)], plugin)
+    assert rows["status"].to_dict() == {"dies": "crashed", "based": "ok", "attention": "ok"}
+    assert rows["reason"]["dies"] == "its process ended with exit code 7"
+    assert set(memory.rows) == {"dies", "based", "attention"}
+
+
+def test_rows_say_everything_promised(tmp_path: Path, plugin: Path) -> None:
+    cases = cases_of()
+    _, rows = run(cases, tmp_path, [Place("cpu", slots=1)] * 2, plugin)
+    row = rows.reset_index().set_index("case_id").loc[cases[0].case_id]
+    assert set(PROMISED["recall"]) <= {"case_id", *row.index}
+    scalars = [name for name in PROMISED["recall"] if name != "case_id" and not isinstance(row[name], list | dict)]
+    empty = {name for name in scalars if pd.isna(row[name])}
+    assert empty == {"reason"}
+    assert set(row["accuracy_by_slice"]) == {"16x2", "32x8"}
+    assert row["accuracy_by_slice_by_epoch"]["16x2"][-1] == row["accuracy_by_slice"]["16x2"]
+    assert row["accuracy"] == pytest.approx(sum(row["accuracy_by_slice"].values()) / 2)
+    assert (row["steps"], row["epochs"], row["stop_reason"], row["device"]) == (8, 2, "epochs", "cpu")
+    assert row["state_bytes"] == 4 * (2 * 16 + 15 * 17)  # BaseConv's two inputs; 1 + f + f(f+1)/2 features, d + 1 wide
+    assert row["data_hash"]
+    assert row["train_s"] > 0
+
+
+def test_side_by_side_seconds_are_shared(tmp_path: Path, plugin: Path) -> None:
+    _, alone = run(cases_of(), tmp_path / "alone", [Place("cpu", slots=1)], plugin)
+    _, beside = run(cases_of(), tmp_path / "beside", [Place("cpu", slots=2)], plugin)
+    assert set(alone["concurrent_runs"]) == {1}
+    assert max(beside["concurrent_runs"]) == 2

@@ -1,0 +1,65 @@
+import pytest
+
+from basedbench.config import load_suite
+from basedbench.errors import UserError
+from basedbench.training.cases import recall_cases
+from tests.training.conftest import MakeCase, tiny_suite
+
+
+def test_figure2_is_the_published_recipe() -> None:
+    cases = recall_cases(load_suite("figure2"))
+    case = cases[0]
+    assert case.steps_per_epoch == 707
+    assert case.positions_per_epoch == 24_320_000
+    assert sum((s.examples or 0) * s.pairs for s in case.train.segments) == 2_800_000
+    assert {c.learning_rate for c in cases} == {0.001, 0.00316228, 0.01, 0.0316228}
+    models = {c.model_label for c in cases}
+    assert len(cases) == 4 * len(models)
+    assert {"based d_model=64 feature_dim=16", "sliding_window d_model=128 window=64"} <= models
+
+
+def test_identity_is_the_meaning(make_case: MakeCase) -> None:
+    base = make_case()
+    assert make_case().case_id == base.case_id
+    explicit = make_case(
+        [{"mixer": "based", "layers": ["base_conv", "based"], "grid": {"feature_dim": 4, "d_model": 16}}]
+    )
+    assert explicit.case_id == base.case_id
+    assert make_case(epochs=3).case_id != base.case_id
+    assert make_case(seeds=[1]).case_id != base.case_id
+    assert make_case(precision="bf16").case_id != base.case_id
+
+
+def test_labels_carry_what_the_suite_names(make_case: MakeCase) -> None:
+    assert make_case().label == "based d_model=16 feature_dim=4 lr=0.01 seed=0"
+
+
+def test_layers_of_their_own(make_case: MakeCase) -> None:
+    layers = ["base_conv", {"mixer": "sliding_window", "options": {"window": 4}}, "based"]
+    case = make_case([{"mixer": "based", "layers": layers, "grid": {"d_model": 16, "feature_dim": 4}}])
+    assert [layer.mixer for layer in case.layers] == ["base_conv", "sliding_window", "based"]
+    assert case.layers[1].options["window"] == 4
+    assert case.config["feature_dim"] == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"mixer": "sliding_window", "grid": {"d_model": 16, "window": 0}}, ["sliding_window", "window", "0"]),
+        ({"mixer": "attention", "grid": {"d_model": 16, "heads": 3}}, ["attention", "heads", "3", "16"]),
+        ({"mixer": "bsed", "grid": {"d_model": 16}}, ["'bsed'", "'based'"]),
+        ({"mixer": "based", "grid": {"d_model": 16, "feature": 3}}, ["'feature'", "feature_dim"]),
+        ({"mixer": "based", "grid": {"d_model": "wide"}}, ["d_model"]),
+        ({"mixer": "based", "layers": ["base_conv"], "grid": {"d_model": 16}}, ["based", "layers"]),
+    ],
+)
+def test_impossible_models_are_one_sentence(model: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        recall_cases(tiny_suite([model]))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_impossible_segments_name_their_place() -> None:
+    with pytest.raises(UserError, match=r"tiny, train.segments\[0\].*length is 16"):
+        recall_cases(tiny_suite(segments=[{"length": 16, "pairs": 5, "examples": 4}]))
