@@ -30,7 +30,7 @@ class AdamW:
         with torch.no_grad():
             adamw(
                 self.parameters,
-                list(gradients),
+                [gradient.contiguous() for gradient in gradients],  # the fused update takes no other layout
                 self.first,
                 self.second,
                 [],

@@ -1,0 +1,54 @@
+"""What only a GPU can show: recorded steps do what the called ones do, and runs beside each other do not meet."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from basedbench.engines import LocalEngine, Place
+from basedbench.store import load
+from basedbench.training.cases import RecallCase, recall_cases
+from basedbench.training.data import recall_data
+from basedbench.training.run import RecallRun
+from tests.engines.conftest import Memory
+from tests.training.conftest import tiny_suite
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+MIXERS = ["based", "attention", "sliding_window", "linear_attention"]
+
+
+def cases() -> list[RecallCase]:
+    return recall_cases(tiny_suite([{"mixer": name, "grid": {"d_model": 32}} for name in MIXERS]))
+
+
+def trained_on_gpu(case: RecallCase, record: bool) -> RecallRun:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run = RecallRun(case, recall_data(case, "cuda:0"), "cuda:0")
+        if not record:
+            run._record = lambda: None  # type: ignore[method-assign]
+        for _ in run.train():
+            pass
+    return run
+
+
+@pytest.mark.parametrize("index", range(len(MIXERS)))
+def test_replayed_steps_are_the_called_ones(index: int) -> None:
+    case = cases()[index]
+    replayed, called = trained_on_gpu(case, True), trained_on_gpu(case, False)
+    assert replayed.progress.losses == pytest.approx(called.progress.losses, rel=1e-5)
+    for a, b in zip(replayed.model.parameters(), called.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_beside_others_a_run_is_the_run_alone(tmp_path: Path) -> None:
+    frames = []
+    for slots in (1, len(MIXERS)):
+        root = tmp_path / str(slots)
+        LocalEngine([Place("cuda:0", slots=slots)], str(root), Memory()).run(cases())
+        frames.append(load(root, "recall").set_index("mixer").sort_index())
+    alone, beside = frames
+    assert alone["status"].tolist() == ["ok"] * len(MIXERS)
+    assert alone["loss_by_epoch"].tolist() == beside["loss_by_epoch"].tolist()
+    assert alone["accuracy_by_epoch"].tolist() == beside["accuracy_by_epoch"].tolist()
