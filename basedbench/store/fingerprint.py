@@ -137,7 +137,12 @@ def _installed(package: str) -> str | None:
 
 @cache
 def _commit() -> tuple[str | None, bool]:
-    """The commit of the checkout this runs from and whether its code was edited; (None, False) outside of one."""
+    """The commit of the checkout this runs from and whether its code was edited; (None, False) outside of one.
+
+    A copy of the code without its history (in a container, say) can be told its commit in BASEDBENCH_COMMIT.
+    """
+    if told := re.fullmatch(r"([0-9a-f]{7,40})(\.dirty)?", os.environ.get("BASEDBENCH_COMMIT", "")):
+        return told[1][:12], told[2] is not None
     here = Path(__file__).resolve()
     # An installed package may lie inside somebody else's repository: only one that tracks this file counts.
     if not _output("git", "-C", str(here.parent), "ls-files", here.name):

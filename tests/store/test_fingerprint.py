@@ -141,3 +141,12 @@ def fresh_copy(root: Path):
 def git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("told", "version"),
+    [("0123456789abcdef", "+g0123456789ab"), ("0123456.dirty", "+g0123456.dirty"), ("not-a-commit", "")],
+)
+def test_a_copy_without_history_can_be_told_its_commit(tmp_path, monkeypatch, told, version):
+    monkeypatch.setenv("BASEDBENCH_COMMIT", told)
+    assert fresh_copy(tmp_path).code_version() == f"{__version__}{version}"
