@@ -44,6 +44,18 @@ class Exhausts(Broken):
 
 
 @register
+class Greedy(Broken):
+    name = "greedy"
+    tried = 0
+
+    def forward(self, x_BLD):
+        Greedy.tried += 1
+        if Greedy.tried == 1:
+            raise torch.OutOfMemoryError("no memory left beside the others")
+        return x_BLD
+
+
+@register
 class Dies(Broken):
     name = "dies"
 

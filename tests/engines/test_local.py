@@ -41,6 +41,12 @@ def test_a_failing_run_touches_no_other(tmp_path: Path, plugin: Path) -> None:
     assert ("based", 2) in memory.epochs
 
 
+def test_a_run_that_does_not_fit_beside_others_waits_for_room(tmp_path: Path, plugin: Path) -> None:
+    memory, rows = run(cases_of("greedy"), tmp_path, [Place("cpu", slots=3)], plugin)
+    assert rows["status"].to_dict() == {"greedy": "ok", "based": "ok", "attention": "ok"}
+    assert memory.began.count("greedy") == 2
+
+
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_dying_process_costs_only_the_case_that_kills_it(tmp_path: Path, plugin: Path, slots: int) -> None:
     memory, rows = run(cases_of("dies"), tmp_path, [Place("cpu", slots=slots)], plugin)
