@@ -1,0 +1,58 @@
+"""Short names for families and points: what stands in legends, beside markers and in tables."""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+_TITLES = {"mamba2": "Mamba-2", "rwkv7": "RWKV-7", "gla": "GLA", "h3": "H3", "delta_net": "DeltaNet"}
+_TITLES |= {"gated_delta_net": "Gated DeltaNet", "base_conv": "BaseConv"}
+_SIZES = {"feature_dim": "f", "window": "w", "d_state": "N"}  # they set the state's size, so they are always named
+_LETTERS = _SIZES | {"heads": "h", "expand": "e", "layers": "layers ", "epochs": "epochs ", "learning_rate": "lr "}
+_VARIED = ("layers", "layer_mixers", "init", "precision", "epochs", "suite")
+
+
+def family_title(name: str) -> str:
+    """`sliding_window` -> `Sliding window`."""
+    words = name.replace("_", " ")
+    return _TITLES.get(name, words[:1].upper() + words[1:])
+
+
+def point_labels(points: pd.DataFrame, always_width: bool = False) -> pd.Series:
+    """A label such as `d64 f16` per point: what tells it from the others of its family, and what sets its state size.
+
+    d_model is left out where the whole family shares it and something else is named, unless `always_width`; the
+    learning rate is added where points are the same model.
+    """
+    labels: dict[Hashable, str] = {}
+    for _, family in points.groupby("family", sort=False):
+        texts = _family_labels(family, always_width, _VARIED)
+        if len(set(texts)) < len(texts):
+            texts = _family_labels(family, always_width, (*_VARIED, "learning_rate"))
+        labels |= zip(family.index, texts, strict=True)
+    return pd.Series(labels, dtype="object").reindex(points.index)
+
+
+def _family_labels(family: pd.DataFrame, always_width: bool, columns: Sequence[str]) -> list[str]:
+    options = [_options(row, columns) for row in family.to_dict("records")]
+    names = dict.fromkeys(name for one in options for name in one)
+    named = [name for name in names if name in _SIZES or len({str(one.get(name)) for one in options}) > 1]
+    width = always_width or not named or family["d_model"].nunique() > 1
+    labels = []
+    for d_model, one in zip(family["d_model"], options, strict=True):
+        parts = [f"d{d_model:g}"] if width else []
+        labels.append(" ".join(parts + [_part(name, one[name]) for name in named if one.get(name) is not None]))
+    return labels
+
+
+def _options(row: Mapping[Hashable, Any], columns: Sequence[str]) -> dict[str, Any]:
+    options = json.loads(row["config"]) if isinstance(row.get("config"), str) else {}
+    return options | {name: row[name] for name in columns if name in row and not pd.isna(row[name])}
+
+
+def _part(name: str, value: Any) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    if name in _LETTERS:
+        return _LETTERS[name] + text
+    return text if isinstance(value, str) else f"{name}={text}"

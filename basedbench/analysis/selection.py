@@ -1,0 +1,96 @@
+"""From runs to points: the best learning rate of each model, its seeds as a mean with an interval.
+
+A model is everything in a recall row's case but learning rate and seed. Choosing the maximum over learning rates on
+the split that is also reported favours models that were tried more often; `selection_note` says what was done, for
+the figure.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from basedbench.analysis.columns import numbers
+from basedbench.analysis.intervals import t_interval
+from basedbench.errors import UserError, nearest
+
+MODEL = (
+    *("suite", "family", "mixer", "layer_mixers", "config", "d_model", "layers", "init", "precision"),
+    *("task", "recipe", "vocab_size", "epochs", "batch_size", "weight_decay", "select_split"),
+)
+HOW = ("best-lr", "all")
+
+
+def select(
+    frame: pd.DataFrame, metrics: Sequence[str] = ("state_bytes", "accuracy"), how: str = "best-lr"
+) -> pd.DataFrame:
+    """One row per model (`best-lr`), or per model and learning rate (`all`), from recall rows with one row per run.
+
+    The best learning rate has the largest mean over seeds of `accuracy`, or of `validation_accuracy` where
+    select_split is "validation"; a diverged run counts as tried, with accuracy 0. Other failures are left out: they
+    say nothing of the model.
+    Columns: those of the model, learning_rate, learning_rates (tried), seeds (finished at this one), diverged
+    (likewise), and for every metric m its mean m with the 95 % t-interval m_low, m_high (NaN with one seed).
+    Raises UserError for an unknown metric or `how`.
+    """
+    if how not in HOW:
+        raise UserError(f"no selection {how!r}: {nearest(how, HOW)}")
+    values = {name: numbers(frame, name) for name in metrics}
+    runs = frame.assign(**values, _score=_scores(frame)) if len(frame) else frame
+    runs = runs[runs["status"].isin(["ok", "diverged"])]
+    keys = [name for name in MODEL if name in frame.columns]
+    points = []
+    for _, model in runs.groupby(keys, dropna=False, sort=False):
+        tried = [rate for _, rate in model.groupby("learning_rate") if (rate["status"] == "ok").any()]
+        if tried and how == "best-lr":
+            tried = [max(tried, key=lambda rate: float(rate["_score"].mean()))]
+        tries = model["learning_rate"].nunique()
+        points += [_point(rate, keys, metrics) | {"learning_rates": tries} for rate in tried]
+    return pd.DataFrame(points, columns=_columns(keys, metrics))
+
+
+def selection_note(points: pd.DataFrame, how: str = "best-lr") -> str:
+    """How the points came about, in one line for the figure."""
+    tries, seeds = _span(points["learning_rates"], "learning rate"), _span(points["seeds"], "seed")
+    splits = sorted(set(points["select_split"].dropna())) if "select_split" in points.columns else []
+    if how == "all":
+        chosen = "Every learning rate is a point"
+    elif points["learning_rates"].max() == 1:
+        chosen = "One learning rate per model"
+    else:
+        chosen = f"Best of {tries} per model, chosen on the {' or '.join(splits) or 'test'} split"
+    if points["seeds"].max() == 1:
+        return f"{chosen}; one seed."
+    bars = "bars: 95% t-intervals" if points["seeds"].min() > 1 else "bars: 95% t-intervals where there are several"
+    return f"{chosen}; mean of {seeds}, {bars}."
+
+
+def _scores(frame: pd.DataFrame) -> pd.Series:
+    """What the learning rate is chosen on, per run."""
+    score = numbers(frame, "accuracy")
+    if "select_split" in frame.columns and "validation_accuracy" in frame.columns:
+        score = score.where(frame["select_split"] != "validation", numbers(frame, "validation_accuracy"))
+    return score.where(frame["status"] == "ok", 0.0)
+
+
+def _point(rate: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """The runs of one model at one learning rate as one row."""
+    finished = rate[rate["status"] == "ok"]
+    point = {name: finished[name].iloc[0] for name in [*keys, "learning_rate"]}
+    point |= {"seeds": len(finished), "diverged": len(rate) - len(finished)}
+    for name in metrics:
+        low, high = t_interval(finished[name].dropna().tolist())
+        point |= {name: finished[name].mean(), f"{name}_low": low, f"{name}_high": high}
+    return point
+
+
+def _columns(keys: list[str], metrics: Sequence[str]) -> list[str]:
+    columns = [*keys, "learning_rate", "learning_rates", "seeds", "diverged"]
+    return list(dict.fromkeys([*columns, *(name + end for name in metrics for end in ("", "_low", "_high"))]))
+
+
+def _span(counts: pd.Series, noun: str) -> str:
+    low, high = counts.min(), counts.max()
+    if low == high:
+        return f"{high} {noun}s" if high != 1 else f"one {noun}"
+    return f"{low} to {high} {noun}s"

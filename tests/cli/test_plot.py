@@ -1,0 +1,255 @@
+"""`basedbench plot` on small results folders: what it writes, prints and refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from basedbench.store import Store
+from basedbench.store.schema import blank_row
+
+SLICES = {"64x4": 1.0, "64x8": 0.9, "128x8": 0.8}
+
+
+def recall_row(number, family, config, accuracy, state_bytes, **more):
+    values = {"case_id": f"c{number}", "suite": "mine", "mixer": family, "family": family, "status": "ok"}
+    values |= {"config": config, "d_model": 64, "layers": 2, "learning_rate": 0.01, "seed": 0, "epochs": 4}
+    values |= {"accuracy": accuracy, "accuracy_by_slice": SLICES, "state_bytes": state_bytes, "parameters": 10_000}
+    values |= {"state_bytes_zoology": state_bytes, "vocab_size": 128, "select_split": "test", "created_at": None}
+    return blank_row("recall") | values | more
+
+
+RUNS = [
+    recall_row(0, "based", {"feature_dim": 8}, 0.5, 2048),
+    recall_row(1, "based", {"feature_dim": 16}, 0.8, 8192),
+    recall_row(2, "based", {"feature_dim": 16}, 0.9, 8192, learning_rate=0.003),
+    recall_row(3, "attention", {"heads": 1}, 1.0, 65536),
+    recall_row(4, "mamba", {"d_state": 16}, 0.7, 8192, seed=0),
+    recall_row(5, "mamba", {"d_state": 16}, 0.6, 8192, seed=1),
+    recall_row(6, "mamba", {"d_state": 16}, None, 8192, seed=2, status="diverged"),
+]
+
+
+def timing_row(number, contender, length, median_ms, **more):
+    values = {"case_id": f"t{number}", "suite": "kernels", "operator": "ssd", "contender": contender, "mode": "fwd"}
+    values |= {"dtype": "fp32", "batch": 1, "length": length, "heads": 2, "key_dim": 8, "value_dim": 16, "config": {}}
+    values |= {"status": "ok", "cache": "hot", "device_name": "a CPU", "baseline": "reference", "median_ms": median_ms}
+    if median_ms:
+        values |= {"ci_low_ms": 0.9 * median_ms, "ci_high_ms": 1.1 * median_ms}
+        values |= {"tokens_per_s": length / median_ms * 1e3}
+    return blank_row("throughput") | values | more
+
+
+TIMINGS = [
+    timing_row(0, "ours", 1024, 1.024),
+    timing_row(1, "ours", 2048, 2.048),
+    timing_row(2, "reference", 1024, 4.096),
+    timing_row(3, "reference", 2048, None, status="oom", reason="needs 9 GiB"),
+    timing_row(4, "ours", 1024, 0.5, mode="decode", tokens_per_s=2000.0),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("plot") / "results"
+    store = Store(folder)
+    for row in RUNS:
+        store.write("recall", row)
+    for row in TIMINGS:
+        store.write("throughput", row)
+    return folder
+
+
+@pytest.fixture
+def plot(run_cli, results, tmp_path):
+    """Runs `plot NAME` on the results, writing a small file in a fresh folder."""
+
+    def run(name, *arguments, folder=results, out="figure.png"):
+        outcome = run_cli("plot", name, "--results", folder, "--out", tmp_path / out, *arguments)
+        assert outcome.exit_code == 0, outcome.output
+        return outcome.stdout
+
+    return run
+
+
+@pytest.fixture
+def mistake(run_cli):
+    """Runs `plot` and returns the one sentence that it refuses with."""
+
+    def run(*arguments):
+        outcome = run_cli("plot", *arguments)
+        assert outcome.exit_code == 2
+        assert outcome.stdout == ""
+        assert outcome.stderr.startswith("Error: ")
+        return outcome.stderr
+
+    return run
+
+
+def as_json(printed):
+    return json.loads(printed)
+
+
+@pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_a_figure_is_written_in_the_format_of_its_name(plot, tmp_path, kind, begins):
+    printed = plot("pareto", out=f"new/figure.{kind}")
+    assert (tmp_path / "new" / f"figure.{kind}").read_bytes().startswith(begins)
+    assert f"Figure: {tmp_path / 'new' / f'figure.{kind}'}" in printed
+
+
+def test_without_out_the_figure_lands_in_the_results_folder(run_cli, tmp_path):
+    Store(tmp_path).write("recall", RUNS[0])
+    assert run_cli("plot", "pareto", "--results", tmp_path).exit_code == 0
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
+
+
+def test_the_table_lists_every_point_and_marks_the_frontier(plot):
+    printed = plot("pareto")
+    rows = {tuple(line.split()[:3]): line for line in printed.splitlines()}
+    assert ("*", "Based", "d64") in rows
+    based = next(line for line in printed.splitlines() if "f16" in line)
+    assert based.split()[:8] == ["*", "Based", "d64", "f16", "8", "KiB", "0.900", "0.003"]
+    mamba = next(line for line in printed.splitlines() if "Mamba" in line)
+    assert mamba.split()[0] == "Mamba"
+    assert "0.650 ±0.635" in mamba
+    assert "2 of 3" in mamba
+    assert "Best of 1 to 2 learning rates per model, chosen on the test split" in printed
+    assert "Failed: 1 diverged." in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 100  # the last is a path
+    assert "\x1b[" not in printed
+
+
+def test_json_has_the_points_the_frontier_and_the_selection(plot, tmp_path):
+    printed = as_json(plot("pareto", "--json"))
+    assert printed["figure"] == str(tmp_path / "figure.png")
+    assert (printed["x"], printed["y"]) == ("state_bytes", "accuracy")
+    assert printed["failed"] == {"diverged": 1}
+    front = [(point["family"], point["config"]) for point in printed["points"] if point["frontier"]]
+    assert front == [("based", {"feature_dim": 8}), ("based", {"feature_dim": 16}), ("attention", {"heads": 1})]
+    best = next(point for point in printed["points"] if point["config"] == {"feature_dim": 16})
+    assert (best["accuracy"], best["learning_rate"], best["learning_rates"]) == (0.9, 0.003, 2)
+    assert best["accuracy_low"] is None
+
+
+def test_every_learning_rate_can_be_a_point(plot):
+    points = as_json(plot("pareto", "--select", "all", "--json"))["points"]
+    assert len(points) == 5
+    assert sum(point["config"] == {"feature_dim": 16} for point in points) == 2
+
+
+@pytest.mark.parametrize(("y", "value"), [("accuracy@4", 1.0), ("accuracy@8", 0.8), ("accuracy@64x8", 0.9)])
+def test_one_slice_as_y(plot, y, value):
+    assert {point[y] for point in as_json(plot("pareto", "--y", y, "--json"))["points"]} == {value}
+
+
+def test_the_table_can_stand_under_the_figure(plot, tmp_path):
+    def height(name):
+        return int.from_bytes((tmp_path / name).read_bytes()[20:24], "big")
+
+    plot("pareto", out="plain.png")
+    plot("pareto", "--table", out="table.png")
+    assert height("table.png") > height("plain.png")
+
+
+def test_points_without_a_cost_are_mentioned(plot, tmp_path):
+    store = Store(tmp_path / "other")
+    for row in (RUNS[0], recall_row(9, "none", {}, 0.1, 0)):
+        store.write("recall", row)
+    assert "Not shown: 1 without state_bytes above 0" in plot("pareto", folder=tmp_path / "other")
+
+
+def test_suites_are_told_apart(mistake, plot, tmp_path):
+    folder = tmp_path / "two"
+    store = Store(folder)
+    store.write("recall", RUNS[0])
+    store.write("recall", RUNS[1] | {"suite": "theirs"})
+    store.write("recall", RUNS[3] | {"suite": "other", "accuracy_by_slice": {"32x2": 0.9}, "vocab_size": 64})
+    with_both = as_json(plot("pareto", "--suite", "mine", "--suite", "theirs", "--json", folder=folder))
+    assert {point["suite"] for point in with_both["points"]} == {"mine", "theirs"}
+    assert len(as_json(plot("pareto", "--suite", "other", "--json", folder=folder))["points"]) == 1
+    assert "mine, other, theirs were tested on different tasks" in mistake("pareto", "--results", folder)
+
+
+def test_published_points_come_with_a_comparison(plot, tmp_path):
+    lengths = ("64x4", "64x8", "64x16", "128x32", "256x64", "512x128", "1024x256")
+    row = recall_row(0, "based", {"feature_dim": 16}, 0.9, 40_548, accuracy_by_slice=dict.fromkeys(lengths, 0.9))
+    Store(tmp_path / "figure2").write("recall", row)
+    printed = plot("pareto", "--published", "--x", "state_bytes_zoology", folder=tmp_path / "figure2")
+    assert "0.912" in printed
+    assert "-0.012" in printed
+
+
+def test_slices(plot, tmp_path):
+    printed = plot("slices")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert "64x4" in printed
+    assert "64x8" not in printed  # as many pairs as 128x8, and shorter
+    assert next(line for line in printed.splitlines() if "f16" in line).split() == [
+        "Based",
+        "d64",
+        "f16",
+        "1.000",
+        "0.800",
+    ]
+    points = as_json(plot("slices", "--json"))["points"]
+    assert {point["accuracy@128x8"] for point in points} == {0.8}
+
+
+def test_throughput(plot, tmp_path):
+    lines = [line.split() for line in plot("throughput").splitlines()]
+    assert ["ssd", "fwd", "ours", "2k", "1", "µs"] in lines
+    assert ["ssd", "fwd", "reference", "1k", "4", "µs", "1", "oom"] in lines
+    assert ["ssd", "decode", "ours", "1k", "500", "µs"] in lines
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_throughput_of_one_mode_as_json(plot):
+    printed = as_json(plot("throughput", "--mode", "fwd", "--y", "tokens_per_s", "--json"))
+    assert [point["mode"] for point in printed["points"]] == ["fwd"] * 4
+    assert printed["points"][0]["value"] == pytest.approx(1e6)
+    assert printed["points"][3]["value"] is None
+    assert printed["failed"] == {"oom": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pareto", "--x", "state_byte"], "did you mean 'state_bytes'"),
+        (["pareto", "--x", "decode_tokens_per_s"], "throughput rows of the same mixers"),
+        (["pareto", "--y", "acuracy"], "did you mean 'accuracy'"),
+        (["pareto", "--y", "parameters"], "'parameters' is no accuracy"),
+        (["pareto", "--x", "accuracy"], "x and y are both 'accuracy'"),
+        (["pareto", "--y", "accuracy@5"], "there are accuracy@64x4, accuracy@64x8, accuracy@128x8"),
+        (["pareto", "--y", "validation_accuracy"], "no point has both state_bytes"),
+        (["pareto", "--select", "best"], "did you mean 'best-lr'"),
+        (["pareto", "--suite", "figure2"], "no rows of suite 'figure2' in this results folder, only of mine"),
+        (["pareto", "--out", "figure.jpg"], "'.jpg': a figure is saved as .png, .svg, .pdf"),
+        (["pareto", "--out", "/proc/no/figure.png"], "cannot write the figure"),
+        (["pareto", "--width", "triple"], "no width 'triple'"),
+        (["pareto", "--published"], "use --x state_bytes_zoology"),
+        (["pareto", "--published", "--x", "state_bytes_zoology"], "these rows were tested on 64x4, 64x8, 128x8"),
+        (["throughput", "--operator", "ss"], "no rows of operator 'ss' here: did you mean 'ssd'"),
+        (["throughput", "--mode", "bwd"], "no rows of mode 'bwd'"),
+        (["throughput", "--y", "time"], "no measure 'time'"),
+        (["slices", "--suite", "x"], "only of mine"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(mistake, results, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in mistake(*arguments, "--results", results)
+
+
+def test_a_machine_without_torch_can_plot(results, tmp_path):
+    hide = "import sys; sys.modules['torch'] = None; from basedbench.cli import main; main()"
+    arguments = ["plot", "pareto", "--results", str(results), "--out", str(tmp_path / "figure.svg")]
+    subprocess.run([sys.executable, "-c", hide, *arguments], check=True, capture_output=True)
+    assert (tmp_path / "figure.svg").exists()
+
+
+def test_nothing_finished_and_nothing_there(mistake, tmp_path):
+    Store(tmp_path / "failed").write("recall", RUNS[6])
+    assert "no run of mine finished (1 diverged)" in mistake("pareto", "--results", tmp_path / "failed")
+    assert "no recall results" in mistake("pareto", "--results", tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
