@@ -37,7 +37,8 @@ def point_labels(points: pd.DataFrame, always_width: bool = False) -> pd.Series:
 def _family_labels(family: pd.DataFrame, always_width: bool, columns: Sequence[str]) -> list[str]:
     options = [_options(row, columns) for row in family.to_dict("records")]
     names = dict.fromkeys(name for one in options for name in one)
-    named = [name for name in names if name in _SIZES or len({str(one.get(name)) for one in options}) > 1]
+    varied = {name for name in names if len({str(one.get(name)) for one in options}) > 1}
+    named = [name for name in names if name in varied or (name in _SIZES and options[0].get(name))]
     width = always_width or not named or family["d_model"].nunique() > 1
     labels = []
     for d_model, one in zip(family["d_model"], options, strict=True):

@@ -39,6 +39,11 @@ def test_what_varies_is_named():
     assert labels(("own", 64, {"rank": 4}), ("own", 64, {"rank": 8, "decay": 0.25})) == ["rank=4", "rank=8 decay=0.25"]
 
 
+def test_a_part_that_no_model_has_is_not_named():
+    assert labels(*[("based", 64, {"feature_dim": f, "window": 0}) for f in (8, 16)]) == ["f8", "f16"]
+    assert labels(*[("based", 64, {"feature_dim": 8, "window": w}) for w in (0, 64)]) == ["f8 w0", "f8 w64"]
+
+
 def test_one_familys_options_do_not_name_anothers():
     assert labels(("a", 64, {"heads": 1}), ("b", 64, {"heads": 2})) == ["d64", "d64"]
 
