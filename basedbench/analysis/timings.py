@@ -41,8 +41,9 @@ class Panel:
 
 
 def timings(frame: pd.DataFrame, measure: str = "time_per_token") -> pd.DataFrame:
-    """The rows with columns value, low, high (the measure and its interval; NaN for a failure), subject and group.
+    """The rows with columns value, low, high (the measure and its interval), subject and group.
 
+    All three are NaN for a failure; an end is NaN where a wide interval reaches below a time of zero.
     `time_per_token` is in seconds; a decode step makes one token per sequence. `subject` is the operator or model;
     `group` the one that it is measured against, if its baseline is another, so that the two are drawn together.
     Raises UserError for an unknown measure.
@@ -54,6 +55,7 @@ def timings(frame: pd.DataFrame, measure: str = "time_per_token") -> pd.DataFram
         names = ["median_ms", "ci_high_ms", "ci_low_ms"]  # the longest time is the lowest rate
     ends = frame[names].astype("float64")
     ends.loc[frame["status"] != "ok"] = float("nan")
+    ends = ends.where(ends > 0)
     tokens_per_call = (frame["tokens_per_s"] * frame["median_ms"] / 1e3).astype("float64")
     if measure != "median_ms":
         ends = ends.div(tokens_per_call * 1e3, axis="index")
@@ -106,9 +108,15 @@ def _panel(part: pd.DataFrame, rows: pd.DataFrame) -> Panel:
     special = [name for name in ["dtype", "cache"] if not _fixed(always, name)]
     special += [name for name in ["batch", "heads", *shape] if name != x and not _fixed(rows, name)]
     conditions = [_describe(name, part[name].iloc[0]) for name in dict.fromkeys(special) if _fixed(part, name)]
-    title = " and ".join(_words(subject) for subject in part["subject"].unique())
     words = " ".join(filter(None, conditions))
-    return Panel(title[:1].upper() + title[1:], _MODES.get(mode, _words(mode)), words, x, tuple(series))
+    return Panel(_title(list(part["subject"].unique())), _MODES.get(mode, _words(mode)), words, x, tuple(series))
+
+
+def _title(subjects: list[str]) -> str:
+    """`Taylor attention and attention`, or `Attention and 2 others`."""
+    several = [*subjects[:1], f"{len(subjects) - 1} others"] if len(subjects) > 2 else subjects
+    title = _words(" and ".join(several))
+    return title[:1].upper() + title[1:]
 
 
 def _fixed(rows: pd.DataFrame, name: str) -> bool:

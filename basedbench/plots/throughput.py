@@ -28,7 +28,7 @@ from basedbench.plots.style import (
 
 MOST_PANELS = 24
 _COLUMNS = {"single": 1, "double": 3}
-_HEIGHT = 1.9  # inches
+_HEIGHT = {1: 2.4, 2: 2.2, 3: 1.9}  # inches, by the number of columns
 _FAILURE_LINE = 0.075  # of a panel's height
 _MARKER = 3.6  # points
 _TICKS = 5
@@ -50,7 +50,8 @@ def throughput(rows: pd.DataFrame, measure: str = "time_per_token", *, note: str
         )
     style = marks(series.name for panel in panels for series in panel.series)
     dashes = _dashes({series.variant for panel in panels for series in panel.series})
-    figure, axes = panel_grid(len(panels), min(_COLUMNS[width], len(panels)), _HEIGHT, width, share=False)
+    columns = min(_COLUMNS[width], len(panels))
+    figure, axes = panel_grid(len(panels), columns, _HEIGHT[columns], width, share=False)
     for place, panel in zip(axes, panels, strict=True):
         _set_axes(place, panel, measure)
         _draw_series(place, panel, style, dashes)
@@ -114,7 +115,10 @@ def _draw_series(axes: Axes, panel: Panel, style: dict[str, Mark], dashes: dict[
         look: Look = {"color": mark.colour, "linewidth": 1.1, "linestyle": dashes[series.variant], "label": series.name}
         rim: Look = {"markeredgecolor": "white", "markeredgewidth": 0.3}
         axes.plot(done[panel.x], done["value"], zorder=3, **look, **mark.shape(_MARKER), **rim)
-        for at, low, high in done[[panel.x, "low", "high"]].dropna().itertuples(index=False):
+        # An end that is not known, of a few rounds far apart, lies beyond the edge.
+        ends = done[[panel.x, "low", "high"]].dropna(how="all", subset=["low", "high"])
+        ends = ends.fillna(dict(zip(("low", "high"), axes.get_ylim(), strict=True)))
+        for at, low, high in ends.itertuples(index=False):
             bar: Look = {"color": mark.colour, "linewidth": 0.8, "marker": "_", "markersize": 3, "label": "interval"}
             axes.plot([at, at], [low, high], zorder=2, **bar)
 

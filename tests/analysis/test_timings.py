@@ -38,6 +38,15 @@ def test_a_failure_has_no_value_even_if_it_was_timed():
     np.testing.assert_array_equal(values, [2.0, np.nan])
 
 
+def test_an_interval_that_reaches_below_zero_has_an_open_end():
+    (time,) = timings(pd.DataFrame([row(ci_low_ms=-0.5)])).to_dict("records")
+    assert np.isnan(time["low"])
+    assert time["high"] > time["value"]
+    (rate,) = timings(pd.DataFrame([row(ci_low_ms=-0.5)]), "tokens_per_s").to_dict("records")
+    assert np.isnan(rate["high"])
+    assert rate["low"] < rate["value"]
+
+
 def test_unknown_measure():
     with pytest.raises(UserError, match="did you mean 'tokens_per_s'"):
         timings(pd.DataFrame([row()]), "token_per_s")
@@ -62,6 +71,12 @@ def test_operators_measured_against_another_join_its_panel():
     assert panel.title == "Taylor attention and attention"
     assert [series.name for series in panel.series] == ["taylor attention: ours", "attention: sdpa"]
     assert [series.variant for series in panel.series] == ["", ""]
+
+
+def test_a_title_of_many_operators_is_short():
+    others = [row(name, baseline="attention/sdpa") for name in ("taylor_attention", "linear_attention")]
+    (panel,) = panels(row("attention", "sdpa"), *others)
+    assert panel.title == "Attention and 2 others"
 
 
 def test_what_varies_in_a_panel_names_its_lines():

@@ -65,6 +65,15 @@ def test_the_legend_names_contenders(figure):
     assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
+def test_an_interval_with_an_open_end_reaches_the_edge(throughput_rows):
+    axes = throughput(timings(throughput_rows.assign(ci_low_ms=-1.0))).axes[0]
+    bars = [line.get_ydata() for line in lines(axes, "interval")]
+    assert len(bars) == 13
+    assert all(bar[0] == axes.get_ylim()[0] for bar in bars)
+    unknown = throughput(timings(throughput_rows.assign(ci_low_ms=None, ci_high_ms=None)))
+    assert lines(unknown.axes[0], "interval") == []
+
+
 def test_shapes_are_kinds_of_lines(throughput_rows):
     more = throughput_rows.assign(batch=16)
     figure = throughput(timings(pd.concat([throughput_rows, more])))
