@@ -4,6 +4,8 @@ from basedbench.mixers.attention import Attention
 from basedbench.mixers.base import Mixer, MixerOptions, State
 from basedbench.mixers.base_conv import BaseConv
 from basedbench.mixers.based import Based
+from basedbench.mixers.h3 import H3
+from basedbench.mixers.hyena import Hyena
 from basedbench.mixers.linear_attention import LinearAttention
 from basedbench.mixers.mamba import Mamba
 from basedbench.mixers.mamba2 import Mamba2
@@ -11,9 +13,11 @@ from basedbench.mixers.registry import check_options, get_mixer, load_plugin, mi
 from basedbench.mixers.sliding_window import SlidingWindow
 
 __all__ = [
+    "H3",
     "Attention",
     "BaseConv",
     "Based",
+    "Hyena",
     "LinearAttention",
     "Mamba",
     "Mamba2",

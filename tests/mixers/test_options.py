@@ -26,6 +26,10 @@ BAD = [
     ("attention", 64, {"dropout": float("nan")}, ["'dropout' = nan", "finite"]),
     ("linear_attention", 64, {"feature_dim": 0}, ["'feature_dim' = 0", "1"]),
     ("base_conv", 64, {"kernel_size": 1}, ["'kernel_size' = 1", "2"]),
+    ("hyena", 64, {"emb_dim": 4}, ["emb_dim = 4", "odd", "5"]),
+    ("hyena", 64, {"max_length": 1}, ["'max_length' = 1", "2"]),
+    ("h3", 64, {"d_state": 7}, ["'d_state' = 7", "multiple of 2"]),
+    ("h3", 64, {"head_dim": 7}, ["head_dim = 7", "64", "nearest below: 4"]),
     ("mamba", 64, {"d_state": 0}, ["'d_state' = 0", "1"]),
     ("mamba2", 16, {}, ["head_dim = 64", "32", "nearest below: 32"]),
     ("mamba2", 24, {"head_dim": 20}, ["head_dim = 20", "48", "nearest below: 16"]),
@@ -51,6 +55,7 @@ def test_the_constructor_refuses_them_too(options):
 
 def test_defaults_are_filled_in():
     assert check_options("based", 64, {"feature_dim": 8}) == {"feature_dim": 8, "heads": 1, "window": 0}
+    assert check_options("h3", 64, {}) == {"d_state": 16, "head_dim": 2}
     assert check_options("mamba2", 64, {}) == {"d_state": 16, "d_conv": 4, "expand": 2, "head_dim": 64, "groups": 1}
 
 

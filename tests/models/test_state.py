@@ -73,6 +73,22 @@ def test_mamba(name, d_model, d_state):
     assert state_bytes(built, 1024) == 16 * d_model * d_state + 2 * 4 * 3 * channels  # the convolutions count too
 
 
+@pytest.mark.parametrize("d_model", [64, 128, 256])
+def test_hyena(d_model):
+    built = model(d_model, ("hyena", {}), ("hyena", {}))
+    assert state_bytes_zoology(built) == state_bytes_paper(built) == 8 * d_model * 1024
+    # Three channels under the short convolutions, two inputs each; two positions.
+    assert state_bytes(built, 1024) == 8 * d_model * 1024 + 2 * 4 * 3 * d_model * 2 + 2 * 4
+
+
+@pytest.mark.parametrize("d_model", [64, 128, 256])
+def test_h3(d_model):
+    built = model(d_model, ("h3", {}), ("h3", {}))
+    assert state_bytes_zoology(built) == state_bytes_paper(built) == 2 * d_model**2
+    # Twice that for four products of two keys with two values, and once for past keys, less one each.
+    assert state_bytes(built, 1024) == 3 * 2 * d_model**2 - 2 * 4 * d_model
+
+
 @pytest.mark.parametrize(
     ("name", "options", "elements"),
     [
@@ -85,6 +101,8 @@ def test_mamba(name, d_model, d_state):
         ("mamba", {"d_state": 8}, 2 * 64 * 8),
         ("mamba2", {"d_state": 8}, 2 * 64 * 8),
         ("linear_attention", {"feature_dim": 8}, 8 * 65),
+        ("hyena", {}, 64 * 500),
+        ("h3", {"d_state": 8}, 64 * 8),
     ],
 )
 def test_elements_of_one_layer_at_another_length(name, options, elements):

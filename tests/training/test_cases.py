@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 
 from basedbench.config import load_suite
@@ -14,7 +16,22 @@ def test_figure2_is_the_published_recipe() -> None:
     assert sum((s.examples or 0) * s.pairs for s in case.train.segments) == 2_800_000
     assert {c.learning_rate for c in cases} == {0.001, 0.00316228, 0.01, 0.0316228}
     models = {c.model_label for c in cases}
-    assert len(cases) == 4 * len(models)
+    assert len(cases) == 172
+    assert len(models) == 43
+    assert Counter(c.mixer for c in cases if c.learning_rate == 0.01) == {
+        "attention": 2,
+        "based": 9,
+        "sliding_window": 8,
+        "mamba": 9,
+        "mamba2": 9,
+        "hyena": 3,
+        "h3": 3,
+    }
+    alone = {c.mixer for c in cases if c.layers[0].mixer != "base_conv"}
+    assert alone == {c.mixer for c in cases if c.layers[0] == c.layers[1]} == {"mamba", "mamba2", "hyena", "h3"}
+    hyena, h3 = (next(c for c in cases if c.mixer == mixer and c.d_model == 128) for mixer in ("hyena", "h3"))
+    assert hyena.config == {"filter_order": 64, "emb_dim": 3, "short_filter": 3, "max_length": 1024}
+    assert h3.config == {"d_state": 32, "head_dim": 2}
     assert {"based d_model=64 feature_dim=16", "sliding_window d_model=128 window=64"} <= models
 
 
