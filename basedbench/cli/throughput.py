@@ -1,7 +1,91 @@
-"""Placeholder."""
+"""`basedbench throughput`: time kernels and their peers, check them first, store one row each."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from basedbench.cli.throughput_report import Progress
+    from basedbench.store import Store
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command()(throughput)
+
+
+def throughput(
+    suite: Annotated[
+        str | None, typer.Option(help="A suite's name or file.  [default: quick-throughput; on a GPU kernels]")
+    ] = None,
+    filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="Only these, in the suite or not; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
+    mode: Annotated[str | None, typer.Option(help="Only fwd, fwd_bwd or decode.")] = None,
+    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many cases.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=3, help="At least so many rounds a case, whatever the suite's limits.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Time again what has a row already.")] = False,
+    retry: Annotated[str | None, typer.Option(help="Time rows with these statuses again, such as oom,crashed.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers contenders.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
+) -> None:
+    """Time kernels and their peers on this machine and store one row per case.
+
+    Every contender is checked against the reference before it is timed. The same command again goes on where the last
+    one stopped.
+    """
+    from basedbench.timing.worker import let_idle_threads_sleep
+
+    let_idle_threads_sleep()
+    from basedbench.cli import throughput_report as report
+    from basedbench.config import load_suite
+    from basedbench.contenders import load_plugin
+    from basedbench.engines import resolve_devices
+    from basedbench.store import Store
+    from basedbench.timing.choose import choose, pending
+    from basedbench.timing.sweep import Sweep
+    from basedbench.training.sweep import parse_statuses
+
+    own = [one for path in plugin or [] for one in load_plugin(path)]
+    place = resolve_devices(device)[0]
+    kind = place.partition(":")[0]
+    chosen = load_suite(suite or ("quick-throughput" if kind == "cpu" else "kernels"), "throughput")
+    cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
+    todo = pending(cases, report.stored(out, chosen.name), fresh=fresh, retry=parse_statuses(retry))[:limit]
+    if dry_run:
+        report.plan(cases, todo, as_json)
+        return
+    measure = chosen.measure if rounds is None else chosen.measure.at_least(rounds)
+    store = Store(out)
+    show = None if quiet else report.Progress(len(todo), len(cases))
+    try:
+        if todo:
+            sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
+            sweep.ceilings = _ceilings(store, place, show)
+            sweep.run(todo, show or (lambda row: None))
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
+        raise typer.Exit(130) from None
+    report.results(cases, report.stored(out, chosen.name), out, as_json)
+
+
+def _ceilings(store: "Store", device: str, show: "Progress | None") -> dict[str, float]:
+    """This machine's ceilings, measured first if the folder has none."""
+    from basedbench.timing.ceilings import calibrate, stored_ceilings
+
+    found = stored_ceilings(store.root, device)
+    if found:
+        return found
+    if show:
+        show.say("measuring this machine's ceilings first (once; `basedbench calibrate` does it with more care)")
+    for row in calibrate(device, seconds=0.5):
+        store.write("calibration", row)
+    return stored_ceilings(store.root, device)

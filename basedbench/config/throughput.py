@@ -1,6 +1,7 @@
-"""A throughput suite as typed data: which operators are timed, at which shapes, by which contenders, against which baseline.
+"""A throughput suite as typed data: which operators are timed, at which shapes, by whom, against which baseline.
 
-A case is one contender at one shape, and becomes one row. Every shape has the same axes; what they are for each operator:
+A case is one contender at one shape, and becomes one row. Every shape has the same axes; what they are for each
+operator:
 
     attention, taylor_attention,    heads H, key_dim K, value_dim V; decode: `length` is the context already read
     linear_attention, sliding_window
@@ -12,6 +13,7 @@ A case is one contender at one shape, and becomes one row. Every shape has the s
 An axis that an operator does not have is 1.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -110,8 +112,9 @@ class Case(Section):
 class CaseSection(Section):
     """One operator over a grid (or several grids) of shapes.
 
-    A grid's keys are the axes and the operator's options, each a value, a list or a series. `baseline` names a contender
-    of the same operator, or `operator/contender` to compare across operators of the same batch, length and heads.
+    A grid's keys are the axes and the operator's options, each a value, a list or a series. `baseline` names a
+    contender of the same operator, or `operator/contender` to compare across operators of the same batch, length and
+    heads.
     """
 
     operator: str
@@ -195,6 +198,11 @@ class MeasureSection(Section):
             raise ValueError(f"max_rounds {self.max_rounds} is below min_rounds {self.min_rounds}")
         return self
 
+    def at_least(self, rounds: int) -> "MeasureSection":
+        """The same care over so many rounds or more, however long they take."""
+        most = max(rounds, self.max_rounds)
+        return self.model_copy(update={"min_rounds": rounds, "max_rounds": most, "seconds": math.inf})
+
 
 class ThroughputSuite(Suite):
     """A whole throughput sweep: operators x shapes x contenders."""
@@ -206,8 +214,8 @@ class ThroughputSuite(Suite):
     def expand(self, device: str, contenders: Sequence[tuple[str, str]] = ()) -> list[Case]:
         """Every case on a kind of device, in the order of the file.
 
-        `contenders` adds (operator, contender) pairs, such as a plugin's, to the sections of their operators. Only a GPU
-        has a cache to flush: cases on a CPU are hot. Decode steps are always hot: that is how they run.
+        `contenders` adds (operator, contender) pairs, such as a plugin's, to the sections of their operators. Only a
+        GPU has a cache to flush: cases on a CPU are hot. Decode steps are always hot: that is how they run.
         """
         found: dict[str, Case] = {}
         for section in self.cases:
@@ -216,6 +224,6 @@ class ThroughputSuite(Suite):
                 cold = device == "cuda" and shape.get("mode") != "decode"
                 cache = self.measure.cache if cold else "hot"
                 for name in dict.fromkeys([*section.contenders, *extra]):
-                    case = Case(**shape, contender=name, cache=cache, device=device)
+                    case = Case.model_validate({**shape, "contender": name, "cache": cache, "device": device})
                     found.setdefault(case.id, case)
         return list(found.values())

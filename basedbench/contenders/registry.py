@@ -1,0 +1,107 @@
+"""The registered contenders: those of this package, then those of the user's plugins."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from basedbench.config.throughput import OPERATOR_AXES, Case
+from basedbench.contenders.base import Call, Contender
+from basedbench.contenders.operators import bind
+from basedbench.errors import UserError, nearest
+
+_REGISTERED: dict[str, Contender] = {}
+_PLUGINS: dict[Path, list[Contender]] = {}
+
+
+def register(contender: Contender) -> Contender:
+    """Add a contender. Raises UserError if its name is taken."""
+    if contender.name in _REGISTERED:
+        raise UserError(f"two contenders are called {contender.name!r}; rename one.")
+    _REGISTERED[contender.name] = contender
+    return contender
+
+
+def all_contenders() -> list[Contender]:
+    """Every contender in the order of registration, those that cannot run here included."""
+    return list(_REGISTERED.values())
+
+
+def get_contender(name: str) -> Contender:
+    """The contender of this name. Raises UserError that names the nearest one."""
+    if name not in _REGISTERED:
+        raise UserError(f"no contender is called {name!r}; {nearest(name, _REGISTERED)}")
+    return _REGISTERED[name]
+
+
+class _Function(Contender):
+    """A user's function with the signature of an operator."""
+
+    def __init__(self, name: str, operator: str, function: Callable[..., Any], modes: tuple[str, ...]) -> None:
+        self.name, self.operators, self.function, self.modes = name, (operator,), function, modes
+
+    def limits(self, case: Case) -> str | None:
+        return None if case.mode in self.modes else f"registered for {', '.join(self.modes)} only"
+
+    def build(self, case: Case) -> Call:
+        return bind(self.function, case)
+
+
+def contender(
+    operator: str, *, name: str | None = None, modes: tuple[str, ...] = ("fwd", "fwd_bwd")
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as a contender for an operator; it takes what `basedbench.kernels.<operator>` takes.
+
+    `modes` says what it can do: give ("decode",) for a function with the signature of `<operator>_step`.
+    Raises UserError for an operator or mode that does not exist, or a name that is taken.
+    """
+    if operator not in OPERATOR_AXES:
+        raise UserError(f"no operator is called {operator!r}; {nearest(operator, OPERATOR_AXES)}")
+    valid = Case.model_fields["mode"].annotation.__args__  # type: ignore[union-attr]
+    for mode in modes:
+        if mode not in valid:
+            raise UserError(f"no mode is called {mode!r}; {nearest(mode, valid)}")
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        register(_Function(name or function.__name__, operator, function, modes))
+        return function
+
+    return add
+
+
+def load_plugin(path: str | Path) -> list[Contender]:
+    """Run a Python file that registers contenders; returns those. Running one twice does nothing.
+
+    Raises UserError if it fails, with the error, or registers nothing.
+    """
+    file = Path(path).resolve()
+    if file not in _PLUGINS:
+        if not file.is_file() or file.suffix != ".py":
+            raise UserError(f"{path} is no Python file; --plugin takes a .py file that registers contenders.")
+        _PLUGINS[file] = _run(file)
+    return _PLUGINS[file]
+
+
+def _run(file: Path) -> list[Contender]:
+    before = dict(_REGISTERED)
+    try:
+        _import_file(file)
+        added = [one for one in _REGISTERED.values() if one.name not in before]
+        if not added:
+            raise UserError("it registers no contender; docs/PLUGINS.md shows how")
+    except Exception as error:
+        _REGISTERED.clear()
+        _REGISTERED.update(before)
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"plugin {file.name}: {what.rstrip('.')}.") from error
+    return added
+
+
+def _import_file(file: Path) -> None:
+    name = f"basedbench_contenders_{file.stem}_{len(_PLUGINS)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # the suffix is .py
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look their module up
+    spec.loader.exec_module(module)

@@ -1,0 +1,154 @@
+"""What this machine can do: copy bandwidth, rate of matrix products, cost of a launch; measured, never looked up.
+
+Tables keyed by product name go wrong (power limits, memory variants, virtual machines). One row each is stored with the
+fingerprint; throughput rows give the fraction of these that they reach.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basedbench.config import case_id
+from basedbench.store import code_version, device_name, fingerprint
+from basedbench.store.dataset import rows
+from basedbench.store.schema import blank_row
+from basedbench.timing.clock import Clock, WallClock
+from basedbench.timing.rows import times
+from basedbench.timing.samplers import ColdSampler, CpuSampler, Sampler
+from basedbench.timing.samples import Round
+from basedbench.timing.stopping import StoppingRule
+from basedbench.timing.telemetry import Telemetry
+
+SUITE = "calibration"
+# Far beyond every cache, and products large enough to keep every core or multiprocessor busy.
+COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+PRODUCTS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAUNCHES = 200
+SAMPLES_A_ROUND = 5
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One thing to measure; a sample is one `call`, which does `calls` of it."""
+
+    name: str
+    dtype: str | None
+    call: Callable[[], object]
+    bytes: int | None = None
+    flops: int | None = None
+    calls: int = 1
+
+
+def stored_ceilings(root: Path | str, device: str) -> dict[str, float]:
+    """The newest rates of this device in a results folder: "copy" in bytes/s, "matmul_bf16" in operations/s."""
+    name, setting = device_name(device), _setting(device)
+    mine = [row for row in rows(root, "calibration") if row["device_name"] == name]
+    mine = [row for row in mine if row["status"] == "ok" and json.loads(row["config"]) == setting]
+    rates = {row["ceiling"]: row["bytes_per_s"] or row["flops_per_s"] for row in mine}
+    return {ceiling: rate for ceiling, rate in rates.items() if rate}
+
+
+def calibrate(device: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """Measure every ceiling of a device for about `seconds` each; yields rows to be stored."""
+    origin = {
+        "suite": SUITE,
+        "status": "ok",
+        "config": _setting(device),
+        "device": _kind(device),
+        "code_version": code_version(),
+        "device_name": device_name(device),
+        "fingerprint": fingerprint(device),
+    }
+    for make in _ceilings(device):
+        ceiling = make()
+        identity = {"ceiling": ceiling.name, "device_name": origin["device_name"], "setting": origin["config"]}
+        yield blank_row("calibration") | origin | {"case_id": case_id(identity)} | _measured(ceiling, device, seconds)
+        del ceiling
+        if device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def _ceilings(device: str) -> Iterator[Callable[[], Ceiling]]:
+    """What makes each ceiling: their tensors should not be held together."""
+    yield lambda: _copy(device)
+    for dtype in PRODUCTS[_kind(device)]:
+        yield lambda dtype=dtype: _product(device, dtype)  # type: ignore[misc]
+    yield lambda: _launch(device)
+
+
+def _copy(device: str) -> Ceiling:
+    size = COPY_BYTES[_kind(device)]
+    source = torch.randint(2**31, (size // 4,), dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    return Ceiling("copy", None, lambda: target.copy_(source), bytes=2 * size)
+
+
+def _product(device: str, dtype: str) -> Ceiling:
+    size = PRODUCT_SIZE[_kind(device)]
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def call() -> None:
+        torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+        torch.matmul(a, b, out=out)
+        torch.set_float32_matmul_precision("highest")
+
+    return Ceiling(f"matmul_{dtype}", dtype, call, flops=2 * size**3)
+
+
+def _launch(device: str) -> Ceiling:
+    """The host's cost of one small operation, in a long row of them."""
+    one = torch.ones(1, device=device)
+
+    def call() -> None:
+        for _ in range(LAUNCHES):
+            one.mul_(1.0)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return Ceiling("launch", None, call, calls=LAUNCHES)
+
+
+def _measured(ceiling: Ceiling, device: str, seconds: float) -> dict[str, Any]:
+    """Rounds until the median is known, and the columns that follow."""
+    clock, rule, telemetry = WallClock(), StoppingRule(seconds=seconds), Telemetry(device)
+    sampler, rounds, stop = _sampler(ceiling, device, clock), list[Round](), None
+    start = clock.now()
+    sampler.sample(2)
+    while stop is None:
+        before = telemetry.read()
+        samples = [sample / ceiling.calls for sample in sampler.sample(SAMPLES_A_ROUND)]
+        rounds.append(Round(samples, [before, telemetry.read()], sampler.exposed))
+        stop = rule.reason([one.samples_ms for one in rounds], clock.now() - start)
+    columns = times(rounds)
+    per_second = 1e3 / columns["median_ms"]
+    return columns | {
+        "ceiling": ceiling.name,
+        "dtype": ceiling.dtype,
+        "stop_reason": stop,
+        "bytes": ceiling.bytes,
+        "flops": ceiling.flops,
+        "bytes_per_s": ceiling.bytes * per_second if ceiling.bytes else None,
+        "flops_per_s": ceiling.flops * per_second if ceiling.flops else None,
+    }
+
+
+def _sampler(ceiling: Ceiling, device: str, clock: Clock) -> Sampler:
+    if device == "cpu" or ceiling.name == "launch":
+        return CpuSampler([ceiling.call], clock, estimate_ms=1.0)
+    return ColdSampler([ceiling.call], device, enqueue_ms=0.1)
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
+
+
+def _setting(device: str) -> dict[str, Any]:
+    """What changes a ceiling besides the device."""
+    return {"threads": torch.get_num_threads()} if device == "cpu" else {}

@@ -1,0 +1,65 @@
+"""Which cases of a suite are meant: `--contender`, `--mode` and `--filter`, each refused if it means nothing."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from basedbench.config.throughput import Case, ThroughputSuite
+from basedbench.contenders import Contender, get_contender
+from basedbench.errors import UserError, nearest
+
+Row = Mapping[str, Any]
+MODES = ("fwd", "fwd_bwd", "decode")
+
+
+def choose(
+    suite: ThroughputSuite,
+    device: str,
+    *,
+    plugins: Sequence[Contender] = (),
+    contenders: Sequence[str] = (),
+    mode: str | None = None,
+    pattern: str | None = None,
+) -> list[Case]:
+    """The cases on a kind of device ("cpu" or "cuda") that all the options leave.
+
+    `plugins` join the sections of their operators; `contenders` replace those of every section, and need not be in the
+    suite. Raises UserError for an unknown name or mode, a malformed pattern, or if nothing is left.
+    """
+    extra = [*plugins, *(get_contender(name) for name in contenders)]
+    pairs = [(operator, one.name) for one in extra for operator in one.operators]
+    cases = suite.expand(device, pairs)
+    for case in cases:
+        get_contender(case.contender)  # a suite that names an unknown one is refused before anything runs
+    if contenders:
+        cases = _left(
+            [case for case in cases if case.contender in contenders],
+            f"suite {suite.name} has no operator that {' or '.join(contenders)} computes",
+        )
+    if mode is not None:
+        if mode not in MODES:
+            raise UserError(f"--mode {mode!r}: {nearest(mode, MODES)}")
+        cases = _left([case for case in cases if case.mode == mode], f"suite {suite.name} has no case of mode {mode}")
+    return cases if pattern is None else _matching(cases, pattern)
+
+
+def pending(cases: Sequence[Case], rows: Sequence[Row], *, fresh: bool, retry: Collection[str]) -> list[Case]:
+    """The cases without a row, and those whose row has a status to be tried again; all of them if `fresh`."""
+    statuses = {row["case_id"]: row["status"] for row in rows}
+    return [case for case in cases if fresh or case.id not in statuses or statuses[case.id] in retry]
+
+
+def _matching(cases: Sequence[Case], pattern: str) -> list[Case]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+    example = cases[0].label
+    found = [case for case in cases if regex.search(case.label)]
+    return _left(found, f"--filter {pattern!r} matches none of {len(cases)} cases, such as {example!r}")
+
+
+def _left(cases: list[Case], otherwise: str) -> list[Case]:
+    if not cases:
+        raise UserError(f"{otherwise}.")
+    return cases

@@ -1,0 +1,56 @@
+"""What went wrong, as a status and one sentence, so that a failure is a row like any other."""
+
+import re
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "std::bad_alloc", "cannot allocate memory")
+UNSUPPORTED = (
+    "no available kernel",
+    "not implemented for",
+    "not supported",
+    "does not support",
+    "unsupported",
+    "is not installed",
+    "no execution plans",
+)
+COMPILER_MODULES = ("triton.compiler", "triton.runtime.errors", "torch._inductor", "torch._dynamo", "torch._functorch")
+LONGEST_REASON = 300
+
+
+def classify(error: BaseException) -> tuple[str, str]:
+    """(status, reason) of an exception in a worker."""
+    text = f"{type(error).__name__}: {error}".lower()
+    chain = [error, *_causes(error)]
+    if isinstance(error, MemoryError) or any(mark in text for mark in OUT_OF_MEMORY):
+        return "oom", _sentence(error)
+    if isinstance(error, NotImplementedError | ImportError):
+        return "unsupported", _sentence(error)
+    if any(type(one).__module__.startswith(COMPILER_MODULES) for one in chain):
+        return "compile_error", _sentence(error)
+    if any(mark in text for mark in UNSUPPORTED):
+        return "unsupported", _sentence(error)
+    return "runtime_error", _sentence(error)
+
+
+def crash(exit_code: int | None, last_words: str) -> tuple[str, str]:
+    """(status, reason) of a worker that is gone; `last_words` is the end of what it printed."""
+    code = exit_code if exit_code is not None else 0
+    if code == -9:
+        return "oom", "the worker was killed from outside (signal 9), as the system does when memory runs out"
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return "crashed", _shorten(f"the worker died with {how}{': ' + last_words if last_words else ''}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found = []
+    while (error := error.__cause__ or error.__context__) is not None:  # type: ignore[assignment]
+        found.append(error)
+    return found
+
+
+def _sentence(error: BaseException) -> str:
+    return _shorten(f"{type(error).__name__}: {error}")
+
+
+def _shorten(text: str) -> str:
+    text = re.sub(r"\s+", " ", text).strip()
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."

@@ -1,0 +1,85 @@
+"""A case's call made ready to run: its inputs, and one call of the mode without arguments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basedbench.config.throughput import Case
+from basedbench.contenders import Call, Tensors, operator_of
+from basedbench.contenders.draw import Draw
+
+# Input set -1 draws the gradients that the backward starts from.
+_GRADIENTS = -1
+
+
+@dataclass(frozen=True)
+class Program:
+    """A contender's call on one set of inputs. `run` executes it once, as it is timed."""
+
+    case: Case
+    call: Call
+    tensors: Tensors
+    gradients: tuple[Tensor, ...] = ()
+
+    @property
+    def input_bytes(self) -> int:
+        """The size of its inputs, states included."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of what a decode step carries along, over the whole batch."""
+        return sum(self.tensors[name].nbytes for name in operator_of(self.case).states)
+
+    def run(self) -> Sequence[Tensor]:
+        """Outputs; with a backward also the gradients of all floating-point inputs."""
+        outputs = _as_tuple(self.call(self.tensors))
+        if self.case.mode != "fwd_bwd":
+            return outputs
+        leaves = [tensor for tensor in self.tensors.values() if tensor.requires_grad]
+        ends = [output for output in outputs if output.requires_grad]
+        return *outputs, *torch.autograd.grad(ends, leaves, self.gradients)
+
+    def results(self) -> dict[str, Tensor]:
+        """What is checked, by name: outputs, gradients, and the states that a decode step has rewritten."""
+        run = self.run()
+        leaves = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
+        count = len(run) - len(leaves) if self.case.mode == "fwd_bwd" else len(run)
+        names = [*_output_names(count), *(f"the gradient of {name}" for name in leaves)]
+        states = {name: self.tensors[name] for name in operator_of(self.case).states}
+        return {name: tensor.detach() for name, tensor in zip(names, run, strict=True)} | states
+
+
+def inputs(case: Case, index: int, device: str) -> Tensors:
+    """Input set number `index` of a case; the same for every contender."""
+    return operator_of(case).draw(Draw(case, index, device))
+
+
+def program(case: Case, call: Call, tensors: Tensors, device: str, dtype: torch.dtype | None = None) -> Program:
+    """The call on these tensors, all in `dtype` if one is given; states are copied, as they will be rewritten.
+
+    With a backward, inputs become leaves, and the gradients that it starts from are drawn in the layout of the outputs.
+    """
+    own = {name: x.detach().to(dtype) if dtype and x.is_floating_point() else x.detach() for name, x in tensors.items()}
+    for name in operator_of(case).states:
+        own[name] = own[name].clone()
+    if case.mode != "fwd_bwd":
+        return Program(case, call, own)
+    for tensor in own.values():
+        tensor.requires_grad_(tensor.is_floating_point())
+    draw = Draw(case, _GRADIENTS, device)
+    with torch.enable_grad():
+        ends = [output for output in _as_tuple(call(own)) if output.requires_grad]
+    drawn = [draw.normal(*end.shape) for end in ends]  # in the case's dtype: the truth starts from the same values
+    return Program(case, call, own, tuple(torch.empty_like(e).copy_(g) for e, g in zip(ends, drawn, strict=True)))
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def _output_names(count: int) -> list[str]:
+    return ["the output"] if count == 1 else [f"output {index + 1}" for index in range(count)]

@@ -1,0 +1,127 @@
+"""How one sample is taken: on a CPU, cold on a GPU, hot in a CUDA graph. Calls take turns, one per input set."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Protocol
+
+import torch
+
+from basedbench.timing.clock import Clock
+from basedbench.timing.flush import Blocker, Flush
+
+Thunk = Callable[[], object]
+# Calls shorter than this are timed several at a time: the clock and the loop cost tenths of a microsecond.
+SHORTEST_CPU_SAMPLE_MS = 0.1
+# A graph is made at least this long, so that the gap in front of it does not count.
+SHORTEST_GRAPH_MS = 2.0
+MOST_GRAPH_PASSES = 256
+
+
+class Sampler(Protocol):
+    """Takes samples, in milliseconds for one call each."""
+
+    exposed: int  # samples during which the device waited for the host
+
+    def sample(self, count: int) -> list[float]:
+        """So many samples."""
+
+
+class CpuSampler:
+    """A host clock around calls that return when they are done."""
+
+    def __init__(self, calls: Sequence[Thunk], clock: Clock, estimate_ms: float) -> None:
+        self.calls, self.clock, self.exposed = cycle(calls), clock, 0
+        self.repeat = max(1, math.ceil(SHORTEST_CPU_SAMPLE_MS / max(estimate_ms, 1e-6)))
+
+    def sample(self, count: int) -> list[float]:
+        """So many samples, each the mean of `repeat` calls."""
+        return [self._one() for _ in range(count)]
+
+    def _one(self) -> float:
+        calls = [next(self.calls) for _ in range(self.repeat)]
+        start = self.clock.now()
+        for call in calls:
+            call()
+        return (self.clock.now() - start) * 1e3 / self.repeat
+
+
+class ColdSampler:
+    """Flush, blocker, event, call, event. Exposed: the device reached the call before all of it was enqueued."""
+
+    def __init__(self, calls: Sequence[Thunk], device: str, enqueue_ms: float) -> None:
+        self.calls, self.exposed = cycle(calls), 0
+        self.flush, self.blocker = Flush(device), Blocker(1.5 * enqueue_ms + 0.05)
+
+    def sample(self, count: int) -> list[float]:
+        """So many samples of one call each."""
+        events = [self._enqueue() for _ in range(count)]
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in events]
+
+    def _enqueue(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        call = next(self.calls)
+        self.flush()
+        self.blocker()
+        start.record()
+        call()
+        end.record()
+        if start.query():
+            self.exposed += 1
+            self.blocker.grow()
+        return start, end
+
+
+class GraphSampler:
+    """Replays of a CUDA graph that holds whole passes over the input sets: no host, caches as the calls leave them."""
+
+    def __init__(self, calls: Sequence[Thunk]) -> None:
+        self.calls, self.exposed = list(calls), 0
+        self.graph, self.passes = _capture(self.calls, 1), 1
+        self.blocker = Blocker(0.1)
+        pass_ms = min(self._replay() for _ in range(3))
+        self.passes = min(MOST_GRAPH_PASSES, max(1, math.ceil(SHORTEST_GRAPH_MS / max(pass_ms, 1e-4))))
+        if self.passes > 1:
+            self.graph = _capture(self.calls, self.passes)
+
+    def sample(self, count: int) -> list[float]:
+        """So many samples, each the mean over one replay."""
+        return [self._replay() / (self.passes * len(self.calls)) for _ in range(count)]
+
+    def _replay(self) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.blocker()
+        start.record()
+        self.graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def wall_ms(calls: Sequence[Thunk], clock: Clock, count: int) -> float:
+    """Plain wall time of one call in a row of `count` without a graph: what the host adds shows."""
+    row = [call for call, _ in zip(cycle(calls), range(count), strict=False)]
+    torch.cuda.synchronize()
+    start = clock.now()
+    for call in row:
+        call()
+    torch.cuda.synchronize()
+    return (clock.now() - start) * 1e3 / count
+
+
+def _capture(calls: Sequence[Thunk], passes: int) -> torch.cuda.CUDAGraph:
+    """`passes` rounds of all calls as one graph, after a warm-up on a side stream as capture demands."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(passes):
+            for call in calls:
+                call()
+    return graph

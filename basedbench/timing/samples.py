@@ -1,0 +1,14 @@
+"""What comes back from a round."""
+
+from dataclasses import dataclass
+
+from basedbench.timing.telemetry import Reading
+
+
+@dataclass(frozen=True)
+class Round:
+    """The samples of one round, and the state of the card before and after. `exposed`: see `samplers`."""
+
+    samples_ms: list[float]
+    readings: list[Reading | None]
+    exposed: int = 0

@@ -1,0 +1,191 @@
+"""Worker processes: one per implementation, so that a CUDA error, a crash or an endless compilation costs one case.
+
+A worker prepares one case at a time and samples it round by round, as it is asked; between its rounds others have
+theirs. The processes are forked from a server that has imported torch and done nothing else: they start at once, and
+each makes a GPU context of its own.
+"""
+
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context
+from pathlib import Path
+from typing import Any
+
+from basedbench.timing.failures import classify, crash
+
+START_LIMIT_S = 300.0
+STOP_LIMIT_S = 2.0
+_LAST_WORDS = 2000
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a case has no time."""
+
+    status: str
+    reason: str
+
+
+def let_idle_threads_sleep() -> None:
+    """Threads without work are not to spin: workers take turns, and one that spins takes the cores from the next.
+
+    It holds for processes started from here, and for this one if torch has not been imported yet.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def _context() -> Any:
+    """How processes are started; the server that they are forked from is running when this returns.
+
+    A terminal sends Ctrl-C to all processes: the server must not see it even while it imports torch, so it is started
+    with the signal ignored. Ending workers is the near end's business.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return context
+
+
+class Worker:
+    """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it."""
+
+    def __init__(self, device: str, plugins: Sequence[str]) -> None:
+        let_idle_threads_sleep()
+        context = _context()
+        handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
+        os.close(handle)
+        self._pipe, far = context.Pipe()
+        self._process = context.Process(target=serve, args=(far, device, tuple(plugins), self._log), daemon=True)
+        self._process.start()
+        far.close()
+        self._started = False
+
+    def prepare(self, case: Any, measure: Any) -> dict[str, Any] | Failure:
+        """`Session.prepare` over there."""
+        return self._ask("prepare", case, measure, limit_s=measure.timeout)
+
+    def round(self, limit_s: float) -> Any:
+        """`Session.round` over there."""
+        return self._ask("round", limit_s=limit_s)
+
+    def close(self) -> Failure | None:
+        """Free the case's memory; the process stays for the next case."""
+        failure = self._ask("close", limit_s=START_LIMIT_S)
+        return failure if isinstance(failure, Failure) else None
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.join(STOP_LIMIT_S)
+        self._pipe.close()
+        Path(self._log).unlink(missing_ok=True)
+
+    def _ask(self, what: str, *arguments: Any, limit_s: float) -> Any:
+        if not self._started:
+            greeting = self._answer(START_LIMIT_S)
+            if isinstance(greeting, Failure):
+                return greeting
+            self._started = True
+        try:
+            self._pipe.send((what, arguments))
+        except OSError:
+            return self._post_mortem()
+        return self._answer(limit_s)
+
+    def _answer(self, limit_s: float) -> Any:
+        if not connection.wait([self._pipe, self._process.sentinel], limit_s):
+            self._process.kill()
+            return Failure("timeout", f"no answer within {limit_s:g} s")
+        try:
+            return self._pipe.recv() if self._pipe.poll() else self._post_mortem()
+        except (EOFError, OSError):
+            return self._post_mortem()
+
+    def _post_mortem(self) -> Failure:
+        self._process.join(STOP_LIMIT_S)
+        text = Path(self._log).read_text(errors="replace")[-_LAST_WORDS:].strip()
+        return Failure(*crash(self._process.exitcode, text.splitlines()[-1] if text else ""))
+
+
+def serve(pipe: Any, device: str, plugins: Sequence[str], log: str) -> None:
+    """The far end: answers until the near end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open(log, "wb", buffering=0) as file:
+        for stream in (1, 2):  # what implementations print belongs into neither tables nor JSON
+            os.dup2(file.fileno(), stream)
+    session: Any = None
+    try:
+        make = _set_up(device, plugins)
+        pipe.send("ready")
+        while True:
+            what, arguments = pipe.recv()
+            if what == "prepare":
+                session = make(*arguments)
+            pipe.send(_attempt(getattr(session, what)))
+    except Exception as error:  # the near end is gone, or the set-up failed
+        if not isinstance(error, EOFError | OSError):
+            pipe.send(Failure(*classify(error)))
+
+
+def _set_up(device: str, plugins: Sequence[str]) -> Any:
+    import torch
+
+    from basedbench.contenders import load_plugin
+    from basedbench.timing.clock import WallClock
+    from basedbench.timing.session import Session
+
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    for path in plugins:
+        load_plugin(path)
+    return lambda case, measure: Session(case, measure, device, WallClock())
+
+
+def _attempt(action: Any) -> Any:
+    try:
+        return action()
+    except Exception as error:
+        return Failure(*classify(error))
+
+
+class Workers:
+    """The worker processes of a sweep, one per operator and contender."""
+
+    def __init__(self, device: str, plugins: Sequence[str]) -> None:
+        self.device, self.plugins = device, plugins
+        self._running: dict[tuple[str, str], Worker] = {}
+
+    def start(self, cases: Sequence[Any]) -> None:
+        """Start what these cases need, all at once, and end what they do not need."""
+        needed = {(case.operator, case.contender) for case in cases}
+        for key in set(self._running) - needed:
+            self._running.pop(key).stop()
+        for case in cases:
+            self.of(case)
+
+    def of(self, case: Any) -> Worker:
+        """The worker of a case's contender, started if there is none."""
+        key = (case.operator, case.contender)
+        if key not in self._running:
+            self._running[key] = Worker(self.device, self.plugins)
+        return self._running[key]
+
+    def discard(self, case: Any) -> None:
+        """End the worker of a case's contender."""
+        self._running.pop((case.operator, case.contender)).stop()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in list(self._running):
+            self._running.pop(key).stop()

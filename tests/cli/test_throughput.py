@@ -1,0 +1,187 @@
+"""`basedbench throughput` as a user runs it, on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from basedbench.cli import app
+from basedbench.contenders import registry
+from basedbench.store import compact, load
+from tests.cli.conftest import RunCli
+
+SUITE = """
+kind: throughput
+measure: {seconds: 0.1, min_rounds: 3, max_rounds: 4, round_ms: 1, timeout: 60}
+cases:
+  - operator: attention
+    contenders: [sdpa-math]
+    baseline: sdpa-math
+    grid: {length: [8, 16], heads: 2, key_dim: 8, value_dim: 8}
+  - operator: taylor_attention
+    contenders: [ours, fla-parallel]
+    baseline: attention/sdpa-math
+    grid: {length: [8, 16], heads: 2, key_dim: 4, value_dim: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("suites") / "own.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path, calibrated: bytes) -> Path:
+    """A results folder with this machine's ceilings in it."""
+    folder = tmp_path / "results" / "calibration"
+    folder.mkdir(parents=True)
+    (folder / "all.parquet").write_bytes(calibrated)
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("calibrated")
+    command = ["calibrate", "--device", "cpu", "--seconds", "0.01", "--out", str(folder)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    compact(folder, "calibration")
+    return next((folder / "calibration").glob("*.parquet")).read_bytes()
+
+
+@pytest.fixture
+def run(run_cli: RunCli, suite: Path, out: Path) -> Any:
+    """`throughput` over the small suite; more arguments may follow."""
+    return lambda *more: run_cli("throughput", "--suite", suite, "--device", "cpu", "--out", out, *more)
+
+
+def test_a_suite_runs_is_shown_and_goes_on(run: Any, out: Path) -> None:
+    first = run("--limit", 2)
+    assert first.exit_code == 0
+    assert "4 cases are left" in first.stdout
+    rest = run()
+    assert "4 of 6 cases to do" in rest.stderr
+    frame = load(out, "throughput")
+    assert sorted(frame["status"]) == ["ok"] * 4 + ["unsupported"] * 2
+    assert "taylor_attention/fla-parallel fwd fp32 1x8" in rest.stdout
+    assert "is not installed" in rest.stdout or "needs a CUDA device" in rest.stdout
+    assert all(len(line) <= 100 for line in rest.stdout.splitlines() if str(out) not in line)
+    assert "\x1b[" not in rest.stdout
+    files = sorted((out / "throughput").iterdir())
+    done = run()
+    assert "0 of 6 cases to do" in done.stderr
+    assert done.stdout == rest.stdout
+    assert sorted((out / "throughput").iterdir()) == files
+
+
+def test_rows_say_what_they_are(run: Any, out: Path) -> None:
+    outcome = run("--contender", "ours", "--filter", "1x16", "--json", "--quiet")
+    assert outcome.stderr == ""
+    (row,) = json.loads(outcome.stdout)
+    assert (row["operator"], row["contender"], row["length"], row["status"]) == ("taylor_attention", "ours", 16, "ok")
+    assert row["baseline"] == "attention/sdpa-math"
+    assert row["cache"] == "hot"
+    assert row["threads"] >= 1
+    assert 0 < row["flops_fraction"] < 1
+    assert row["checked_against"] == "float64"
+
+
+def test_fresh_and_retry_time_again(run: Any, out: Path) -> None:
+    run("--contender", "ours", "--contender", "fla-parallel")
+    before = load(out, "throughput").set_index("case_id")["created_at"]
+    assert (
+        "2 of 4 cases to do"
+        in run("--retry", "unsupported,oom", "--contender", "ours", "--contender", "fla-parallel").stderr
+    )
+    assert "1 of 1 cases to do" in run("--fresh", "--filter", "ours.*1x8 ").stderr
+    after = load(out, "throughput").set_index("case_id")["created_at"]
+    assert sorted(before.index) == sorted(after.index)
+    assert (after > before.reindex(after.index)).sum() == 3
+
+
+def test_more_rounds_on_demand(run: Any, out: Path) -> None:
+    run("--contender", "ours", "--filter", "1x8 ", "--rounds", 9)
+    assert load(out, "throughput")["rounds"].tolist() == [9]
+
+
+def test_a_dry_run_writes_nothing(run: Any, out: Path) -> None:
+    outcome = run("--dry-run")
+    assert outcome.stdout.count("run  ") == 6
+    assert "6 of 6 cases would run" in outcome.stdout
+    listed = json.loads(run("--dry-run", "--json").stdout)
+    assert [case["due"] for case in listed] == [True] * 6
+    assert not (out / "throughput").exists()
+
+
+def test_a_plugin_is_checked_timed_and_shown(
+    run: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))  # other tests are not to see the plugin
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from basedbench.contenders import contender\n"
+        "from basedbench.kernels import taylor_attention\n"
+        "@contender('taylor_attention', name='mine')\n"
+        "def mine(q, k, v):\n    return taylor_attention(q, k, v, chunk=16)\n"
+        "@contender('taylor_attention', name='wrong')\n"
+        "def wrong(q, k, v):\n    return taylor_attention(q, k, v) + 1\n"
+    )
+    outcome = run("--plugin", own, "--filter", "1x8 ")
+    assert "taylor_attention/mine" in outcome.stdout
+    assert "taylor_attention/wrong fwd fp32 1x8: incorrect: the output: relative error" in outcome.stdout
+    rows = load(out, "throughput").set_index("contender")
+    assert rows.loc["mine", "status"] == "ok"
+    assert rows.loc["wrong", "status"] == "incorrect"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "quick-thruput"], "did you mean 'quick-throughput'?"),
+        (["--suite", "figure2"], "is a recall suite"),
+        (["--contender", "our"], "did you mean 'ours'?"),
+        (["--contender", "mamba_ssm"], "has no operator that mamba_ssm computes"),
+        (["--mode", "bwd"], "--mode 'bwd'"),
+        (["--mode", "decode"], "has no case of mode decode"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--filter", "nothing"], "matches none of 6 cases"),
+        (["--filter", "("], "is not a regular expression"),
+        (["--retry", "failed"], "unknown status 'failed'"),
+        (["--plugin", "absent.py"], "no Python file"),
+        (["--out", "/proc/nowhere"], "cannot write results"),
+    ],
+)
+def test_bad_input_is_one_sentence(run: Any, arguments: list[str], message: str) -> None:
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2
+    assert message in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert outcome.stdout == ""
+
+
+def test_ctrl_c_stops_and_says_how_to_go_on(suite: Path, out: Path) -> None:
+    command = [sys.executable, "-m", "basedbench", "throughput", "--suite", str(suite), "--device", "cpu"]
+    command += ["--out", str(out), "--rounds", "200"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    while "[1/6]" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command again goes on from there" in errors
+    assert "Traceback" not in errors
+    stored = len(load(out, "throughput"))
+    assert 1 <= stored < 6

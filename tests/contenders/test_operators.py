@@ -1,0 +1,85 @@
+"""What the timing knows of each operator: inputs, references, costs."""
+
+import pytest
+import torch
+
+from basedbench.contenders import operator_of
+from basedbench.contenders.attention import attention_reference
+from basedbench.contenders.costs import bytes_of, flops_of
+from basedbench.contenders.draw import Draw
+from basedbench.contenders.operators import bind
+from tests.contenders.conftest import FORMS, small
+
+
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+def test_inputs_depend_on_the_problem_and_the_seed_alone(operator: str, mode: str) -> None:
+    case, peer = small(operator, mode, "ours"), small(operator, mode, "reference", baseline="ours")
+    draw = operator_of(case).draw
+    mine, theirs, other = draw(Draw(case, 0, "cpu")), draw(Draw(peer, 0, "cpu")), draw(Draw(case, 1, "cpu"))
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name])
+        if tensor.is_floating_point():
+            assert (tensor != 0).all()
+        if name not in ("A_DN", "position_B"):  # the same for every seed
+            assert not torch.equal(tensor, other[name])
+
+
+@pytest.mark.parametrize("operator", [operator for operator, mode in FORMS if mode == "decode"])
+def test_a_step_by_the_sequence_reference_is_the_public_step(operator: str) -> None:
+    case = small(operator, "decode", config={"window": 5} if operator == "sliding_window" else {})
+    case = small(operator, "decode") if operator in ("ssd", "short_conv") else case
+    form = operator_of(case)
+    drawn = {name: x.double() if x.is_floating_point() else x for name, x in form.draw(Draw(case, 0, "cpu")).items()}
+    one, two = ({name: x.clone() for name, x in drawn.items()} for _ in range(2))
+    for _ in range(3):  # the rewritten state is what the next step starts from
+        expected = bind(form.reference, case)(one)
+        public = bind(form.public or form.reference, case)(two)
+        torch.testing.assert_close(public, expected, rtol=1e-10, atol=1e-10)
+    for name in form.states:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-10, atol=1e-10)
+        assert operator == "attention" or not torch.equal(one[name], drawn[name])
+
+
+@pytest.mark.parametrize("length", [1, 17, 130])
+def test_the_attention_reference_is_causal_softmax_attention(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("basedbench.contenders.attention.BLOCK_ELEMENTS", 4 * 130 * 7)  # blocks of a few queries
+    q, k, v = (torch.randn(2, length, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True
+    ).transpose(1, 2)
+    result = attention_reference(q, k, v)
+    torch.testing.assert_close(result, expected)
+    grad = torch.randn_like(result)
+    torch.testing.assert_close(
+        torch.autograd.grad(result, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad)
+    )
+
+
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+def test_the_least_bytes_are_those_of_the_tensors(operator: str, mode: str) -> None:
+    """Within a few per cent: small vectors (biases, decay rates) may be counted at the width of the inputs."""
+    case = small(operator, mode, batch=4, length=64, value_dim=32)
+    form = operator_of(case)
+    tensors = form.draw(Draw(case, 0, "cpu"))
+    states = sum(tensors[name].nbytes for name in form.states) if operator != "attention" else 0
+    outputs = bind(form.reference, case)(tensors)
+    sizes = (
+        sum(x.nbytes for x in tensors.values()),
+        sum(x.nbytes for x in (outputs if isinstance(outputs, tuple) else (outputs,))),
+    )
+    moved = 3 * sizes[0] + 2 * sizes[1] if mode == "fwd_bwd" else sizes[0] + sizes[1] + states
+    if (operator, mode) == ("sliding_window", "decode"):
+        moved -= states * 63 // 64  # a step reads the whole ring but writes one slot
+    assert bytes_of(case) == pytest.approx(moved, rel=0.1)
+
+
+def test_operations_of_attention_count_the_causal_half_and_the_recomputed_scores() -> None:
+    forward = 2 * 2 * sum(range(1, 41)) * 2 * (8 + 6)
+    assert flops_of(small("attention", "fwd")) == forward
+    assert flops_of(small("attention", "fwd_bwd")) == forward * 3.5
+    assert flops_of(small("attention", "decode")) == 2 * 2 * 40 * 2 * (8 + 6)
+
+
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+def test_operations_grow_with_the_batch(operator: str, mode: str) -> None:
+    assert flops_of(small(operator, mode, batch=6)) == 3 * flops_of(small(operator, mode, batch=2)) > 0

@@ -1,0 +1,81 @@
+"""A clock that only moves when told, cases that need no device, and stand-ins for workers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from basedbench.config.throughput import Case, MeasureSection
+from basedbench.contenders import registry
+from basedbench.timing.samples import Round
+from basedbench.timing.worker import Failure
+
+
+class MockClock:
+    """Seconds that pass when `advance` is called."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    return MockClock()
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    monkeypatch.setattr(registry, "_PLUGINS", {})
+
+
+def make_case(contender: str = "ours", **changes: Any) -> Case:
+    """A small Taylor attention."""
+    shape = {"operator": "taylor_attention", "length": 24, "heads": 2, "key_dim": 4, "value_dim": 6, "batch": 2}
+    return Case.model_validate({**shape, "contender": contender, "baseline": "reference", **changes})
+
+
+class FakeWorker:
+    """Answers as told: `facts` to prepare, then a sample of `times()` milliseconds a round, which takes as long."""
+
+    def __init__(self, clock: MockClock, times: Callable[[], float], facts: Any = None, fails: Failure | None = None):
+        self.clock, self.times, self.fails = clock, times, fails
+        self.facts = {"status": "ok"} if facts is None else facts
+        self.closed = 0
+
+    def prepare(self, case: Case, measure: MeasureSection) -> Any:
+        return self.facts
+
+    def round(self, limit_s: float) -> Round | Failure:
+        if self.fails:
+            return self.fails
+        samples = [self.times() for _ in range(5)]
+        self.clock.advance(sum(samples) / 1e3)
+        return Round(samples, [])
+
+    def close(self) -> Failure | None:
+        self.closed += 1
+        return None
+
+
+class FakeWorkers:
+    """Fake workers by contender; the order in which they were asked for, and who was discarded."""
+
+    def __init__(self, **workers: FakeWorker) -> None:
+        self.workers = workers
+        self.asked: list[str] = []
+        self.discarded: list[str] = []
+
+    def of(self, case: Case) -> FakeWorker:
+        self.asked.append(case.contender)
+        return self.workers[case.contender]
+
+    def discard(self, case: Case) -> None:
+        self.discarded.append(case.contender)

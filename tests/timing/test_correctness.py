@@ -1,0 +1,145 @@
+"""What passes the gate and what does not."""
+
+import math
+
+import pytest
+import torch
+
+from basedbench.contenders import Contender, get_contender
+from basedbench.timing import correctness
+from basedbench.timing.correctness import FLOOR, check, judge, relative_errors
+from tests.contenders.conftest import FORMS, small
+
+
+class Altered(Contender):
+    """The reference, with what a test does to its result."""
+
+    name = "altered"
+
+    def __init__(self, alter) -> None:
+        self.alter = alter
+
+    def build(self, case):
+        call = get_contender("reference").build(case)
+        return lambda tensors: self.alter(call(tensors), tensors)
+
+
+def verdict(alter, operator="taylor_attention", mode="fwd", **changes):
+    case, contender = small(operator, mode, "altered", **changes), Altered(alter)
+    with torch.set_grad_enabled(mode == "fwd_bwd"):
+        return check(case, contender, contender.build(case), "cpu")
+
+
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_reference_itself_passes(operator: str, mode: str, dtype: str) -> None:
+    result = verdict(lambda y, _: y, operator, mode, dtype=dtype)
+    assert result.reason is None
+    assert result.error <= result.bound
+    assert result.truth == "float64"
+    assert result.error > 0
+
+
+def test_an_error_beyond_the_bound_is_refused() -> None:
+    result = verdict(lambda y, _: y * 1.001)
+    assert result.error == pytest.approx(1e-3, rel=0.01)
+    assert result.reason.startswith("the output: relative error")
+    assert verdict(lambda y, _: y * 1.000003).reason is None
+
+
+def test_the_bound_is_twice_the_references_own_error_and_a_floor() -> None:
+    truth = {"y": torch.ones(1000, 4, dtype=torch.float64)}
+    same = {"y": truth["y"] * (1 + 1e-3)}
+    for error, passes in ((3.9e-3, True), (4.1e-3, False)):
+        result = judge({"y": truth["y"] * (1 + error)}, same, truth, "bf16", "float64")
+        assert (result.reason is None) is passes
+        assert result.bound == pytest.approx(2e-3 + FLOOR["bf16"])
+
+
+def test_one_wrong_row_in_many_is_refused() -> None:
+    def last_row(y, _):
+        y = y.clone()
+        y[-1, -1, -1] *= -1
+        return y
+
+    many = {"batch": 64, "length": 512, "dtype": "bf16"}  # 65 thousand rows: one adds 0.8 % to the norm at most
+    result = verdict(last_row, **many)
+    assert "worst row" in result.reason
+    rows = torch.ones(65536, 6, dtype=torch.float64)
+    wrong = rows.clone()
+    wrong[-1] *= 0.5
+    whole, worst = relative_errors(wrong, rows)
+    assert (whole, worst) == pytest.approx((0.5 / 256, 0.5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_no_numbers_are_refused(value: float) -> None:
+    def spoil(y, _):
+        y = y.clone()
+        y[0, 0, 0, 0] = value
+        return y
+
+    assert verdict(spoil).reason is not None
+
+
+def test_wrong_gradients_are_refused_by_name() -> None:
+    def detach_half(y, tensors):
+        return y + (tensors["k_BLHK"].sum() - tensors["k_BLHK"].sum().detach())  # same value, other gradient
+
+    result = verdict(detach_half, mode="fwd_bwd")
+    assert result.reason.startswith("the gradient of k_BLHK: relative error")
+
+
+def test_a_state_left_behind_is_refused() -> None:
+    def forget(y, tensors):
+        tensors["state_BHFW"].mul_(0.5)
+        return y
+
+    assert verdict(forget, mode="decode").reason.startswith("state_BHFW: relative error")
+
+
+def test_wrong_shapes_and_missing_outputs_are_refused() -> None:
+    assert "has shape (2, 39, 2, 6) where (2, 40, 2, 6) is due" in verdict(lambda y, _: y[:, :-1]).reason
+    assert "does not return" in verdict(lambda y, _: y[0], "linear_cross_entropy").reason
+
+
+def test_wrong_flags_are_refused() -> None:
+    result = verdict(lambda y, _: (y[0], ~y[1]), "linear_cross_entropy")
+    assert result.reason.startswith("output 2: share of wrong values 1")
+
+
+def test_rows_that_are_not_written_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory that a call gets held NaN before, not the result of an earlier call."""
+    filled = []
+    original = torch.full
+    monkeypatch.setattr(correctness.torch, "full", lambda *a, **k: filled.append(a) or original(*a, **k))
+    verdict(lambda y, _: y)
+    assert filled[0][0] == (2, 40, 2, 6)
+    assert math.isnan(filled[0][1])
+
+
+def test_large_cases_are_checked_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(correctness.FLOAT64_FLOPS, "cpu", 10)
+    assert verdict(lambda y, _: y, dtype="bf16").truth == "float32"
+
+
+def test_a_truth_that_does_not_fit_is_taken_of_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = correctness._check
+
+    def full(case, *more):
+        if case.batch > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(case, *more)
+
+    monkeypatch.setattr(correctness, "_check", full)
+    assert verdict(lambda y, _: y).truth == "float64, at batch 1"
+    assert verdict(lambda y, _: y * 2).reason is not None
+
+
+def test_a_single_sequence_that_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(correctness, "_check", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        verdict(lambda y, _: y, batch=1)

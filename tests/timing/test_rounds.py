@@ -1,0 +1,78 @@
+"""Contenders in turn, on a mock clock."""
+
+import itertools
+import random
+
+from basedbench.config.throughput import MeasureSection
+from basedbench.timing.rounds import Competition
+from basedbench.timing.worker import Failure
+from tests.timing.conftest import FakeWorker, FakeWorkers, MockClock, make_case
+
+MEASURE = MeasureSection(min_rounds=6, max_rounds=30, seconds=10)
+
+
+def steady(clock: MockClock, milliseconds: float) -> FakeWorker:
+    return FakeWorker(clock, lambda: milliseconds)
+
+
+def run(clock: MockClock, workers: FakeWorkers, measure: MeasureSection = MEASURE) -> dict[str, object]:
+    cases = [make_case(name) for name in workers.workers]
+    return {one.case.contender: one for one in Competition(workers, measure, clock).run(cases)}  # type: ignore[arg-type]
+
+
+def test_contenders_alternate_in_changing_orders(clock: MockClock) -> None:
+    workers = FakeWorkers(a=steady(clock, 1), b=steady(clock, 2), c=steady(clock, 3))
+    done = run(clock, workers)
+    asked = workers.asked[3:]  # after the three preparations
+    turns = [tuple(asked[i : i + 3]) for i in range(0, len(asked), 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) > 2
+    assert all(len(one.rounds) == 6 and one.stop_reason == "converged" for one in done.values())
+    assert all(worker.closed == 1 for worker in workers.workers.values())
+
+
+def test_each_is_done_in_its_own_time(clock: MockClock) -> None:
+    noise = random.Random(0)
+    workers = FakeWorkers(calm=steady(clock, 1), wild=FakeWorker(clock, lambda: noise.uniform(1, 3)))
+    done = run(clock, workers)
+    assert done["calm"].stop_reason == "converged"
+    assert done["wild"].stop_reason == "30 rounds"
+
+
+def test_the_time_limit_counts_a_contenders_own_rounds(clock: MockClock) -> None:
+    numbers = itertools.count(1000)
+    slow = FakeWorker(clock, lambda: 1000.0 * (1 + next(numbers) % 7))  # about 20 s a round
+    done = run(clock, FakeWorkers(quick=steady(clock, 1), slow=slow))
+    assert done["slow"].stop_reason == "time limit of 10 s"
+    assert len(done["slow"].rounds) == 3
+    assert len(done["quick"].rounds) == 6
+
+
+def test_failures_are_measurements_without_times(clock: MockClock) -> None:
+    dead = FakeWorker(clock, lambda: 1.0, fails=Failure("crashed", "the worker died"))
+    wrong = FakeWorker(clock, lambda: 1.0, facts={"status": "incorrect", "reason": "off by one", "error": 0.5})
+    workers = FakeWorkers(dead=dead, wrong=wrong, good=steady(clock, 1))
+    done = run(clock, workers)
+    assert done["dead"].facts == {"status": "crashed", "reason": "the worker died"}
+    assert done["wrong"].facts["error"] == 0.5
+    assert done["dead"].rounds == done["wrong"].rounds == []
+    assert done["good"].ok
+    assert sorted(workers.discarded) == ["dead", "wrong"]
+
+
+def test_out_of_memory_beside_others_is_tried_again_alone(clock: MockClock) -> None:
+    class Greedy(FakeWorker):
+        def prepare(self, case, measure):
+            alone = others.workers["small"].closed > 0
+            return {"status": "ok"} if alone else Failure("oom", "out of memory")
+
+    others = FakeWorkers(small=steady(clock, 1), greedy=Greedy(clock, lambda: 2.0))
+    done = run(clock, others)
+    assert list(done) == ["small", "greedy"]
+    assert done["greedy"].ok
+    assert others.discarded == ["greedy"]
+
+
+def test_out_of_memory_alone_is_final(clock: MockClock) -> None:
+    greedy = FakeWorker(clock, lambda: 1.0, facts=Failure("oom", "out of memory"))
+    assert run(clock, FakeWorkers(greedy=greedy))["greedy"].facts["status"] == "oom"

@@ -1,0 +1,105 @@
+"""A case from its first call to its samples, on the CPU."""
+
+import gc
+
+import pytest
+import torch
+
+from basedbench.config.throughput import MeasureSection
+from basedbench.contenders import Contender, register
+from basedbench.timing import session as module
+from basedbench.timing.clock import WallClock
+from basedbench.timing.memory import peak_memory
+from basedbench.timing.session import Session
+from tests.contenders.conftest import FORMS, small
+from tests.timing.conftest import MockClock
+
+
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+def test_a_case_is_prepared_and_sampled(operator: str, mode: str) -> None:
+    session = Session(small(operator, mode, "reference"), MeasureSection(round_ms=2), "cpu", WallClock())
+    facts = session.prepare()
+    assert facts["status"] == "ok"
+    assert 0 < facts["error"] <= facts["error_bound"]
+    assert facts["bytes"] > 0
+    assert facts["flops"] > 0
+    assert facts["threads"] == torch.get_num_threads()
+    assert (facts["state_bytes"] is not None) == (mode == "decode")
+    one = session.round()
+    assert all(sample > 0 for sample in one.samples_ms)
+    assert gc.isenabled()
+    session.close()
+    assert session.sampler is None
+
+
+def test_the_state_is_measured_per_sequence() -> None:
+    session = Session(small("taylor_attention", "decode", batch=3), MeasureSection(), "cpu", WallClock())
+    features = 1 + 8 + 8 * 9 // 2
+    assert session.prepare()["state_bytes"] == 2 * features * (6 + 1) * 4
+
+
+class Slow(Contender):
+    """Takes a second to build and another for the first call, then as long as it is told."""
+
+    name = "slow"
+    operators = ("taylor_attention",)
+
+    def __init__(self, clock: MockClock, milliseconds: float, wrong: bool = False) -> None:
+        self.clock, self.milliseconds, self.wrong, self.calls = clock, milliseconds, wrong, []
+
+    def build(self, case):
+        from basedbench.contenders import get_contender
+
+        reference = get_contender("reference").build(case)
+        self.clock.advance(1.0)
+
+        def call(tensors):
+            self.clock.advance(1.0 if not self.calls else self.milliseconds / 1e3)
+            self.calls.append(tensors["q_BLHK"].data_ptr())
+            return reference(tensors) * (2 if self.wrong else 1)
+
+        return call
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
+    slow = register(Slow(clock, 5.0))
+    session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(round_ms=50), "cpu", clock)
+    facts = session.prepare()
+    assert facts["compile_s"] == pytest.approx(2.0 - 0.005)
+    before = len(slow.calls)
+    assert session.round().samples_ms == pytest.approx([5.0] * 10)
+    assert len(slow.calls) - before == 10 + module.WARM_UP_CALLS
+    assert len(set(slow.calls[before:])) == module.INPUT_SETS
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_long_calls_have_no_warm_up_and_few_estimates(clock: MockClock) -> None:
+    slow = register(Slow(clock, 400.0))
+    session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(round_ms=50), "cpu", clock)
+    session.prepare()
+    before = len(slow.calls)
+    assert session.round().samples_ms == pytest.approx([400.0])
+    assert len(slow.calls) - before == 1
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
+    slow = register(Slow(clock, 5.0, wrong=True))
+    session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(), "cpu", clock)
+    facts = session.prepare()
+    assert facts["status"] == "incorrect"
+    assert "relative error" in facts["reason"]
+    assert facts["error"] == pytest.approx(1.0)
+    assert session.sampler is None
+    assert len(slow.calls) == 3  # the first call, and two for the check
+
+
+def test_peak_memory_is_what_a_call_needs() -> None:
+    def call() -> torch.Tensor:
+        a = torch.ones(2**22)  # 16 MiB
+        b = a + 1
+        del a
+        return b * 2
+
+    assert peak_memory(call, "cpu") == pytest.approx(2 * 2**24, rel=1e-3)

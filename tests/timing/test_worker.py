@@ -1,0 +1,98 @@
+"""Real worker processes: whatever happens over there is an answer here."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from basedbench.config.throughput import MeasureSection
+from basedbench.timing.samples import Round
+from basedbench.timing.worker import Failure, Worker, Workers
+from tests.timing.conftest import make_case
+
+PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
+MEASURE = MeasureSection(round_ms=2, timeout=60)
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    one = Worker("cpu", [PLUGIN])
+    yield one
+    one.stop()
+
+
+def test_a_worker_times_several_cases_and_keeps_its_output_to_itself(
+    worker: Worker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for length in (8, 24):
+        facts = worker.prepare(make_case("good", length=length), MEASURE)
+        assert isinstance(facts, dict)
+        assert facts["status"] == "ok"
+        for _ in range(2):
+            one = worker.round(60)
+            assert isinstance(one, Round)
+            assert all(sample > 0 for sample in one.samples_ms)
+        assert worker.close() is None
+    assert "noise" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("contender", "status", "reason"),
+    [
+        ("dies", "crashed", "signal 6.*"),
+        ("segfaults", "crashed", "signal 11"),
+        ("exits", "crashed", "exit code 3"),
+        ("killed", "oom", "signal 9"),
+        ("raises", "runtime_error", "ValueError: no such thing"),
+        ("hungry", "oom", "out of memory"),
+        ("unable", "unsupported", "No available kernel"),
+        ("signature", "runtime_error", "TypeError: .*takes 1 positional argument"),
+    ],
+)
+def test_failures_are_answers(worker: Worker, contender: str, status: str, reason: str) -> None:
+    answer = worker.prepare(make_case(contender), MEASURE)
+    assert isinstance(answer, Failure)
+    assert answer.status == status
+    assert re.search(reason, answer.reason)
+
+
+def test_wrong_results_are_known_before_any_time(worker: Worker) -> None:
+    facts = worker.prepare(make_case("wrong"), MEASURE)
+    assert isinstance(facts, dict)
+    assert facts["status"] == "incorrect"
+
+
+def test_what_takes_too_long_is_ended(worker: Worker) -> None:
+    worker.prepare(make_case("good"), MEASURE)  # the start-up has its own limit
+    answer = worker.prepare(make_case("hangs"), MEASURE.model_copy(update={"timeout": 0.3}))
+    assert answer == Failure("timeout", "no answer within 0.3 s")
+    worker._process.join(5)
+    assert not worker._process.is_alive()
+
+
+def test_a_plugin_that_fails_over_there_is_an_answer(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    worker = Worker("cpu", [str(broken)])
+    answer = worker.prepare(make_case(), MEASURE)
+    worker.stop()
+    assert isinstance(answer, Failure)
+    assert "division by zero" in answer.reason
+
+
+def test_workers_are_kept_while_needed_and_ended_after() -> None:
+    ours, reference = make_case("ours"), make_case("reference")
+    with Workers("cpu", []) as workers:
+        workers.start([ours, reference])
+        first = workers.of(ours)
+        gone = workers.of(reference)
+        workers.start([ours])
+        assert workers.of(ours) is first
+        assert not gone._process.is_alive()
+        workers.discard(ours)
+        assert not first._process.is_alive()
+        assert workers.of(ours) is not first
+        last = workers.of(ours)
+    assert not last._process.is_alive()
+    assert not Path(last._log).exists()
