@@ -123,7 +123,13 @@ _THROUGHPUT_EXTRA = {
     "round_medians_ms": _REALS,
     "round_sizes": pa.list_(_WHOLE),
     "outliers": _WHOLE,
+    # Samples during which the device waited for the host, whatever was done to hide it.
+    "exposed_samples": _WHOLE,
     "wall_ms": _REAL,
+    "threads": _WHOLE,
+    # What `error` was held against ("float64, at batch 1") and how large it might have been.
+    "checked_against": _TEXT,
+    "error_bound": _REAL,
     **_TELEMETRY,
     **_ROW_ID,
 }
