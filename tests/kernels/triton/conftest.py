@@ -1,0 +1,33 @@
+"""Tests of the Triton kernels: on a GPU, or interpreted on the CPU by `tests/kernels/test_interpreted.py`.
+
+Triton reads TRITON_INTERPRET once, when it is imported; so the rest of the suite, which runs in one process with
+other users of Triton, leaves this folder out. Interpreted dots of bfloat16 are wrong: skip that dtype there.
+"""
+
+import os
+
+import pytest
+import torch
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+collect_ignore_glob = [] if interpreted or torch.cuda.is_available() else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a GPU every test of this folder is one of the `gpu` tests."""
+    if not interpreted:
+        for item in items:
+            if item.path.parent == item.config.rootpath / "tests" / "kernels" / "triton":
+                item.add_marker("gpu")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cpu" if interpreted else "cuda")
+
+
+@pytest.fixture(scope="session")
+def dtypes() -> tuple[torch.dtype, ...]:
+    """The dtypes the kernels can be tested in here."""
+    return (torch.float32, torch.float16) if interpreted else (torch.float32, torch.float16, torch.bfloat16)
