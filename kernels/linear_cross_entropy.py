@@ -41,17 +41,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+def _in_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The operands in autocast's dtype, where it is on."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, weight
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype)
+
+
 def reference(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """`linear_cross_entropy` in PyTorch: differentiable once, any device."""
-    device = x_ND.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+    x_ND, weight_VD = _in_autocast(x_ND, weight_VD)
     return without_autocast(_LinearCrossEntropy.apply)(x_ND, weight_VD, target_N)
 
 
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """x (N,D), weight (V,D), target (N,) int64 -> loss (N,) float32 (float64 for float64 x), hit (N,) bool."""
+    """x (N,D), weight (V,D), target (N,) int64 -> loss (N,) float32 (float64 for float64 x), hit (N,) bool.
+
+    Of equal logits the first is taken as the largest. On CUDA the Triton kernels compute what they were seen to compute
+    right and faster (`supported` there), the reference the rest.
+    """
+    if x_ND.is_cuda:
+        from . import linear_cross_entropy_triton as fused
+
+        operands = _in_autocast(x_ND, weight_VD)
+        if fused.supported(*operands):
+            return fused.linear_cross_entropy(*operands, target_N)
     return reference(x_ND, weight_VD, target_N)
 
 

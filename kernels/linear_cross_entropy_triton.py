@@ -1,0 +1,395 @@
+"""Triton kernels of `linear_cross_entropy`: no logit is ever written to memory.
+
+Forward, one pass over the vocabulary per block of positions, as in online softmax (Milakov & Gimelshein,
+arXiv 1805.02867): per position the peak logit and where it stands, the target's logit, and over the other words
+
+    rest_n = sum_{v != t} exp(l_nv - peak_n)        expected_n = sum_{v != t} exp(l_nv - peak_n) w_v
+
+The gradient of the loss by x is expected / total - (rest / total) w_target with total = rest + exp(l_nt - peak_n): it
+comes from the same pass, so the backward has only the weight left to do. It recomputes the logits block by block: four
+products in all, where recomputing in two backward passes would take five. Leaving the target out of the sums keeps the
+gradient of a nearly certain answer free of cancellation in every precision.
+
+The vocabulary (forward) and the positions (backward) are divided among programs where the grid would be too small for
+the device; partial results are added in a fixed order: results are reproducible bit by bit. Sums, exponentials and
+partial results are float32. float32 operands are taken apart into bfloat16 pieces, by
+torch.get_float32_matmul_precision(): three pieces and six products for "highest", which is as exact as float32; two
+and three for "high" (16 bits, where TF32 has 11); one for "medium". Ties go to the lowest index, as torch.max does it.
+A NaN among a position's logits, or a target outside the vocabulary, makes its loss NaN and its hit False.
+"""
+
+# mypy: allow-untyped-defs
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FINISH_ROWS = 16
+SUM_BLOCK = 1024
+PROGRAMS = 264  # two on each multiprocessor of an H200
+
+
+class Blocks(NamedTuple):
+    """Positions and words of a block, and how a program runs it."""
+
+    positions: int
+    words: int
+    warps: int
+    stages: int
+    registers: int | None = None  # at most so many for each thread
+
+
+@triton.jit
+def _split(source, pieces, size, PIECES: tl.constexpr, BLOCK: tl.constexpr):
+    """A float32 as a sum of bfloat16 pieces (PIECES, size), the largest first."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    left = tl.load(source + i, mask=i < size, other=0.0)
+    for p in tl.static_range(PIECES):
+        piece = left.to(tl.bfloat16).to(tl.float32)
+        tl.store(pieces + tl.cast(p, tl.int64) * size + i, piece.to(pieces.dtype.element_ty), mask=i < size)
+        left -= piece
+
+
+@triton.jit
+def _load(pointers, mask, stride, PIECES: tl.constexpr):
+    """All pieces of a block; the missing ones stand for nothing."""
+    one = tl.load(pointers, mask=mask, other=0.0)
+    two, three = one, one
+    if PIECES > 1:
+        two = tl.load(pointers + stride, mask=mask, other=0.0)
+    if PIECES > 2:
+        three = tl.load(pointers + 2 * stride, mask=mask, other=0.0)
+    return one, two, three
+
+
+@triton.jit
+def _pieces(values, like, PIECES: tl.constexpr):
+    """`_split` in registers, in the dtype of `like`."""
+    if PIECES == 1:
+        one = values.to(like.dtype)
+        return one, one, one
+    one = values.to(tl.bfloat16).to(tl.float32)
+    values -= one
+    two = values.to(tl.bfloat16).to(tl.float32)
+    three = values - two
+    return one.to(like.dtype), two.to(like.dtype), three.to(tl.bfloat16).to(like.dtype)
+
+
+@triton.jit
+def _product(a, a2, a3, b, b2, b3, total, PIECES: tl.constexpr):
+    """total + a b. Six products of three pieces each leave out less than float32 rounds; three of two, 2^-16."""
+    if PIECES == 1:
+        return tl.dot(a, b, total)
+    part = tl.zeros_like(total)  # the matrix units truncate when they add: keep their sums short
+    if PIECES > 2:
+        part = tl.dot(a, b3, part)
+        part = tl.dot(a3, b, part)
+        part = tl.dot(a2, b2, part)
+    part = tl.dot(a, b2, part)
+    part = tl.dot(a2, b, part)
+    return total + tl.dot(a, b, part)
+
+
+@triton.jit
+def _exponential(logits, peak, PIECES: tl.constexpr):
+    """exp(logits - peak): one fused multiply-add less exact for half-precision products, which cannot tell."""
+    if PIECES == 1:
+        return tl.exp2(logits * 1.4426950408889634 - peak * 1.4426950408889634)
+    return tl.exp(logits - peak)
+
+
+@triton.jit(do_not_specialize=["N", "words"])
+def _forward(
+    x, weight, target, rows, expected, N, V, words,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+    PIECES: tl.constexpr, WHOLE: tl.constexpr, EXPECTED: tl.constexpr,
+):  # fmt: skip
+    """Partial results of one block of positions over one share of the vocabulary: rows (S,4,N), expected (S,N,D)."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    split = tl.program_id(1)
+    mask_ND = (n[:, None] < N) & (d[None, :] < D)
+    x_ND, x2_ND, x3_ND = _load(x + n[:, None] * D + d[None, :], mask_ND, N * D, PIECES)
+    target_N = tl.load(target + n, mask=n < N, other=-1).to(tl.int32)
+    peak_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    before_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    rest_N = tl.zeros([BLOCK_N], tl.float32)
+    wanted_N = tl.zeros([BLOCK_N], tl.float32)
+    sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for start in range(split * words, min(split * words + words, V), BLOCK_V):
+        v = start + tl.arange(0, BLOCK_V)
+        mask_VD = (v[:, None] < V) & (d[None, :] < D)
+        w_VD, w2_VD, w3_VD = _load(weight + v[:, None] * D + d[None, :], mask_VD, V * D, PIECES)
+        zeros_NV = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+        logits_NV = _product(
+            x_ND, x2_ND, x3_ND, tl.trans(w_VD), tl.trans(w2_VD), tl.trans(w3_VD), zeros_NV, PIECES
+        )  # fmt: skip
+        if not WHOLE:
+            logits_NV = tl.where(v[None, :] < V, logits_NV, float("-inf"))
+        here_N = (target_N >= start) & (target_N < start + BLOCK_V)
+        if tl.max(here_N.to(tl.int32), 0) > 0:
+            offset_N = target_N[:, None] - start
+            is_target = tl.arange(0, BLOCK_V)[None, :] == offset_N
+            is_before = tl.arange(0, BLOCK_V)[None, :] < offset_N
+            wanted_N += tl.sum(tl.where(is_target, logits_NV, 0.0), 1)
+            before_N = tl.maximum(before_N, tl.max(tl.where(is_before, logits_NV, float("-inf")), 1))
+            logits_NV = tl.where(is_target, float("-inf"), logits_NV)
+        top_N = tl.max(logits_NV, 1)
+        before_N = tl.maximum(before_N, tl.where(target_N >= start + BLOCK_V, top_N, float("-inf")))
+        top_N = tl.maximum(peak_N, top_N)
+        shift_N = tl.where(top_N == float("-inf"), 0.0, top_N)
+        others_NV = _exponential(logits_NV, shift_N[:, None], PIECES)
+        scale_N = tl.exp(peak_N - shift_N)
+        rest_N = rest_N * scale_N + tl.sum(others_NV, 1)
+        if EXPECTED:
+            p_NV, p2_NV, p3_NV = _pieces(others_NV, w_VD, PIECES)
+            sum_ND = sum_ND * scale_N[:, None]
+            sum_ND = _product(p_NV, p2_NV, p3_NV, w_VD, w2_VD, w3_VD, sum_ND, PIECES)
+        peak_N = top_N
+    rows += split.to(tl.int64) * 4 * N + n
+    tl.store(rows, peak_N, mask=n < N)
+    tl.store(rows + N, rest_N, mask=n < N)
+    tl.store(rows + 2 * N, wanted_N, mask=n < N)
+    tl.store(rows + 3 * N, before_N, mask=n < N)
+    if EXPECTED:
+        tl.store(expected + split.to(tl.int64) * N * D + n[:, None] * D + d[None, :], sum_ND, mask=mask_ND)
+
+
+@triton.jit(do_not_specialize=["N"])
+def _finish(
+    weight, target, rows, expected, loss, hit, saved, slope, N, V,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, EXPECTED: tl.constexpr,
+):  # fmt: skip
+    """Put the shares of the vocabulary together. saved (3,N): peak, 1 / total, rest / total; slope (N,D): dloss/dx."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    target_N = tl.load(target + n, mask=n < N, other=-1)
+    known = (target_N >= 0) & (target_N < V)
+    others_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    before_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    wanted_N = tl.zeros([BLOCK_N], tl.float32)
+    for s in tl.static_range(SPLITS):
+        others_N = tl.maximum(others_N, tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0))
+        wanted_N += tl.load(rows + (s * 4 + 2) * N + n, mask=n < N, other=0.0)
+        before_N = tl.maximum(before_N, tl.load(rows + (s * 4 + 3) * N + n, mask=n < N, other=0.0))
+    peak_N = tl.maximum(others_N, wanted_N)
+    peak_N = tl.where(peak_N == float("-inf"), 0.0, peak_N)
+    rest_N = tl.zeros([BLOCK_N], tl.float32)
+    for s in tl.static_range(SPLITS):
+        scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
+        rest_N += scale_N * tl.load(rows + (s * 4 + 1) * N + n, mask=n < N, other=0.0)
+    total_N = rest_N + tl.exp(wanted_N - peak_N)
+    loss_N = tl.where(known, tl.log(total_N) + (peak_N - wanted_N), float("nan"))
+    right = (wanted_N >= others_N) & (wanted_N > before_N) & (loss_N == loss_N)
+    tl.store(loss + n, loss_N, mask=n < N)
+    tl.store(hit + n, right, mask=n < N)
+    tl.store(saved + n, peak_N, mask=n < N)
+    tl.store(saved + N + n, 1.0 / total_N, mask=n < N)
+    tl.store(saved + 2 * N + n, rest_N / total_N, mask=n < N)
+    if EXPECTED:
+        d = tl.arange(0, BLOCK_D)
+        mask_ND = (n[:, None] < N) & (d[None, :] < D)
+        sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+        for s in tl.static_range(SPLITS):
+            scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
+            part = expected + tl.cast(s, tl.int64) * N * D
+            sum_ND += scale_N[:, None] * tl.load(part + n[:, None] * D + d[None, :], mask=mask_ND, other=0.0)
+        w_ND = tl.load(weight + target_N[:, None] * D + d[None, :], mask=mask_ND & known[:, None], other=0.0)
+        slope_ND = (sum_ND - rest_N[:, None] * w_ND.to(tl.float32)) / total_N[:, None]
+        tl.store(slope + n[:, None] * D + d[None, :], slope_ND, mask=mask_ND)
+
+
+@triton.jit(do_not_specialize=["N", "positions"])
+def _weight_gradient(
+    x, weight, target, saved, grad_loss, grad_weight, N, V, positions,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """One block of words over one share of the positions: grad_weight (S,V,D)."""
+    v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    d = tl.arange(0, BLOCK_D)
+    split = tl.program_id(1)
+    mask_VD = (v[:, None] < V) & (d[None, :] < D)
+    w_VD, w2_VD, w3_VD = _load(weight + v[:, None] * D + d[None, :], mask_VD, V * D, PIECES)
+    sum_VD = tl.zeros([BLOCK_V, BLOCK_D], tl.float32)
+    for start in range(split * positions, min(split * positions + positions, N), BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        mask_ND = (n[:, None] < N) & (d[None, :] < D)
+        x_ND, x2_ND, x3_ND = _load(x + n[:, None] * D + d[None, :], mask_ND, N * D, PIECES)
+        target_N = tl.load(target + n, mask=n < N, other=-1).to(tl.int32)
+        grad_N = tl.load(grad_loss + n, mask=n < N, other=0.0)
+        peak_N = tl.load(saved + n, mask=n < N, other=0.0)
+        others_N = grad_N * tl.load(saved + N + n, mask=n < N, other=0.0)
+        wanted_N = -grad_N * tl.load(saved + 2 * N + n, mask=n < N, other=0.0)
+        zeros_NV = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+        logits_NV = _product(
+            x_ND, x2_ND, x3_ND, tl.trans(w_VD), tl.trans(w2_VD), tl.trans(w3_VD), zeros_NV, PIECES
+        )  # fmt: skip
+        slope_NV = _exponential(logits_NV, peak_N[:, None], PIECES) * others_N[:, None]
+        slope_NV = tl.where(v[None, :] == target_N[:, None], wanted_N[:, None], slope_NV)
+        p_NV, p2_NV, p3_NV = _pieces(slope_NV, x_ND, PIECES)
+        sum_VD = _product(tl.trans(p_NV), tl.trans(p2_NV), tl.trans(p3_NV), x_ND, x2_ND, x3_ND, sum_VD, PIECES)
+    grad_weight += split.to(tl.int64) * V * D
+    tl.store(grad_weight + v[:, None] * D + d[None, :], sum_VD.to(grad_weight.dtype.element_ty), mask=mask_VD)
+
+
+@triton.jit
+def _sum(parts, out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Add the shares (S, size) in order."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for s in tl.static_range(SPLITS):
+        total += tl.load(parts + tl.cast(s, tl.int64) * size + i, mask=i < size, other=0.0)
+    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
+
+
+def forward_blocks(width: int, pieces: int) -> Blocks:
+    """Blocks of the forward for a model width."""
+    if pieces > 1:
+        return Blocks(64, 64 if width <= 128 else 32, 4, 2)
+    if width <= 64:
+        return Blocks(64, 64, 4, 3, 168)
+    return Blocks(128, 64, 8, 3) if width <= 128 else Blocks(64, 64, 8, 2)
+
+
+def backward_blocks(width: int, pieces: int) -> Blocks:
+    """Blocks of the weight's gradient for a model width."""
+    if pieces > 1:
+        return Blocks(64 if width <= 128 else 32, 64, 4, 2)
+    if width <= 64:
+        return Blocks(64, 128, 4, 3, 168)
+    return Blocks(64, 64, 4, 3) if width <= 128 else Blocks(32, 64, 8, 2)
+
+
+def shares(blocks: int, length: int, block: int) -> tuple[int, int]:
+    """Into how many shares, of which length, `length` is divided, so that `blocks` programs become enough."""
+    wanted = max(1, min(PROGRAMS // blocks, 16, triton.cdiv(length, 2 * block)))
+    share = triton.cdiv(triton.cdiv(length, wanted), block) * block
+    return triton.cdiv(length, share), share
+
+
+def pieces_of(dtype: torch.dtype) -> int:
+    """Into how many bfloat16 pieces the operands are taken apart: PyTorch's setting for float32, else none."""
+    return {"highest": 3, "high": 2, "medium": 1}[torch.get_float32_matmul_precision()] if dtype == torch.float32 else 1
+
+
+def split(operand: Tensor, pieces: int) -> Tensor:
+    """A float32 operand in bfloat16 pieces, (pieces, ...); others as they are."""
+    if operand.dtype != torch.float32:
+        return operand
+    # The interpreter multiplies bfloat16 wrongly: there, float32 holds the same values.
+    dtype = torch.bfloat16 if operand.is_cuda else torch.float32
+    parts = operand.new_empty(pieces, *operand.shape, dtype=dtype)
+    size = operand.numel()
+    _split[(triton.cdiv(size, SUM_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SUM_BLOCK)
+    return parts
+
+
+def padded(width: int) -> int:
+    """The width of a block: a power of two that the matrix units take."""
+    return max(16, triton.next_power_of_2(width))
+
+
+@torch.library.custom_op("basedbench::linear_cross_entropy", mutates_args=())
+def forward_operator(
+    x: Tensor, weight: Tensor, target: Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """loss (N,), hit (N,), saved (3,N) and, if differentiable by x, dloss/dx (N,D) float32, else an empty tensor."""
+    x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
+    (N, D), V = x.shape, len(weight)
+    pieces = pieces_of(x.dtype)
+    blocks = forward_blocks(D, pieces)
+    splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words)
+    loss, hit, saved, slope = outputs(x, weight, target, differentiable)
+    rows = loss.new_empty(splits, 4, N)
+    expected = loss.new_empty(splits, N, D) if differentiable else loss
+    grid = (triton.cdiv(N, blocks.positions), splits)
+    _forward[grid](
+        split(x, pieces), split(weight, pieces), target, rows, expected, N, V, words,
+        D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
+        WHOLE=V % blocks.words == 0, EXPECTED=differentiable,
+        num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
+    )  # fmt: skip
+    _finish[(triton.cdiv(N, FINISH_ROWS),)](
+        weight, target, rows, expected, loss, hit, saved, slope, N, V,
+        D=D, BLOCK_N=FINISH_ROWS, BLOCK_D=padded(D), SPLITS=splits, EXPECTED=differentiable,
+    )  # fmt: skip
+    return loss, hit, saved, slope
+
+
+@forward_operator.register_fake
+def outputs(x: Tensor, weight: Tensor, target: Tensor, differentiable: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outputs, not yet written."""
+    N, D = x.shape
+    loss = x.new_empty(N, dtype=torch.float32)
+    slope = loss.new_empty((N, D) if differentiable else (0, D))
+    return loss, loss.new_empty(N, dtype=torch.bool), loss.new_empty(3, N), slope
+
+
+@torch.library.custom_op("basedbench::linear_cross_entropy_weight_gradient", mutates_args=())
+def weight_gradient_operator(x: Tensor, weight: Tensor, target: Tensor, saved: Tensor, grad_loss: Tensor) -> Tensor:
+    """The gradient by the weight, (V,D)."""
+    x, weight, target, grad_loss = x.contiguous(), weight.contiguous(), target.contiguous(), grad_loss.contiguous()
+    (N, D), V = x.shape, len(weight)
+    pieces = pieces_of(x.dtype)
+    blocks = backward_blocks(D, pieces)
+    splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions)
+    grad_weight = torch.empty_like(weight)
+    parts = saved.new_empty(splits, V, D) if splits > 1 else grad_weight
+    _weight_gradient[(triton.cdiv(V, blocks.words), splits)](
+        split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, N, V, positions,
+        D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
+        num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
+    )  # fmt: skip
+    if splits > 1:
+        _sum[(triton.cdiv(V * D, SUM_BLOCK),)](parts, grad_weight, V * D, SPLITS=splits, BLOCK=SUM_BLOCK)
+    return grad_weight
+
+
+@weight_gradient_operator.register_fake
+def _(x: Tensor, weight: Tensor, target: Tensor, saved: Tensor, grad_loss: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, target, _ = inputs
+    _, hit, saved, slope = output
+    ctx.save_for_backward(x, weight, target, saved, slope)
+    ctx.mark_non_differentiable(hit, saved, slope)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return None, None, None, None
+    x, weight, target, saved, slope = ctx.saved_tensors
+    grad_x = (slope * grad_loss.unsqueeze(-1)).to(x.dtype) if ctx.needs_input_grad[0] else None
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        grad_weight = weight_gradient_operator(x, weight, target, saved, grad_loss)
+    return grad_x, grad_weight, None, None
+
+
+forward_operator.register_autograd(_backward, setup_context=_keep)
+
+
+def supported(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take these inputs, and were seen on a GPU to be right and faster than the reference there.
+
+    docs/log/linear_cross_entropy.md has the measurements: wider x, "high" and "medium" products of float32 and
+    half precision without gradients are still to be checked there.
+    """
+    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if x.dtype == torch.float32:
+        seen = torch.get_float32_matmul_precision() == "highest" and x.shape[-1] <= (128 if trained else 64)
+    else:
+        seen = x.dtype in (torch.float16, torch.bfloat16) and trained and x.shape[-1] <= 128
+    offsets = len(x) < 2**24 and max(x.numel(), weight.numel()) < 2**30  # 32 bits wide
+    return seen and offsets and len(x) > 0 and x.dim() == weight.dim() == 2 and x.dtype == weight.dtype
+
+
+def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The public function's operands, already in the dtype of the product -> loss (N,) float32, hit (N,) bool."""
+    loss, hit, _, _ = forward_operator(x_ND, weight_VD, target_N, torch.is_grad_enabled() and x_ND.requires_grad)
+    return loss, hit

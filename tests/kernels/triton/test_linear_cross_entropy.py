@@ -1,0 +1,191 @@
+"""The fused projection and cross-entropy against float64, its reference's error as the yardstick."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench.kernels import linear_cross_entropy as public
+from basedbench.kernels.linear_cross_entropy import reference
+from basedbench.kernels.linear_cross_entropy_triton import forward_operator, linear_cross_entropy, shares
+from basedbench.kernels.linear_cross_entropy_triton import weight_gradient_operator as weight_gradient
+
+SHAPES = [(1, 16, 64), (17, 24, 101), (130, 48, 200)]
+GPU_SHAPES = [
+    (1000, 64, 8192),
+    (4097, 64, 8191),
+    (1024, 128, 8192),
+    (33, 256, 50257),
+    (257, 512, 1000),
+    (130, 100, 512),
+]
+LEAST = 1e-7  # of the norm of the exact value: what the sums' order may change
+
+
+def inputs(shape, dtype, device, scale=1.0):
+    """Weights as of a trained head: a third of the positions answer right, some of those with certainty."""
+    N, D, V = shape
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(V, (N,), generator=generator)
+    weight = torch.randn(V, D, generator=generator, dtype=torch.float64)
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64) * scale / D**0.5
+    x[::3] += weight[target[::3]] * torch.linspace(0.1, 1, len(x[::3])).unsqueeze(-1)
+    return x.to(device, dtype), weight.to(device, dtype), target.to(device)
+
+
+def both(function, x, weight, target) -> list[Tensor]:
+    """Loss, hits and gradients under an uneven gradient of the loss."""
+    x, weight = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    loss, hit = function(x, weight, target)
+    slopes = torch.linspace(-1, 2, len(loss), dtype=loss.dtype, device=loss.device)
+    return [loss.detach(), hit, *torch.autograd.grad(loss, (x, weight), slopes)]
+
+
+def pytest_generate_tests(metafunc):
+    if "shape" in metafunc.fixturenames:
+        metafunc.parametrize("shape", SHAPES + GPU_SHAPES * torch.cuda.is_available(), ids=str)
+
+
+def test_no_worse_than_the_reference(shape, dtypes, device, relative_error):
+    for dtype in dtypes:
+        if dtype == torch.float32 and shape[1] > 256:
+            continue  # three pieces of a block do not fit on a multiprocessor
+        operands = inputs(shape, dtype, device)
+        exact = both(reference, operands[0].double(), operands[1].double(), operands[2])
+        ours, theirs = both(linear_cross_entropy, *operands), both(reference, *operands)
+        assert torch.equal(ours[1], exact[1]), dtype
+        for name, one, other, true in zip(("loss", "hit", "x", "weight"), ours, theirs, exact, strict=True):
+            assert one.dtype == other.dtype
+            assert relative_error(one, true) <= 2 * relative_error(other, true) + LEAST, (name, dtype)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("highest", 1e-6), ("high", 5e-5), ("medium", 2e-2)])
+def test_float32_follows_the_precision_of_products(precision, most, device, relative_error):
+    operands = inputs((130, 48, 200), torch.float32, device)
+    exact = both(reference, operands[0].double(), operands[1].double(), operands[2])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        ours = both(linear_cross_entropy, *operands)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    errors = [relative_error(one, true) for one, true in zip(ours, exact, strict=True)]
+    assert max(errors[0], *errors[2:]) < most, errors
+
+
+def test_every_output_is_written(device, monkeypatch):
+    """Each buffer holds NaN, or a true hit, before the kernels run."""
+    x, weight, target = inputs((130, 48, 200), torch.float32, device)
+    weight = -weight  # no hits
+    expected = both(linear_cross_entropy, x, weight, target)
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+
+    def poison(tensor: Tensor) -> Tensor:
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 1)
+
+    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **options: poison(new_empty(*args, **options)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: poison(empty_like(*args, **options)))
+    for one, other in zip(both(linear_cross_entropy, x, weight, target), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("width", [24, 64] + [128, 256, 512] * torch.cuda.is_available())
+def test_without_gradients_the_same_loss_and_hits(width, dtypes, device, relative_error):
+    for dtype in dtypes:
+        if dtype == torch.float32 and width > 256:
+            continue
+        x, weight, target = inputs((70, width, 300), dtype, device)
+        exact, exact_hit = reference(x.double(), weight.double(), target)
+        theirs, _ = reference(x, weight, target)
+        with torch.no_grad():
+            loss, hit = linear_cross_entropy(x.requires_grad_(), weight, target)
+        assert relative_error(loss, exact) <= 2 * relative_error(theirs, exact) + LEAST, dtype
+        assert torch.equal(hit, exact_hit), dtype
+
+
+def test_gradient_of_one_input_alone(device):
+    x, weight, target = inputs((17, 24, 101), torch.float32, device)
+    _, _, grad_x, grad_weight = both(linear_cross_entropy, x, weight, target)
+    slopes = torch.linspace(-1, 2, 17, device=device)
+    (alone,) = torch.autograd.grad(linear_cross_entropy(x.requires_grad_(), weight, target)[0], x, slopes)
+    assert torch.equal(alone, grad_x)
+    x, weight = x.detach(), weight.requires_grad_()
+    (alone,) = torch.autograd.grad(linear_cross_entropy(x, weight, target)[0], weight, slopes)
+    assert torch.equal(alone, grad_weight)
+
+
+def test_of_equal_logits_the_first_word_wins(device):
+    """Within a block, across blocks, and across the shares of the vocabulary."""
+    vocabulary = 400
+    assert shares(1, vocabulary, 64)[0] > 1
+    target = torch.tensor([0, 1, 70, 300, 0, 70, 71, 72, 150, 399], device=device)
+    x, weight = torch.zeros(10, 16, device=device), torch.ones(vocabulary, 16, device=device)
+    _, hit = linear_cross_entropy(x, weight, target)
+    assert hit.nonzero().flatten().tolist() == [0, 4]
+    weight[[399, 150, 71, 72]] = 2
+    _, hit = linear_cross_entropy(x + 1, weight, target)
+    assert hit.nonzero().flatten().tolist() == [6]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
+def test_a_nan_logit_spoils_its_position_only(device):
+    x, weight, _ = inputs((6, 16, 300), torch.float32, device)
+    target = (x @ weight.t()).argmax(-1)
+    x[2, 5] = float("nan")
+    loss, hit = linear_cross_entropy(x, weight, target)
+    assert loss.isnan().tolist() == [False, False, True, False, False, False]
+    assert hit.tolist() == [True, True, False, True, True, True]
+    x[2], weight[target[0]] = 0, float("nan")
+    loss, hit = linear_cross_entropy(x, weight, target)
+    assert loss.isnan().all()
+    assert not hit.any()
+
+
+def test_large_logits_do_not_overflow(device, relative_error):
+    x, weight, target = inputs((70, 64, 300), torch.float32, device)
+    loss, _, *_ = both(linear_cross_entropy, 500 * x, weight, target)
+    exact, _ = reference(500 * x.double(), weight.double(), target)
+    assert relative_error(loss, exact) < 1e-6
+
+
+def test_an_unknown_target_gives_nan(device):
+    x, weight, target = inputs((17, 24, 101), torch.float32, device)
+    target[3], target[4] = -100, 101
+    loss, hit = linear_cross_entropy(x, weight, target)
+    assert loss.isnan().nonzero().flatten().tolist() == [3, 4]
+    assert not hit[3:5].any()
+
+
+def test_operators_follow_their_registration(device):
+    x, weight, target = inputs((17, 24, 101), torch.float32, device)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    torch.library.opcheck(forward_operator, (x, weight, target, True))
+    torch.library.opcheck(forward_operator, (x.detach(), weight, target, False))
+    saved = forward_operator(x, weight, target, False)[2]
+    slopes = torch.ones(17, device=device)
+    torch.library.opcheck(weight_gradient, (x.detach(), weight.detach(), target, saved, slopes))
+
+
+def test_compiled_whole(device):
+    x, weight, target = inputs((17, 24, 101), torch.float32, device)
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    for one, other in zip(
+        both(compiled, x, weight, target), both(linear_cross_entropy, x, weight, target), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_the_public_function_under_autocast_and_compiled(device):
+    if device.type != "cuda":
+        pytest.skip("the public function takes the kernels on CUDA")
+    x, weight, target = inputs((1000, 64, 8192), torch.float32, device)
+    compiled = torch.compile(public, fullgraph=True, backend="aot_eager")
+    for function in (public, compiled):
+        with torch.autocast("cuda", torch.bfloat16):
+            ours = both(function, x, weight, target)
+        half = both(linear_cross_entropy, x.bfloat16(), weight.bfloat16(), target)
+        for one, other in zip(ours, half, strict=True):
+            assert torch.equal(one, other.to(one.dtype))
+        for one, other in zip(
+            both(function, x, weight, target), both(linear_cross_entropy, x, weight, target), strict=True
+        ):
+            assert torch.equal(one, other)
