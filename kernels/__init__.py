@@ -1,5 +1,8 @@
 """The operators. Each module holds a PyTorch reference and the public function, which picks the implementation."""
 
+from .add_layer_norm import add_layer_norm
+from .embedding import embedding
+from .gated_conv import gated_conv
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .selective_scan import selective_scan, selective_scan_step
@@ -9,6 +12,9 @@ from .ssd import ssd, ssd_step
 from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
 
 __all__ = [
+    "add_layer_norm",
+    "embedding",
+    "gated_conv",
     "linear_attention",
     "linear_attention_step",
     "linear_cross_entropy",

@@ -6,7 +6,8 @@ weight_D,W-1 multiplies the current token, as in torch.nn.functional.conv1d with
 is the last S = W - 1 inputs, oldest first. float32 accumulation (float64 for float64 inputs).
 
 The reference is W shifted multiply-adds along (B,L,D): channels stay contiguous, and unlike conv1d it needs no
-transposed copy and is never rounded to TF32.
+transposed copy and is never rounded to TF32. On CUDA up to `MOST_TAPS` taps go to the Triton kernels; with an initial
+state, more taps or float64 the reference computes there too.
 """
 
 import torch
@@ -16,10 +17,16 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
 
+MOST_TAPS = 4
 
-def _activate(y: Tensor, activation: str | None) -> Tensor:
+
+def _check(activation: str | None) -> None:
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be None or 'silu', not {activation!r}")
+
+
+def _activate(y: Tensor, activation: str | None) -> Tensor:
+    _check(activation)
     return F.silu(y) if activation else y
 
 
@@ -62,15 +69,34 @@ def short_conv(
 
     `initial_state` (B,D,S) stands in front of x instead of zeros. Raises ValueError for activations other than "silu".
     """
-    return reference(
-        x_BLD, weight_DW, bias_D, activation=activation, initial_state=initial_state, return_state=return_state
+    if not (initial_state is None and on_triton(x_BLD, weight_DW)):
+        return reference(
+            x_BLD, weight_DW, bias_D, activation=activation, initial_state=initial_state, return_state=return_state
+        )
+    from .short_conv_triton import short_conv as by_triton
+
+    _check(activation)
+    y_BLD = by_triton(x_BLD, weight_DW, bias_D, activation=activation)
+    return (y_BLD, _last_inputs(x_BLD, weight_DW.shape[1] - 1)) if return_state else y_BLD
+
+
+def on_triton(x: Tensor, weight_DW: Tensor) -> bool:
+    """Whether the kernels take a convolution of x with this weight."""
+    return x.is_cuda and weight_DW.shape[1] <= MOST_TAPS and torch.float64 not in (x.dtype, weight_DW.dtype)
+
+
+def _last_inputs(x_BLD: Tensor, count: int) -> Tensor:
+    """The last `count` tokens of x as a state (B,D,S): a copy, with zeros where x is shorter."""
+    missing = max(0, count - x_BLD.shape[1])
+    return F.pad(x_BLD[:, x_BLD.shape[1] - (count - missing) :].transpose(1, 2), (missing, 0)).clone(
+        memory_format=torch.contiguous_format
     )
 
 
-def short_conv_step(
+def reference_step(
     x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
 ) -> Tensor:
-    """One decode step. Shifts x into `state_BDS` in place; returns y (B,D)."""
+    """`short_conv_step` in PyTorch: any device."""
     dtype = accumulation_dtype(x_BD.dtype)
     x = x_BD.to(dtype).unsqueeze(-1)
     y = (torch.cat([state_BDS.to(dtype), x], dim=-1) * weight_DW.to(dtype)).sum(-1)
@@ -78,6 +104,18 @@ def short_conv_step(
     if state_BDS.shape[-1]:
         state_BDS.copy_(torch.cat([state_BDS[..., 1:], x.to(state_BDS.dtype)], dim=-1))
     return _activate(y, activation).to(x_BD.dtype)
+
+
+def short_conv_step(
+    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
+) -> Tensor:
+    """One decode step, without gradients on CUDA. Shifts x into `state_BDS` in place; returns y (B,D)."""
+    if on_triton(x_BD, weight_DW) and state_BDS.is_contiguous():
+        from .short_conv_triton import short_conv_step as by_triton
+
+        _check(activation)
+        return by_triton(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
+    return reference_step(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
 
 
 def flops(*, batch: int, length: int, channels: int, taps: int, state: bool = False, backward: bool = False) -> int:

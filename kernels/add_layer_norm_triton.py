@@ -1,0 +1,209 @@
+"""`add_layer_norm` in Triton: one pass over the rows forward, one backward, and a small sum of partial gradients.
+
+A tile is a few whole rows, so that a row's statistics never leave the registers. The backward's programs, fixed in
+number, walk over the tiles and each leave one partial sum of the gain's and the bias's gradients. Saved: r, and mean
+and 1 / sqrt(var + eps) of each row in float32.
+"""
+
+# mypy: allow-untyped-defs
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .partial_sums_triton import sum_parts
+
+TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
+PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
+
+
+@triton.jit
+def _forward(
+    h, residual, kept, weight, bias, y, r, stats, rows, scale, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    at = row.to(tl.int64)[:, None] * D + column[None, :]
+    x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_KEPT:
+        x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+    if HAS_RESIDUAL:
+        x += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if STORE_R:
+        x = x.to(r.dtype.element_ty)
+        tl.store(r + at, x, mask=inside)
+        x = x.to(tl.float32)
+    if CENTER:
+        mean = tl.sum(x, axis=1) / D
+        x = tl.where(inside, x - mean[:, None], 0.0)
+        tl.store(stats + row, mean, mask=row < rows)
+    rstd = 1 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
+    tl.store(stats + rows + row, rstd, mask=row < rows)
+    x = x * rstd[:, None] * tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        x += tl.load(bias + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    tl.store(y + at, x.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward(
+    dy, dr, r, kept, weight, stats, dx, dh, partials, rows, scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_DX: tl.constexpr, STORE_DH: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, BLOCK_D)
+    gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)
+    d_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    d_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < D)[None, :]
+        at = row.to(tl.int64)[:, None] * D + column[None, :]
+        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
+        rstd = tl.load(stats + rows + row, mask=row < rows, other=0.0)
+        if CENTER:
+            mean = tl.load(stats + row, mask=row < rows, other=0.0)
+            x = tl.where(inside, x - mean[:, None], 0.0)
+        x *= rstd[:, None]
+        d_gain += g * x
+        if HAS_BIAS:
+            d_bias += g
+        g *= gain[None, :]
+        grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
+        if CENTER:
+            grad -= (tl.sum(g, axis=1) / D)[:, None]
+        grad *= rstd[:, None]
+        if HAS_DR:
+            grad += tl.load(dr + at, mask=inside, other=0.0).to(tl.float32)
+        if STORE_DX:
+            tl.store(dx + at, grad.to(dx.dtype.element_ty), mask=inside)
+        if STORE_DH:
+            if HAS_KEPT:
+                grad = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, grad * scale, 0.0)
+            tl.store(dh + at, grad.to(dh.dtype.element_ty), mask=inside)
+    part = partials + tl.program_id(0) * (D * (2 if HAS_BIAS else 1)) + column
+    tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
+    if HAS_BIAS:
+        tl.store(part + D, tl.sum(d_bias, axis=0), mask=column < D)
+
+
+@torch.library.custom_op("basedbench::add_norm", mutates_args=())
+def _add_norm(
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
+    keep: float, eps: float, center: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, r (empty where it is h), and each row's mean and 1 / sqrt(var + eps)."""
+    h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
+    y, r, stats = _outputs(h, residual, kept, weight)
+    width = h.shape[-1]
+    rows = h.numel() // width
+    if rows:
+        block = triton.next_power_of_2(width)
+        tile = max(1, TILE // block)
+        _forward[(triton.cdiv(rows, tile),)](
+            h, residual, kept, weight, bias, y, r, stats, rows, 1 / keep, eps,
+            D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
+            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
+        )  # fmt: skip
+    return y, r, stats
+
+
+@_add_norm.register_fake
+def _(
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
+    keep: float, eps: float, center: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _outputs(h.contiguous(), residual, kept, weight)
+
+
+def _outputs(h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
+    same = residual is None and kept is None
+    y = torch.empty_like(h, dtype=torch.promote_types(dtype, weight.dtype))
+    r = h.new_empty(0) if same else torch.empty_like(h, dtype=dtype)
+    return y, r, h.new_empty((2, h.numel() // h.shape[-1]), dtype=torch.float32)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _bytes(kept: Tensor | None) -> Tensor | None:
+    return None if kept is None else kept.contiguous().view(torch.uint8)
+
+
+@torch.library.custom_op("basedbench::add_norm_backward", mutates_args=())
+def _add_norm_backward(
+    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, stats: Tensor,
+    keep: float, residual: bool, bias: bool, center: bool, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients: of r (empty if nobody asks), of h in `dtype` (empty if that of r), of weight and bias (2 D or D)."""
+    dy, dr, r, kept = dy.contiguous(), _contiguous(dr), r.contiguous(), _bytes(kept)
+    width = r.shape[-1]
+    rows, ways = r.numel() // width, 2 if bias else 1
+    dx, dh = _input_gradients(r, kept, residual, dtype)
+    block = triton.next_power_of_2(width)
+    tile = max(1, TILE // block)
+    programs = max(1, min(PROGRAMS, triton.cdiv(rows, tile)))
+    partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
+    _backward[(programs,)](
+        dy, dr, r, kept, weight, stats, dx, dh, partials, rows, 1 / keep,
+        D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias,
+        CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0,
+    )  # fmt: skip
+    return dx, dh, sum_parts(partials, weight.dtype)
+
+
+@_add_norm_backward.register_fake
+def _(
+    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, stats: Tensor,
+    keep: float, residual: bool, bias: bool, center: bool, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return *_input_gradients(r.contiguous(), kept, residual, dtype), weight.new_empty((2 if bias else 1) * r.shape[-1])
+
+
+def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    same = kept is None and dtype == r.dtype
+    dx = torch.empty_like(r) if residual or same else r.new_empty(0)
+    return dx, r.new_empty(0) if same else torch.empty_like(r, dtype=dtype)
+
+
+def _setup(ctx, inputs, output) -> None:
+    h, residual, kept, weight, bias, ctx.keep, _, ctx.center = inputs
+    _, r, stats = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(stats)
+    ctx.same, ctx.dtype, ctx.has_residual, ctx.has_bias = (
+        r.numel() == 0,
+        h.dtype,
+        residual is not None,
+        bias is not None,
+    )
+    ctx.save_for_backward(h if ctx.same else r, kept, weight, stats)
+
+
+def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, _: None):
+    r, kept, weight, stats = ctx.saved_tensors
+    if dy is None:  # only the sum was used
+        dy = torch.zeros_like(r)
+    options = ctx.keep, ctx.has_residual, ctx.has_bias, ctx.center, ctx.dtype
+    dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, stats, *options)
+    d_weight, d_bias = parameters.view(-1, len(weight)) if ctx.has_bias else (parameters, None)
+    return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None
+
+
+_add_norm.register_autograd(_gradients, setup_context=_setup)
+
+
+def add_layer_norm(
+    h_xD: Tensor, residual_xD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None = None, *,
+    eps: float = 1e-5, kept_xD: Tensor | None = None, keep: float = 1.0, center: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`add_layer_norm.reference` by the kernels above."""
+    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center)
+    return y_xD, h_xD if residual_xD is None and kept_xD is None else r_xD

@@ -1,0 +1,119 @@
+"""The backward of `embedding` in Triton, over positions sorted by token.
+
+The sorted positions are cut into runs of `RUN`. First, a program per run notes where tokens begin and end, and adds up
+its rows if they all belong to one token. Then a program per token adds the rows of its own at the edges, and the sums
+of the whole runs between: a token that fills half the batch takes no longer than its share.
+"""
+
+# mypy: allow-untyped-defs
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+RUN = 64
+ROWS = 8  # of a tile of the second kernel: most tokens occur a few times in a batch
+
+
+@triton.jit
+def _add_runs(
+    dy, keys, positions, bounds, sums, count, vocabulary,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0) * RUN + tl.arange(0, RUN)
+    key = tl.load(keys + index, mask=index < count, other=-1).to(tl.int32)
+    before = tl.load(keys + index - 1, mask=(index > 0) & (index < count), other=-1).to(tl.int32)
+    begins = (index < count) & (key != before)
+    tl.store(bounds + key, index, mask=begins)
+    tl.store(bounds + vocabulary + before, index, mask=begins & (before >= 0))
+    tl.store(bounds + vocabulary + key, index + 1, mask=index == count - 1)
+    if tl.min(key) == tl.max(key):
+        column = tl.arange(0, BLOCK_D)
+        row = tl.load(positions + index)
+        rows = tl.load(dy + row[:, None] * D + column[None, :], mask=(column < D)[None, :], other=0.0).to(tl.float32)
+        tl.store(sums + tl.program_id(0) * D + column, tl.sum(rows, axis=0), mask=column < D)
+
+
+@triton.jit
+def _add_tokens(
+    dy, positions, bounds, sums, out, vocabulary,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0)
+    first = tl.load(bounds + token)
+    last = tl.load(bounds + vocabulary + token)
+    whole = tl.cdiv(first, RUN)  # the runs [whole, end) hold nothing but this token
+    end = last // RUN
+    total = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    column = tl.arange(0, BLOCK_D)
+    head = tl.minimum(whole * RUN, last)
+    for start in range(first, head, ROWS):
+        total += _gather(dy, positions, start, head, column, D, ROWS)
+    for start in range(whole, end, ROWS):
+        run = start + tl.arange(0, ROWS)
+        inside = (run < end)[:, None] & (column < D)[None, :]
+        total += tl.load(sums + run[:, None] * D + column[None, :], mask=inside, other=0.0)
+    for start in range(tl.maximum(end * RUN, head), last, ROWS):
+        total += _gather(dy, positions, start, last, column, D, ROWS)
+    tl.store(out + token * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
+
+
+@triton.jit
+def _gather(dy, positions, start, stop, column, D: tl.constexpr, ROWS: tl.constexpr):
+    """The rows of dy at sorted places start ... stop, at most `ROWS`, the rest zeros."""
+    index = start + tl.arange(0, ROWS)
+    row = tl.load(positions + index, mask=index < stop, other=0)
+    inside = (index < stop)[:, None] & (column < D)[None, :]
+    return tl.load(dy + row[:, None] * D + column[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@torch.library.custom_op("basedbench::embedding", mutates_args=())
+def _embedding(tokens: Tensor, weight: Tensor) -> Tensor:
+    return weight.index_select(0, tokens.flatten()).view(*tokens.shape, weight.shape[1])
+
+
+@_embedding.register_fake
+def _(tokens: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty((*tokens.shape, weight.shape[1]))
+
+
+@torch.library.custom_op("basedbench::embedding_backward", mutates_args=())
+def _embedding_backward(dy: Tensor, tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    """The gradient (V,D) of the table."""
+    width, count, dy = dy.shape[-1], tokens.numel(), dy.contiguous()
+    if not count:
+        return dy.new_zeros((vocabulary, width), dtype=dtype)
+    narrow = torch.int16 if vocabulary <= 2**15 else torch.int32
+    keys, positions = torch.sort(tokens.flatten().to(narrow), stable=True)
+    runs = triton.cdiv(count, RUN)
+    bounds = torch.zeros((2, vocabulary), dtype=torch.int32, device=dy.device)
+    sums = torch.empty((runs, width), dtype=torch.float32, device=dy.device)
+    out = torch.empty((vocabulary, width), dtype=dtype, device=dy.device)
+    shape = {"D": width, "BLOCK_D": triton.next_power_of_2(width), "RUN": RUN}
+    _add_runs[(runs,)](dy, keys, positions, bounds, sums, count, vocabulary, **shape)
+    _add_tokens[(vocabulary,)](dy, positions, bounds, sums, out, vocabulary, **shape, ROWS=ROWS, num_warps=2)
+    return out
+
+
+@_embedding_backward.register_fake
+def _(dy: Tensor, tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    return dy.new_empty((vocabulary, dy.shape[-1]), dtype=dtype)
+
+
+def _setup(ctx, inputs, output) -> None:
+    tokens, weight = inputs
+    ctx.vocabulary, ctx.dtype = len(weight), weight.dtype
+    ctx.save_for_backward(tokens)
+
+
+def _gradients(ctx, dy: Tensor):
+    return None, _embedding_backward(dy, *ctx.saved_tensors, ctx.vocabulary, ctx.dtype)
+
+
+_embedding.register_autograd(_gradients, setup_context=_setup)
+
+
+def embedding(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
+    """`embedding.reference`, with the kernels above in its backward."""
+    return _embedding(tokens_x, weight_VD)

@@ -1,0 +1,53 @@
+"""The backward of `embedding` against float64, and its order of summation."""
+
+from importlib import import_module
+
+import pytest
+import torch
+
+from basedbench.kernels.embedding_triton import _embedding, embedding
+
+reference = import_module("basedbench.kernels.embedding").reference
+FLOOR = {torch.float32: 2e-7, torch.float16: 2e-4, torch.bfloat16: 2e-3}
+
+
+def draw_tokens(count, vocabulary, kind, device):
+    tokens = torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(count))
+    if kind == "half of one token":
+        tokens[::2] = 3
+    if kind == "one token":
+        tokens[:] = vocabulary - 1
+    return tokens.to(device)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "half of one token", "one token"])
+@pytest.mark.parametrize(("count", "vocabulary", "width"), [(1, 5, 48), (64, 5, 32), (129, 40, 64), (1000, 17, 112)])
+def test_gradient_of_the_table(randn, relative_error, device, dtypes, count, vocabulary, width, kind):
+    tokens = draw_tokens(count, vocabulary, kind, device)
+    for dtype in dtypes:
+        weight = randn(vocabulary, width).to(device, dtype).requires_grad_()
+        dy = randn(count, width).to(device, dtype)
+        ours, theirs = embedding(tokens, weight), reference(tokens, weight)
+        assert torch.equal(ours, theirs)
+        exact = torch.zeros(vocabulary, width, dtype=torch.float64, device=device).index_add_(0, tokens, dy.double())
+        mine, other = (torch.autograd.grad(y, weight, dy)[0] for y in (ours, theirs))
+        assert mine.dtype == dtype
+        assert relative_error(mine, exact) <= 2 * relative_error(other, exact) + FLOOR[dtype]
+        assert torch.equal(mine, torch.autograd.grad(embedding(tokens, weight), weight, dy)[0])
+
+
+def test_rows_without_tokens_are_zeros_and_wide_keys(randn, device, monkeypatch):
+    """New buffers hold NaN; 2^15 tokens and more need wider keys, and more programs than the interpreter likes."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan))
+    vocabulary = 40 if device.type == "cpu" else 2**15 + 8
+    tokens = torch.tensor([[vocabulary - 1, 0], [7, 0]], device=device)
+    weight = randn(vocabulary, 8).to(device, torch.float32).requires_grad_()
+    (gradient,) = torch.autograd.grad(embedding(tokens, weight).sum(), weight)
+    expected = torch.zeros_like(weight).index_add_(0, tokens.flatten(), torch.ones(4, 8, device=device))
+    assert torch.equal(gradient, expected)
+
+
+def test_registration(randn, device):
+    weight = randn(7, 16).to(device, torch.float32).requires_grad_()
+    torch.library.opcheck(_embedding, (draw_tokens(9, 7, "uniform", device), weight))
