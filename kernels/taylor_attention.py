@@ -12,6 +12,9 @@ F = 1 + K + K (K + 1) / 2 features (153 for K = 16) where the published code kee
 
 The state (B,H,F,V+1) holds sum_j phi(k_j) [v_j, 1] in float32 (float64 for float64 inputs): in bfloat16 the constant
 feature would stop counting tokens at 256.
+
+On CUDA the Triton kernels compute what `taylor_attention_triton.unsupported` has no reason against; the reference takes
+the rest: float64, key widths that are no multiple of 8 or beyond 32, gradients that pass through states.
 """
 
 from typing import Any
@@ -100,14 +103,32 @@ def taylor_attention(
     """Causal Taylor linear attention. q, k (B,L,H,K), v (B,L,H,V) -> y (B,L,H,V), and the state (B,H,F,V+1).
 
     `chunk` is the tokens per state update in sequences longer than 256; shorter ones are one quadratic block, which is
-    cheaper there. `initial_state` continues a sequence: a prefix, then the rest, gives the whole.
+    cheaper there (the kernels choose for themselves). `initial_state` continues a sequence: a prefix, then the rest,
+    gives the whole.
     """
+    if q_BLHK.is_cuda:
+        from . import taylor_attention_triton as kernels
+
+        if kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state) is None:
+            return kernels.taylor_attention(
+                q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state
+            )
     return reference(q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 
-@without_autocast
 def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:
     """One decode step. Adds the token to `state_BHFW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v."""
+    if state_BHFW.is_cuda:
+        from . import taylor_step_triton as kernels
+
+        if kernels.unsupported(q_BHK, k_BHK, v_BHV, state_BHFW) is None:
+            return kernels.step(q_BHK, k_BHK, v_BHV, state_BHFW)
+    return step_reference(q_BHK, k_BHK, v_BHV, state_BHFW)
+
+
+@without_autocast
+def step_reference(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:
+    """`taylor_attention_step` in PyTorch."""
     q, k = q_BHK.to(state_BHFW.dtype), k_BHK.to(state_BHFW.dtype)
     return attention_step(taylor_feature_map(q), taylor_feature_map(k), v_BHV, state_BHFW)
 

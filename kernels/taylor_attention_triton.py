@@ -1,0 +1,255 @@
+"""taylor_attention on a GPU: the torch operators around the Triton kernels, and which inputs they take.
+
+Up to QUADRATIC_LENGTH tokens a sequence is one segment and no state exists. Longer ones, and those that begin with a
+state, are cut into segments: sums of each, running sums, outputs; every step runs in parallel over the sequence.
+Launch shapes are fixed by the class of the inputs (widths, dtype), never tuned at run time.
+
+float32 inputs follow torch.get_float32_matmul_precision(): "highest" keeps float32's accuracy (three tf32 products),
+everything else takes tf32.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .taylor_backward_triton import grad_key_value_kernel, grad_query_kernel
+from .taylor_forward_triton import output_kernel
+from .taylor_states_triton import running_state_kernel, segment_state_kernel
+
+TILE = 64
+# Measured on an H200: one quadratic block costs 0.149 ns per token-head at 512 tokens, 0.224 at 1,024.
+QUADRATIC_LENGTH = 512
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def unsupported(
+    q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, initial_state: Tensor | None, state: bool
+) -> str | None:
+    """Why the kernels do not take these inputs, or None if they do."""
+    key_dim, value_dim = q_BLHK.shape[-1], v_BLHV.shape[-1]
+    if v_BLHV.dtype not in DTYPES or not q_BLHK.dtype == k_BLHK.dtype == v_BLHV.dtype:
+        return "q, k and v must share one of float32, float16, bfloat16"
+    if key_dim % 8 or key_dim > 32 or value_dim > 256:
+        return "key width must be 8, 16, 24 or 32, value width at most 256"
+    if v_BLHV.numel() == 0:
+        return "there is nothing to compute"
+    states_differentiable = initial_state is not None and initial_state.requires_grad
+    inputs_differentiable = any(x.requires_grad for x in (q_BLHK, k_BLHK, v_BLHV))
+    if torch.is_grad_enabled() and (states_differentiable or (state and inputs_differentiable)):
+        return "gradients do not pass through states"
+    return None
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What operands are rounded to, see `taylor_tiles`."""
+    if dtype == torch.bfloat16:
+        return "bf16"
+    tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if tf32 else "tf32x3"
+
+
+class _Plan(NamedTuple):
+    """Sizes and launch shape of one call."""
+
+    batch: int
+    length: int
+    heads: int
+    segment: int
+    segments: int
+    sizes: dict[str, int]
+    precision: str
+
+    @property
+    def entries(self) -> int:
+        """Entries of a segment's state without its moments."""
+        return (self.sizes["PAIRS"] * 64 + self.sizes["BL"]) * self.sizes["BV"]
+
+    @property
+    def blocks(self) -> tuple[int]:
+        return (self.batch * self.heads * triton.cdiv(self.length, TILE),)
+
+    @property
+    def scalars(self) -> tuple[int, int, int, int]:
+        return self.length, self.heads, self.segment, self.segments
+
+    @property
+    def more_scalars(self) -> tuple[int, float]:
+        return self.sizes["PAIRS"], self.sizes["K"] ** -0.5
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "EVEN": self.length % TILE == 0,
+            "PRECISION": self.precision,
+            "T": TILE,
+            "num_warps": 8 if self.sizes["BV"] > 128 else 4,
+            "num_stages": 3 if self.precision == "bf16" else 2,
+        }
+
+
+def _plan(q: Tensor, v: Tensor, precision: str, *, through_state: bool) -> _Plan:
+    batch, length, heads, keys = q.shape
+    values, pairs = v.shape[-1], (keys // 8) * (keys // 8 + 1) // 2
+    sizes = {
+        "K": keys,
+        "V": values,
+        "BK": max(16, triton.next_power_of_2(keys)),
+        "BV": max(16, triton.next_power_of_2(values)),
+        "BL": triton.next_power_of_2(keys + 8),
+        "PAIRS": pairs,
+    }
+    one_segment = length <= QUADRATIC_LENGTH and not through_state
+    segment = triton.cdiv(length, TILE) * TILE if one_segment else 256 if keys <= 16 else 512
+    return _Plan(batch, length, heads, segment, triton.cdiv(length, segment), sizes, precision)
+
+
+def _states(
+    x: Tensor,
+    w: Tensor,
+    inverse: Tensor,
+    delta: Tensor,
+    plan: _Plan,
+    *,
+    reverse: bool,
+    initial: Tensor | None = None,
+    final: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What each segment receives: states (N,S,entries) as operands, moments (N,S,BL,BL); `final` is written."""
+    sizes, count = plan.sizes, plan.batch * plan.heads * plan.segments
+    sums = torch.empty(count, plan.entries, dtype=torch.float32, device=x.device)
+    moment_sums = torch.empty(count, sizes["BL"] ** 2, dtype=torch.float32, device=x.device)
+    segment_state_kernel[(count * (sizes["PAIRS"] + 1),)](
+        x, w, inverse, delta, sums, moment_sums, *x.stride()[:3], *w.stride()[:3], *plan.scalars,
+        **sizes, **plan.options, REVERSE=reverse,
+    )  # fmt: skip
+    states = torch.empty_like(sums, dtype=torch.bfloat16 if plan.precision == "bf16" else torch.float32)
+    moments = torch.empty_like(moment_sums)
+    block = 256
+    parts = triton.cdiv(plan.entries, block) + triton.cdiv(sizes["BL"] ** 2, block)
+    running_state_kernel[(plan.batch * plan.heads, parts)](
+        sums, moment_sums, states, moments, sums if initial is None else initial, sums if final is None else final,
+        plan.segments, **{name: sizes[name] for name in ("K", "V", "BV", "BL", "PAIRS")},
+        REVERSE=reverse, INITIAL=initial is not None, FINAL=final is not None, BLOCK=block, STEP=8, num_warps=4,
+    )  # fmt: skip
+    return states, moments
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+
+
+def _rows_dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@torch.library.custom_op("basedbench::taylor_attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, return_state: bool, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B,L,H,V), 1 / z (B,H,L) in float32, and the state (B,H,F,V+1), or nothing (0,) in its place."""
+    q, k, v = _rows_dense(q), _rows_dense(k), _rows_dense(v)
+    plan = _plan(q, v, precision, through_state=initial_state is not None)
+    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    inverse, state = _inverse_like(q), _state_like(q, v, return_state)
+    use_states = initial_state is not None or plan.segments > 1
+    states, moments = inverse, inverse
+    if use_states or return_state:
+        initial = None if initial_state is None else initial_state.float().contiguous()
+        states, moments = _states(
+            k, v, inverse, inverse, plan, reverse=False, initial=initial, final=state if return_state else None
+        )
+    output_kernel[plan.blocks](
+        q, k, v, y, inverse, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
+        **plan.sizes, **plan.options, STATE=use_states,
+    )  # fmt: skip
+    return y, inverse, state
+
+
+@torch.library.custom_op("basedbench::taylor_attention_backward", mutates_args=())
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor | None,
+    y: Tensor,
+    inverse: Tensor,
+    dy: Tensor,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk (B,L,H,K), dv (B,L,H,V)."""
+    q, k, v, dy = _rows_dense(q), _rows_dense(k), _rows_dense(v), dy.contiguous()
+    plan = _plan(q, v, precision, through_state=initial_state is not None)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    delta = torch.empty_like(inverse)
+    use_states = initial_state is not None or plan.segments > 1
+    states, moments = inverse, inverse
+    if use_states:
+        initial = None if initial_state is None else initial_state.float().contiguous()
+        states, moments = _states(k, v, inverse, inverse, plan, reverse=False, initial=initial)
+    common = {**plan.sizes, **plan.options, "STATE": use_states}
+    grad_query_kernel[plan.blocks](
+        q, k, v, y, dy, inverse, delta, dq, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
+        **common,
+    )  # fmt: skip
+    if use_states:
+        states, moments = _states(q, dy, inverse, delta, plan, reverse=True)
+    grad_key_value_kernel[plan.blocks](
+        q, k, v, dy, inverse, delta, dk, dv, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
+        **common,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _inverse_like(q: Tensor) -> Tensor:
+    batch, length, heads, _ = q.shape
+    return q.new_empty((batch, heads, length), dtype=torch.float32)
+
+
+def _state_like(q: Tensor, v: Tensor, return_state: bool) -> Tensor:
+    if not return_state:
+        return q.new_empty((0,), dtype=torch.float32)
+    batch, _, heads, keys = q.shape
+    features = 1 + keys + keys * (keys + 1) // 2
+    return q.new_empty((batch, heads, features, v.shape[-1] + 1), dtype=torch.float32)
+
+
+@attention.register_fake
+def _(q, k, v, initial_state, return_state, precision):  # type: ignore[no-untyped-def]
+    return v.new_empty(v.shape), _inverse_like(q), _state_like(q, v, return_state)
+
+
+@attention_backward.register_fake
+def _(q, k, v, initial_state, y, inverse, dy, precision):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, initial_state, _, ctx.precision = inputs
+    y, inverse, state = output
+    ctx.mark_non_differentiable(inverse, state)
+    ctx.save_for_backward(q, k, v, initial_state, y, inverse)
+
+
+def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, initial_state, y, inverse = ctx.saved_tensors
+    dq, dk, dv = attention_backward(q, k, v, initial_state, y, inverse, dy, ctx.precision)
+    return dq, dk, dv, None, None, None
+
+
+attention.register_autograd(_backward, setup_context=_save)
+
+
+def taylor_attention(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The public function of `taylor_attention`, for inputs that `unsupported` has no reason against."""
+    precision = precision_of(v_BLHV.dtype)
+    y, _, state = attention(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state, precision)
+    return (y, state) if return_state else y

@@ -1,0 +1,141 @@
+"""The Triton kernels of taylor_attention against float64, beside the reference in the same dtype."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench.kernels import taylor_attention_triton as triton_form
+from basedbench.kernels.taylor_attention import feature_count, reference, step_reference
+from basedbench.kernels.taylor_step_triton import step
+
+FLOOR = 2e-6
+
+# length, key width, value width: tiles that are full and not, one segment and several, widths that are padded.
+SMALL = [
+    ((1, 32, 16), False), ((1, 32, 16), True), ((17, 8, 48), False), ((17, 8, 48), True), ((64, 16, 64), True),
+    ((100, 24, 112), False),
+]  # fmt: skip
+ON_A_GPU = [
+    (256, 16, 64), (512, 24, 128), (256, 16, 256), (1000, 16, 64), (1000, 8, 128), (1024, 8, 64), (1000, 24, 48),
+    (4096, 16, 64), (4097, 16, 64), (4097, 32, 112),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(device):
+    """Freed memory full of NaN: what is read before it is written shows."""
+    freed = [torch.full((size,), float("nan"), device=device) for size in (1 << 10, 1 << 16, 1 << 22)]
+    del freed
+
+
+def inputs(randn, device, dtype, length, key_dim, value_dim, batch=1, heads=2, scale=1.0) -> list[Tensor]:
+    """q, k, v as a mixer gives them: slices of one projection."""
+    widths = [heads * key_dim, heads * key_dim, heads * value_dim]
+    parts = (scale * randn(batch, length, sum(widths))).to(device, dtype).split(widths, -1)
+    return [part.unflatten(-1, (heads, -1)) for part in parts]
+
+
+def initial_state(randn, device, key_dim, value_dim) -> Tensor:
+    prefix = inputs(randn, device, torch.float64, 5, key_dim, value_dim)
+    return reference(*prefix, return_state=True)[1].float()
+
+
+def outputs_and_gradients(function, tensors, dy, state) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    y = function(*leaves, initial_state=state)
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def errors(value: Tensor, exact: Tensor) -> list[float]:
+    """Of the whole and of the worst block of 64 rows: kernels that go wrong do so after the first chunks."""
+    blocks = [(value, exact), *zip(value.split(64, 1), exact.split(64, 1), strict=True)]
+    # A first token alone attends to itself: its exact gradients by q and k are zero.
+    relative = [((a.double() - b).norm() / b.norm().clamp_min(0.1)).item() for a, b in blocks]
+    return [relative[0], max(relative)]
+
+
+def compare(randn, device, dtype, shape, *, with_state) -> None:
+    tensors = inputs(randn, device, dtype, *shape)
+    state = initial_state(randn, device, *shape[1:]) if with_state else None
+    dy = randn(*tensors[2].shape).to(device, dtype)
+    exact_state = None if state is None else state.double()
+    ours = outputs_and_gradients(triton_form.taylor_attention, tensors, dy, state)
+    same = outputs_and_gradients(reference, tensors, dy, state)
+    exact = outputs_and_gradients(reference, [x.double() for x in tensors], dy.double(), exact_state)
+    for name, a, b, c in zip(("y", "dq", "dk", "dv"), ours, same, exact, strict=True):
+        assert a.dtype == dtype
+        for error, of_reference in zip(errors(a, c), errors(b, c), strict=True):
+            assert error <= 2 * of_reference + FLOOR, name
+
+
+@pytest.mark.parametrize(("shape", "with_state"), SMALL)
+def test_outputs_and_gradients(randn, device, shape, with_state):
+    compare(randn, device, torch.float32, shape, with_state=with_state)
+
+
+def test_half_precision_through_segments(randn, device):
+    compare(randn, device, torch.float16, (300, 8, 16), with_state=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", ON_A_GPU)
+def test_long_and_wide(randn, device, dtype, shape, with_state):
+    compare(randn, device, dtype, shape, with_state=with_state)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("shape", [(17, 8, 48), (70, 24, 20), (300, 16, 16)])
+def test_state_is_the_packed_one_of_the_reference(randn, relative_error, device, shape, with_state):
+    tensors = inputs(randn, device, torch.float32, *shape)
+    state = initial_state(randn, device, *shape[1:]) if with_state else None
+    y, ours = triton_form.taylor_attention(*tensors, initial_state=state, return_state=True)
+    exact_y, exact = reference(
+        *(x.double() for x in tensors), initial_state=None if state is None else state.double(), return_state=True
+    )
+    assert ours.dtype == torch.float32
+    assert relative_error(ours, exact) < 1e-6
+    assert relative_error(y, exact_y) < 1e-6
+    assert (ours[:, :, 0, -1] == shape[0] + 5 * with_state).all()
+
+
+def test_large_norms_in_half_precision(randn, relative_error, device):
+    """Weights pass 65504, the largest float16."""
+    tensors = inputs(randn, device, torch.float16, 70, 16, 32, scale=50.0)
+    exact = reference(*(x.double() for x in tensors))
+    assert relative_error(triton_form.taylor_attention(*tensors), exact) < 1e-3
+
+
+def test_operators_keep_torchs_rules(randn, device):
+    """Schema, fake tensors and autograd registration."""
+    q, k, v = (x.detach().requires_grad_() for x in inputs(randn, device, torch.float32, 17, 8, 16))
+    torch.library.opcheck(triton_form.attention, (q, k, v, None, False, "tf32x3"))
+    q, k, v = (x.detach()[:, 0] for x in (q, k, v))
+    state = torch.zeros(1, 2, feature_count(8), 17, device=device)
+    torch.library.opcheck(step, (q, k, v, state))
+
+
+def test_what_the_kernels_leave_to_the_reference(randn, device):
+    q, k, v = inputs(randn, device, torch.float32, 3, 8, 16)
+    state = initial_state(randn, device, 8, 16)
+    refuse = triton_form.unsupported
+    assert refuse(q, k, v, state, True) is None
+    assert "share" in refuse(q.double(), k.double(), v.double(), None, False)
+    assert "key width" in refuse(q[..., :5], k[..., :5], v, None, False)
+    assert "states" in refuse(q, k, v, state.requires_grad_(), False)
+    assert "states" in refuse(q.requires_grad_(), k, v, None, True)
+    with torch.no_grad():
+        assert refuse(q, k, v, state, True) is None
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(8, 48), (16, 112), (24, 20), (5, 16)])
+def test_decode_steps(randn, relative_error, device, key_dim, value_dim):
+    state = torch.zeros(2, 2, feature_count(key_dim), value_dim + 1, device=device)
+    exact_state = state.double()
+    for _ in range(3):
+        q, k, v = (randn(2, 2, width).to(device, torch.float32) for width in (key_dim, key_dim, value_dim))
+        y = step(q, k, v, state)
+        exact = step_reference(q.double(), k.double(), v.double(), exact_state)
+        assert relative_error(y, exact) < 1e-6
+    assert relative_error(state, exact_state) < 1e-6
