@@ -1,7 +1,48 @@
-"""Placeholder."""
+"""`basedbench compare`: did anything change between two result folders, or differ between two contenders?"""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command()(compare)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The results folder to compare with.")],
+    b: Annotated[Path | None, typer.Argument(metavar="[B]", help="The results folder to judge.")] = None,
+    contender: Annotated[str | None, typer.Option(help="With one folder: judge this contender ...")] = None,
+    against: Annotated[str | None, typer.Option(help="... against this one; NAME or OPERATOR/NAME.")] = None,
+    kind: Annotated[str | None, typer.Option(help="throughput or recall.  [default: what both folders have]")] = None,
+    filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
+    fail_on: Annotated[
+        str, typer.Option(help="The verdicts that make exit code 1, separated by commas.")
+    ] = "slower,lower",
+    threshold: Annotated[str, typer.Option(help="The smallest difference that counts, such as 2%.")] = "2%",
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Compare rows of unlike machines too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare results case by case: FASTER, SLOWER, SAME, UNCLEAR or MISSING; HIGHER or LOWER for accuracies.
+
+    Exit code 0: no regression; 1: a regression; 2: usage; 3: incomplete, cases of A are missing in B.
+    """
+    from basedbench.cli import compare_input as given
+    from basedbench.cli import compare_report as report
+
+    choice = given.Choice(a, b, contender, against, filter, given.share(threshold), across_machines)
+    failing = given.verdicts(fail_on)
+    found = {name: given.compared(choice, name) for name in given.kinds(choice, kind)}
+    pairs = [pair for one in found.values() for pair in one.pairs]
+    code = report.exit_code(pairs, failing)
+    if as_json:
+        report.as_json(found, code)
+    else:
+        for name, one in found.items():
+            report.table(name, one, choice)
+        report.summary(pairs, code)
+    raise typer.Exit(code)

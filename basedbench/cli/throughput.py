@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from basedbench.cli.throughput_report import Progress
     from basedbench.store import Store
 
 
@@ -65,27 +64,25 @@ def throughput(
         return
     measure = chosen.measure if rounds is None else chosen.measure.at_least(rounds)
     store = Store(out)
-    show = None if quiet else report.Progress(len(todo), len(cases))
     try:
-        if todo:
-            sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
-            sweep.ceilings = _ceilings(store, place, show)
-            sweep.run(todo, show or (lambda row: None))
+        sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
+        sweep.ceilings = _ceilings(store, place, quiet) if todo else {}
+        sweep.run(todo, (lambda row: None) if quiet else report.Progress(len(todo), len(cases)))
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
         raise typer.Exit(130) from None
     report.results(cases, report.stored(out, chosen.name), out, as_json)
 
 
-def _ceilings(store: "Store", device: str, show: "Progress | None") -> dict[str, float]:
+def _ceilings(store: "Store", device: str, quiet: bool) -> dict[str, float]:
     """This machine's ceilings, measured first if the folder has none."""
     from basedbench.timing.ceilings import calibrate, stored_ceilings
 
     found = stored_ceilings(store.root, device)
     if found:
         return found
-    if show:
-        show.say("measuring this machine's ceilings first (once; `basedbench calibrate` does it with more care)")
+    if not quiet:
+        typer.echo("measuring this machine's ceilings first (`basedbench calibrate` does it with more care)", err=True)
     for row in calibrate(device, seconds=0.5):
         store.write("calibration", row)
     return stored_ceilings(store.root, device)

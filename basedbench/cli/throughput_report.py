@@ -19,6 +19,7 @@ from basedbench.timing.baseline import speed_up
 Row = Mapping[str, Any]
 COLUMNS = ("length", "contender", "median", "95 % interval", "tokens/s", "vs base", "memory", "bandw.", "FLOPs")
 _SAME = ("mode", "dtype", "batch", "heads", "cache", "baseline")
+WIDE = 0.05  # an interval wider than this to either side is pointed out
 _BULKY = ("samples_ms", "round_sizes", "fingerprint")
 
 
@@ -27,18 +28,14 @@ class Progress:
 
     def __init__(self, total: int, chosen: int) -> None:
         self.total, self.done, self.began = total, 0, time.monotonic()
-        self.say(f"{total} of {chosen} cases to do")
-
-    def say(self, text: str) -> None:
-        """One line."""
-        typer.echo(text, err=True)
+        typer.echo(f"{total} of {chosen} cases to do", err=True)
 
     def __call__(self, row: Row) -> None:
         """A case is done and stored."""
         self.done += 1
         left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         rest = f"  (about {clock(left)} left)" if self.done < self.total else ""
-        self.say(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}")
+        typer.echo(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}", err=True)
 
 
 def stored(out: Path, suite: str) -> list[dict[str, Any]]:
@@ -83,13 +80,17 @@ def outcome(row: Row) -> str:
     """A finished case in a few words."""
     if row["status"] != "ok":
         return f"{row['status']}: {row['reason']}"
-    half = (row["ci_high_ms"] - row["ci_low_ms"]) / 2 / row["median_ms"]
-    return f"{duration(row['median_ms'])} +- {100 * half:.1f} %, {row['rounds']} rounds, {row['stop_reason']}"
+    rounds = f"{row['rounds']} rounds, {row['stop_reason']}"
+    return f"{duration(row['median_ms'])} +- {100 * _half_width(row):.1f} %, {rounds}"
 
 
 def duration(milliseconds: float) -> str:
     """`1.23 ms`, `45.6 us`."""
     return f"{milliseconds * 1e3:.3g} us" if milliseconds < 0.1 else f"{milliseconds:.4g} ms"
+
+
+def _half_width(row: Row) -> float:
+    return float((row["ci_high_ms"] - row["ci_low_ms"]) / 2 / row["median_ms"])
 
 
 def _grouped(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
@@ -156,6 +157,12 @@ def _explain(rows: Sequence[Row]) -> None:
         marked = [label(row) for row in rows if row[mark]]
         if marked:
             _say(f"{len(marked)} rows {text}: {_few(marked)}.")
+    wide = [label(row) for row in rows if row["status"] == "ok" and _half_width(row) > WIDE]
+    if wide:
+        _say(
+            f"{len(wide)} rows are known to no better than {100 * WIDE:g} %: {_few(wide)}. A quieter machine helps, "
+            "or more rounds: --rounds 100 --fresh."
+        )
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["status"] != "ok":

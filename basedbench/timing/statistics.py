@@ -74,34 +74,28 @@ def _far(samples: Sequence[float]) -> int:
 
 
 class Welch:
-    """Two groups of round medians compared on a logarithmic scale, their variances not assumed equal.
+    """The difference between the means of two groups, b - a, their variances not assumed equal.
 
-    `ratio` is b / a. Degrees of freedom (Welch-Satterthwaite) are rounded down, which errs on the side of no
-    difference. Takes at least two positive values on each side.
+    Degrees of freedom (Welch-Satterthwaite) are rounded down, which errs on the side of no difference. Takes at least
+    two values on each side.
     """
 
     def __init__(self, a: Sequence[float], b: Sequence[float]) -> None:
-        logs_a, logs_b = [math.log(x) for x in a], [math.log(x) for x in b]
-        self.difference = fmean(logs_b) - fmean(logs_a)
-        parts = [(_variance(logs) / len(logs), len(logs) - 1) for logs in (logs_a, logs_b)]
+        self.difference = fmean(b) - fmean(a)
+        parts = [(_variance(values) / len(values), len(values) - 1) for values in (a, b)]
         variance = sum(part for part, _ in parts)
         self.error = math.sqrt(variance)
         spread = sum(part**2 / degrees for part, degrees in parts)
         self.degrees = variance**2 / spread if spread else float(len(a) + len(b) - 2)
-
-    @property
-    def ratio(self) -> float:
-        """The geometric mean of b over that of a."""
-        return math.exp(self.difference)
 
     def significant(self, level: float = 0.01) -> bool:
         """Whether a difference this large would arise less often than `level` between equal groups."""
         return abs(self.difference) > t_quantile(max(1, int(self.degrees)), 1 - level) * self.error
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """The interval of the ratio."""
+        """The interval of the difference."""
         half = t_quantile(max(1, int(self.degrees)), confidence) * self.error
-        return math.exp(self.difference - half), math.exp(self.difference + half)
+        return self.difference - half, self.difference + half
 
 
 def _variance(values: Sequence[float]) -> float:

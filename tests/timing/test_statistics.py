@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from basedbench.timing.comparison import compare_times
 from basedbench.timing.statistics import Welch, autocorrelation_time, median_interval, outliers, round_interval
 from basedbench.timing.stopping import StoppingRule
 
@@ -67,24 +68,24 @@ def test_outliers_are_counted_within_their_round() -> None:
 def test_welch_is_scipys() -> None:
     rng = np.random.default_rng(3)
     for size in (3, 5, 12, 30):
-        a, b = rng.lognormal(0, 0.02, size), rng.lognormal(0.01, 0.05, size + 2)
-        ours, theirs = Welch(list(a), list(b)), stats.ttest_ind(np.log(b), np.log(a), equal_var=False)
+        a, b = rng.normal(0, 0.02, size), rng.normal(0.01, 0.05, size + 2)
+        ours, theirs = Welch(list(a), list(b)), stats.ttest_ind(b, a, equal_var=False)
         assert ours.difference / ours.error == pytest.approx(theirs.statistic)
         assert ours.degrees == pytest.approx(theirs.df)
         if theirs.pvalue > 0.01:  # whole degrees of freedom err on this side only
             assert not ours.significant(0.01)
         if theirs.pvalue < 0.003:
             assert ours.significant(0.01)
-        low, high = np.exp(theirs.confidence_interval(0.95))
-        assert ours.interval(0.95)[0] <= low * (1 + 1e-9)
-        assert ours.interval(0.95)[1] >= high * (1 - 1e-9)
-        assert ours.ratio == pytest.approx(stats.gmean(b) / stats.gmean(a))
+        low, high = theirs.confidence_interval(0.95)
+        assert ours.interval(0.95)[0] <= low + 1e-9
+        assert ours.interval(0.95)[1] >= high - 1e-9
+        assert ours.interval(0.95) == pytest.approx((low, high), rel=0.25)
 
 
 def test_identical_groups_without_spread_are_not_different() -> None:
     same = Welch([2.0, 2.0, 2.0], [2.0, 2.0, 2.0])
     assert not same.significant()
-    assert same.interval() == (1.0, 1.0)
+    assert same.interval() == (0.0, 0.0)
 
 
 def measured(
@@ -113,9 +114,7 @@ def test_the_published_interval_covers_the_truth(shift: float, noise: float) -> 
 @pytest.mark.parametrize("shift", [0.0, 0.005, 0.01])
 def test_identical_code_is_hardly_ever_called_different(shift: float) -> None:
     rng, rule = np.random.default_rng(7), StoppingRule(max_rounds=20)
-    wrong = 0
-    for _ in range(400):
-        a, b = (measured(rng, shift, 0.01, rule) for _ in range(2))
-        test = Welch(a, b)
-        wrong += test.significant(0.01) and abs(test.ratio - 1) >= 0.02
-    assert wrong <= 4
+    verdicts = [
+        compare_times(measured(rng, shift, 0.01, rule), measured(rng, shift, 0.01, rule)).verdict for _ in range(400)
+    ]
+    assert sum(verdict in ("FASTER", "SLOWER") for verdict in verdicts) <= 4

@@ -1,0 +1,116 @@
+"""What the options of `basedbench compare` mean: which rows are held against which, and which may not be."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from basedbench.errors import UserError, nearest
+from basedbench.store.dataset import kinds_in, no_rows, rows
+from basedbench.timing.comparison import VERDICTS
+from basedbench.timing.machines import hardware_difference, software_difference
+from basedbench.timing.pairs import Pair, contender_pairs, recall_pairs, time_pairs
+
+KINDS = ("throughput", "recall")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is compared, as given on the command line."""
+
+    a: Path
+    b: Path | None
+    contender: str | None
+    against: str | None
+    pattern: str | None
+    threshold: float
+    across_machines: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of it: the pairs, and what else differs between the two sides."""
+
+    pairs: list[Pair]
+    software: str | None
+
+
+def share(text: str) -> float:
+    """`2%` or `0.02` as 0.02."""
+    try:
+        value = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise UserError(f"--threshold {text!r}: takes a share between 0 and 1, such as 2% or 0.02.")
+    return value
+
+
+def verdicts(text: str) -> list[str]:
+    """The verdicts of `--fail-on slower,lower`."""
+    names = [name.strip().upper() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in VERDICTS:
+            raise UserError(f"--fail-on {name.lower()!r}: {nearest(name.lower(), [one.lower() for one in VERDICTS])}")
+    return names
+
+
+def kinds(choice: Choice, asked: str | None) -> list[str]:
+    """The kinds of result to compare. UserError if the options contradict each other or there is nothing."""
+    if (choice.contender is None) != (choice.against is None):
+        raise UserError("--contender and --against go together: --contender X --against Y.")
+    if (choice.b is None) == (choice.contender is None):
+        raise UserError("give two results folders, or one with --contender X --against Y.")
+    if asked is not None and asked not in KINDS:
+        raise UserError(f"--kind {asked!r}: {nearest(asked, KINDS)}")
+    wanted = [asked] if asked else ["throughput"] if choice.contender else list(KINDS)
+    folders = [choice.a] + ([choice.b] if choice.b else [])
+    found = [kind for kind in wanted if all(kind in kinds_in(folder) for folder in folders)]
+    if not found:
+        empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a)
+        raise UserError(no_rows(empty, wanted[0]))
+    return found
+
+
+def compared(choice: Choice, kind: str) -> Found:
+    """The pairs of one kind. UserError for unlike machines, unless they were allowed, and if nothing is left."""
+    before = rows(choice.a, kind)
+    after = rows(choice.b, kind) if choice.b else before
+    software = _check_machines(choice, before, after) if choice.b else None
+    out = str(choice.b or choice.a)
+    if choice.contender and choice.against:
+        pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
+    else:
+        make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs
+        pairs = make(before, after, choice.threshold, out)
+    return Found(_chosen(choice, before, pairs), software)
+
+
+def _check_machines(choice: Choice, before: Sequence[Row], after: Sequence[Row]) -> str | None:
+    """Refuses unlike machines; returns what else differs."""
+    hardware = hardware_difference(before[-1], after[-1])
+    if hardware and not choice.across_machines:
+        raise UserError(
+            f"{choice.a} and {choice.b} come from unlike machines ({hardware}); "
+            "say --across-machines to compare them all the same."
+        )
+    return "; ".join(filter(None, (hardware, software_difference(before[-1], after[-1])))) or None
+
+
+def _chosen(choice: Choice, rows: Sequence[Row], pairs: list[Pair]) -> list[Pair]:
+    if not pairs and choice.contender:
+        names = sorted({row["contender"] for row in rows})
+        raise UserError(
+            f"no rows of {choice.contender!r} in {choice.a}; {nearest(choice.contender.rpartition('/')[2], names)}"
+        )
+    if not pairs:
+        raise UserError(f"no case in {choice.a} has a result to compare.")
+    try:
+        found = [pair for pair in pairs if re.search(choice.pattern or "", pair.label)]
+    except re.error as error:
+        raise UserError(f"--filter {choice.pattern!r} is not a regular expression: {error}.") from None
+    if not found:
+        raise UserError(f"--filter {choice.pattern!r} matches none of {len(pairs)} cases, such as {pairs[0].label!r}.")
+    return found

@@ -1,0 +1,87 @@
+"""What `basedbench compare` prints."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import typer
+
+from basedbench.cli.compare_input import Choice, Found
+from basedbench.cli.tables import print_json, print_table
+from basedbench.timing.comparison import VERDICTS, Comparison
+from basedbench.timing.pairs import Pair
+
+REGRESSION, INCOMPLETE = 1, 3
+_HEADINGS = {"throughput": ("case", "A ms", "B ms", "B / A"), "recall": ("model", "A", "B", "B - A")}
+_NOTES = 10
+_SHORT = 4  # words of a label: operator and contender, mode, dtype, batch x length
+
+
+def exit_code(pairs: Sequence[Pair], failing: Sequence[str]) -> int:
+    """1 if a verdict is among the failing ones, else 3 if something is missing, else 0."""
+    seen = {pair.result.verdict for pair in pairs}
+    if seen & set(failing):
+        return REGRESSION
+    return INCOMPLETE if "MISSING" in seen else 0
+
+
+def table(kind: str, found: Found, choice: Choice) -> None:
+    """One line per pair."""
+    columns = (*_HEADINGS[kind], "95 % interval", "verdict")
+    a, b = (choice.against, choice.contender) if choice.contender else (choice.a, choice.b)
+    typer.echo(f"A: {a}   B: {b}   threshold {100 * choice.threshold:g} %")
+    if found.software:
+        typer.echo(f"Besides basedbench itself, what differs: {found.software}")
+    lines = [(name, *_numbers(kind, pair)) for name, pair in zip(_names(found.pairs), found.pairs, strict=True)]
+    print_table("", columns, lines, whole=columns[1:])
+
+
+def summary(pairs: Sequence[Pair], code: int) -> None:
+    """The count of every verdict, the reasons, the commands that would settle what is unclear, the exit code."""
+    counts = Counter(pair.result.verdict for pair in pairs)
+    noted = [pair for pair in pairs if pair.result.reason and pair.result.verdict != "SAME"]
+    for pair in noted[:_NOTES]:
+        typer.echo(f"{pair.result.verdict} {pair.label}: {pair.result.reason}")
+        if pair.command:
+            typer.echo(f"  {pair.command}")
+    if len(noted) > _NOTES:
+        typer.echo(f"... and {len(noted) - _NOTES} more; --json has all.")
+    meaning = {0: "no regression", REGRESSION: "a regression", INCOMPLETE: "incomplete"}[code]
+    listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    typer.echo(f"{listed}: {meaning} (exit code {code}).")
+
+
+def as_json(found: Mapping[str, Found], code: int) -> None:
+    """Everything, for other programs."""
+    print_json(
+        {
+            "exit_code": code,
+            "software": {kind: one.software for kind, one in found.items()},
+            "pairs": [
+                {"kind": kind, "label": pair.label, "a": pair.a, "b": pair.b, "command": pair.command}
+                | asdict(pair.result)
+                for kind, one in found.items()
+                for pair in one.pairs
+            ],
+        }
+    )
+
+
+def _names(pairs: Sequence[Pair]) -> list[str]:
+    """Labels without their shapes where that leaves them distinct."""
+    short = [" ".join(pair.label.split()[:_SHORT]) for pair in pairs]
+    return short if len(set(short)) == len(short) else [pair.label for pair in pairs]
+
+
+def _numbers(kind: str, pair: Pair) -> tuple[str, ...]:
+    digits = "{:.4g}" if kind == "throughput" else "{:.4f}"
+    values = ["-" if value is None else digits.format(value) for value in (pair.a, pair.b)]
+    return (*values, *_change(kind, pair.result), pair.result.verdict)
+
+
+def _change(kind: str, result: Comparison) -> tuple[str, str]:
+    form = "{:.3f}" if kind == "throughput" else "{:+.4f}"
+    change = "-" if result.change is None else form.format(result.change)
+    if result.low is None or result.high is None:
+        return change, "-"
+    return change, f"{form.format(result.low)} to {form.format(result.high)}"

@@ -1,0 +1,120 @@
+"""Two result folders, or two contenders of one, matched case by case and compared."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from basedbench.config import suite_names
+from basedbench.config.throughput import Case
+from basedbench.timing.baseline import counterpart
+from basedbench.timing.comparison import Comparison, compare_accuracies, compare_times
+
+Row = Mapping[str, Any]
+# Everything that defines a recall run except its seed.
+_RECALL = (
+    *("mixer", "config", "d_model", "layers", "layer_mixers", "learning_rate", "precision", "epochs", "init"),
+    *("task", "recipe", "device"),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a comparison: values a and b (ms, or mean accuracy), and the command that would settle UNCLEAR."""
+
+    label: str
+    a: float | None
+    b: float | None
+    result: Comparison
+    command: str | None = None
+
+
+def time_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
+    """The cases that have a time in `a` with the same cases of `b`; `out` is the folder of b."""
+    others = {row["case_id"]: row for row in b}
+    return [_time_pair(row, others.get(row["case_id"]), threshold, out) for row in a if row["status"] == "ok"]
+
+
+def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: float, out: str) -> list[Pair]:
+    """The rows of contender `mine` against those of `against` at the same place; names as `counterpart` takes them."""
+    operator, _, name = mine.rpartition("/")
+    chosen = [row for row in rows if row["contender"] == name and operator in ("", row["operator"])]
+    both = [(counterpart(row, against, rows), row) for row in chosen]
+    timed = [(a, b) for a, b in both if b["status"] == "ok" or (a and a["status"] == "ok")]
+    return [_time_pair(a, b, threshold, out) for a, b in timed]
+
+
+def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
+    """Models trained alike on both sides, their accuracies over seeds compared; `out` is the folder of b."""
+    ours, theirs = _by_model(a), _by_model(b)
+    return [_recall_pair(rows, theirs.get(model, []), threshold, out) for model, rows in ours.items()]
+
+
+def case_label(row: Row) -> str:
+    """The label of a throughput row's case, which `--filter` matches."""
+    shape = {name: row[name] for name in Case.model_fields if row.get(name) is not None}
+    return Case.model_validate(shape | {"config": json.loads(row["config"])}).label
+
+
+def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair:
+    present = [row for row in (a, b) if row is not None]
+    label = case_label(present[-1])
+    for side, row in (("A", a), ("B", b)):
+        if row is None or row["status"] != "ok":
+            reason = f"not in {side}" if row is None else f"{row['status']} in {side}: {row['reason']}"
+            return Pair(label, _median(a), _median(b), Comparison("MISSING", reason=reason))
+    assert a is not None
+    assert b is not None  # both have a time
+    result = compare_times(a["round_medians_ms"], b["round_medians_ms"], threshold)
+    again = sorted({case_label(row) for row in (a, b)}) if a["contender"] != b["contender"] else [label]
+    command = _time_command(b, again, result, out) if result.needed else None
+    held_back = [side for side, row in (("A", a), ("B", b)) if row["throttled"]]
+    if held_back:
+        notes = [result.reason, f"the device was held back in {' and '.join(held_back)}"]
+        result = replace(result, reason="; ".join(filter(None, notes)))
+    return Pair(label, a["median_ms"], b["median_ms"], result, command)
+
+
+def _median(row: Row | None) -> float | None:
+    return None if row is None else row["median_ms"]
+
+
+def _time_command(row: Row, labels: Sequence[str], result: Comparison, out: str) -> str:
+    pattern = "|".join(f"^{re.escape(label)}$".replace("\\ ", " ") for label in labels)
+    options = f"--filter '{pattern}' --device {row['device']} --rounds {result.needed} --fresh --out {out}"
+    return f"basedbench throughput --suite {_suite(row)} {options}"
+
+
+def _suite(row: Row) -> str:
+    """The suite as the command line takes it: one of the user's own was a file."""
+    return str(row["suite"]) if row["suite"] in suite_names() else f"{row['suite']}.yaml"
+
+
+def _by_model(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in _RECALL), []).append(row)
+    return found
+
+
+def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> Pair:
+    first = a[0]
+    options = "".join(f" {name}={value}" for name, value in json.loads(first["config"]).items())
+    label = f"{first['mixer']} d_model={first['d_model']}{options} lr={first['learning_rate']:g}"
+    values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
+    means = [fmean(one) if one else None for one in values]
+    for side, rows, one in (("A", a, values[0]), ("B", b, values[1])):
+        if not one:
+            reason = f"{rows[0]['status']} in {side}: {rows[0]['reason']}" if rows else f"not in {side}"
+            return Pair(label, means[0], means[1], Comparison("MISSING", reason=reason))
+    result = compare_accuracies(values[0], values[1], threshold)
+    command = _recall_command(first, result, out) if result.needed else None
+    return Pair(label, means[0], means[1], result, command)
+
+
+def _recall_command(row: Row, result: Comparison, out: str) -> str:
+    pattern = f"^{row['mixer']} d_model={row['d_model']} .*lr={row['learning_rate']:g} "
+    seeds = ",".join(str(seed) for seed in range(result.needed or 0))
+    return f"basedbench recall --sweep --suite {_suite(row)} --filter '{pattern}' --seed {seeds} --out {out}"

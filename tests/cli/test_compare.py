@@ -1,0 +1,180 @@
+"""`basedbench compare` as a user and as a CI job runs it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basedbench.config import load_suite
+from basedbench.config.throughput import Case
+from basedbench.store import Store
+from basedbench.store.schema import blank_row
+from tests.cli.conftest import RunCli
+
+MACHINE = {"cpu": "A", "cpu_usable": 2, "torch": "2.13"}
+NOISE = [0.998, 1.002, 1.001, 0.999, 1.0, 1.003, 0.997, 1.0]
+
+
+def write_time(out: Path, length: int, milliseconds: float, contender: str = "ours", **columns: Any) -> None:
+    """A throughput row of the quick suite's Taylor cases."""
+    spread = columns.pop("spread", 1.0)
+    names = {"operator": "taylor_attention", "heads": 4, "key_dim": 16, "value_dim": 64, "dtype": "fp32", "mode": "fwd"}
+    case = Case.model_validate(names | {"length": length, "contender": contender, "baseline": "attention/sdpa-flash"})
+    medians = [milliseconds * (1 + spread * (factor - 1)) for factor in NOISE]
+    row = blank_row("throughput") | case.model_dump() | {"suite": "quick-throughput", "case_id": case.id}
+    row |= {"status": "ok", "median_ms": milliseconds, "round_medians_ms": medians, "device_name": "A"}
+    Store(out).write("throughput", row | {"fingerprint": MACHINE, "throttled": False} | columns)
+
+
+def write_recall(out: Path, accuracy: float, seed: int, **columns: Any) -> None:
+    """A recall row."""
+    row = blank_row("recall") | {"suite": "quick", "case_id": f"{seed:012d}", "seed": seed, "accuracy": accuracy}
+    row |= {"mixer": "based", "config": {"feature_dim": 8}, "d_model": 32, "learning_rate": 0.01, "status": "ok"}
+    Store(out).write("recall", row | {"fingerprint": MACHINE, "device": "cpu"} | columns)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "before", tmp_path / "after"
+
+
+def test_every_verdict_and_the_exit_code(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    for length, before, after in ((256, 1, 1), (512, 2, 1), (1024, 4, 5)):
+        write_time(a, length, before)
+        write_time(b, length, after)
+    write_time(a, 2048, 10, spread=30)
+    write_time(b, 2048, 10.1, spread=30)
+    write_time(a, 4096, 20)
+    outcome = run_cli("compare", a, b)
+    assert outcome.exit_code == 1
+    found = dict(re.findall(r"1x(\d+) .* (SAME|FASTER|SLOWER|UNCLEAR|MISSING) *$", outcome.stdout, re.MULTILINE))
+    assert found == {"256": "SAME", "512": "FASTER", "1024": "SLOWER", "2048": "UNCLEAR", "4096": "MISSING"}
+    assert "1 FASTER, 1 SLOWER, 1 SAME, 1 UNCLEAR, 1 MISSING: a regression (exit code 1)" in outcome.stdout
+    assert "not in B" in outcome.stdout
+    assert run_cli("compare", a, b, "--filter", "x(256|512) ").exit_code == 0
+    assert run_cli("compare", a, b, "--filter", "x4096 ").exit_code == 3
+    assert run_cli("compare", a, b, "--filter", "x2048 ").exit_code == 0
+    assert run_cli("compare", a, b, "--filter", "x2048 ", "--fail-on", "slower,unclear").exit_code == 1
+    assert run_cli("compare", a, b, "--filter", "x1024 ", "--threshold", "30%").exit_code == 0
+    assert run_cli("compare", b, a, "--filter", "x(256|512) ").exit_code == 1
+
+
+def test_the_command_that_settles_it_means_the_case(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    write_time(a, 2048, 10, spread=30)
+    write_time(b, 2048, 10.1, spread=30)
+    (pair,) = json.loads(run_cli("compare", a, b, "--json").stdout)["pairs"]
+    assert pair["verdict"] == "UNCLEAR"
+    suite, pattern, rounds = re.fullmatch(
+        rf"basedbench throughput --suite (\S+) --filter '(.+)' --device cpu --rounds (\d+) --fresh --out {b}",
+        pair["command"],
+    ).groups()
+    matching = [case for case in load_suite(suite).expand("cpu") if re.search(pattern, case.label)]
+    assert [(case.operator, case.contender, case.length) for case in matching] == [("taylor_attention", "ours", 2048)]
+    assert int(rounds) == pair["needed"] > 8
+
+
+def test_failures_are_missing_with_their_reason(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    write_time(a, 256, 1)
+    write_time(b, 256, 1, status="incorrect", reason="off by one", median_ms=None)
+    outcome = run_cli("compare", a, b)
+    assert outcome.exit_code == 3
+    assert "incorrect in B: off by one" in outcome.stdout
+
+
+def test_unlike_machines_are_refused_unless_told(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    write_time(a, 256, 1)
+    write_time(b, 256, 1, fingerprint=MACHINE | {"cpu": "B", "torch": "2.14"})
+    outcome = run_cli("compare", a, b)
+    assert outcome.exit_code == 2
+    assert "unlike machines (cpu: A against B); say --across-machines" in outcome.stderr
+    outcome = run_cli("compare", a, b, "--across-machines")
+    assert outcome.exit_code == 0
+    assert "torch: 2.13 against 2.14" in outcome.stdout
+
+
+def test_two_contenders_of_one_run(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, _ = folders
+    for length in (256, 512):
+        write_time(a, length, 2)
+        write_time(a, length, 1, "mine", throttled=True)
+    outcome = run_cli("compare", a, "--contender", "mine", "--against", "ours")
+    assert outcome.exit_code == 0
+    assert outcome.stdout.count("FASTER taylor_attention/mine") == 2
+    assert "the device was held back in B" in outcome.stdout
+    assert run_cli("compare", a, "--contender", "ours", "--against", "mine").exit_code == 1
+    assert run_cli("compare", a, "--contender", "ours", "--against", "attention/sdpa-flash").exit_code == 3
+
+
+def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    for seed, accuracy in enumerate((0.80, 0.81, 0.79)):
+        write_recall(a, accuracy, seed)
+        write_recall(b, accuracy - 0.1, seed)
+        write_recall(a, accuracy, seed + 10, d_model=64)
+        write_recall(b, accuracy, seed + 10, d_model=64)
+    write_recall(a, 0.5, 20, learning_rate=0.1)
+    write_recall(b, 0.6, 20, learning_rate=0.1)
+    outcome = run_cli("compare", a, b, "--json")
+    assert outcome.exit_code == 1
+    pairs = {pair["label"]: pair for pair in json.loads(outcome.stdout)["pairs"]}
+    assert {label: pair["verdict"] for label, pair in pairs.items()} == {
+        "based d_model=32 feature_dim=8 lr=0.01": "LOWER",
+        "based d_model=64 feature_dim=8 lr=0.01": "SAME",
+        "based d_model=32 feature_dim=8 lr=0.1": "UNCLEAR",
+    }
+    assert "--seed 0,1,2,3,4" in pairs["based d_model=32 feature_dim=8 lr=0.1"]["command"]
+    assert "B - A" in run_cli("compare", a, b).stdout
+
+
+def test_both_kinds_unless_one_is_chosen(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        write_time(folder, 256, 1)
+        write_recall(folder, 0.8, 0)
+    assert "2 SAME: no regression" in run_cli("compare", *folders).stdout
+    assert "1 SAME: no regression" in run_cli("compare", *folders, "--kind", "recall").stdout
+
+
+def test_nothing_that_it_prints_needs_torch(folders: tuple[Path, Path]) -> None:
+    import subprocess
+    import sys
+
+    for folder in folders:
+        write_time(folder, 256, 1)
+    code = (
+        "import sys; from basedbench.cli import main\ntry:\n main()\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "compare", *map(str, folders)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{a}"], "give two results folders, or one with --contender X --against Y"),
+        (["{a}", "--contender", "ours"], "--contender and --against go together"),
+        (["{a}", "{b}", "--contender", "ours", "--against", "x"], "give two results folders, or one with"),
+        (["{a}", "{a}", "--threshold", "two"], "--threshold 'two': takes a share"),
+        (["{a}", "{a}", "--threshold", "0"], "takes a share between 0 and 1"),
+        (["{a}", "{a}", "--fail-on", "slow"], "--fail-on 'slow': did you mean 'slower'?"),
+        (["{a}", "{a}", "--kind", "recal"], "did you mean 'recall'?"),
+        (["{a}", "{b}"], "no throughput results in"),
+        (["{a}", "{a}", "--filter", "zzz"], "matches none of 1 cases"),
+        (["{a}", "{a}", "--filter", "("], "is not a regular expression"),
+        (["{a}", "--contender", "our", "--against", "ours"], "no rows of 'our' in .*; did you mean 'ours'?"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    run_cli: RunCli, folders: tuple[Path, Path], arguments: list[str], message: str
+) -> None:
+    a, b = folders
+    write_time(a, 256, 1)
+    outcome = run_cli("compare", *(argument.format(a=a, b=b) for argument in arguments))
+    assert outcome.exit_code == 2
+    assert re.search(message.replace("?", r"\?"), outcome.stderr)
+    assert outcome.stderr.count("\n") == 1
