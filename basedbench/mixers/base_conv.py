@@ -13,9 +13,11 @@ State: the last kernel_size - 1 inputs.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels import gated_conv
 from basedbench.mixers.base import Mixer, MixerOptions, State
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -39,7 +41,8 @@ class BaseConv(Mixer):
         self.proj = nn.Linear(d_model, d_model)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return torch.addcmul(x_BLD, self.conv(x_BLD), self.proj(x_BLD))
+        gate_BLD = F.linear(x_BLD, self.proj.weight)
+        return gated_conv(x_BLD, gate_BLD, self.conv.weight, self.conv.bias, self.proj.bias)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         y_BLD, state_BDS = self.conv.prefill(x_BLD)

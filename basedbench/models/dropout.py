@@ -30,11 +30,14 @@ class Dropout(nn.Module):
         return self.training and self.p > 0
 
     def forward(self, x: Tensor) -> Tensor:
+        kept = self.draw(x)
+        return x if kept is None else x * kept.to(x.dtype).div_(1 - self.p)
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Which elements of x stay (bool), or None where nothing is dropped."""
         if not self.active:
-            return x
-        keep = 1 - self.p
-        mask = torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
-        return x * mask
+            return None
+        return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p, generator=self.generator)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

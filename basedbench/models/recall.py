@@ -12,6 +12,7 @@ list of layers is a model. Recipe: zoology (arXiv 2312.04927) as used for Figure
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -19,11 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
+from basedbench.kernels import add_layer_norm, embedding
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
 from basedbench.models.dropout import Dropout
 
 NORM_EPS = 1e-5
+
+# What a block is given: its mixer, and the choice of the positions that are read on behind it.
+Mix = Callable[[Tensor], Tensor]
+Select = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,17 @@ class LayerSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class AddLayerNorm(nn.LayerNorm):
+    """LayerNorm of residual + drop(h), and that sum; one pass over memory on a GPU."""
+
+    def forward(  # type: ignore[override]
+        self, h: Tensor, residual: Tensor | None, dropout: Dropout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        kept = None if dropout is None else dropout.draw(h)
+        keep = 1.0 if kept is None or dropout is None else 1 - dropout.p
+        return add_layer_norm(h, residual, self.weight, self.bias, eps=self.eps, kept_xD=kept, keep=keep)
+
+
 class LayerNormBlock(nn.Module):
     """r += drop(h); r += mixer(LN1(r)); h = LN2(r)."""
 
@@ -41,14 +58,12 @@ class LayerNormBlock(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.dropout = Dropout(dropout)
-        self.norm1 = nn.LayerNorm(mixer.d_model, eps=NORM_EPS)
-        self.norm2 = nn.LayerNorm(mixer.d_model, eps=NORM_EPS)
+        self.norm1 = AddLayerNorm(mixer.d_model, eps=NORM_EPS)
+        self.norm2 = AddLayerNorm(mixer.d_model, eps=NORM_EPS)
 
-    def forward(self, h: Tensor, residual: Tensor | None, mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        h = self.dropout(h)
-        residual = h if residual is None else residual + h
-        residual = residual + mix(self.norm1(residual))
-        return self.norm2(residual), residual
+    def forward(self, h: Tensor, residual: Tensor | None, mix: Mix, select: Select) -> tuple[Tensor, Tensor]:
+        normed, residual = self.norm1(h, residual, self.dropout)
+        return self.norm2(select(mix(normed)), select(residual))
 
 
 class MambaBlock(nn.Module):
@@ -59,9 +74,9 @@ class MambaBlock(nn.Module):
         self.mixer = mixer
         self.norm = nn.RMSNorm(mixer.d_model, eps=NORM_EPS)
 
-    def forward(self, h: Tensor, residual: Tensor | None, mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, residual: Tensor | None, mix: Mix, select: Select) -> tuple[Tensor, Tensor]:
         residual = h if residual is None else residual + h
-        return mix(self.norm(residual)), residual
+        return select(mix(self.norm(residual))), select(residual)
 
 
 class RecallModel(nn.Module):
@@ -88,7 +103,7 @@ class RecallModel(nn.Module):
             MambaBlock(mixer) if mixer.block == "mamba" else LayerNormBlock(mixer, 0.0 if index else embed_dropout)
             for index, mixer in enumerate(mixers)
         )
-        self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
+        self.norm = AddLayerNorm(d_model, eps=NORM_EPS)
         nn.init.normal_(self.embedding.weight, std=0.02)
         for mixer in mixers:
             mixer.initialise(len(mixers), init)
@@ -106,8 +121,7 @@ class RecallModel(nn.Module):
     def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only."""
         mixers = self.mixers
-        residual = self._residual(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD))
-        return self.norm(_at(residual, positions_BK))
+        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
@@ -125,8 +139,7 @@ class RecallModel(nn.Module):
             state.update(_prefixed(layer, part))
             return y_BLD
 
-        residual = self._residual(tokens_BL, mix)
-        return F.linear(self.norm(_at(residual, positions_BK)), self.head_weight), state
+        return F.linear(self._hidden(tokens_BL, mix, positions_BK), self.head_weight), state
 
     def init_state(
         self,
@@ -151,8 +164,7 @@ class RecallModel(nn.Module):
             after.update(_prefixed(layer, part))
             return y_BD
 
-        residual = self._residual(tokens_B, mix)
-        return F.linear(self.norm(residual), self.head_weight), after
+        return F.linear(self._hidden(tokens_B, mix), self.head_weight), after
 
     def parameters_count(self) -> int:
         """Trained numbers; the tied head counts once."""
@@ -164,12 +176,16 @@ class RecallModel(nn.Module):
             if isinstance(module, Dropout):
                 module.generator = generator
 
-    def _residual(self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """The residual stream before the final norm; `mix(layer, x)` applies a layer's mixer."""
-        h, residual = self.embedding(tokens), None
+    def _hidden(
+        self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor], positions_BK: Tensor | None = None
+    ) -> Tensor:
+        """What the head reads; `mix(layer, x)` applies a layer's mixer. Behind the last, only `positions_BK` go on."""
+        h, residual = embedding(tokens, self.embedding.weight), None
+        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            h, residual = block(h, residual, lambda x, layer=layer: mix(layer, x))
-        return residual + h
+            select = partial(_at, positions_BK=positions_BK if layer == last else None)
+            h, residual = block(h, residual, partial(mix, layer), select)
+        return self.norm(h, residual)[0]
 
 
 def _check(vocab_size: int, layers: Sequence[LayerSpec], init: str) -> None:
