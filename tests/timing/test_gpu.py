@@ -1,0 +1,125 @@
+"""What can only be seen on a GPU: samplers, memory, telemetry, workers that lose their context."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from basedbench.config.throughput import MeasureSection
+from basedbench.contenders import get_contender
+from basedbench.timing.ceilings import calibrate
+from basedbench.timing.clock import WallClock
+from basedbench.timing.flush import LONGEST_BLOCKER_MS
+from basedbench.timing.memory import peak_memory
+from basedbench.timing.samplers import ColdSampler, GraphSampler, wall_ms
+from basedbench.timing.session import Session
+from basedbench.timing.telemetry import Telemetry
+from basedbench.timing.worker import Failure, Workers
+from tests.contenders.conftest import FORMS, small
+from tests.timing.conftest import make_case
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DEVICE = "cuda:0"
+OWN = ["ours", "reference", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "flex"]
+PLUGIN = str(Path(__file__).with_name("plugin_gpu.py"))
+MEASURE = MeasureSection(round_ms=2, timeout=300)
+
+
+def test_cold_samples_do_not_wait_for_the_host() -> None:
+    x = torch.randn(2**20, device=DEVICE)
+    sampler = ColdSampler([lambda: x.mul_(1.0)], DEVICE, enqueue_ms=0.05)
+    sampler.sample(5)
+    before = sampler.exposed
+    samples = sampler.sample(20)
+    assert len(samples) == 20
+    assert all(sample > 0 for sample in samples)
+    assert sampler.exposed == before
+
+
+def test_a_call_that_waits_for_the_device_is_exposed_and_the_blocker_bounded() -> None:
+    x = torch.randn(2**10, device=DEVICE)
+    sampler = ColdSampler([lambda: x.sum().item()], DEVICE, enqueue_ms=0.01)
+    sampler.sample(20)
+    assert sampler.exposed == 20
+    assert sampler.blocker.milliseconds == LONGEST_BLOCKER_MS
+
+
+def test_a_graph_runs_every_input_set_as_often() -> None:
+    counters = [torch.zeros((), device=DEVICE) for _ in range(3)]
+    sampler = GraphSampler([lambda c=c: c.add_(1) for c in counters])
+    assert sampler.passes > 1
+    before = [int(c) for c in counters]
+    assert all(sample > 0 for sample in sampler.sample(4))
+    torch.cuda.synchronize()
+    assert [int(c) - b for c, b in zip(counters, before, strict=True)] == [4 * sampler.passes] * 3
+    assert wall_ms([lambda: counters[0].add_(1)], WallClock(), 10) > 0
+
+
+def test_peak_memory_is_exact() -> None:
+    def call() -> torch.Tensor:
+        a = torch.ones(2**22, device=DEVICE)  # 16 MiB
+        b = a + 1
+        del a
+        return b * 2
+
+    assert peak_memory(call, DEVICE) == 2 * 2**24
+
+
+def test_the_card_tells_what_it_does() -> None:
+    reading = Telemetry(DEVICE).read()
+    if reading is None:
+        pytest.skip("NVML cannot be asked here")
+    assert 100 < reading.clock_mhz < 5000
+    assert 0 < reading.temperature_c < 120
+    assert reading.power_w > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "mode"),
+    [(name, *form) for name in OWN for form in FORMS if form[0] in get_contender(name).operators],
+)
+def test_contenders_are_right_or_say_why_not(name: str, operator: str, mode: str) -> None:
+    case = small(operator, mode, name, device="cuda", dtype="bf16", length=200, key_dim=16, value_dim=16)
+    case = case.model_copy(update={"cache": "hot" if mode == "decode" else "cold"})
+    if reason := get_contender(name).supports(case):
+        pytest.skip(reason)
+    session = Session(case, MEASURE, DEVICE, WallClock())
+    facts = session.prepare()
+    assert facts["status"] == "ok", facts["reason"]
+    assert facts["graph"] == (mode == "decode")
+    assert (facts["wall_ms"] is not None) == (mode == "decode")
+    assert facts["peak_memory_bytes"] >= 0
+    assert all(sample > 0 for sample in session.round().samples_ms)
+    session.close()
+
+
+@pytest.mark.parametrize(("contender", "status"), [("greedy", "oom"), ("asserts", "runtime_error")])
+def test_a_lost_context_costs_one_case(contender: str, status: str) -> None:
+    lost = make_case(contender, device="cuda", cache="cold", dtype="bf16")
+    with Workers(DEVICE, [PLUGIN]) as workers:
+        answer = workers.of(lost).prepare(lost, MEASURE)
+        assert isinstance(answer, Failure)
+        assert answer.status == status
+        workers.discard(lost)
+        good = make_case("reference", device="cuda", cache="cold", dtype="bf16")
+        facts = workers.of(good).prepare(good, MEASURE)
+        assert isinstance(facts, dict)
+        assert facts["status"] == "ok"
+
+
+def test_what_cannot_be_captured_is_unsupported_in_a_graph() -> None:
+    case = make_case("syncs", device="cuda", cache="hot", dtype="bf16")
+    with Workers(DEVICE, [PLUGIN]) as workers:
+        answer = workers.of(case).prepare(case, MEASURE)
+    assert isinstance(answer, Failure)
+    assert answer.status == "unsupported"
+    assert "cannot be captured" in answer.reason
+
+
+def test_ceilings_of_the_gpu() -> None:
+    found = {row["ceiling"]: row for row in calibrate(DEVICE, seconds=0.1)}
+    assert list(found) == ["copy", "matmul_fp32", "matmul_tf32", "matmul_bf16", "matmul_fp16", "launch"]
+    assert all(row["device"] == "cuda" and row["median_ms"] > 0 for row in found.values())
