@@ -1,0 +1,36 @@
+"""Which row a ratio is taken of."""
+
+from typing import Any
+
+from basedbench.timing.baseline import counterpart, speed_up
+from tests.timing.conftest import make_case
+
+
+def row(contender: str, milliseconds: float | None, baseline: str = "attention/sdpa", **changes: Any) -> dict[str, Any]:
+    case = make_case(contender, baseline=baseline, **changes)
+    return case.model_dump() | {
+        "suite": "own",
+        "device_name": "A",
+        "median_ms": milliseconds,
+        "baseline": "/".join(case.baseline_key),
+    }
+
+
+def test_a_baseline_of_another_operator_may_have_another_key_width() -> None:
+    attention = row("sdpa", 6.0, operator="attention", key_dim=64)
+    others = [row("sdpa", 1.0, operator="attention", key_dim=64, **one) for one in ({"length": 25}, {"value_dim": 7})]
+    assert speed_up(row("ours", 2.0), [*others, attention]) == 3.0
+    assert speed_up(row("ours", 2.0), others) is None
+
+
+def test_one_of_the_same_operator_has_the_same_shape_and_options() -> None:
+    wide = row("reference", 9.0, "reference", key_dim=8)
+    assert speed_up(row("ours", 3.0, "reference"), [wide]) is None
+    assert speed_up(row("ours", 3.0, "reference", key_dim=8), [wide]) == 3.0
+
+
+def test_no_time_is_no_ratio() -> None:
+    failed = row("reference", None, "reference")
+    assert counterpart(row("ours", 1.0, "reference"), "reference", [failed]) is failed
+    assert speed_up(row("ours", 1.0, "reference"), [failed]) is None
+    assert speed_up(failed, [row("reference", 1.0, "reference")]) is None

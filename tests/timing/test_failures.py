@@ -1,0 +1,62 @@
+"""Exceptions and deaths as statuses."""
+
+import pytest
+import torch
+
+from basedbench.timing.failures import LONGEST_REASON, classify, crash
+
+
+class Inner(Exception):
+    """An error of a compiler."""
+
+
+Inner.__module__ = "triton.compiler.errors"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "oom"),
+        (MemoryError(), "oom"),
+        (NotImplementedError("cannot be captured"), "unsupported"),
+        (ImportError("No module named 'tilelang'"), "unsupported"),
+        (RuntimeError("No available kernel. Aborting execution."), "unsupported"),
+        (RuntimeError("\"baddbmm\" not implemented for 'Half'"), "unsupported"),
+        (Inner("at 5:3: unsupported operand"), "compile_error"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "runtime_error"),
+        (TypeError("missing argument"), "runtime_error"),
+    ],
+)
+def test_exceptions(error: Exception, status: str) -> None:
+    found, reason = classify(error)
+    assert found == status
+    assert type(error).__name__ in reason
+
+
+def test_a_wrapped_compiler_error_is_one() -> None:
+    try:
+        try:
+            raise Inner("bad")
+        except Inner as error:
+            raise RuntimeError("launch failed") from error
+    except RuntimeError as error:
+        assert classify(error)[0] == "compile_error"
+
+
+def test_reasons_are_one_short_line() -> None:
+    _, reason = classify(RuntimeError("first line\n  second   line\n" + "x" * 1000))
+    assert reason.startswith("RuntimeError: first line second line x")
+    assert len(reason) == LONGEST_REASON
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "expected"),
+    [
+        (-9, "", ("oom", "the worker was killed from outside (signal 9), as the system does when memory runs out")),
+        (-11, "", ("crashed", "the worker died with signal 11")),
+        (3, "last words", ("crashed", "the worker died with exit code 3: last words")),
+    ],
+)
+def test_deaths(code: int, words: str, expected: tuple[str, str]) -> None:
+    assert crash(code, words) == expected
