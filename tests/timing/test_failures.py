@@ -6,11 +6,11 @@ import torch
 from basedbench.timing.failures import LONGEST_REASON, classify, crash
 
 
-class Inner(Exception):
+class InnerError(Exception):
     """An error of a compiler."""
 
 
-Inner.__module__ = "triton.compiler.errors"
+InnerError.__module__ = "triton.compiler.errors"
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ Inner.__module__ = "triton.compiler.errors"
         (ImportError("No module named 'tilelang'"), "unsupported"),
         (RuntimeError("No available kernel. Aborting execution."), "unsupported"),
         (RuntimeError("\"baddbmm\" not implemented for 'Half'"), "unsupported"),
-        (Inner("at 5:3: unsupported operand"), "compile_error"),
+        (InnerError("at 5:3: unsupported operand"), "compile_error"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "runtime_error"),
         (TypeError("missing argument"), "runtime_error"),
     ],
@@ -35,13 +35,9 @@ def test_exceptions(error: Exception, status: str) -> None:
 
 
 def test_a_wrapped_compiler_error_is_one() -> None:
-    try:
-        try:
-            raise Inner("bad")
-        except Inner as error:
-            raise RuntimeError("launch failed") from error
-    except RuntimeError as error:
-        assert classify(error)[0] == "compile_error"
+    error = RuntimeError("launch failed")
+    error.__cause__ = InnerError("bad")
+    assert classify(error)[0] == "compile_error"
 
 
 def test_reasons_are_one_short_line() -> None:
