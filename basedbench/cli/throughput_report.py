@@ -149,7 +149,7 @@ def _explain(rows: Sequence[Row]) -> None:
     """What the columns mean, what the reader should be wary of, and why some cases have no time."""
     if any(row["status"] == "ok" for row in rows):
         _say("vs base: times as fast as the base. memory: peak beyond the inputs.")
-        _say("bandw., FLOPs: the least work there is, as a share of the ceilings that `basedbench calibrate` measures.")
+        _say("bandw., FLOPs: the least work there is, as a share of what `basedbench calibrate` measured.")
     for mark, text in (
         ("throttled", "were taken while the device was held back"),
         ("exposed_samples", "hold samples in which the device waited for the host"),

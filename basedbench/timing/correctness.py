@@ -90,8 +90,8 @@ def judge(
             shapes = f"{tuple(results[key].shape)} where {tuple(right.shape)} is due"
             return Verdict(math.nan, 0.0, name, f"{key} has shape {shapes}")
         for kind, error, bound in _errors(results[key], same[key], right, dtype):
-            if kind == "relative error" and not error <= largest:
-                largest, allowed = error, bound
+            if kind == "relative error" and (error > largest or math.isnan(error)):
+                largest, allowed = error, bound  # a NaN stays: nothing is larger
             if not error / bound <= worst:
                 worst = math.inf if math.isnan(error) else error / bound
                 reason = f"{key}: {kind} {error:.2g}, at most {bound:.2g} is allowed"

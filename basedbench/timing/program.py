@@ -1,7 +1,8 @@
 """A case's call made ready to run: its inputs, and one call of the mode without arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ class Program:
     def state_bytes(self) -> int:
         """The size of what a decode step carries along, over the whole batch."""
         return sum(self.tensors[name].nbytes for name in operator_of(self.case).states)
+
+    @property
+    def timed(self) -> Callable[[], object]:
+        """What a sample calls: `run`, with as little Python around the call as there can be."""
+        return self.run if self.case.mode == "fwd_bwd" else partial(self.call, self.tensors)
 
     def run(self) -> Sequence[Tensor]:
         """Outputs; with a backward also the gradients of all floating-point inputs."""

@@ -86,8 +86,8 @@ class Session:
         sets = max(1, min(INPUT_SETS, INPUT_BYTES[self.case.device] // first.input_bytes))
         programs = [first, *(self._program(call, index) for index in range(1, sets))]
         estimate_ms, enqueue_ms = self._estimate(programs)
-        memory = peak_memory(first.run, self.device)
-        calls = [one.run for one in programs]
+        memory = peak_memory(first.timed, self.device)
+        calls = [one.timed for one in programs]
         self.sampler = self._make_sampler(calls, estimate_ms, enqueue_ms)
         self.sample_ms = self.sampler.sample(2)[-1]
         on_gpu_step = self.case.mode == "decode" and self.case.device == "cuda"
