@@ -90,6 +90,8 @@ class Session:
         calls = [one.timed for one in programs]
         self.sampler = self._make_sampler(calls, estimate_ms, enqueue_ms)
         self.sample_ms = self.sampler.sample(2)[-1]
+        gc.collect()
+        gc.freeze()  # what is there by now is not looked at again
         on_gpu_step = self.case.mode == "decode" and self.case.device == "cuda"
         return {
             "compile_s": max(0.0, first_s - estimate_ms / 1e3),
@@ -149,9 +151,7 @@ class Session:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """No garbage collection while samples are taken; what is there already is not looked at again."""
-        gc.collect()
-        gc.freeze()
+        """No garbage collection while samples are taken."""
         gc.disable()
         try:
             yield
