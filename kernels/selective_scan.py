@@ -158,21 +158,23 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Mamba's scan: u, delta, z (B,L,D), A (D,N), B, C (B,L,N) -> y (B,L,D), and the last state (B,D,N) if asked for.
 
-    The step size is delta + delta_bias, through softplus if `delta_softplus`. `initial_state` continues a sequence.
+    The step size is delta + delta_bias, through softplus if `delta_softplus`. `initial_state` continues a sequence. On
+    CUDA the Triton kernels compute it, except in float64.
     """
-    return reference(
-        u_BLD,
-        delta_BLD,
-        A_DN,
-        B_BLN,
-        C_BLN,
-        D_D=D_D,
-        z_BLD=z_BLD,
-        delta_bias_D=delta_bias_D,
-        delta_softplus=delta_softplus,
-        initial_state=initial_state,
-        return_state=return_state,
-    )
+    options: dict[str, Any] = {
+        "D_D": D_D,
+        "z_BLD": z_BLD,
+        "delta_bias_D": delta_bias_D,
+        "delta_softplus": delta_softplus,
+        "initial_state": initial_state,
+        "return_state": return_state,
+    }
+    if u_BLD.is_cuda:
+        from . import selective_scan_triton as fused
+
+        if fused.supported(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, initial_state):
+            return fused.selective_scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, **options)
+    return reference(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, **options)
 
 
 @without_autocast

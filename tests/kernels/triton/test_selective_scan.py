@@ -1,0 +1,117 @@
+"""The selective scan's kernels against the reference in float64: outputs, states, every gradient, at awkward sizes."""
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench.kernels import selective_scan_triton as kernels
+
+from .conftest import interpreted
+
+reference = importlib.import_module("basedbench.kernels.selective_scan").reference
+
+# Batch, length, channels, states. Short chunks and few states keep the interpreter quick; a device runs the real ones.
+SIZES = (
+    [(1, 1, 3, 3), (2, 9, 5, 2)]
+    if interpreted
+    else [(2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 12), (1, 4097, 32, 16), (2, 100, 64, 64)]
+)
+FLOOR = 4e-7  # of a relative error: exp2 of a rounded exponent in place of exp
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    if interpreted:
+        monkeypatch.setattr(kernels, "CHUNK", 8)
+        monkeypatch.setattr(kernels, "CHANNELS", 4)
+
+
+def make_inputs(randn, device, dtype, batch, length, channels, states) -> list[Tensor]:
+    """u, delta, A, B, C, D, z, the bias of delta, the initial state."""
+    sequences = [randn(batch, length, channels), randn(batch, length, channels) - 1, -4 * randn(channels, states).abs()]
+    sequences += [randn(batch, length, states), randn(batch, length, states)]
+    inputs = [*sequences, randn(channels), randn(batch, length, channels), randn(channels) - 1]
+    kept = (2, 5, 7)  # parameters stay float32
+    inputs = [x.to(device, torch.float32 if i in kept else dtype) for i, x in enumerate(inputs)]
+    return [*inputs, randn(batch, channels, states).to(device, torch.float32)]
+
+
+def everything(function, u, delta, A, B, C, D, z, bias, state):
+    more = {"D_D": D, "z_BLD": z, "delta_bias_D": bias, "delta_softplus": True}
+    return function(u, delta, A, B, C, **more, initial_state=state, return_state=True)
+
+
+def nothing(function, u, delta, A, B, C):
+    return function(u, delta, A, B, C)
+
+
+def results(function, call, inputs, signs) -> list[Tensor]:
+    """Outputs, then gradients."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = call(function, *leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = torch.autograd.grad(outputs, leaves, [s.to(y.dtype) for s, y in zip(signs, outputs, strict=True)])
+    return [*(y.detach() for y in outputs), *found]
+
+
+def check(randn, relative_error, call, inputs, shapes):
+    signs = [randn(*shape).sign().to(inputs[0].device) for shape in shapes]
+    exact = results(reference, call, [x.double() for x in inputs], signs)
+    theirs = results(reference, call, inputs, signs)
+    ours = results(kernels.selective_scan, call, inputs, signs)
+    again = results(kernels.selective_scan, call, inputs, signs)
+    for one, two, other, truth in zip(ours, again, theirs, exact, strict=True):
+        assert torch.equal(one, two)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_errors_of_outputs_states_and_gradients(randn, relative_error, device, dtypes, size):
+    batch, length, channels, states = size
+    for dtype in dtypes:
+        inputs = make_inputs(randn, device, dtype, *size)
+        check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+def test_without_options(randn, relative_error, device):
+    inputs = make_inputs(randn, device, torch.float32, 1, 9, 3, 3)[:5]
+    inputs[1] = inputs[1].abs()
+    check(randn, relative_error, nothing, inputs, [(1, 9, 3)])
+
+
+def test_strided_inputs(randn, relative_error, device):
+    u, delta, A, B, C, D, z, bias, state = make_inputs(randn, device, torch.float32, 1, 9, 3, 3)
+    expected = everything(kernels.selective_scan, u, delta, A, B, C, D, z, bias, state)
+    uz, BC = torch.cat([u, z], -1), torch.cat([B, C], -1)
+    u, z = uz.chunk(2, -1)
+    B, C = BC.chunk(2, -1)
+    delta = delta.transpose(1, 2).contiguous().transpose(1, 2)
+    found = everything(kernels.selective_scan, u, delta, A, B, C, D, z, bias, state)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_element_is_written(randn, device, monkeypatch):
+    """All buffers start as NaN."""
+    poison = torch.Tensor.new_empty
+
+    def new_empty(self, *size, **options):
+        return poison(self, *size, **options).fill_(float("nan"))
+
+    inputs = make_inputs(randn, device, torch.float32, 1, 9, 3, 3)
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    signs = [torch.ones(1, 9, 3, device=device), torch.ones(1, 3, 3, device=device)]
+    assert all(x.isfinite().all() for x in results(kernels.selective_scan, everything, inputs, signs))
+
+
+def test_operators_are_well_registered(randn, device):
+    inputs = make_inputs(randn, device, torch.float32, 1, 3, 2, 2)
+    inputs[6] = None
+    leaves = [x if x is None else x.requires_grad_() for x in inputs]
+    torch.library.opcheck(kernels.forward_operator, (*leaves, True))
+    dlast = torch.ones(1, 2, 2, device=device)
+    detached = [x if x is None else x.detach() for x in inputs]
+    torch.library.opcheck(kernels.backward_operator, (torch.ones_like(detached[0]), dlast, *detached, True))
