@@ -8,6 +8,8 @@ float32 inputs follow torch.get_float32_matmul_precision(): "highest" keeps floa
 everything else takes tf32.
 """
 
+# mypy: allow-untyped-defs
+
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +33,11 @@ def unsupported(
     key_dim, value_dim = q_BLHK.shape[-1], v_BLHV.shape[-1]
     if v_BLHV.dtype not in DTYPES or not q_BLHK.dtype == k_BLHK.dtype == v_BLHV.dtype:
         return "q, k and v must share one of float32, float16, bfloat16"
-    if key_dim % 8 or key_dim > 32 or value_dim > 256:
-        return "key width must be 8, 16, 24 or 32, value width at most 256"
+    widest = 256 if v_BLHV.dtype == torch.bfloat16 else 128
+    if key_dim % 8 or key_dim > 32 or value_dim > widest:
+        return f"key width must be 8, 16, 24 or 32, value width at most {widest}"
+    if key_dim == 8 and (q_BLHK.shape[1] > QUADRATIC_LENGTH or initial_state is not None):
+        return "key width 8 needs a single segment: its gradients through states have been seen wrong on a GPU"
     if v_BLHV.numel() == 0:
         return "there is nothing to compute"
     states_differentiable = initial_state is not None and initial_state.requires_grad
@@ -126,12 +131,12 @@ def _states(
     )  # fmt: skip
     states = torch.empty_like(sums, dtype=torch.bfloat16 if plan.precision == "bf16" else torch.float32)
     moments = torch.empty_like(moment_sums)
-    block = 256
+    block = 512
     parts = triton.cdiv(plan.entries, block) + triton.cdiv(sizes["BL"] ** 2, block)
     running_state_kernel[(plan.batch * plan.heads, parts)](
         sums, moment_sums, states, moments, sums if initial is None else initial, sums if final is None else final,
         plan.segments, **{name: sizes[name] for name in ("K", "V", "BV", "BL", "PAIRS")},
-        REVERSE=reverse, INITIAL=initial is not None, FINAL=final is not None, BLOCK=block, STEP=8, num_warps=4,
+        REVERSE=reverse, INITIAL=initial is not None, FINAL=final is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return states, moments
 
@@ -216,12 +221,12 @@ def _state_like(q: Tensor, v: Tensor, return_state: bool) -> Tensor:
 
 
 @attention.register_fake
-def _(q, k, v, initial_state, return_state, precision):  # type: ignore[no-untyped-def]
+def _(q, k, v, initial_state, return_state, precision):
     return v.new_empty(v.shape), _inverse_like(q), _state_like(q, v, return_state)
 
 
 @attention_backward.register_fake
-def _(q, k, v, initial_state, y, inverse, dy, precision):  # type: ignore[no-untyped-def]
+def _(q, k, v, initial_state, y, inverse, dy, precision):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 

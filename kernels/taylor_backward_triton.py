@@ -10,6 +10,8 @@ second state, summed from the end, of [u, -delta] with the features of q. 1 / z 
 or to the other factor: so dy enters them unrounded.
 """
 
+# mypy: allow-untyped-defs
+
 import triton
 import triton.language as tl
 

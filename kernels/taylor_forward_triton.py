@@ -3,6 +3,8 @@
 One program per T rows of queries of one sequence. Without states this is the whole operator for short sequences.
 """
 
+# mypy: allow-untyped-defs
+
 import triton
 import triton.language as tl
 

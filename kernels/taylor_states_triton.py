@@ -4,6 +4,8 @@ The layout is that of `taylor_tiles`; at the edges the running sum is read from 
 (F, V + 1) of the reference: [1, x / K^(1/4), {x_i x_j c_ij}_i<=j], the normaliser in the last column.
 """
 
+# mypy: allow-untyped-defs
+
 import triton
 import triton.language as tl
 
@@ -107,25 +109,42 @@ def _packed_moment(i, j, K: tl.constexpr):
 
 
 @triton.jit
+def _segment_entries(number, segments, count, places, inside, REVERSE: tl.constexpr):
+    """Where the entries of the number-th segment are, counted from the end if REVERSE, and which of them exist."""
+    valid = inside & (number < segments)
+    if REVERSE:
+        number = segments - 1 - number
+    return number * count + places, valid
+
+
+@triton.jit
 def _running_sum(
     sums, running, count, segments, places, inside, initial, final, packed, factor, exists, canonical,
-    REVERSE: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, STEP: tl.constexpr,
+    REVERSE: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
 ):  # fmt: skip
-    """running[s] = initial + sums[0] + ... + sums[s - 1], or the sums after s; STEP segments at a time."""
+    """running[s] = initial + sums[0] + ... + sums[s - 1], or the sums after s."""
     if INITIAL:
         carry = tl.load(initial + packed, mask=exists, other=0.0) / factor
     else:
         carry = tl.zeros(places.shape, tl.float32)
-    step = tl.arange(0, STEP)
-    for first in tl.range(0, segments, STEP):
-        number = first + step
-        valid = (number < segments)[:, None] & inside[None, :]
-        number = segments - 1 - number if REVERSE else number
-        place = number.to(tl.int64)[:, None] * count + places[None, :]
-        own = tl.load(sums + place, mask=valid, other=0.0)
-        total = tl.cumsum(own, 0) + carry[None, :]
-        tl.store(running + place, (total - own).to(running.dtype.element_ty), mask=valid)
-        carry += tl.sum(own, 0)
+    # Four segments at a time, so that their loads are in flight together.
+    for first in tl.range(0, segments, 4):
+        place_0, valid_0 = _segment_entries(first, segments, count, places, inside, REVERSE)
+        place_1, valid_1 = _segment_entries(first + 1, segments, count, places, inside, REVERSE)
+        place_2, valid_2 = _segment_entries(first + 2, segments, count, places, inside, REVERSE)
+        place_3, valid_3 = _segment_entries(first + 3, segments, count, places, inside, REVERSE)
+        own_0 = tl.load(sums + place_0, mask=valid_0, other=0.0)
+        own_1 = tl.load(sums + place_1, mask=valid_1, other=0.0)
+        own_2 = tl.load(sums + place_2, mask=valid_2, other=0.0)
+        own_3 = tl.load(sums + place_3, mask=valid_3, other=0.0)
+        tl.store(running + place_0, carry.to(running.dtype.element_ty), mask=valid_0)
+        carry += own_0
+        tl.store(running + place_1, carry.to(running.dtype.element_ty), mask=valid_1)
+        carry += own_1
+        tl.store(running + place_2, carry.to(running.dtype.element_ty), mask=valid_2)
+        carry += own_2
+        tl.store(running + place_3, carry.to(running.dtype.element_ty), mask=valid_3)
+        carry += own_3
     if FINAL:
         tl.store(final + packed, carry * factor, mask=canonical)
 
@@ -134,7 +153,7 @@ def _running_sum(
 def running_state_kernel(
     sums, moment_sums, states, moments, initial, final, segments,
     K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, PAIRS: tl.constexpr,
-    REVERSE: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    REVERSE: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Axis 0: sequences; axis 1: BLOCK entries of the state, then of the moments (kept in float32: they count)."""
     ENTRIES: tl.constexpr = (PAIRS * 64 + BL) * BV
@@ -151,7 +170,7 @@ def running_state_kernel(
         _running_sum(
             sums + offset, states + offset, ENTRIES, segments, places, exists & (column < BV),
             initial, final, feature * (V + 1) + column, factor, exists & (column < V), canonical & (column < V),
-            REVERSE, INITIAL, FINAL, STEP,
+            REVERSE, INITIAL, FINAL,
         )  # fmt: skip
     else:
         places = start - ENTRIES + tl.arange(0, BLOCK)
@@ -161,5 +180,5 @@ def running_state_kernel(
         _running_sum(
             moment_sums + offset, moments + offset, BL * BL, segments, places, inside & exists,
             initial, final, feature * (V + 1) + V, factor, inside & exists, inside & canonical,
-            REVERSE, INITIAL, FINAL, STEP,
+            REVERSE, INITIAL, FINAL,
         )  # fmt: skip

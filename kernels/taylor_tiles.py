@@ -14,6 +14,8 @@ Precision is "bf16", "tf32" or "tf32x3": what the operands of a product are roun
 float16 inputs take tf32x3: their weights pass 65504 soon, and one tf32 product would cost half of float16's accuracy.
 """
 
+# mypy: allow-untyped-defs
+
 import triton
 import triton.language as tl
 
