@@ -54,7 +54,7 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
         found = [row for case in runs if (row := stored[case.case_id]) is not None]
         good = [row for row in found if row["status"] == "ok"]
         best = max(good, key=lambda row: row["accuracy"], default=None)
-        shown = (None, None, None)
+        shown: tuple[str | None, ...] = (None, None, None)
         if best:
             shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
         rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(found) - len(good)))
