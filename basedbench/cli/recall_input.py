@@ -42,7 +42,8 @@ def choose_suite(
         changes["epochs"] = epochs
     if precision is not None:
         changes["precision"] = precision
-    return _rebuilt(suite, {"train": suite.train.model_dump() | changes}) if changes else suite
+    models = [section.model_dump() | ({"learning_rates": None} if lr is not None else {}) for section in suite.models]
+    return _rebuilt(suite, {"train": suite.train.model_dump() | changes, "models": models}) if changes else suite
 
 
 def narrow(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, field_validator
 
 from basedbench.config.grid import axis_values, expand_grid
 from basedbench.config.section import Section, Suite
@@ -32,13 +32,26 @@ class Segment(Section):
         return f"{self.length}x{self.pairs}"
 
 
+def _series(value: Any) -> list[float]:
+    return [float(rate) for rate in axis_values("learning_rates", value)]
+
+
+def _positive(value: list[float]) -> list[float]:
+    if any(not 0 < rate < 10 for rate in value):
+        raise ValueError(f"learning rates lie between 0 and 10, got {value}")
+    return value
+
+
+LearningRates = Annotated[list[float], BeforeValidator(_series), AfterValidator(_positive)]
+
+
 class TrainSection(Section):
     """The recipe. The defaults are those of the paper's Figure 2."""
 
     segments: Annotated[list[Segment], Field(min_length=1)]
     batch_size: PositiveInt = 256
     epochs: PositiveInt = 32
-    learning_rates: list[float]
+    learning_rates: LearningRates
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     stop_accuracy: Annotated[float, Field(gt=0)] = 0.99
@@ -47,18 +60,6 @@ class TrainSection(Section):
     embed_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     shuffle: bool = False
     fresh: bool = False
-
-    @field_validator("learning_rates", mode="before")
-    @classmethod
-    def _series(cls, value: Any) -> list[float]:
-        return [float(rate) for rate in axis_values("learning_rates", value)]
-
-    @field_validator("learning_rates")
-    @classmethod
-    def _positive(cls, value: list[float]) -> list[float]:
-        if any(not 0 < rate < 10 for rate in value):
-            raise ValueError(f"learning rates lie between 0 and 10, got {value}")
-        return value
 
     @field_validator("segments")
     @classmethod
@@ -90,12 +91,14 @@ class ModelSection(Section):
     """A family of models: one per combination of `grid`.
 
     `layers` is the stack of mixers, lowest first. The grid's keys other than d_model are options of every layer whose
-    mixer is `mixer`; a layer written as `{mixer: ..., options: {...}}` has its own instead.
+    mixer is `mixer`; a layer written as `{mixer: ..., options: {...}}` has its own instead. `learning_rates` replace
+    the recipe's for this family.
     """
 
     mixer: str
     layers: list[str | LayerSection] = []
     grid: dict[str, Any]
+    learning_rates: LearningRates | None = None
 
     @field_validator("grid")
     @classmethod

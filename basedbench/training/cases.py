@@ -95,7 +95,7 @@ def recall_cases(suite: RecallSuite) -> list[RecallCase]:
         RecallCase(suite.name, section.mixer, d_model, named, layers, rate, seed, suite.task, suite.train, suite.test)
         for section in suite.models
         for d_model, named, layers in _models(suite, section)
-        for rate in suite.train.learning_rates
+        for rate in section.learning_rates or suite.train.learning_rates
         for seed in suite.train.seeds
     ]
     _check_segments(suite, cases[0])

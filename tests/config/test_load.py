@@ -57,6 +57,15 @@ def test_one_sentence_says_what_is_wrong_and_where(old: str, new: str, words: li
         assert word in message
 
 
+def test_a_family_can_have_learning_rates_of_its_own() -> None:
+    assert parse(VALID).models[0].learning_rates is None
+    own = parse(VALID.replace("grid: {d_model: 16}", "grid: {d_model: 16}, learning_rates: {logspace: [-3, -2, 2]}"))
+    assert own.models[0].learning_rates == [0.001, 0.01]
+    assert RecallSuite.model_validate(own.model_dump()) == own
+    with pytest.raises(UserError, match=r"models\[0\]\.learning_rates.*between 0 and 10"):
+        parse(VALID.replace("grid: {d_model: 16}", "grid: {d_model: 16}, learning_rates: [20]"))
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
 def test_what_is_not_a_mapping_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="mapping"):
