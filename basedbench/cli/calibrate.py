@@ -21,15 +21,14 @@ def calibrate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     seconds: Annotated[float, typer.Option(min=0.01, help="Sampling time for each ceiling.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Measure this machine's copy bandwidth, matrix product rates and launch cost, and store them.
 
-    `basedbench throughput` gives fractions of the newest ones in its results folder.
+    `basedbench throughput` gives fractions of the newest ones in its results folder; on a CPU, of those measured with
+    as many threads.
     """
-    from basedbench.timing.worker import let_idle_threads_sleep
-
-    let_idle_threads_sleep()
     from basedbench.cli.tables import print_json
     from basedbench.engines import resolve_devices
     from basedbench.store import Store
@@ -37,7 +36,7 @@ def calibrate(
     from basedbench.timing.ceilings import calibrate as measure
 
     place, store, rows = resolve_devices(device)[0], Store(out), []
-    for row in measure(place, seconds):
+    for row in measure(place, seconds, threads):
         store.write("calibration", row)
         rows.append(store.row("calibration", row["suite"], row["case_id"]) or row)
     if as_json:

@@ -41,9 +41,6 @@ def throughput(
     Every contender is checked against the reference before it is timed. The same command again goes on where the last
     one stopped.
     """
-    from basedbench.timing.worker import let_idle_threads_sleep
-
-    let_idle_threads_sleep()
     from basedbench.cli import throughput_report as report
     from basedbench.config import load_suite
     from basedbench.contenders import load_plugin
@@ -66,7 +63,7 @@ def throughput(
     store = Store(out)
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
-        sweep.ceilings = _ceilings(store, place, quiet) if todo else {}
+        sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
         sweep.run(todo, (lambda row: None) if quiet else report.Progress(len(todo), len(cases)))
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
@@ -74,15 +71,15 @@ def throughput(
     report.results(cases, report.stored(out, chosen.name), out, as_json)
 
 
-def _ceilings(store: "Store", device: str, quiet: bool) -> dict[str, float]:
+def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> dict[str, float]:
     """This machine's ceilings, measured first if the folder has none."""
     from basedbench.timing.ceilings import calibrate, stored_ceilings
 
-    found = stored_ceilings(store.root, device)
+    found = stored_ceilings(store.root, device, threads)
     if found:
         return found
     if not quiet:
         typer.echo("measuring this machine's ceilings first (`basedbench calibrate` does it with more care)", err=True)
-    for row in calibrate(device, seconds=0.5):
+    for row in calibrate(device, 0.5, threads):
         store.write("calibration", row)
-    return stored_ceilings(store.root, device)
+    return stored_ceilings(store.root, device, threads)

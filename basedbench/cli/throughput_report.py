@@ -102,7 +102,8 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 def _title(same: tuple[Any, ...], group: Sequence[Row]) -> str:
     mode, dtype, batch, heads, cache, baseline = same
-    threads = next((f", {row['threads']} threads" for row in group if row["threads"]), "")
+    count = next((row["threads"] for row in group if row["threads"]), 0)
+    threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
     device = next(row["device_name"] for row in group)
     return f"{mode} {dtype}, batch {batch}, heads {heads}, {cache} cache, base {baseline}; {device}{threads}"
 

@@ -49,7 +49,7 @@ _COUNTS = {"window", "groups", "width"}
 
 
 class Case(Section):
-    """One contender at one shape. `device` is the kind of device ("cpu" or "cuda"), not which one."""
+    """One contender at one shape. `device` is the kind of device, not which one; no `threads` means torch's default."""
 
     operator: str
     contender: str
@@ -63,6 +63,7 @@ class Case(Section):
     config: dict[str, Any] = {}
     cache: Cache = "hot"
     device: Literal["cpu", "cuda"] = "cpu"
+    threads: PositiveInt | None = None
     baseline: str
 
     @model_validator(mode="after")
@@ -87,7 +88,7 @@ class Case(Section):
     @property
     def problem_id(self) -> str:
         """The same for every contender: what the inputs are drawn from."""
-        return case_id(self.model_dump(exclude={"baseline", "contender", "cache", "device"}))
+        return case_id(self.model_dump(exclude={"baseline", "contender", "cache", "device", "threads"}))
 
     @property
     def baseline_key(self) -> tuple[str, str]:
@@ -181,7 +182,7 @@ class MeasureSection(Section):
 
     Sampling stops once the 95 % interval of the median is within `precision` of it (relative), after at least
     `min_rounds` rounds, or after `seconds` of sampling, or after `max_rounds`. `timeout` bounds one step of a worker
-    (building, checking and first call together, or one round).
+    (building, checking and first call together, or one round). `threads` are those of a CPU, torch's default if null.
     """
 
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.005
@@ -191,6 +192,7 @@ class MeasureSection(Section):
     seconds: PositiveFloat = 3.0
     timeout: PositiveFloat = 300.0
     cache: Cache = "cold"
+    threads: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> "MeasureSection":
@@ -222,8 +224,9 @@ class ThroughputSuite(Suite):
             extra = [name for operator, name in contenders if operator == section.operator]
             for shape in section.shapes():
                 cold = device == "cuda" and shape.get("mode") != "decode"
-                cache = self.measure.cache if cold else "hot"
+                threads = self.measure.threads if device == "cpu" else None
+                place = {"cache": self.measure.cache if cold else "hot", "device": device, "threads": threads}
                 for name in dict.fromkeys([*section.contenders, *extra]):
-                    case = Case.model_validate({**shape, "contender": name, "cache": cache, "device": device})
+                    case = Case.model_validate({**shape, **place, "contender": name})
                     found.setdefault(case.id, case)
         return list(found.values())

@@ -45,21 +45,26 @@ class Ceiling:
     calls: int = 1
 
 
-def stored_ceilings(root: Path | str, device: str) -> dict[str, float]:
+def stored_ceilings(root: Path | str, device: str, threads: int | None = None) -> dict[str, float]:
     """The newest rates of this device in a results folder: "copy" in bytes/s, "matmul_bf16" in operations/s."""
-    name, setting = device_name(device), _setting(device)
+    name, setting = device_name(device), _setting(device, threads)
     mine = [row for row in rows(root, "calibration") if row["device_name"] == name]
     mine = [row for row in mine if row["status"] == "ok" and json.loads(row["config"]) == setting]
     rates = {row["ceiling"]: row["bytes_per_s"] or row["flops_per_s"] for row in mine}
     return {ceiling: rate for ceiling, rate in rates.items() if rate}
 
 
-def calibrate(device: str, seconds: float) -> Iterator[dict[str, Any]]:
-    """Measure every ceiling of a device for about `seconds` each; yields rows to be stored."""
+def calibrate(device: str, seconds: float, threads: int | None = None) -> Iterator[dict[str, Any]]:
+    """Measure every ceiling of a device for about `seconds` each; yields rows to be stored.
+
+    `threads` are those of a CPU, torch's default if None; they are in force when this is done, too.
+    """
+    if device == "cpu" and threads:
+        torch.set_num_threads(threads)
     origin = {
         "suite": SUITE,
         "status": "ok",
-        "config": _setting(device),
+        "config": _setting(device, threads),
         "device": _kind(device),
         "code_version": code_version(),
         "device_name": device_name(device),
@@ -149,6 +154,6 @@ def _kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def _setting(device: str) -> dict[str, Any]:
+def _setting(device: str, threads: int | None) -> dict[str, Any]:
     """What changes a ceiling besides the device."""
-    return {"threads": torch.get_num_threads()} if device == "cpu" else {}
+    return {"threads": threads or torch.get_num_threads()} if device == "cpu" else {}

@@ -42,6 +42,8 @@ class Session:
 
     def prepare(self) -> dict[str, Any]:
         """Everything before the first sample. Returns the columns known by then; `status` says whether to go on."""
+        if self.case.threads:
+            torch.set_num_threads(self.case.threads)
         with torch.set_grad_enabled(self.case.mode == "fwd_bwd"):
             with self.contender.context(self.case):
                 call, first, first_s = self._first_call()

@@ -29,14 +29,6 @@ class Failure:
     reason: str
 
 
-def let_idle_threads_sleep() -> None:
-    """Threads without work are not to spin: workers take turns, and one that spins takes the cores from the next.
-
-    It holds for processes started from here, and for this one if torch has not been imported yet.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 def _context() -> Any:
     """How processes are started; the server that they are forked from is running when this returns.
 
@@ -59,7 +51,6 @@ class Worker:
     """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it."""
 
     def __init__(self, device: str, plugins: Sequence[str]) -> None:
-        let_idle_threads_sleep()
         context = _context()
         handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
         os.close(handle)

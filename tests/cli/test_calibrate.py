@@ -27,6 +27,7 @@ def test_ceilings_are_measured_and_stored(run_cli: RunCli, tmp_path: Path) -> No
         "matmul_fp32": product["flops_per_s"],
         "matmul_bf16": printed["matmul_bf16"]["flops_per_s"],
     }
+    assert stored_ceilings(tmp_path, "cpu", threads=copy["config"]["threads"] + 1) == {}
     again = run_cli("calibrate", "--device", "cpu", "--seconds", "0.01", "--out", tmp_path)
     assert len(load(tmp_path, "calibration")) == 4
     assert all(len(line) <= 100 for line in again.stdout.splitlines())

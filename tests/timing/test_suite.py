@@ -42,6 +42,13 @@ def test_only_sequences_on_a_gpu_are_timed_cold() -> None:
     assert {case.cache for case in suite.expand("cpu")} == {"hot"}
 
 
+def test_threads_are_a_cpus_and_part_of_the_meaning() -> None:
+    suite = parsed()
+    one = suite.model_copy(update={"measure": MeasureSection(threads=1)})
+    assert suite.expand("cpu")[0].id != one.expand("cpu")[0].id
+    assert suite.expand("cuda")[0].id == one.expand("cuda")[0].id
+
+
 def test_identity_is_the_meaning_not_the_baseline() -> None:
     case = parsed().expand("cpu")[0]
     assert case.id == case.model_copy(update={"baseline": "sdpa"}).id
