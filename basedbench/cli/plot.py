@@ -38,15 +38,19 @@ def pareto(
 ) -> None:
     """Draw recall against state size, or another cost, with the frontier; list all points."""
     from basedbench import analysis
+    from basedbench.analysis.decoding import COLUMN, with_decode_rate
     from basedbench.analysis.published import check_comparable
     from basedbench.errors import UserError
     from basedbench.plots import pareto as figures
     from basedbench.plots.scales import column_title
     from basedbench.plots.style import save
     from basedbench.plots.tables import point_table
+    from basedbench.store import load
 
     path = _target(out, results, "pareto", width)
     frame = _recall_rows(results, suite)
+    if x == COLUMN:
+        frame = with_decode_rate(frame, load(results, "throughput"))
     analysis.check_accuracy(frame, y)
     if x == y:
         raise UserError(f"x and y are both {x!r}; recall is drawn against a cost, such as --x state_bytes.")

@@ -18,6 +18,10 @@ def throughput(
     suite: Annotated[
         str | None, typer.Option(help="A suite's name or file.  [default: quick-throughput; on a GPU kernels]")
     ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Time the decode step of this recall suite's models instead of operators.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="With --models: sequences decoded at once.")] = 64,
     filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
     contender: Annotated[
         list[str] | None, typer.Option(help="Only these, in the suite or not; may be repeated.")
@@ -42,6 +46,7 @@ def throughput(
     one stopped.
     """
     from basedbench.cli import throughput_report as report
+    from basedbench.cli.decode import time_models
     from basedbench.config import load_suite
     from basedbench.contenders import load_plugin
     from basedbench.engines import resolve_devices
@@ -50,6 +55,9 @@ def throughput(
     from basedbench.timing.sweep import Sweep
     from basedbench.training.sweep import parse_statuses
 
+    if models is not None:
+        time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json)
+        return
     own = [one for path in plugin or [] for one in load_plugin(path)]
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]

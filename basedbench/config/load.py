@@ -58,7 +58,8 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{path}{message[0].lower()}{message[1:]}{given}.{more}".replace("..", ".")
+    sentence = f"{path}{message[0].lower()}{message[1:]}{given}".removesuffix(".")
+    return sentence + ("" if sentence.endswith("?") else ".") + more
 
 
 def _path(location: tuple[int | str, ...]) -> str:

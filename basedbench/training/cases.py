@@ -50,6 +50,16 @@ class RecallCase:
         return next((dict(layer.options) for layer in reversed(self.layers) if layer.mixer == self.mixer), {})
 
     @property
+    def config_json(self) -> str:
+        """`config` as the rows have it."""
+        return json.dumps(self.config, sort_keys=True)
+
+    @property
+    def layer_mixers(self) -> str:
+        """The mixers from the lowest layer up: `base_conv+based`."""
+        return "+".join(layer.mixer for layer in self.layers)
+
+    @property
     def longest(self) -> int:
         """The longest test length, at which state sizes are stated."""
         return max(segment.length for segment in self.test.segments)

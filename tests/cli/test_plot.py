@@ -217,7 +217,7 @@ def test_throughput_of_one_mode_as_json(plot):
     ("arguments", "said"),
     [
         (["pareto", "--x", "state_byte"], "did you mean 'state_bytes'"),
-        (["pareto", "--x", "decode_tokens_per_s"], "throughput rows of the same mixers"),
+        (["pareto", "--x", "prefill_tokens_per_s"], "throughput rows of the same mixers"),
         (["pareto", "--y", "acuracy"], "did you mean 'accuracy'"),
         (["pareto", "--y", "parameters"], "'parameters' is no accuracy"),
         (["pareto", "--x", "accuracy"], "x and y are both 'accuracy'"),

@@ -1,0 +1,45 @@
+"""`basedbench throughput --models SUITE`: the decode step of every model of a recall suite."""
+
+from pathlib import Path
+
+import typer
+
+
+def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool) -> None:
+    """Time, store a row each, and print a table."""
+    from basedbench.cli.tables import print_json, print_table
+    from basedbench.config import load_suite
+    from basedbench.plots.scales import quantity
+    from basedbench.store import Store, code_version, device_name, fingerprint
+    from basedbench.store.schema import decode_json
+    from basedbench.timing.clock import WallClock
+    from basedbench.timing.decode import Decoder, decode_rows
+    from basedbench.training.cases import recall_cases
+    from basedbench.training.run import build_model
+    from basedbench.training.sweep import select
+
+    store = Store(out)
+    cases = {case.model_label: case for case in select(recall_cases(load_suite(name, "recall")), pattern)}
+    decoders = [
+        Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, build_model(case), case.longest)
+        for case in cases.values()
+    ]
+    origin = {
+        "code_version": code_version(),
+        "device_name": device_name(device),
+        "fingerprint": fingerprint(device),
+    }
+    rows = []
+    for row in decode_rows(decoders, next(iter(cases.values())).suite, device, batch, rounds, WallClock()):
+        rows.append(row | origin)
+        store.write("throughput", rows[-1])
+    if as_json:
+        print_json([decode_json(row) for row in rows])
+        return
+    table = [
+        (label, quantity(row["state_bytes"], "bytes"), row["status"], row["median_ms"], row["tokens_per_s"])
+        for label, row in zip(cases, rows, strict=True)
+    ]
+    title = f"Decode step, batch {batch}, behind {decoders[0].length} tokens, fp32 on {device}"
+    print_table(title, ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
+    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot pareto --x decode_tokens_per_s --results {out}")

@@ -1,0 +1,51 @@
+"""Decode times of whole models: checked first, and repeatable without running out of room."""
+
+import torch
+
+from basedbench.mixers import Mixer, State
+from basedbench.models.recall import LayerSpec, RecallModel
+from basedbench.store.schema import PROMISED, check_row
+from basedbench.timing.clock import WallClock
+from basedbench.timing.decode import Decoder, _step_at_length, decode_rows, step_error
+
+
+def decoder(*mixers: str) -> Decoder:
+    torch.manual_seed(0)
+    model = RecallModel(32, 16, [LayerSpec(name) for name in mixers])
+    return Decoder("+".join(mixers) + " d_model=16", "{}", model, length=20)
+
+
+def test_a_row_for_every_model() -> None:
+    decoders = [decoder("base_conv", "attention"), decoder("base_conv", "based")]
+    rows = list(decode_rows(decoders, "mine", "cpu", batch=3, rounds=4, clock=WallClock()))
+    for row, one in zip(rows, decoders, strict=True):
+        stored = check_row("throughput", row | {"code_version": "x", "device_name": "x", "fingerprint": {}})
+        assert set(PROMISED["throughput"]) <= set(stored)
+        assert (row["status"], row["model"], row["mode"], row["batch"]) == ("ok", one.name, "decode", 3)
+        assert len(row["round_medians_ms"]) == 4
+        assert row["tokens_per_s"] == 3 / row["median_ms"] * 1e3
+    assert rows[0]["state_bytes"] == 4 * (2 * 16 + 2 * 16 * 20) + 4  # two conv inputs; keys, values and their count
+    assert rows[0]["case_id"] != rows[1]["case_id"]
+
+
+def test_a_step_that_differs_from_the_parallel_form_is_not_timed() -> None:
+    wrong = decoder("base_conv", "based")
+    mixer: Mixer = wrong.model.mixers[1]
+    right = mixer.step
+
+    def forgetful(x_BD: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        return right(x_BD, {name: torch.zeros_like(tensor) for name, tensor in state.items()})
+
+    mixer.step = forgetful  # type: ignore[method-assign]
+    assert step_error(wrong.model, "cpu") > 1e-3
+    (row,) = decode_rows([wrong], "mine", "cpu", batch=2, rounds=3, clock=WallClock())
+    assert row["status"] == "incorrect"
+    assert row["median_ms"] is None
+    assert "differs from the parallel form" in row["reason"]
+
+
+def test_the_same_step_can_be_taken_for_ever() -> None:
+    with torch.inference_mode():
+        call = _step_at_length(decoder("base_conv", "attention"), "cpu", 2)
+        first = [call().clone() for _ in range(50)]
+    assert all(torch.isfinite(logits).all() for logits in first)
