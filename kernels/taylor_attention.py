@@ -109,10 +109,11 @@ def taylor_attention(
     if q_BLHK.is_cuda:
         from . import taylor_attention_triton as kernels
 
-        if kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state) is None:
-            return kernels.taylor_attention(
-                q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state
-            )
+        # The running sums between segments were rewritten and have not been checked on a GPU since: until they are,
+        # the kernels take what is one segment.
+        one_segment = q_BLHK.shape[1] <= kernels.QUADRATIC_LENGTH and initial_state is None and not return_state
+        if one_segment and kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, None, False) is None:
+            return kernels.taylor_attention(q_BLHK, k_BLHK, v_BLHV)
     return reference(q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 

@@ -211,7 +211,7 @@ def _parquet(table: pa.Table) -> memoryview:
 
 def no_rows(root: Path, kind: str) -> str:
     """The sentence that says there are no results here, and what to do."""
-    command = {"recall": "recall", "throughput": "throughput", "calibration": "calibrate"}[kind]
+    command = {"recall": "recall --sweep", "throughput": "throughput", "calibration": "calibrate"}[kind]
     depths = (f"{kind}/*", f"*/{kind}/*", f"*/*/{kind}/*")
     near = [
         path for depth in depths for path in (root.parent if root.name == kind else root).glob(depth + files.SUFFIX)

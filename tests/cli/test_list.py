@@ -131,4 +131,4 @@ def test_wrong_choices_are_one_sentence(run_cli, results, arguments, message):
 def test_no_runs_say_what_to_run(run_cli, tmp_path):
     outcome = run_cli("list", "runs", "--results", tmp_path)
     assert outcome.exit_code == 2
-    assert f"run `basedbench recall --out {tmp_path}` first" in outcome.stderr
+    assert f"run `basedbench recall --sweep --out {tmp_path}` first" in outcome.stderr
