@@ -9,6 +9,7 @@ def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | 
     """Time, store a row each, and print a table."""
     from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
+    from basedbench.config.matching import matching
     from basedbench.plots.scales import quantity
     from basedbench.store import Store, code_version, device_name, fingerprint
     from basedbench.store.schema import decode_json
@@ -16,10 +17,11 @@ def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | 
     from basedbench.timing.decode import Decoder, decode_rows
     from basedbench.training.cases import recall_cases
     from basedbench.training.run import build_model
-    from basedbench.training.sweep import select
 
     store = Store(out)
-    cases = {case.model_label: case for case in select(recall_cases(load_suite(name, "recall")), pattern)}
+    runs = recall_cases(load_suite(name, "recall"))
+    runs = runs if pattern is None else matching(runs, pattern, "runs")
+    cases = {case.model_label: case for case in runs}
     decoders = [
         Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, build_model(case), case.longest)
         for case in cases.values()

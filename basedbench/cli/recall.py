@@ -53,16 +53,18 @@ def recall(
     The same command again goes on where the last one stopped.
     """
     from basedbench.cli import recall_input as given
+    from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, resolve_devices
     from basedbench.store import Store
     from basedbench.training.cases import recall_cases
-    from basedbench.training.sweep import borrow, parse_statuses, plan, select
+    from basedbench.training.sweep import borrow, parse_statuses, plan
 
     given.load_plugins(plugin or [])
     devices = resolve_devices(device)
     chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
     chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args)
-    cases = select(recall_cases(chosen), filter)
+    cases = recall_cases(chosen)
+    cases = cases if filter is None else matching(cases, filter, "runs")
     statuses = parse_statuses(retry)
     if dry_run:
         _show_plan(cases, devices, jobs, out)

@@ -165,5 +165,5 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
         Worker(connection, device, root).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))
-    except (BrokenPipeError, EOFError):
+    except (BrokenPipeError, ConnectionResetError, EOFError):
         pass  # the parent is gone; what was finished is stored

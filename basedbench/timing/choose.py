@@ -1,9 +1,9 @@
 """Which cases of a suite are meant: `--contender`, `--mode` and `--filter`, each refused if it means nothing."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from basedbench.config.matching import matching
 from basedbench.config.throughput import Case, ThroughputSuite
 from basedbench.contenders import Contender, get_contender
 from basedbench.errors import UserError, nearest
@@ -40,23 +40,13 @@ def choose(
         if mode not in MODES:
             raise UserError(f"--mode {mode!r}: {nearest(mode, MODES)}")
         cases = _left([case for case in cases if case.mode == mode], f"suite {suite.name} has no case of mode {mode}")
-    return cases if pattern is None else _matching(cases, pattern)
+    return cases if pattern is None else matching(cases, pattern, "cases")
 
 
 def pending(cases: Sequence[Case], rows: Sequence[Row], *, fresh: bool, retry: Collection[str]) -> list[Case]:
     """The cases without a row, and those whose row has a status to be tried again; all of them if `fresh`."""
     statuses = {row["case_id"]: row["status"] for row in rows}
     return [case for case in cases if fresh or case.id not in statuses or statuses[case.id] in retry]
-
-
-def _matching(cases: Sequence[Case], pattern: str) -> list[Case]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
-    example = cases[0].label
-    found = [case for case in cases if regex.search(case.label)]
-    return _left(found, f"--filter {pattern!r} matches none of {len(cases)} cases, such as {example!r}")
 
 
 def _left(cases: list[Case], otherwise: str) -> list[Case]:

@@ -1,6 +1,5 @@
 """What a sweep still has to do, given the rows that are there."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,22 +16,6 @@ class Plan:
     todo: list[RecallCase] = field(default_factory=list)
     done: list[RecallCase] = field(default_factory=list)
     borrowed: list[tuple[RecallCase, str]] = field(default_factory=list)
-
-
-def select(cases: Sequence[RecallCase], pattern: str | None) -> list[RecallCase]:
-    """The cases whose label the regular expression finds; UserError if it is malformed or finds nothing."""
-    if pattern is None:
-        return list(cases)
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
-    found = [case for case in cases if regex.search(case.label)]
-    if not found:
-        raise UserError(
-            f"--filter {pattern!r} matches none of {len(cases)} runs; the first is called {cases[0].label!r}."
-        )
-    return found
 
 
 def parse_statuses(text: str | None) -> frozenset[str]:
