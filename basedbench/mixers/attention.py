@@ -10,46 +10,22 @@ a position; `prefill(x)` returns a cache of exactly its length, which each step 
 (d = d_model, L = max_length, e = bytes of the asked dtype; 4 for the position.) zoology counts 2 d L elements.
 """
 
-import math
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from basedbench.mixers.base import Init, Mixer, MixerOptions, State, normal_linear_, require_heads, residual_std
+from basedbench.mixers.base import State
 from basedbench.mixers.registry import register
-from basedbench.models.dropout import Dropout
-
-
-class AttentionOptions(MixerOptions):
-    heads: int = Field(1, ge=1, description="Attention heads; they divide d_model.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the attention weights in training.")
+from basedbench.mixers.softmax import SoftmaxMixer, SoftmaxOptions, dropped_attention
 
 
 @register
-class Attention(Mixer):
+class Attention(SoftmaxMixer):
     """Causal softmax attention; (B, L, D) to (B, L, D)."""
 
     name = "attention"
-    Options = AttentionOptions
-    options: AttentionOptions
-
-    def __init__(self, d_model: int, **options: Any) -> None:
-        super().__init__(d_model, **options)
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
-        self.dropout = Dropout(self.options.dropout)
-
-    @classmethod
-    def check(cls, d_model: int, options: AttentionOptions) -> None:
-        require_heads(cls.name, d_model, options.heads)
-
-    def _project(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of (..., H, K)."""
-        q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.options.heads, -1)).unbind(-3)
-        return q, k, v
+    Options = SoftmaxOptions
+    options: SoftmaxOptions
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)
@@ -100,31 +76,11 @@ class Attention(Mixer):
     def zoology_elements(self, length: int) -> int:
         return 2 * self.d_model * length
 
-    def initialise(self, layers: int, init: Init) -> None:
-        super().initialise(layers, init)
-        normal_linear_(self.out_proj, residual_std(layers))
-
 
 def causal_attention(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
     """Causal softmax attention by PyTorch's fused kernels; (B, L, H, K)."""
     q_BHLK, k_BHLK, v_BHLK = (x.transpose(1, 2) for x in (q_BLHK, k_BLHK, v_BLHK))
     return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, is_causal=True).transpose(1, 2)
-
-
-def dropped_attention(
-    q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, dropout: Dropout, window: int | None = None
-) -> Tensor:
-    """Causal softmax attention whose weights pass through `dropout`; with a window, over keys i - window ... i.
-
-    Written out because the fused kernels cannot draw from a generator of ours. Quadratic memory in L.
-    """
-    batch, length, heads, width = q_BLHK.shape
-    far = torch.full((length, length), -math.inf, dtype=q_BLHK.dtype, device=q_BLHK.device)
-    bias_LL = far.triu(1) if window is None else far.triu(1) + far.tril(-window - 1)
-    q_XLK, k_XLK, v_XLK = (x.transpose(1, 2).reshape(-1, length, width) for x in (q_BLHK, k_BLHK, v_BLHK))
-    scores_XLL = torch.baddbmm(bias_LL, q_XLK, k_XLK.transpose(1, 2), alpha=1 / math.sqrt(width))
-    y_XLK = torch.bmm(dropout(scores_XLL.softmax(-1)), v_XLK)
-    return y_XLK.view(batch, heads, length, width).transpose(1, 2)
 
 
 def _append(k_BHK: Tensor, v_BHK: Tensor, state: State) -> Tensor:

@@ -10,50 +10,31 @@ Fused qkv with bias, no positional embedding; the released recipe uses no attent
 (d = d_model, e = bytes of the asked dtype; 4 for the position.) zoology counts 2 d window elements.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from basedbench.kernels import sliding_window, sliding_window_step
-from basedbench.mixers.attention import dropped_attention
-from basedbench.mixers.base import Init, Mixer, MixerOptions, State, normal_linear_, require_heads, residual_std
+from basedbench.mixers.base import State
 from basedbench.mixers.registry import register
-from basedbench.models.dropout import Dropout
+from basedbench.mixers.softmax import SoftmaxMixer, SoftmaxOptions, dropped_attention
 
 
-class SlidingWindowOptions(MixerOptions):
+class SlidingWindowOptions(SoftmaxOptions):
     window: int = Field(64, ge=1, description="Past tokens that a token sees besides itself.")
-    heads: int = Field(1, ge=1, description="Attention heads; they divide d_model.")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on the attention weights in training (quadratic memory)."
     )
 
 
 @register
-class SlidingWindow(Mixer):
+class SlidingWindow(SoftmaxMixer):
     """Causal softmax attention over window + 1 keys; (B, L, D) to (B, L, D)."""
 
     name = "sliding_window"
     Options = SlidingWindowOptions
     options: SlidingWindowOptions
-
-    def __init__(self, d_model: int, **options: Any) -> None:
-        super().__init__(d_model, **options)
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
-        self.dropout = Dropout(self.options.dropout)
-
-    @classmethod
-    def check(cls, d_model: int, options: SlidingWindowOptions) -> None:
-        require_heads(cls.name, d_model, options.heads)
-
-    def _project(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of (..., H, K)."""
-        q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.options.heads, -1)).unbind(-3)
-        return q, k, v
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)
@@ -84,10 +65,6 @@ class SlidingWindow(Mixer):
 
     def zoology_elements(self, length: int) -> int:
         return 2 * self.d_model * self.options.window
-
-    def initialise(self, layers: int, init: Init) -> None:
-        super().initialise(layers, init)
-        normal_linear_(self.out_proj, residual_std(layers))
 
 
 def empty_ring(

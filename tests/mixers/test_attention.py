@@ -5,7 +5,8 @@ import torch
 
 from basedbench.kernels import sliding_window
 from basedbench.mixers import get_mixer
-from basedbench.mixers.attention import causal_attention, dropped_attention
+from basedbench.mixers.attention import causal_attention
+from basedbench.mixers.softmax import dropped_attention
 from basedbench.models.dropout import Dropout
 
 LENGTH = 19
