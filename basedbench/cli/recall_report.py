@@ -11,6 +11,7 @@ from basedbench.cli.tables import print_table
 from basedbench.models.state import state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.plots.scales import quantity
 from basedbench.store import Store
+from basedbench.store.dataset import rows as stored_rows
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimated_seconds
 from basedbench.training.run import build_model
@@ -47,11 +48,10 @@ def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
 
 def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
     """Print the best run of every model, and what to do next."""
-    store = Store(out)
-    stored = {case.case_id: store.row("recall", case.suite, case.case_id) for case in cases}
+    stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall")}
     rows = []
     for label, runs in by_model(cases).items():
-        found = [row for case in runs if (row := stored[case.case_id]) is not None]
+        found = [row for case in runs if (row := stored.get((case.suite, case.case_id)))]
         good = [row for row in found if row["status"] == "ok"]
         best = max(good, key=lambda row: row["accuracy"], default=None)
         shown: tuple[str | None, ...] = (None, None, None)

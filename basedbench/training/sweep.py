@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from basedbench.errors import UserError, nearest
 from basedbench.store import Store
+from basedbench.store.dataset import rows
 from basedbench.store.schema import STATUSES
 from basedbench.training.cases import RecallCase
 
@@ -48,7 +49,8 @@ def plan(cases: Sequence[RecallCase], store: Store, fresh: bool, retry: frozense
 
 def borrow(store: Store, borrowed: Sequence[tuple[RecallCase, str]]) -> None:
     """Copy rows of equal runs to this suite's name."""
+    if not borrowed:
+        return
+    stored = {(row["suite"], row["case_id"]): row for row in rows(store.root, "recall")}
     for case, suite in borrowed:
-        row = store.row("recall", suite, case.case_id)
-        if row is not None:
-            store.write("recall", {**row, "suite": case.suite, "row_id": None})
+        store.write("recall", stored[suite, case.case_id] | {"suite": case.suite, "row_id": None})
