@@ -1,8 +1,11 @@
 """The operators. Each module holds a PyTorch reference and the public function, which picks the implementation."""
 
+from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
-from .embedding import embedding
+from .block_boundary import block_boundary
+from .embedding import TokenOrder, embedding
 from .gated_conv import gated_conv
+from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .selective_scan import selective_scan, selective_scan_step
@@ -12,9 +15,13 @@ from .ssd import ssd, ssd_step
 from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
 
 __all__ = [
+    "TokenOrder",
+    "adamw_step",
     "add_layer_norm",
+    "block_boundary",
     "embedding",
     "gated_conv",
+    "linear",
     "linear_attention",
     "linear_attention_step",
     "linear_cross_entropy",

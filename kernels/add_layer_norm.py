@@ -8,7 +8,7 @@ square and there is no bias: RMSNorm (arXiv 1910.07467). The dropout's mask is a
 its draws stay with whoever owns the generator.
 
 Statistics in float32 (float64 for float64 inputs) from r as it is stored. r has the promoted dtype of h and residual, y
-that of r and weight: under autocast, with float32 parameters, y is float32 as PyTorch's own LayerNorm has it.
+that of r and weight (under autocast, with float32 parameters, float32 as PyTorch's own LayerNorm has it) or `dtype`.
 """
 
 from typing import Any
@@ -30,6 +30,7 @@ def reference(
     kept_xD: Tensor | None = None,
     keep: float = 1.0,
     center: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`add_layer_norm` in PyTorch: differentiable, any device."""
     _check(bias_D, center)
@@ -37,8 +38,10 @@ def reference(
     r_xD = r_xD if residual_xD is None else residual_xD + r_xD
     wide_xD = r_xD.to(torch.promote_types(r_xD.dtype, weight_D.dtype))
     if center:
-        return F.layer_norm(wide_xD, weight_D.shape, weight_D, bias_D, eps), r_xD
-    return F.rms_norm(wide_xD, weight_D.shape, weight_D, eps), r_xD
+        y_xD = F.layer_norm(wide_xD, weight_D.shape, weight_D, bias_D, eps)
+    else:
+        y_xD = F.rms_norm(wide_xD, weight_D.shape, weight_D, eps)
+    return y_xD if dtype is None else y_xD.to(dtype), r_xD
 
 
 def add_layer_norm(
@@ -51,6 +54,7 @@ def add_layer_norm(
     kept_xD: Tensor | None = None,
     keep: float = 1.0,
     center: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h, residual (..., D), weight, bias (D) -> y and the new residual r, both (..., D).
 
@@ -58,7 +62,7 @@ def add_layer_norm(
     and dropout r is h itself. Raises ValueError for a bias without centering.
     """
     _check(bias_D, center)
-    options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center}
+    options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}
     if h_xD.is_cuda and torch.float64 not in (h_xD.dtype, weight_D.dtype):
         from .add_layer_norm_triton import add_layer_norm as by_triton
 

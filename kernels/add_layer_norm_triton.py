@@ -19,7 +19,7 @@ PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the s
 
 
 @triton.jit
-def _forward(
+def add_norm_forward_kernel(
     h, residual, kept, weight, bias, y, r, stats, rows, scale, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr,
@@ -50,7 +50,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def add_norm_backward_kernel(
     dy, dr, r, kept, weight, stats, dx, dh, partials, rows, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_DX: tl.constexpr, STORE_DH: tl.constexpr,
@@ -95,17 +95,17 @@ def _backward(
 @torch.library.custom_op("basedbench::add_norm", mutates_args=())
 def _add_norm(
     h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool,
+    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, r (empty where it is h), and each row's mean and 1 / sqrt(var + eps)."""
     h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
-    y, r, stats = _outputs(h, residual, kept, weight)
+    y, r, stats = _outputs(h, residual, kept, weight, dtype)
     width = h.shape[-1]
     rows = h.numel() // width
     if rows:
         block = triton.next_power_of_2(width)
         tile = max(1, TILE // block)
-        _forward[(triton.cdiv(rows, tile),)](
+        add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
             h, residual, kept, weight, bias, y, r, stats, rows, 1 / keep, eps,
             D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
             HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
@@ -116,16 +116,18 @@ def _add_norm(
 @_add_norm.register_fake
 def _(
     h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool,
+    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _outputs(h.contiguous(), residual, kept, weight)
+    return _outputs(h.contiguous(), residual, kept, weight, dtype)
 
 
-def _outputs(h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
+def _outputs(
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    stream = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
     same = residual is None and kept is None
-    y = torch.empty_like(h, dtype=torch.promote_types(dtype, weight.dtype))
-    r = h.new_empty(0) if same else torch.empty_like(h, dtype=dtype)
+    y = torch.empty_like(h, dtype=dtype or torch.promote_types(stream, weight.dtype))
+    r = h.new_empty(0) if same else torch.empty_like(h, dtype=stream)
     return y, r, h.new_empty((2, h.numel() // h.shape[-1]), dtype=torch.float32)
 
 
@@ -151,7 +153,7 @@ def _add_norm_backward(
     tile = max(1, TILE // block)
     programs = max(1, min(PROGRAMS, triton.cdiv(rows, tile)))
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
-    _backward[(programs,)](
+    add_norm_backward_kernel[(programs,)](
         dy, dr, r, kept, weight, stats, dx, dh, partials, rows, 1 / keep,
         D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias,
         CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0,
@@ -174,7 +176,7 @@ def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torc
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, kept, weight, bias, ctx.keep, _, ctx.center = inputs
+    h, residual, kept, weight, bias, ctx.keep, _, ctx.center, _ = inputs
     _, r, stats = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
@@ -194,7 +196,7 @@ def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, _: None):
     options = ctx.keep, ctx.has_residual, ctx.has_bias, ctx.center, ctx.dtype
     dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, stats, *options)
     d_weight, d_bias = parameters.view(-1, len(weight)) if ctx.has_bias else (parameters, None)
-    return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None
+    return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None, None
 
 
 _add_norm.register_autograd(_gradients, setup_context=_setup)
@@ -203,7 +205,8 @@ _add_norm.register_autograd(_gradients, setup_context=_setup)
 def add_layer_norm(
     h_xD: Tensor, residual_xD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None = None, *,
     eps: float = 1e-5, kept_xD: Tensor | None = None, keep: float = 1.0, center: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`add_layer_norm.reference` by the kernels above."""
-    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center)
+    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center, dtype)
     return y_xD, h_xD if residual_xD is None and kept_xD is None else r_xD

@@ -62,7 +62,7 @@ def _convolve(x, t, stride, inside, w0, w1, w2, w3, b, TAPS: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def conv_forward_kernel(
     x, gate, weight, bias, gate_bias, y, rows, length, stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr, GATED: tl.constexpr,
@@ -98,7 +98,7 @@ def _before(
 
 
 @triton.jit
-def _backward(
+def conv_backward_kernel(
     dy, x, gate, weight, bias, gate_bias, dx, dgate, partials, rows, length, stride, width,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr, GATED: tl.constexpr,
@@ -157,7 +157,7 @@ def _backward(
 
 
 @triton.jit
-def _step(
+def conv_step_kernel(
     x, weight, bias, state, y, elements, stride,
     D: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +214,7 @@ def _conv(
     if not y.numel():
         return y
     grid, tile = _blocks(width, batch * length, TILE)
-    _forward[grid](
+    conv_forward_kernel[grid](
         x, None if gate is None else gate.contiguous(), weight.contiguous(), bias, gate_bias, y,
         batch * length, length, stride, **tile, TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu,
         GATED=gate is not None,
@@ -247,7 +247,7 @@ def _conv_backward(
     grid, tile = _blocks(width, batch * length, BACKWARD_TILE)
     programs = min(grid[0], PROGRAMS)
     partials = torch.empty((programs, len(parameters)), dtype=torch.float32, device=x.device)
-    _backward[(programs, grid[1])](
+    conv_backward_kernel[(programs, grid[1])](
         dy.contiguous(), x, x if gate is None else gate.contiguous(), weight.contiguous(), bias, gate_bias,
         dx, dgate, partials, batch * length, length, stride, len(parameters), **tile, TAPS=taps,
         HAS_BIAS=bias is not None, SILU=silu, GATED=gate is not None, num_warps=8,
@@ -303,7 +303,7 @@ def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, si
         x = x.contiguous()
     y = x.new_empty(x.shape)
     block = 256
-    _step[(triton.cdiv(y.numel(), block),)](
+    conv_step_kernel[(triton.cdiv(y.numel(), block),)](
         x, weight.contiguous(), bias, state, y, y.numel(), x.stride(0),
         D=x.shape[1], BLOCK=block, TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from basedbench.engines.compile_ahead import compile_ahead
+from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError
@@ -64,6 +66,7 @@ class LocalEngine:
     def run(self, cases: Iterable[RecallCase]) -> None:
         """Run every case. KeyboardInterrupt ends the workers; rows written stay. UserError if the disk fills."""
         self._queue.extend(cases)
+        helpers = self._compile_ahead()
         try:
             self._workers = [self._hire(place) for place in self.places[: len(self._queue)]]
             while self._workers:
@@ -71,10 +74,15 @@ class LocalEngine:
                     self._feed(worker)
                 self._listen()
         finally:
-            for worker in self._workers:
-                worker.process.terminate()
-            for worker in self._workers:
-                worker.process.join()
+            processes = [*helpers, *(worker.process for worker in self._workers)]
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+
+    def _compile_ahead(self) -> list[Any]:
+        devices = [place.device for place in self.places if place.device != "cpu"]
+        return compile_ahead(list(self._queue), devices[0], cores(), self.plugins) if devices else []
 
     def _hire(self, place: Place) -> _Worker:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork

@@ -33,11 +33,11 @@ class Attention(SoftmaxMixer):
             y_BLHK = dropped_attention(q_BLHK, k_BLHK, v_BLHK, self.dropout)
         else:
             y_BLHK = causal_attention(q_BLHK, k_BLHK, v_BLHK)
-        return self.out_proj(y_BLHK.flatten(2))
+        return self._output(y_BLHK)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)
-        y_BLD = self.out_proj(causal_attention(q_BLHK, k_BLHK, v_BLHK).flatten(2))
+        y_BLD = self._output(causal_attention(q_BLHK, k_BLHK, v_BLHK))
         if max_length is None:
             return y_BLD, {"k": k_BLHK.contiguous(), "v": v_BLHK.contiguous()}
         batch, length, _ = x_BLD.shape
@@ -71,7 +71,7 @@ class Attention(SoftmaxMixer):
             state = {name: torch.cat((state[name], new[:, None]), 1) for name, new in (("k", k_BHK), ("v", v_BHK))}
         k_BHLK, v_BHLK = (state[name].to(q_BHK.dtype).transpose(1, 2) for name in ("k", "v"))
         y_BHxK = F.scaled_dot_product_attention(q_BHK[:, :, None], k_BHLK, v_BHLK, attn_mask=mask_BxxL)
-        return self.out_proj(y_BHxK.flatten(1)), state
+        return self._output(y_BHxK.squeeze(2)), state
 
     def zoology_elements(self, length: int) -> int:
         return 2 * self.d_model * length

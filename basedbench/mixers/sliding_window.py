@@ -42,12 +42,12 @@ class SlidingWindow(SoftmaxMixer):
             y_BLHK = dropped_attention(q_BLHK, k_BLHK, v_BLHK, self.dropout, self.options.window)
         else:
             y_BLHK = sliding_window(q_BLHK, k_BLHK, v_BLHK, self.options.window)
-        return self.out_proj(y_BLHK.flatten(2))
+        return self._output(y_BLHK)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)
         y_BLHK = sliding_window(q_BLHK, k_BLHK, v_BLHK, self.options.window)
-        return self.out_proj(y_BLHK.flatten(2)), filled_ring(k_BLHK, v_BLHK, self.options.window)
+        return self._output(y_BLHK), filled_ring(k_BLHK, v_BLHK, self.options.window)
 
     def init_state(
         self,
@@ -61,7 +61,7 @@ class SlidingWindow(SoftmaxMixer):
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         y_BHK = sliding_window_step(*self._project(x_BD), state["k"], state["v"], state["position"])
-        return self.out_proj(y_BHK.flatten(1)), state
+        return self._output(y_BHK), state
 
     def zoology_elements(self, length: int) -> int:
         return 2 * self.d_model * self.options.window

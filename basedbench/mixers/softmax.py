@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels import linear
 from basedbench.mixers.base import Init, Mixer, MixerOptions, normal_linear_, require_heads, residual_std
 from basedbench.models.dropout import Dropout
 
@@ -37,8 +38,12 @@ class SoftmaxMixer(Mixer):
 
     def _project(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v of (..., H, K)."""
-        q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.options.heads, -1)).unbind(-3)
+        q, k, v = linear(x_xD, self.qkv.weight, self.qkv.bias).unflatten(-1, (3, self.options.heads, -1)).unbind(-3)
         return q, k, v
+
+    def _output(self, y_xHK: Tensor) -> Tensor:
+        """(..., H, K) -> (..., D)."""
+        return linear(y_xHK.flatten(-2), self.out_proj.weight, self.out_proj.bias)
 
 
 def dropped_attention(

@@ -12,7 +12,6 @@ list of layers is a model. Recipe: zoology (arXiv 2312.04927) as used for Figure
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -20,16 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
-from basedbench.kernels import add_layer_norm, embedding
+from basedbench.kernels import TokenOrder, add_layer_norm, block_boundary, embedding
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
 from basedbench.models.dropout import Dropout
 
 NORM_EPS = 1e-5
-
-# What a block is given: its mixer, and the choice of the positions that are read on behind it.
-Mix = Callable[[Tensor], Tensor]
-Select = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,17 +35,6 @@ class LayerSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class AddLayerNorm(nn.LayerNorm):
-    """LayerNorm of residual + drop(h), and that sum; one pass over memory on a GPU."""
-
-    def forward(  # type: ignore[override]
-        self, h: Tensor, residual: Tensor | None, dropout: Dropout | None = None
-    ) -> tuple[Tensor, Tensor]:
-        kept = None if dropout is None else dropout.draw(h)
-        keep = 1.0 if kept is None or dropout is None else 1 - dropout.p
-        return add_layer_norm(h, residual, self.weight, self.bias, eps=self.eps, kept_xD=kept, keep=keep)
-
-
 class LayerNormBlock(nn.Module):
     """r += drop(h); r += mixer(LN1(r)); h = LN2(r)."""
 
@@ -58,12 +42,18 @@ class LayerNormBlock(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.dropout = Dropout(dropout)
-        self.norm1 = AddLayerNorm(mixer.d_model, eps=NORM_EPS)
-        self.norm2 = AddLayerNorm(mixer.d_model, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(mixer.d_model, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(mixer.d_model, eps=NORM_EPS)
 
-    def forward(self, h: Tensor, residual: Tensor | None, mix: Mix, select: Select) -> tuple[Tensor, Tensor]:
-        normed, residual = self.norm1(h, residual, self.dropout)
-        return self.norm2(select(mix(normed)), select(residual))
+    @property
+    def entrance(self) -> nn.LayerNorm:
+        """The norm in front of the mixer."""
+        return self.norm1
+
+    @property
+    def exit(self) -> nn.LayerNorm | None:
+        """The norm whose output is what the block adds to the stream at its end."""
+        return self.norm2
 
 
 class MambaBlock(nn.Module):
@@ -72,11 +62,17 @@ class MambaBlock(nn.Module):
     def __init__(self, mixer: Mixer) -> None:
         super().__init__()
         self.mixer = mixer
+        self.dropout = Dropout(0.0)
         self.norm = nn.RMSNorm(mixer.d_model, eps=NORM_EPS)
 
-    def forward(self, h: Tensor, residual: Tensor | None, mix: Mix, select: Select) -> tuple[Tensor, Tensor]:
-        residual = h if residual is None else residual + h
-        return select(mix(self.norm(residual))), select(residual)
+    @property
+    def entrance(self) -> nn.RMSNorm:
+        """The norm in front of the mixer."""
+        return self.norm
+
+    @property
+    def exit(self) -> None:
+        """There is none."""
 
 
 class RecallModel(nn.Module):
@@ -103,7 +99,7 @@ class RecallModel(nn.Module):
             MambaBlock(mixer) if mixer.block == "mamba" else LayerNormBlock(mixer, 0.0 if index else embed_dropout)
             for index, mixer in enumerate(mixers)
         )
-        self.norm = AddLayerNorm(d_model, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         nn.init.normal_(self.embedding.weight, std=0.02)
         for mixer in mixers:
             mixer.initialise(len(mixers), init)
@@ -118,10 +114,13 @@ class RecallModel(nn.Module):
         """(V, D): the embedding, which is the output head too."""
         return self.embedding.weight
 
-    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only."""
+    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None, order: TokenOrder | None = None) -> Tensor:
+        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only.
+
+        `order` is for the embedding's backward: the tokens sorted beforehand.
+        """
         mixers = self.mixers
-        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK)
+        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK, order)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
@@ -177,15 +176,56 @@ class RecallModel(nn.Module):
                 module.generator = generator
 
     def _hidden(
-        self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor], positions_BK: Tensor | None = None
+        self,
+        tokens: Tensor,
+        mix: Callable[[int, Tensor], Tensor],
+        positions_BK: Tensor | None = None,
+        order: TokenOrder | None = None,
     ) -> Tensor:
         """What the head reads; `mix(layer, x)` applies a layer's mixer. Behind the last, only `positions_BK` go on."""
-        h, residual = embedding(tokens, self.embedding.weight), None
-        last = len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
-            select = partial(_at, positions_BK=positions_BK if layer == last else None)
-            h, residual = block(h, residual, partial(mix, layer), select)
-        return self.norm(h, residual)[0]
+        blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
+        x, residual = _enter(embedding(tokens, self.embedding.weight, order), blocks[0])
+        for layer, block in enumerate(blocks):
+            last = layer == len(blocks) - 1
+            following = self.norm if last else blocks[layer + 1].entrance
+            x, residual = block_boundary(
+                mix(layer, x),
+                residual,
+                _parameters(following),
+                first=None if block.exit is None else _parameters(block.exit),
+                positions_BK=positions_BK if last else None,
+                center=isinstance(following, nn.LayerNorm),
+                eps=NORM_EPS,
+                dtype=_product_dtype(x),
+            )
+        return x
+
+
+def _enter(h: Tensor, block: LayerNormBlock | MambaBlock) -> tuple[Tensor, Tensor]:
+    """What the first mixer reads, and the stream."""
+    kept, norm = block.dropout.draw(h), block.entrance
+    weight, bias = _parameters(norm)
+    return add_layer_norm(
+        h,
+        None,
+        weight,
+        bias,
+        eps=NORM_EPS,
+        kept_xD=kept,
+        keep=1.0 if kept is None else 1 - block.dropout.p,
+        center=isinstance(norm, nn.LayerNorm),
+        dtype=_product_dtype(h),
+    )
+
+
+def _parameters(norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
+    return norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype | None:
+    """Autocast's dtype where it is on: what a norm writes is read by products, which would cast it first."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _check(vocab_size: int, layers: Sequence[LayerSpec], init: str) -> None:
@@ -195,12 +235,6 @@ def _check(vocab_size: int, layers: Sequence[LayerSpec], init: str) -> None:
         raise UserError("a model needs at least one layer.")
     if init not in get_args(Init):
         raise UserError(f"unknown init {init!r}: {nearest(str(init), get_args(Init))}")
-
-
-def _at(x_BLD: Tensor, positions_BK: Tensor | None) -> Tensor:
-    if positions_BK is None:
-        return x_BLD
-    return x_BLD.gather(1, positions_BK[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 
 def _prefixed(layer: int, state: State) -> State:

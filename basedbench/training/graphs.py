@@ -43,6 +43,7 @@ class Recorder:
         self.device, self.generator = device, generator
         self._graphs: dict[tuple[str, int, int], torch.cuda.CUDAGraph] = {}
         self._aranges: dict[int, Tensor] = {}
+        self._constants: dict[tuple[float, int, torch.dtype], Tensor] = {}
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def arange(self, size: int) -> Tensor:
@@ -50,6 +51,13 @@ class Recorder:
         if size not in self._aranges:
             self._aranges[size] = torch.arange(size, device=self.device)
         return self._aranges[size]
+
+    def constant(self, value: float, size: int, dtype: torch.dtype) -> Tensor:
+        """`size` times `value` on the device, made once."""
+        key = (value, size, dtype)
+        if key not in self._constants:
+            self._constants[key] = torch.full((size,), value, dtype=dtype, device=self.device)
+        return self._constants[key]
 
     def play(self, step: Step, part: int, size: int) -> None:
         """Replay the recorded step; call it where nothing is recorded (CPU)."""

@@ -5,18 +5,20 @@ by side, each on a stream of its own, and no run ever makes the host wait inside
 is recorded once in a CUDA graph and replayed; on a CPU the same functions are simply called.
 """
 
+import contextlib
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from basedbench.kernels import linear_cross_entropy
+from basedbench.kernels import TokenOrder, linear_cross_entropy
+from basedbench.kernels.batch import count_step, take_batch
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
-from basedbench.training.data import RecallData, SegmentData
+from basedbench.training.data import RecallData, SegmentData, split_sizes
 from basedbench.training.graphs import Call, Recorder
 from basedbench.training.optimizer import AdamW
 
@@ -47,7 +49,9 @@ class RecallRun:
         self.model = build_model(case).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
         self.model.set_generator(self.generator)
-        self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay)
+        half = torch.bfloat16 if case.train.precision == "bf16" and self.device.type == "cuda" else None
+        self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay, half)
+        self.weights = Weights(self.model, self.optimizer)
         self.recorder = Recorder(self.device, self.generator)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.cursors = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in data.train]
@@ -113,13 +117,11 @@ class RecallRun:
     def train_batch(self, index: int, size: int) -> None:
         """One optimizer step on the next `size` examples of a segment."""
         part, cursor = self.data.train[index], self.cursors[index]
-        rows = self.orders[index].index_select(0, cursor + self.recorder.arange(size))
-        loss_N, _ = self._losses(part, rows)
-        loss = loss_N.mean()
-        gradients = torch.autograd.grad(loss, self.optimizer.parameters)
-        self.optimizer.step(gradients)
-        self.loss.add_(loss.detach())
-        cursor.add_(size)
+        loss_N, _ = self._losses(part, self.orders[index], cursor, size)
+        share_N = self.recorder.constant(1 / len(loss_N), len(loss_N), loss_N.dtype)
+        gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
+        self.optimizer.step(self.weights.by_parameter(gradients))
+        count_step(loss_N.detach(), self.loss, cursor, size)
 
     @torch.no_grad()
     def test_batch(self, index: int, size: int) -> None:
@@ -127,20 +129,21 @@ class RecallRun:
         self.model.eval()
         _, part = self.judged[index]
         cursor = self.test_cursors[index]
-        _, hits = self._losses(part, cursor + self.recorder.arange(size))
+        _, hits = self._losses(part, self.recorder.arange(len(part.tokens_NL)), cursor, size)
         self.hits[index].add_(hits.sum())
         cursor.add_(size)
         self.model.train()
 
-    def _losses(self, part: SegmentData, rows: Tensor) -> tuple[Tensor, Tensor]:
-        tokens_BL = part.tokens_NL.index_select(0, rows)
-        positions_BK = part.positions_NK.index_select(0, rows)
-        targets_BK = part.targets_NK.index_select(0, rows)
-        with torch.autocast(
+    def _losses(self, part: SegmentData, order_N: Tensor, cursor: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        tables = part.tokens_NL, part.positions_NK, part.targets_NK
+        tokens_BL, positions_BK, targets_BK = take_batch(tables, order_N, cursor, size)
+        autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.case.train.precision == "bf16", cache_enabled=False
-        ):
-            asked_BKD = self.model.hidden(tokens_BL, positions_BK)
-            return linear_cross_entropy(asked_BKD.flatten(0, 1), self.model.head_weight, targets_BK.flatten())
+        )
+        with autocast, self.weights.in_place():
+            order = None if part.sorted_tokens is None else TokenOrder(*part.sorted_tokens, cursor)
+            asked_BKD = self.model.hidden(tokens_BL, positions_BK, order)
+            return linear_cross_entropy(asked_BKD.flatten(0, 1), self.weights.head, targets_BK.flatten())
 
     def _end_epoch(self, values: list[float], steps: int) -> None:
         progress = self.progress
@@ -160,14 +163,69 @@ class RecallRun:
         elif progress.accuracies[-1] > self.case.train.stop_accuracy:
             progress.stop_reason = f"accuracy above {self.case.train.stop_accuracy:g}"
 
-    def _record(self) -> None:
-        """Record every kind of step that the run will need; on a CPU there is nothing to record."""
+    def rehearse(self) -> None:
+        """Take every kind of step once, so that its kernels are compiled. The run is spent."""
+        self.model.train()
+        for step, part, size in self._kinds():
+            step(part, size)
+
+    def _kinds(self) -> list[Call]:
+        """Every kind of step that the run will need."""
         kinds: list[Call] = [(self.train_batch, part, size) for part, size in dict.fromkeys(self.schedule(0))]
         for index, sizes in enumerate(self.evaluation_sizes()):
             kinds += [(self.test_batch, index, size) for size in dict.fromkeys(sizes)]
+        return kinds
+
+    def _record(self) -> None:
+        """Record every kind of step; on a CPU there is nothing to record."""
         changed = [*self.optimizer.tensors(), self.loss, self.hits, *self.cursors, *self.test_cursors]
         self.model.train()
-        self.recorder.record(kinds, changed)
+        self.recorder.record(self._kinds(), changed)
+
+
+class Weights:
+    """What the forward reads: the parameters, or for products the optimizer's copies of them where it keeps any.
+
+    Autocast would cast every weight in every step; the copies are written with the parameters themselves. Their
+    gradients come back in half precision, as autocast's would.
+    """
+
+    def __init__(self, model: RecallModel, optimizer: AdamW) -> None:
+        parameters, copies = optimizer.parameters, optimizer.copies
+        place = {id(parameter): index for index, parameter in enumerate(parameters)}
+        self._swaps: list[tuple[nn.Module, int]] = []
+        self._leaves = [[parameter] for parameter in parameters]
+        self.head = model.head_weight
+        if copies:
+            linear = [module for module in model.modules() if type(module) is nn.Linear]
+            self._swaps = [(module, place[id(module.weight)]) for module in linear]
+            for _, index in self._swaps:
+                self._leaves[index] = [copies[index]]
+            head = place[id(model.head_weight)]  # the embedding too, which is read in full precision
+            self.head = copies[head]
+            self._leaves[head].append(copies[head])
+        self._original = parameters
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What gradients are taken by."""
+        return [leaf for leaves in self._leaves for leaf in leaves]
+
+    def by_parameter(self, gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        """The gradients of `leaves`, those of one parameter together."""
+        rest = iter(gradients)
+        return [[next(rest) for _ in leaves] for leaves in self._leaves]
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model with the copies in the place of its products' weights."""
+        try:
+            for module, index in self._swaps:
+                module._parameters["weight"] = self._leaves[index][0]  # type: ignore[assignment]
+            yield
+        finally:
+            for module, index in self._swaps:
+                module._parameters["weight"] = self._original[index]  # type: ignore[assignment]
 
 
 def build_model(case: RecallCase) -> RecallModel:
@@ -183,11 +241,6 @@ def build_model(case: RecallCase) -> RecallModel:
 def cosine(epochs: int, epoch: int) -> float:
     """The share of the learning rate in an epoch: a cosine to zero, stepped once per epoch."""
     return (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
-def split_sizes(count: int, batch: int) -> list[int]:
-    """`count` examples in batches; the smaller last one is kept."""
-    return [batch] * (count // batch) + ([count % batch] if count % batch else [])
 
 
 def mean(values: list[float]) -> float:

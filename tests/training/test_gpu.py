@@ -1,15 +1,17 @@
 """What only a GPU can show: recorded steps do what the called ones do, and runs beside each other do not meet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from basedbench.config.recall import Precision
 from basedbench.engines import LocalEngine, Place
 from basedbench.store import load
 from basedbench.training.cases import RecallCase, recall_cases
 from basedbench.training.data import recall_data
-from basedbench.training.run import RecallRun
+from basedbench.training.run import RecallRun, Weights
 from tests.engines.conftest import Memory
 from tests.training.conftest import tiny_suite
 
@@ -52,3 +54,38 @@ def test_beside_others_a_run_is_the_run_alone(tmp_path: Path) -> None:
     assert alone["status"].tolist() == ["ok"] * len(MIXERS)
     assert alone["loss_by_epoch"].tolist() == beside["loss_by_epoch"].tolist()
     assert alone["accuracy_by_epoch"].tolist() == beside["accuracy_by_epoch"].tolist()
+
+
+def gradients(case: RecallCase, device: str, copies: bool = True) -> list[torch.Tensor]:
+    """Of the first step, by parameter."""
+    run = RecallRun(case, recall_data(case, device), device)
+    if not copies:
+        run.optimizer.copies = []
+        run.weights = Weights(run.model, run.optimizer)
+    found: list[torch.Tensor] = []
+    step = run.optimizer.step
+    run.optimizer.step = lambda terms: found.extend(  # type: ignore[method-assign,assignment]
+        sum(term.double() for term in part) for part in terms
+    )
+    run.train_batch(0, 16)
+    run.optimizer.step = step  # type: ignore[method-assign]
+    return [gradient.cpu() for gradient in found]
+
+
+def without_dropout(case: RecallCase, precision: Precision) -> RecallCase:
+    return replace(case, train=case.train.model_copy(update={"embed_dropout": 0.0, "precision": precision}))
+
+
+@pytest.mark.parametrize("name", ["based", "sliding_window", "linear_attention", "mamba", "mamba2", "hyena", "h3"])
+def test_a_step_is_the_cpus(name: str) -> None:
+    """Every fused operator of the trainer against the references, through whole models."""
+    case = without_dropout(recall_cases(tiny_suite([{"mixer": name, "grid": {"d_model": 32}}]))[0], "fp32")
+    for mine, right in zip(gradients(case, "cuda:0"), gradients(case, "cpu"), strict=True):
+        assert (mine - right).norm() <= 1e-5 * right.norm() + 1e-9
+
+
+@pytest.mark.parametrize("name", ["based", "sliding_window", "mamba", "mamba2"])
+def test_half_precision_copies_are_autocast(name: str) -> None:
+    case = without_dropout(recall_cases(tiny_suite([{"mixer": name, "grid": {"d_model": 32}}]))[0], "bf16")
+    for mine, other in zip(gradients(case, "cuda:0"), gradients(case, "cuda:0", copies=False), strict=True):
+        assert (mine - other).norm() <= 1e-2 * other.norm() + 1e-9

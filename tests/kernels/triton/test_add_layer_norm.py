@@ -32,7 +32,7 @@ def outputs_and_gradients(function, tensors, signs, **options):
 def compare(randn, relative_error, tensors, **options):
     signs = [randn(*tensors[0].shape).sign().to(tensors[0].device) for _ in range(2)]
     exact_tensors = [None if x is None else x.double() for x in tensors]
-    exact = outputs_and_gradients(reference, exact_tensors, signs, **options)
+    exact = outputs_and_gradients(reference, exact_tensors, signs, **{**options, "dtype": None})
     expected = outputs_and_gradients(reference, tensors, signs, **options)
     ours = outputs_and_gradients(add_layer_norm, tensors, signs, **options)
     for mine, theirs, true in zip(ours, expected, exact, strict=True):
@@ -61,7 +61,9 @@ def test_every_combination(randn, relative_error, device, dtypes, residual, cent
 def test_half_precision_mixer_on_a_float32_stream(randn, relative_error, device, dtypes):
     """What autocast brings: y and r are float32, the gradient of h goes back in its own dtype."""
     for dtype in dtypes[1:]:
-        compare(randn, relative_error, inputs(randn, 33, 64, dtype, device, parameters=torch.float32))
+        tensors = inputs(randn, 33, 64, dtype, device, parameters=torch.float32)
+        compare(randn, relative_error, tensors)
+        compare(randn, relative_error, tensors, dtype=dtype)
 
 
 def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch):
@@ -109,7 +111,7 @@ def test_registration(randn, device):
     h, residual, weight, bias = (x.requires_grad_() for x in inputs(randn, 5, 16, torch.float32, device))
     kept = (randn(5, 16) < 0).to(device)
     for arguments in [(h, residual, None), (h, None, kept), (h, None, None)]:
-        torch.library.opcheck(_add_norm, (*arguments, weight, bias, KEEP, 1e-5, True))
+        torch.library.opcheck(_add_norm, (*arguments, weight, bias, KEEP, 1e-5, True, None))
 
 
 def test_the_public_function_takes_the_kernels_on_cuda(randn, device):

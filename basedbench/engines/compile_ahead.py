@@ -1,0 +1,73 @@
+"""Compiling kernels for the runs to come, in processes beside the one that trains.
+
+Triton keeps what it compiled on disk, for every process. A worker that trains compiles on one core while its device
+waits; these processes take one run of every other model through each kind of step once, on the machine's other cores.
+What fails here fails again in the run itself, which then says so.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from basedbench.training.cases import RecallCase
+
+MOST_PROCESSES = 12
+MEMORY_EACH = 6 * 2**30  # bytes of the device: a CUDA context, the data, and the activations of the widest steps
+
+
+def distinct_models(cases: Sequence[RecallCase]) -> list[RecallCase]:
+    """The first case of every model: learning rates and seeds need no kernels of their own."""
+    models: dict[str, RecallCase] = {}
+    for case in cases:
+        meaning = {name: value for name, value in case.meaning().items() if name not in ("learning_rate", "seed")}
+        models.setdefault(repr(meaning), case)
+    return list(models.values())
+
+
+def compile_ahead(
+    cases: Sequence[RecallCase], device: str, cores: int, plugins: Sequence[str] = ()
+) -> list[multiprocessing.process.BaseProcess]:
+    """Start the processes for all models but the first, which the worker itself compiles at once. Not for CPUs."""
+    models = distinct_models(cases)[1:]
+    count = max(0, min(len(models), cores - 2, MOST_PROCESSES, _free_memory(device) // MEMORY_EACH))
+    context = multiprocessing.get_context("spawn")
+    processes = []
+    for index in range(count):
+        process = context.Process(target=rehearse, args=(models[index::count], device, tuple(plugins)), daemon=True)
+        process.start()
+        processes.append(process)
+    return processes  # type: ignore[return-value]
+
+
+def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -> None:
+    """The body of such a process: every kind of step of every case once."""
+    import torch
+
+    from basedbench.engines.worker import set_precision
+    from basedbench.mixers import load_plugin
+    from basedbench.training.data import recall_data
+    from basedbench.training.run import RecallRun
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    for plugin in plugins:
+        load_plugin(plugin)
+    for case in cases:
+        set_precision(case.train.precision)
+        try:
+            RecallRun(case, recall_data(case, device), device).rehearse()
+        except Exception:
+            continue
+
+
+def _free_memory(device: str) -> int:
+    """Bytes, asked of the driver: PyTorch would make a CUDA context in this process. 0 where nothing answers."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle: Any = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    except pynvml.NVMLError:
+        return 0

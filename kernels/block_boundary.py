@@ -1,0 +1,89 @@
+"""From one block's mixer to the next block's: add to the residual stream, normalise, add that too, normalise again.
+
+    r = residual + h                              at the chosen positions, if there are any
+    s = r + norm_first(r)                         (without `first`: s = r)
+    y = norm(s)                                   -> y and the stream s
+
+LayerNorm (arXiv 1607.06450) with `center`, RMSNorm (arXiv 1910.07467) without; `first` is always a LayerNorm. It is the
+end of an add-then-norm block whose output is added once more, and the start of what follows: one pass over memory where
+two norms and two sums would take four.
+
+Statistics in float32 (float64 for float64 inputs). s has the promoted dtype of h and residual; y has `dtype`, or the
+promoted dtype of s and weight.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .costs import total_bytes, total_flops
+
+Norm = tuple[Tensor, Tensor | None]
+
+
+def reference(
+    h_BLD: Tensor,
+    residual_BLD: Tensor,
+    norm: Norm,
+    *,
+    first: Norm | None = None,
+    positions_BK: Tensor | None = None,
+    center: bool = True,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`block_boundary` in PyTorch: differentiable, any device."""
+    s = residual_BLD + h_BLD
+    if positions_BK is not None:
+        s = s.gather(1, positions_BK[..., None].expand(-1, -1, s.shape[-1]))
+    if first is not None:
+        s = s + _norm(s, first, True, eps).to(s.dtype)
+    y = _norm(s, norm, center, eps)
+    return y if dtype is None else y.to(dtype), s
+
+
+def _norm(x: Tensor, norm: Norm, center: bool, eps: float) -> Tensor:
+    weight, bias = norm
+    x = x.to(torch.promote_types(x.dtype, weight.dtype))
+    return F.layer_norm(x, weight.shape, weight, bias, eps) if center else F.rms_norm(x, weight.shape, weight, eps)
+
+
+def block_boundary(
+    h_BLD: Tensor,
+    residual_BLD: Tensor,
+    norm: Norm,
+    *,
+    first: Norm | None = None,
+    positions_BK: Tensor | None = None,
+    center: bool = True,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """h, residual (..., D), norms (weight (D,), bias (D,) or None) -> y and the stream s, (..., D).
+
+    With `positions_BK` (int64, distinct within an example) h and residual are (B,L,D) and only those tokens go on: y, s
+    (B,K,D). Raises ValueError for a bias without centering.
+    """
+    if norm[1] is not None and not center:
+        raise ValueError("a norm without centering has no bias; give (weight, None) or center=True")
+    options: dict[str, Any] = {
+        "first": first, "positions_BK": positions_BK, "center": center, "eps": eps, "dtype": dtype
+    }  # fmt: skip
+    if h_BLD.is_cuda and torch.float64 not in (h_BLD.dtype, residual_BLD.dtype, norm[0].dtype):
+        from .block_boundary_triton import block_boundary as by_triton
+
+        return by_triton(h_BLD, residual_BLD, norm, **options)
+    return reference(h_BLD, residual_BLD, norm, **options)
+
+
+def flops(*, rows: int, width: int, backward: bool = False) -> int:
+    """Per element: two additions to the stream, seven for each norm."""
+    return total_flops(16 * rows * width, backward=backward)
+
+
+def bytes_moved(*, rows: int, width: int, element_bytes: int = 4, backward: bool = False) -> int:
+    """h, residual and the parameters in, y and s out; backward: r and both output gradients in, one gradient out."""
+    forward = total_bytes(2 * rows * width + 4 * width, 2 * rows * width, element_bytes=element_bytes, backward=False)
+    return forward + (4 * rows * width + 6 * width) * element_bytes if backward else forward

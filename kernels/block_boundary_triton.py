@@ -1,0 +1,278 @@
+"""`block_boundary` in Triton: one pass over the rows forward, one backward, and a small sum of partial gradients.
+
+A row lives in registers. Saved: r in the stream's dtype and the statistics of both norms; the backward forms the rest
+again. As in `add_layer_norm`, the backward's programs are fixed in number and leave one partial sum each of the gains'
+and biases' gradients.
+"""
+
+# mypy: allow-untyped-defs
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .block_boundary import Norm
+from .partial_sums_triton import sum_parts
+
+TILE = 2048  # elements, for four warps
+PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
+
+
+@triton.jit
+def _source(row, positions, rows, asked, length, HAS_POSITIONS: tl.constexpr):
+    """The row of h and residual that an output row is made of."""
+    if HAS_POSITIONS:
+        at = tl.load(positions + row, mask=row < rows, other=0)
+        return (row // asked).to(tl.int64) * length + at
+    return row.to(tl.int64)
+
+
+@triton.jit
+def _parameters(weight, bias, column, D: tl.constexpr, HAS_BIAS: tl.constexpr):
+    gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)
+    shift = tl.zeros_like(gain)
+    if HAS_BIAS:
+        shift = tl.load(bias + column, mask=column < D, other=0.0).to(tl.float32)
+    return gain[None, :], shift[None, :]
+
+
+@triton.jit
+def _normalised(x, inside, eps, D: tl.constexpr, CENTER: tl.constexpr):
+    """x without mean, over its standard deviation; and both statistics, one per row."""
+    mean = tl.zeros([x.shape[0]], tl.float32)
+    if CENTER:
+        mean = tl.sum(x, axis=1) / D
+        x = tl.where(inside, x - mean[:, None], 0.0)
+    rstd = 1 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
+    return x * rstd[:, None], mean, rstd
+
+
+@triton.jit
+def _normalised_again(x, stats, row, rows, inside, CENTER: tl.constexpr):
+    """`_normalised` from the statistics of the forward."""
+    rstd = tl.load(stats + rows + row, mask=row < rows, other=0.0)
+    if CENTER:
+        mean = tl.load(stats + row, mask=row < rows, other=0.0)
+        x = tl.where(inside, x - mean[:, None], 0.0)
+    return x * rstd[:, None], rstd
+
+
+@triton.jit
+def _input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
+    """Of a norm's input, from the gradient g of its output and its normalised input x."""
+    g *= gain
+    grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
+    if CENTER:
+        grad -= (tl.sum(g, axis=1) / D)[:, None]
+    return grad * rstd[:, None]
+
+
+@triton.jit
+def boundary_forward_kernel(
+    h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, stats, rows, asked, length, eps,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    source = _source(row, positions, rows, asked, length, HAS_POSITIONS)[:, None] * D + column[None, :]
+    at = row.to(tl.int64)[:, None] * D + column[None, :]
+    x = tl.load(h + source, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(residual + source, mask=inside, other=0.0).to(tl.float32)
+    x = x.to(s.dtype.element_ty)
+    if HAS_FIRST:
+        tl.store(r + at, x, mask=inside)
+        x = x.to(tl.float32)
+        gain, shift = _parameters(first_weight, first_bias, column, D, True)
+        normalised, mean, rstd = _normalised(x, inside, eps, D, True)
+        tl.store(stats + 2 * rows + row, mean, mask=row < rows)
+        tl.store(stats + 3 * rows + row, rstd, mask=row < rows)
+        x = (x + normalised * gain + shift).to(s.dtype.element_ty)
+    tl.store(s + at, x, mask=inside)
+    gain, shift = _parameters(weight, bias, column, D, HAS_BIAS)
+    normalised, mean, rstd = _normalised(x.to(tl.float32), inside, eps, D, CENTER)
+    tl.store(stats + row, mean, mask=row < rows)
+    tl.store(stats + rows + row, rstd, mask=row < rows)
+    tl.store(y + at, (normalised * gain + shift).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def boundary_backward_kernel(
+    dy, ds, r, positions, first_weight, first_bias, weight, stats, dresidual, dh, partials, rows, asked, length,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, STORE_DH: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, BLOCK_D)
+    gain, _ = _parameters(weight, weight, column, D, False)
+    first_gain, first_shift = _parameters(first_weight, first_bias, column, D, HAS_FIRST)
+    d_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    d_shift = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    d_first_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    d_first_shift = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < D)[None, :]
+        at = row.to(tl.int64)[:, None] * D + column[None, :]
+        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
+        s = x
+        if HAS_FIRST:
+            x, first_rstd = _normalised_again(x, stats + 2 * rows, row, rows, inside, True)
+            s = (s + x * first_gain + first_shift).to(r.dtype.element_ty).to(tl.float32)
+        normalised, rstd = _normalised_again(s, stats, row, rows, inside, CENTER)
+        d_gain += g * normalised
+        d_shift += g
+        grad = _input_gradient(g, normalised, gain, rstd, D, CENTER)
+        if HAS_DS:
+            grad += tl.load(ds + at, mask=inside, other=0.0).to(tl.float32)
+        if HAS_FIRST:
+            d_first_gain += grad * x
+            d_first_shift += grad
+            grad += _input_gradient(grad, x, first_gain, first_rstd, D, True)
+        source = _source(row, positions, rows, asked, length, HAS_POSITIONS)[:, None] * D + column[None, :]
+        tl.store(dresidual + source, grad.to(dresidual.dtype.element_ty), mask=inside)
+        if STORE_DH:
+            tl.store(dh + source, grad.to(dh.dtype.element_ty), mask=inside)
+    part = partials + tl.program_id(0) * (D * (4 if HAS_FIRST else 2)) + column
+    tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
+    tl.store(part + D, tl.sum(d_shift, axis=0), mask=column < D)
+    if HAS_FIRST:
+        tl.store(part + 2 * D, tl.sum(d_first_gain, axis=0), mask=column < D)
+        tl.store(part + 3 * D, tl.sum(d_first_shift, axis=0), mask=column < D)
+
+
+def _shape(width: int, **flags: bool) -> dict[str, Any]:
+    block = triton.next_power_of_2(width)
+    return {"D": width, "BLOCK_D": block, "ROWS": max(1, TILE // block), **flags}
+
+
+@torch.library.custom_op("basedbench::block_boundary", mutates_args=())
+def _boundary(
+    h: Tensor, residual: Tensor, positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None,
+    weight: Tensor, bias: Tensor | None, center: bool, eps: float, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, s, r (empty where it is s), and each row's mean and 1 / sqrt(var + eps) of the last norm and the first."""
+    h, residual, positions = h.contiguous(), residual.contiguous(), _contiguous(positions)
+    y, s, r, stats = _outputs(h, residual, positions, first_weight, first_bias, weight, bias, center, eps, dtype)
+    width, rows = h.shape[-1], stats.shape[1]
+    shape = _shape(
+        width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
+        CENTER=center,
+    )  # fmt: skip
+    if rows:
+        boundary_forward_kernel[(triton.cdiv(rows, shape["ROWS"]),)](
+            h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, stats, rows,
+            *_counts(h, positions), eps, **shape,
+        )  # fmt: skip
+    return y, s, r, stats
+
+
+@_boundary.register_fake
+def _outputs(
+    h: Tensor, residual: Tensor, positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None,
+    weight: Tensor, bias: Tensor | None, center: bool, eps: float, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    leading = h.shape[:-1] if positions is None else positions.shape
+    shape = (*leading, h.shape[-1])
+    s = h.new_empty(shape, dtype=torch.promote_types(h.dtype, residual.dtype))
+    r = s.new_empty(shape if first_weight is not None else (0,))
+    stats = h.new_empty((2 if first_weight is None else 4, leading.numel()), dtype=torch.float32)
+    return h.new_empty(shape, dtype=dtype), s, r, stats
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _counts(h: Tensor, positions: Tensor | None) -> tuple[int, int]:
+    """Asked positions and tokens of an example."""
+    return (1, 1) if positions is None else (positions.shape[1], h.shape[1])
+
+
+@torch.library.custom_op("basedbench::block_boundary_backward", mutates_args=())
+def _boundary_backward(
+    dy: Tensor, ds: Tensor | None, r: Tensor, positions: Tensor | None, first_weight: Tensor | None,
+    first_bias: Tensor | None, weight: Tensor, stats: Tensor, shape: list[int], stream: torch.dtype,
+    dtype: torch.dtype, bias: bool, center: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of residual and h (empty where it is the same) in `shape`, and of the 2 or 4 parameters."""
+    dy, ds, r, positions = dy.contiguous(), _contiguous(ds), r.contiguous(), _contiguous(positions)
+    make = torch.empty if positions is None else torch.zeros
+    dresidual = make(shape, dtype=stream, device=r.device)
+    dh = make(shape if dtype != stream else (0,), dtype=dtype, device=r.device)
+    width, rows = r.shape[-1], stats.shape[1]
+    flags = _shape(
+        width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias, CENTER=center,
+        HAS_DS=ds is not None, STORE_DH=dh.numel() > 0,
+    )  # fmt: skip
+    programs = max(1, min(PROGRAMS, triton.cdiv(rows, flags["ROWS"])))
+    ways = 2 if first_weight is None else 4
+    partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
+    first = (weight, weight) if first_weight is None else (first_weight, first_bias)
+    boundary_backward_kernel[(programs,)](
+        dy, ds, r, positions, *first, weight, stats, dresidual, dh, partials, rows, *_counts(dresidual, positions),
+        **flags,
+    )  # fmt: skip
+    return dresidual, dh, sum_parts(partials, weight.dtype).view(ways, width)
+
+
+@_boundary_backward.register_fake
+def _(
+    dy: Tensor, ds: Tensor | None, r: Tensor, positions: Tensor | None, first_weight: Tensor | None,
+    first_bias: Tensor | None, weight: Tensor, stats: Tensor, shape: list[int], stream: torch.dtype,
+    dtype: torch.dtype, bias: bool, center: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dh = r.new_empty(shape if dtype != stream else (0,), dtype=dtype)
+    parameters = weight.new_empty((2 if first_weight is None else 4, r.shape[-1]))
+    return r.new_empty(shape, dtype=stream), dh, parameters
+
+
+def _setup(ctx, inputs, output) -> None:
+    h, residual, positions, first_weight, first_bias, weight, bias, ctx.center, _, _ = inputs
+    _, s, r, stats = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(r, stats)
+    ctx.shape, ctx.dtypes, ctx.has_bias = list(h.shape), (residual.dtype, h.dtype), bias is not None
+    ctx.save_for_backward(r if first_weight is not None else s, positions, first_weight, first_bias, weight, stats)
+
+
+def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, *_: None):
+    r, positions, first_weight, first_bias, weight, stats = ctx.saved_tensors
+    if dy is None:  # only the stream was used
+        dy = torch.zeros_like(r)
+    dresidual, dh, parameters = _boundary_backward(
+        dy,
+        ds,
+        r,
+        positions,
+        first_weight,
+        first_bias,
+        weight,
+        stats,
+        ctx.shape,
+        *ctx.dtypes,
+        ctx.has_bias,
+        ctx.center,
+    )
+    d_first = (None, None) if first_weight is None else parameters[2:].unbind()
+    d_bias = parameters[1] if ctx.has_bias else None
+    return dh if dh.numel() else dresidual, dresidual, None, *d_first, parameters[0], d_bias, None, None, None
+
+
+_boundary.register_autograd(_gradients, setup_context=_setup)
+
+
+def block_boundary(
+    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, *, first: Norm | None = None, positions_BK: Tensor | None = None,
+    center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`block_boundary.reference` by the kernels above."""
+    stream = torch.promote_types(h_BLD.dtype, residual_BLD.dtype)
+    first = (None, None) if first is None else first
+    dtype = dtype or torch.promote_types(stream, norm[0].dtype)
+    y, s, _, _ = _boundary(h_BLD, residual_BLD, positions_BK, *first, *norm, center, eps, dtype)
+    return y, s

@@ -1,0 +1,62 @@
+import pytest
+
+from basedbench.engines import compile_ahead as module
+from basedbench.training.cases import recall_cases
+from tests.training.conftest import tiny_suite
+
+
+def cases():
+    suite = tiny_suite([{"mixer": "based", "grid": {"d_model": [16, 32]}}, {"mixer": "mamba", "grid": {"d_model": 16}}])
+    train = suite.train.model_copy(update={"learning_rates": [0.01, 0.02], "seeds": [0, 1]})
+    return recall_cases(suite.model_copy(update={"train": train}))
+
+
+def test_a_model_is_compiled_for_once():
+    found = module.distinct_models(cases())
+    assert [(case.mixer, case.d_model) for case in found] == [("based", 16), ("based", 32), ("mamba", 16)]
+
+
+@pytest.mark.parametrize(("cores", "memory", "count"), [(16, 100, 2), (3, 100, 1), (2, 100, 0), (16, 7, 1), (16, 0, 0)])
+def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
+    monkeypatch.setattr(module, "_free_memory", lambda device: memory * 2**30)
+    monkeypatch.setattr(module, "rehearse", len)  # ends at once, whatever it is given
+    processes = module.compile_ahead(cases(), "cuda:0", cores)
+    for process in processes:
+        process.terminate()
+        process.join()
+    assert len(processes) == count
+
+
+def test_a_case_that_fails_does_not_keep_the_next_from_its_turn(monkeypatch):
+    from basedbench.training.run import RecallRun
+
+    seen = []
+
+    def rehearse(run):
+        seen.append(run.case.d_model)
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(RecallRun, "rehearse", rehearse)
+    module.rehearse(cases()[:5:4], "cpu", ())
+    assert seen == [16, 32]
+
+
+def test_every_kind_of_step_is_taken(monkeypatch):
+    from basedbench.training.data import recall_data
+    from basedbench.training.run import RecallRun
+
+    case = cases()[0]
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    taken = []
+
+    def noted(name):
+        step = getattr(RecallRun, name)
+        return lambda self, *kind: (taken.append((name, *kind)), step(self, *kind))
+
+    for name in ("train_batch", "test_batch"):
+        monkeypatch.setattr(RecallRun, name, noted(name))
+    run.rehearse()
+    assert [kind for kind in taken if kind[0] == "train_batch"] == [
+        ("train_batch", *kind) for kind in dict.fromkeys(run.schedule(0))
+    ]
+    assert {kind[1] for kind in taken if kind[0] == "test_batch"} == set(range(len(run.judged)))

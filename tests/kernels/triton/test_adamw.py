@@ -1,0 +1,58 @@
+"""The AdamW kernel against float64 and against PyTorch's own, over tensors of awkward sizes."""
+
+import pytest
+import torch
+
+from basedbench.kernels.adamw import ALIGNMENT, Coefficients, Moments, offsets, reference
+from basedbench.kernels.adamw_triton import adamw_step
+
+SHAPES = [(1,), (17, 48), (ALIGNMENT,), (130, 24), (3, ALIGNMENT + 1)]
+COEFFICIENTS = Coefficients(0.9, 0.999, 1e-8, 0.1)
+
+
+def flat(tensors, dtype, device):
+    places = offsets([t.numel() for t in tensors])
+    buffer = torch.full((places[-1],), torch.nan, dtype=dtype, device=device)
+    for tensor, start in zip(tensors, places, strict=False):
+        buffer[start : start + tensor.numel()] = tensor.to(device, dtype).flatten()
+    return buffer
+
+
+def views(buffer, shapes):
+    places = offsets([torch.Size(s).numel() for s in shapes])
+    return [buffer[a : a + torch.Size(s).numel()].view(s) for a, s in zip(places, shapes, strict=False)]
+
+
+@pytest.mark.parametrize("copied", [None, torch.float16, torch.bfloat16])
+def test_steps_follow_float64_and_pytorch(randn, relative_error, device, dtypes, copied):
+    if copied not in (None, *dtypes):
+        pytest.skip("the interpreter does not round to bfloat16 as the hardware does")
+    shapes = [torch.Size(s) for s in SHAPES]
+    values = [randn(*s).double() for s in shapes]
+    buffer, zeros = flat(values, torch.float32, device), flat([v * 0 for v in values], torch.float32, device)
+    copy = None if copied is None else torch.full_like(buffer, torch.nan, dtype=copied)
+    ones = torch.ones(2, dtype=torch.float64, device=device)
+    ours = Moments(buffer, zeros.clone(), zeros.clone(), ones, copy)
+    exact = Moments(*(t.double() for t in (buffer, zeros, zeros)), ones.clone())
+    theirs = [v.float().to(device).requires_grad_() for v in values]
+    optimizer = torch.optim.AdamW(theirs, lr=0.02, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    rate, betas = torch.tensor(0.02, device=device), torch.tensor([0.9, 0.999], dtype=torch.float64, device=device)
+    for _ in range(4):
+        gradients = [[randn(*s).float().to(device)] for s in shapes]
+        gradients[1].append(gradients[1][0].half())
+        gradients[3].append(gradients[3][0].mT.contiguous().mT)
+        for tensor, terms in zip(theirs, gradients, strict=True):
+            tensor.grad = sum(term.float() for term in terms)
+        optimizer.step()
+        reference([[t.double() for t in terms] for terms in gradients], exact, rate.double(), COEFFICIENTS)
+        adamw_step(gradients, ours, rate, COEFFICIENTS)
+        for powers in (ours.powers, exact.powers):
+            powers.mul_(betas)
+    for mine, right, other in zip(views(buffer, shapes), views(exact.parameters, shapes), theirs, strict=True):
+        assert relative_error(mine, right) <= 2 * relative_error(other.detach(), right) + 1e-7
+    gaps = torch.ones_like(buffer, dtype=torch.bool)
+    for view in views(gaps, shapes):
+        view.fill_(False)
+    assert buffer[gaps].isnan().all()
+    if copy is not None:
+        assert torch.equal(copy.nan_to_num(7), buffer.to(copied).nan_to_num(7))
