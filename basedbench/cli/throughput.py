@@ -33,6 +33,9 @@ def throughput(
     rounds: Annotated[
         int | None, typer.Option(min=3, help="At least so many rounds a case, whatever the suite's limits.")
     ] = None,
+    cross_check: Annotated[
+        bool, typer.Option("--cross-check", help="On a GPU: also store what do_bench and the profiler say.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Time again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Time rows with these statuses again, such as oom,crashed.")] = None,
@@ -68,11 +71,14 @@ def throughput(
         report.plan(cases, todo, as_json)
         return
     measure = chosen.measure if rounds is None else chosen.measure.at_least(rounds)
+    measure = measure.model_copy(update={"cross_check": cross_check or measure.cross_check})
     store = Store(out)
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
         sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
-        sweep.run(todo, (lambda row: None) if quiet else report.Progress(len(todo), len(cases)))
+        progress = report.Progress(len(todo), len(cases), quiet)
+        sweep.run(todo, progress)
+        progress.close()
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
         raise typer.Exit(130) from None

@@ -26,16 +26,28 @@ _BULKY = ("samples_ms", "round_sizes", "fingerprint")
 class Progress:
     """A line on stderr for each finished case."""
 
-    def __init__(self, total: int, chosen: int) -> None:
-        self.total, self.done, self.began = total, 0, time.monotonic()
-        typer.echo(f"{total} of {chosen} cases to do", err=True)
+    def __init__(self, total: int, chosen: int, quiet: bool = False) -> None:
+        self.total, self.done, self.began, self.quiet = total, 0, time.monotonic(), quiet
+        self.sampling_s = 0.0
+        if not quiet:
+            typer.echo(f"{total} of {chosen} cases to do", err=True)
 
     def __call__(self, row: Row) -> None:
         """A case is done and stored."""
         self.done += 1
+        self.sampling_s += row["sampling_s"] or 0.0
+        if self.quiet:
+            return
         left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         rest = f"  (about {clock(left)} left)" if self.done < self.total else ""
         typer.echo(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}", err=True)
+
+    def close(self) -> None:
+        """What of the time went into the measurements themselves."""
+        whole = time.monotonic() - self.began
+        if self.done and not self.quiet:
+            share = 100 * self.sampling_s / whole
+            typer.echo(f"{clock(whole)}, {share:.0f} % of it warm-up and sampling", err=True)
 
 
 def stored(out: Path, suite: str) -> list[dict[str, Any]]:

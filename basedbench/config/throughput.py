@@ -183,6 +183,7 @@ class MeasureSection(Section):
     Sampling stops once the 95 % interval of the median is within `precision` of it (relative), after at least
     `min_rounds` rounds, or after `seconds` of sampling, or after `max_rounds`. `timeout` bounds one step of a worker
     (building, checking and first call together, or one round). `threads` are those of a CPU, torch's default if null.
+    `cross_check` times each cold case on a GPU with other tools too.
     """
 
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.005
@@ -193,6 +194,7 @@ class MeasureSection(Section):
     timeout: PositiveFloat = 300.0
     cache: Cache = "cold"
     threads: PositiveInt | None = None
+    cross_check: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> "MeasureSection":

@@ -126,6 +126,12 @@ _THROUGHPUT_EXTRA = {
     # Samples during which the device waited for the host, whatever was done to hide it.
     "exposed_samples": _WHOLE,
     "wall_ms": _REAL,
+    # The same call in other tools, where that was asked for.
+    "do_bench_ms": _REAL,
+    "profiler_ms": _REAL,
+    # Seconds of wall clock before the first sample, and in warm-up and sampling.
+    "prepare_s": _REAL,
+    "sampling_s": _REAL,
     "threads": _WHOLE,
     # What `error` was held against ("float64, at batch 1") and how large it might have been.
     "checked_against": _TEXT,

@@ -24,8 +24,8 @@ class Runner(Protocol):
     def round(self, limit_s: float) -> Round | Failure:
         """The samples of one round."""
 
-    def close(self) -> Failure | None:
-        """Free what the case holds."""
+    def close(self) -> dict[str, Any] | Failure:
+        """Free what the case holds; the facts known only now."""
 
 
 class Runners(Protocol):
@@ -47,6 +47,7 @@ class Measurement:
     stop_reason: str | None = None
     rounds: list[Round] = field(default_factory=list)
     spent_s: float = 0.0
+    prepare_s: float = 0.0
 
     @property
     def samples(self) -> list[list[float]]:
@@ -90,8 +91,9 @@ class Competition:
             yield from self.run([case])
 
     def _prepare(self, case: Case) -> Measurement:
+        measurement, start = Measurement(case, {}), self.clock.now()
         answer = self.runners.of(case).prepare(case, self.measure)
-        measurement = Measurement(case, {})
+        measurement.prepare_s = self.clock.now() - start
         if isinstance(answer, Failure):
             measurement.fail(answer)
         else:
@@ -120,8 +122,12 @@ class Competition:
             return
         measurement.rounds.append(answer)
         measurement.stop_reason = self.rule.reason(measurement.samples, measurement.spent_s)
-        if measurement.stop_reason and (failure := runner.close()):
-            self._fail(measurement, failure)
+        if measurement.stop_reason:
+            last = runner.close()
+            if isinstance(last, Failure):
+                self._fail(measurement, last)
+            else:
+                measurement.facts |= last
 
     def _fail(self, measurement: Measurement, failure: Failure) -> None:
         measurement.fail(failure)

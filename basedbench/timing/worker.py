@@ -8,7 +8,7 @@ each makes a GPU context of its own.
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_all_start_methods, get_context
 from pathlib import Path
@@ -48,14 +48,19 @@ def _context() -> Any:
 
 
 class Worker:
-    """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it."""
+    """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it.
 
-    def __init__(self, device: str, plugins: Sequence[str]) -> None:
+    `set_up(device, plugins)`, called over there, gives what makes a session of `prepare`'s arguments.
+    """
+
+    def __init__(self, device: str, plugins: Sequence[str], set_up: Callable[..., Any] | None = None) -> None:
         context = _context()
         handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
         os.close(handle)
         self._pipe, far = context.Pipe()
-        self._process = context.Process(target=serve, args=(far, device, tuple(plugins), self._log), daemon=True)
+        self._process = context.Process(
+            target=serve, args=(far, device, tuple(plugins), self._log, set_up or _set_up), daemon=True
+        )
         self._process.start()
         far.close()
         self._started = False
@@ -68,10 +73,9 @@ class Worker:
         """`Session.round` over there."""
         return self._ask("round", limit_s=limit_s)
 
-    def close(self) -> Failure | None:
-        """Free the case's memory; the process stays for the next case."""
-        failure = self._ask("close", limit_s=START_LIMIT_S)
-        return failure if isinstance(failure, Failure) else None
+    def close(self) -> dict[str, Any] | Failure:
+        """`Session.close` over there: free the case's memory; the process stays for the next case."""
+        return self._ask("close", limit_s=START_LIMIT_S) or {}
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -107,7 +111,7 @@ class Worker:
         return Failure(*crash(self._process.exitcode, text.splitlines()[-1] if text else ""))
 
 
-def serve(pipe: Any, device: str, plugins: Sequence[str], log: str) -> None:
+def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:
     """The far end: answers until the near end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(log, "wb", buffering=0) as file:
@@ -115,7 +119,7 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str) -> None:
             os.dup2(file.fileno(), stream)
     session: Any = None
     try:
-        make = _set_up(device, plugins)
+        make = set_up(device, plugins)
         pipe.send("ready")
         while True:
             what, arguments = pipe.recv()

@@ -49,6 +49,7 @@ class FakeWorker:
         self.clock, self.times, self.fails = clock, times, fails
         self.facts = {"status": "ok"} if facts is None else facts
         self.closed = 0
+        self.last_facts = False
 
     def prepare(self, case: Case, measure: MeasureSection) -> Any:
         return self.facts
@@ -60,9 +61,9 @@ class FakeWorker:
         self.clock.advance(sum(samples) / 1e3)
         return Round(samples, [])
 
-    def close(self) -> Failure | None:
+    def close(self) -> dict[str, Any] | Failure:
         self.closed += 1
-        return None
+        return {"do_bench_ms": 2.0} if self.last_facts else {}
 
 
 class FakeWorkers:

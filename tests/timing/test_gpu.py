@@ -9,6 +9,7 @@ from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import get_contender
 from basedbench.timing.ceilings import calibrate
 from basedbench.timing.clock import WallClock
+from basedbench.timing.cross_check import cross_check
 from basedbench.timing.flush import LONGEST_BLOCKER_MS
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, GraphSampler, wall_ms
@@ -123,3 +124,12 @@ def test_ceilings_of_the_gpu() -> None:
     found = {row["ceiling"]: row for row in calibrate(DEVICE, seconds=0.1)}
     assert list(found) == ["copy", "matmul_fp32", "matmul_tf32", "matmul_bf16", "matmul_fp16", "launch"]
     assert all(row["device"] == "cuda" and row["median_ms"] > 0 for row in found.values())
+
+
+def test_other_tools_find_about_the_same() -> None:
+    """A large product: one kernel, far longer than any of the three methods' own costs."""
+    x = torch.randn(4096, 4096, device=DEVICE, dtype=torch.bfloat16)
+    ours = sorted(ColdSampler([lambda: x @ x], DEVICE, enqueue_ms=0.05).sample(20))[10]
+    found = cross_check([lambda: x @ x])
+    assert found["do_bench_ms"] == pytest.approx(ours, rel=0.25)
+    assert found["profiler_ms"] == pytest.approx(ours, rel=0.25)

@@ -76,3 +76,14 @@ def test_out_of_memory_beside_others_is_tried_again_alone(clock: MockClock) -> N
 def test_out_of_memory_alone_is_final(clock: MockClock) -> None:
     greedy = FakeWorker(clock, lambda: 1.0, facts=Failure("oom", "out of memory"))
     assert run(clock, FakeWorkers(greedy=greedy))["greedy"].facts["status"] == "oom"
+
+
+def test_what_is_known_last_joins_the_facts_and_time_is_accounted_for(clock: MockClock) -> None:
+    worker = steady(clock, 5)
+    worker.last_facts = True
+    prepare = worker.prepare
+    worker.prepare = lambda *a: (clock.advance(3), prepare(*a))[1]  # type: ignore[method-assign,func-returns-value]
+    (one,) = run(clock, FakeWorkers(only=worker)).values()
+    assert one.facts["do_bench_ms"] == 2.0
+    assert one.prepare_s == 3
+    assert abs(one.spent_s - 6 * 5 * 5e-3) < 1e-9
