@@ -27,6 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .precision import float32_precision
+
 FINISH_ROWS = 16
 SUM_BLOCK = 1024
 PROGRAMS = 264  # two on each multiprocessor of an H200
@@ -43,7 +45,7 @@ class Blocks(NamedTuple):
 
 
 @triton.jit
-def _split(source, pieces, size, PIECES: tl.constexpr, BLOCK: tl.constexpr):
+def lce_split_kernel(source, pieces, size, PIECES: tl.constexpr, BLOCK: tl.constexpr):
     """A float32 as a sum of bfloat16 pieces (PIECES, size), the largest first."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     left = tl.load(source + i, mask=i < size, other=0.0)
@@ -67,7 +69,7 @@ def _load(pointers, mask, stride, PIECES: tl.constexpr):
 
 @triton.jit
 def _pieces(values, like, PIECES: tl.constexpr):
-    """`_split` in registers, in the dtype of `like`."""
+    """`lce_split_kernel` in registers, in the dtype of `like`."""
     if PIECES == 1:
         one = values.to(like.dtype)
         return one, one, one
@@ -102,7 +104,7 @@ def _exponential(logits, peak, PIECES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["N", "words"])
-def _forward(
+def lce_forward_kernel(
     x, weight, target, rows, expected, N, V, words,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
     PIECES: tl.constexpr, WHOLE: tl.constexpr, EXPECTED: tl.constexpr,
@@ -159,7 +161,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["N"])
-def _finish(
+def lce_finish_kernel(
     weight, target, rows, expected, loss, hit, saved, slope, N, V,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, EXPECTED: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +204,7 @@ def _finish(
 
 
 @triton.jit(do_not_specialize=["N", "positions"])
-def _weight_gradient(
+def lce_weight_kernel(
     x, weight, target, saved, grad_loss, grad_weight, N, V, positions,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -271,7 +273,7 @@ def shares(blocks: int, length: int, block: int) -> tuple[int, int]:
 
 def pieces_of(dtype: torch.dtype) -> int:
     """Into how many bfloat16 pieces the operands are taken apart: PyTorch's setting for float32, else none."""
-    return {"highest": 3, "high": 2, "medium": 1}[torch.get_float32_matmul_precision()] if dtype == torch.float32 else 1
+    return {"highest": 3, "high": 2, "medium": 1}[float32_precision()] if dtype == torch.float32 else 1
 
 
 def split(operand: Tensor, pieces: int) -> Tensor:
@@ -282,7 +284,7 @@ def split(operand: Tensor, pieces: int) -> Tensor:
     dtype = torch.bfloat16 if operand.is_cuda else torch.float32
     parts = operand.new_empty(pieces, *operand.shape, dtype=dtype)
     size = operand.numel()
-    _split[(triton.cdiv(size, SUM_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SUM_BLOCK)
+    lce_split_kernel[(triton.cdiv(size, SUM_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SUM_BLOCK)
     return parts
 
 
@@ -305,13 +307,13 @@ def forward_operator(
     rows = loss.new_empty(splits, 4, N)
     expected = loss.new_empty(splits, N, D) if differentiable else loss
     grid = (triton.cdiv(N, blocks.positions), splits)
-    _forward[grid](
+    lce_forward_kernel[grid](
         split(x, pieces), split(weight, pieces), target, rows, expected, N, V, words,
         D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
         WHOLE=V % blocks.words == 0, EXPECTED=differentiable,
         num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
     )  # fmt: skip
-    _finish[(triton.cdiv(N, FINISH_ROWS),)](
+    lce_finish_kernel[(triton.cdiv(N, FINISH_ROWS),)](
         weight, target, rows, expected, loss, hit, saved, slope, N, V,
         D=D, BLOCK_N=FINISH_ROWS, BLOCK_D=padded(D), SPLITS=splits, EXPECTED=differentiable,
     )  # fmt: skip
@@ -337,7 +339,7 @@ def weight_gradient_operator(x: Tensor, weight: Tensor, target: Tensor, saved: T
     splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions)
     grad_weight = torch.empty_like(weight)
     parts = saved.new_empty(splits, V, D) if splits > 1 else grad_weight
-    _weight_gradient[(triton.cdiv(V, blocks.words), splits)](
+    lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](
         split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, N, V, positions,
         D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
         num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
@@ -382,7 +384,7 @@ def supported(x: Tensor, weight: Tensor) -> bool:
     """
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if x.dtype == torch.float32:
-        seen = torch.get_float32_matmul_precision() == "highest" and x.shape[-1] <= (128 if trained else 64)
+        seen = float32_precision() == "highest" and x.shape[-1] <= (128 if trained else 64)
     else:
         seen = x.dtype in (torch.float16, torch.bfloat16) and trained and x.shape[-1] <= 128
     offsets = len(x) < 2**24 and max(x.numel(), weight.numel()) < 2**30  # 32 bits wide

@@ -11,9 +11,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@torch.compiler.assume_constant_result
+def float32_precision() -> str:
+    """torch.get_float32_matmul_precision(), which torch.compile cannot trace: there it is a constant."""
+    return torch.get_float32_matmul_precision()
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 accumulates in itself, everything narrower in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product_dtype(x: Tensor) -> torch.dtype | None:
+    """Autocast's dtype where it is on: who writes what products read should write that, or it would be cast first."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def without_autocast(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:

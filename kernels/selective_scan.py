@@ -172,12 +172,11 @@ def selective_scan(
     if u_BLD.is_cuda:
         from . import selective_scan_triton as fused
 
-        if fused.supported(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, initial_state):
+        if fused.supported(u_BLD, A_DN, delta_BLD, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, initial_state):
             return fused.selective_scan(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, **options)
     return reference(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, **options)
 
 
-@without_autocast
 def selective_scan_step(
     u_BD: Tensor,
     delta_BD: Tensor,
@@ -191,7 +190,33 @@ def selective_scan_step(
     delta_bias_D: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """One decode step. Updates `state_BDN` in place; returns y (B,D) in the dtype of u."""
+    """One decode step. Updates `state_BDN` in place; returns y (B,D) in the dtype of u.
+
+    On CUDA a Triton kernel computes it, except for gradients, and states in float64 or not contiguous.
+    """
+    tensors = (u_BD, delta_BD, A_DN, B_BN, C_BN, state_BDN, D_D, z_BD, delta_bias_D)
+    if u_BD.is_cuda:
+        from . import selective_scan_step_triton as fused
+
+        if fused.supported(*tensors):
+            return fused.step(*tensors, delta_softplus)
+    return step_reference(*tensors, delta_softplus)
+
+
+@without_autocast
+def step_reference(
+    u_BD: Tensor,
+    delta_BD: Tensor,
+    A_DN: Tensor,
+    B_BN: Tensor,
+    C_BN: Tensor,
+    state_BDN: Tensor,
+    D_D: Tensor | None = None,
+    z_BD: Tensor | None = None,
+    delta_bias_D: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """`selective_scan_step` in PyTorch."""
     dtype = state_BDN.dtype
     u = u_BD.to(dtype)
     delta = _step_sizes(delta_BD, delta_bias_D, delta_softplus, dtype)

@@ -7,7 +7,12 @@ arXiv 2405.21060, section 6 and listing 1.
 
 Inside a chunk y = (C B^T * decay) (dt x) with decay_ij = exp(sum_j<m<=i dt_m A); between chunks the state is carried.
 float32 (float64 for float64 inputs).
+
+On CUDA the Triton kernels compute what `ssd_triton.unsupported` has no reason against; the reference takes the rest:
+float64, heads wider than 128 and more than 256 states.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,25 +122,26 @@ def ssd(
     """Mamba-2's scan: x, z (B,L,H,P), dt (B,L,H), A (H,), B, C (B,L,G,N) -> y (B,L,H,P), and the state (B,H,P,N).
 
     The step size is dt + dt_bias, through softplus if `dt_softplus`. `initial_state` continues a sequence.
+    `chunk` is the reference's; the kernels choose for themselves.
     Raises ValueError if the groups do not divide the heads.
     """
-    return reference(
-        x_BLHP,
-        dt_BLH,
-        A_H,
-        B_BLGN,
-        C_BLGN,
-        D_H=D_H,
-        z_BLHP=z_BLHP,
-        dt_bias_H=dt_bias_H,
-        dt_softplus=dt_softplus,
-        initial_state=initial_state,
-        return_state=return_state,
-        chunk=chunk,
-    )
+    tensors = x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN
+    options: dict[str, Any] = {
+        "D_H": D_H,
+        "z_BLHP": z_BLHP,
+        "dt_bias_H": dt_bias_H,
+        "dt_softplus": dt_softplus,
+        "initial_state": initial_state,
+        "return_state": return_state,
+    }
+    if x_BLHP.is_cuda:
+        from . import ssd_triton as kernels
+
+        if kernels.unsupported(*tensors, D_H, dt_bias_H, initial_state, z=z_BLHP) is None:
+            return kernels.ssd(*tensors, **options)
+    return reference(*tensors, **options, chunk=chunk)
 
 
-@without_autocast
 def ssd_step(
     x_BHP: Tensor,
     dt_BH: Tensor,
@@ -150,6 +156,30 @@ def ssd_step(
     dt_softplus: bool = False,
 ) -> Tensor:
     """One decode step. Updates `state_BHPN` in place; returns y (B,H,P) in the dtype of x."""
+    tensors = x_BHP, dt_BH, A_H, B_BGN, C_BGN, state_BHPN
+    if state_BHPN.is_cuda:
+        from . import ssd_step_triton as kernels
+
+        if kernels.unsupported(*tensors, D_H, z_BHP, dt_bias_H) is None:
+            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus)
+    return step_reference(*tensors, D_H=D_H, z_BHP=z_BHP, dt_bias_H=dt_bias_H, dt_softplus=dt_softplus)
+
+
+@without_autocast
+def step_reference(
+    x_BHP: Tensor,
+    dt_BH: Tensor,
+    A_H: Tensor,
+    B_BGN: Tensor,
+    C_BGN: Tensor,
+    state_BHPN: Tensor,
+    *,
+    D_H: Tensor | None = None,
+    z_BHP: Tensor | None = None,
+    dt_bias_H: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """`ssd_step` in PyTorch."""
     dtype = state_BHPN.dtype
     x = x_BHP.to(dtype)
     dt = _step_sizes(dt_BH, dt_bias_H, dt_softplus, dtype)

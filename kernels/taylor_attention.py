@@ -14,7 +14,8 @@ The state (B,H,F,V+1) holds sum_j phi(k_j) [v_j, 1] in float32 (float64 for floa
 feature would stop counting tokens at 256.
 
 On CUDA the Triton kernels compute what `taylor_attention_triton.unsupported` has no reason against; the reference takes
-the rest: float64, key widths that are no multiple of 8 or beyond 32, gradients that pass through states.
+the rest: float64, key widths that are no multiple of 8 or beyond 32, key width 8 through states, gradients that pass
+through states.
 """
 
 from typing import Any
@@ -109,11 +110,10 @@ def taylor_attention(
     if q_BLHK.is_cuda:
         from . import taylor_attention_triton as kernels
 
-        # The running sums between segments were rewritten and have not been checked on a GPU since: until they are,
-        # the kernels take what is one segment.
-        one_segment = q_BLHK.shape[1] <= kernels.QUADRATIC_LENGTH and initial_state is None and not return_state
-        if one_segment and kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, None, False) is None:
-            return kernels.taylor_attention(q_BLHK, k_BLHK, v_BLHV)
+        if kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state) is None:
+            return kernels.taylor_attention(
+                q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state
+            )
     return reference(q_BLHK, k_BLHK, v_BLHV, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 

@@ -1,8 +1,9 @@
 """taylor_attention on a GPU: the torch operators around the Triton kernels, and which inputs they take.
 
 Up to QUADRATIC_LENGTH tokens a sequence is one segment and no state exists. Longer ones, and those that begin with a
-state, are cut into segments: sums of each, running sums, outputs; every step runs in parallel over the sequence.
-Launch shapes are fixed by the class of the inputs (widths, dtype), never tuned at run time.
+state, go through states: the forward to `taylor_gluon` where that takes them, otherwise they are cut into segments:
+sums of each, running sums, outputs; every step runs in parallel over the sequence. Launch shapes are fixed by the class
+of the inputs (widths, dtype), never tuned at run time.
 
 float32 inputs follow torch.get_float32_matmul_precision(): "highest" keeps float32's accuracy (three tf32 products),
 everything else takes tf32.
@@ -16,6 +17,8 @@ import torch
 import triton
 from torch import Tensor
 
+from . import taylor_backward_gluon, taylor_gluon
+from .precision import float32_precision
 from .taylor_backward_triton import grad_key_value_kernel, grad_query_kernel
 from .taylor_forward_triton import output_kernel
 from .taylor_states_triton import running_state_kernel, segment_state_kernel
@@ -36,7 +39,7 @@ def unsupported(
     widest = 256 if v_BLHV.dtype == torch.bfloat16 else 128
     if key_dim % 8 or key_dim > 32 or value_dim > widest:
         return f"key width must be 8, 16, 24 or 32, value width at most {widest}"
-    if key_dim == 8 and (q_BLHK.shape[1] > QUADRATIC_LENGTH or initial_state is not None):
+    if key_dim == 8 and (q_BLHK.shape[1] > QUADRATIC_LENGTH or initial_state is not None or state):
         return "key width 8 needs a single segment: its gradients through states have been seen wrong on a GPU"
     if v_BLHV.numel() == 0:
         return "there is nothing to compute"
@@ -51,7 +54,7 @@ def precision_of(dtype: torch.dtype) -> str:
     """What operands are rounded to, see `taylor_tiles`."""
     if dtype == torch.bfloat16:
         return "bf16"
-    tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    tf32 = dtype == torch.float32 and float32_precision() != "highest"
     return "tf32" if tf32 else "tf32x3"
 
 
@@ -158,10 +161,13 @@ def attention(
     plan = _plan(q, v, precision, through_state=initial_state is not None)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     inverse, state = _inverse_like(q), _state_like(q, v, return_state)
+    initial = None if initial_state is None else initial_state.float().contiguous()
     use_states = initial_state is not None or plan.segments > 1
+    if use_states and taylor_gluon.unsupported(q, k, v) is None:
+        taylor_gluon.forward(q, k, v, initial, y, inverse, state if return_state else None)
+        return y, inverse, state
     states, moments = inverse, inverse
     if use_states or return_state:
-        initial = None if initial_state is None else initial_state.float().contiguous()
         states, moments = _states(
             k, v, inverse, inverse, plan, reverse=False, initial=initial, final=state if return_state else None
         )
@@ -189,9 +195,12 @@ def attention_backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(inverse)
     use_states = initial_state is not None or plan.segments > 1
+    initial = None if initial_state is None else initial_state.float().contiguous()
+    if use_states and taylor_backward_gluon.unsupported(q, k, v, y, dy) is None:
+        taylor_backward_gluon.backward(q, k, v, initial, y, inverse, dy, delta, dq, dk, dv)
+        return dq, dk, dv
     states, moments = inverse, inverse
     if use_states:
-        initial = None if initial_state is None else initial_state.float().contiguous()
         states, moments = _states(k, v, inverse, inverse, plan, reverse=False, initial=initial)
     common = {**plan.sizes, **plan.options, "STATE": use_states}
     grad_query_kernel[plan.blocks](

@@ -1,7 +1,10 @@
 """The decode step of taylor_attention: one pass over the packed float32 state, read and written once, in place.
 
-Memory bound: 2 F (V + 1) floats per head against about as many multiply-adds. Features are formed in the kernel from q
-and k. One program per head, for the normaliser needs all features of a row. In place, hence never autotuned.
+Memory bound: 2 F (V + 1) floats per head against about as many multiply-adds. One program per head, for the normaliser
+needs all features of a row; all loads of a tile are in flight before its first store. In place, hence never autotuned,
+and every element must have one thread that loads and stores it: a vector shorter than the threads of a program is
+replicated over them, and one thread may load what another has stored. So a program has as many threads as a block has
+features: then also each feature is formed once, and not by every thread that needs it.
 """
 
 # mypy: allow-untyped-defs
@@ -37,7 +40,7 @@ def _features(pointer, feature, i, j, K: tl.constexpr):
 def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
-    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
     head = tl.program_id(0)
@@ -46,27 +49,30 @@ def step_kernel(
     k_pointer += batch * k_batch + (head % heads) * k_head
     v_pointer += batch * v_batch + (head % heads) * v_head
     state += head.to(tl.int64) * (FEATURES * (V + 1))
-    values = tl.arange(0, BV)
-    v = tl.load(v_pointer + values, mask=values < V, other=0.0).to(tl.float32)
-    y = tl.zeros([BLOCK, BV], tl.float32)
     z = tl.zeros([BLOCK], tl.float32)
-    for first in tl.range(0, FEATURES, BLOCK):
-        feature = first + tl.arange(0, BLOCK)
-        exists = feature < FEATURES
-        i, j = _dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
-        phi_q = tl.where(exists, _features(q_pointer, feature, i, j, K), 0.0)
-        phi_k = tl.where(exists, _features(k_pointer, feature, i, j, K), 0.0)
-        place = state + feature[:, None] * (V + 1) + values[None, :]
-        mask = exists[:, None] & (values < V)[None, :]
-        rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
-        tl.store(place, rows, mask=mask)
-        y += phi_q[:, None] * rows
-        place = state + feature * (V + 1) + V
-        sums = tl.load(place, mask=exists, other=0.0) + phi_k
-        tl.store(place, sums, mask=exists)
-        z += phi_q * sums
-    out = tl.sum(y, 0) / tl.sum(z, 0)
-    tl.store(y_pointer + head.to(tl.int64) * V + values, out.to(y_pointer.dtype.element_ty), mask=values < V)
+    for tile in tl.static_range(0, V, TILE):
+        values = tile + tl.arange(0, TILE)
+        v = tl.load(v_pointer + values, mask=values < V, other=0.0).to(tl.float32)
+        y = tl.zeros([TILE], tl.float32)
+        for first in tl.range(0, FEATURES, BLOCK):
+            feature = first + tl.arange(0, BLOCK)
+            exists = feature < FEATURES
+            i, j = _dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
+            phi_q = tl.where(exists, _features(q_pointer, feature, i, j, K), 0.0)
+            phi_k = tl.where(exists, _features(k_pointer, feature, i, j, K), 0.0)
+            place = state + feature[:, None] * (V + 1) + values[None, :]
+            mask = exists[:, None] & (values < V)[None, :]
+            rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
+            if tile == 0:
+                place_of_sums = state + feature * (V + 1) + V
+                sums = tl.load(place_of_sums, mask=exists, other=0.0) + phi_k
+                tl.store(place_of_sums, sums, mask=exists)
+                z += phi_q * sums
+            tl.store(place, rows, mask=mask)
+            y += tl.sum(phi_q[:, None] * rows, 0)
+        out = y / tl.sum(z, 0)
+        y_place = y_pointer + head.to(tl.int64) * V + values
+        tl.store(y_place, out.to(y_pointer.dtype.element_ty), mask=values < V)
 
 
 @torch.library.custom_op("basedbench::taylor_attention_step", mutates_args=("state",))
@@ -74,10 +80,11 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,F,V+1), float32 and contiguous, takes the token in."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, keys = q.shape
+    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     step_kernel[(batch * heads,)](
         q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
-        K=keys, V=v.shape[-1], BV=triton.next_power_of_2(v.shape[-1]), BLOCK=32, num_warps=4,
+        K=keys, V=v.shape[-1], TILE=min(64, triton.next_power_of_2(v.shape[-1])), BLOCK=block, num_warps=block // 32,
     )  # fmt: skip
     return y
 

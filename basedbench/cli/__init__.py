@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from basedbench import __version__
 from basedbench.errors import UserError
 
-COMMANDS = ("recall", "throughput", "plot", "compare", "calibrate", "list", "results", "env")
+COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
 
 
 class _Group(TyperGroup):

@@ -23,6 +23,7 @@ def calibrate(
     seconds: Annotated[float, typer.Option(min=0.01, help="Sampling time for each ceiling.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Measure this machine's copy bandwidth, matrix product rates and launch cost, and store them.
 
@@ -42,7 +43,8 @@ def calibrate(
     if as_json:
         print_json([decode_json({name: row[name] for name in row if name != "samples_ms"}) for row in rows])
         return
-    _print(rows, out)
+    if not quiet:
+        _print(rows, out)
 
 
 def _print(rows: list[dict[str, Any]], out: Path) -> None:

@@ -1,6 +1,5 @@
 """`basedbench compare`: did anything change between two result folders, or differ between two contenders?"""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,8 +11,8 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The results folder to compare with.")],
-    b: Annotated[Path | None, typer.Argument(metavar="[B]", help="The results folder to judge.")] = None,
+    a: Annotated[str, typer.Argument(metavar="A", help="The results folder to compare with, or FOLDER@COMMIT.")],
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="The results folder to judge, likewise.")] = None,
     contender: Annotated[str | None, typer.Option(help="With one folder: judge this contender ...")] = None,
     against: Annotated[str | None, typer.Option(help="... against this one; NAME or OPERATOR/NAME.")] = None,
     kind: Annotated[str | None, typer.Option(help="throughput or recall.  [default: what both folders have]")] = None,
@@ -26,15 +25,19 @@ def compare(
         bool, typer.Option("--across-machines", help="Compare rows of unlike machines too.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the count of each verdict.")] = False,
 ) -> None:
     """Compare results case by case: FASTER, SLOWER, SAME, UNCLEAR or MISSING; HIGHER or LOWER for accuracies.
+
+    FOLDER@COMMIT means the rows that this commit of basedbench left in the folder.
 
     Exit code 0: no regression; 1: a regression; 2: usage; 3: incomplete, cases of A are missing in B.
     """
     from basedbench.cli import compare_input as given
     from basedbench.cli import compare_report as report
 
-    choice = given.Choice(a, b, contender, against, filter, given.share(threshold), across_machines)
+    sides = given.Place.parse(a), None if b is None else given.Place.parse(b)
+    choice = given.Choice(*sides, contender, against, filter, given.share(threshold), across_machines)
     failing = given.verdicts(fail_on)
     found = {name: given.compared(choice, name) for name in given.kinds(choice, kind)}
     pairs = [pair for one in found.values() for pair in one.pairs]
@@ -43,6 +46,7 @@ def compare(
         report.as_json(found, code)
     else:
         for name, one in found.items():
-            report.table(name, one, choice)
+            if not quiet:
+                report.table(name, one, choice)
         report.summary(pairs, code)
     raise typer.Exit(code)

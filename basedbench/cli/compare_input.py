@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from basedbench.errors import UserError, nearest
 from basedbench.store.dataset import kinds_in, no_rows, rows
 from basedbench.timing.comparison import VERDICTS
@@ -17,11 +19,38 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Place:
+    """A results folder, or what one revision of basedbench left there."""
+
+    folder: Path
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """`FOLDER`, or `FOLDER@COMMIT` unless there is a folder of that very name."""
+        folder, at, revision = text.rpartition("@")
+        return cls(Path(folder), revision) if at and folder and not Path(text).exists() else cls(Path(text))
+
+    def __str__(self) -> str:
+        return f"{self.folder}@{self.revision}" if self.revision else str(self.folder)
+
+    def rows(self, kind: str) -> list[Row]:
+        """The newest row of each case. UserError if the revision left none."""
+        if self.revision is None:
+            return rows(self.folder, kind)
+        found = rows(self.folder, kind, pc.match_substring(pc.field("code_version"), f"+g{self.revision}"))
+        if not found:
+            there = sorted({row["code_version"] for row in rows(self.folder, kind)})
+            raise UserError(f"no {kind} rows of commit {self.revision!r} in {self.folder}; newest: {', '.join(there)}.")
+        return found
+
+
+@dataclass(frozen=True)
 class Choice:
     """What is compared, as given on the command line."""
 
-    a: Path
-    b: Path | None
+    a: Place
+    b: Place | None
     contender: str | None
     against: str | None
     pattern: str | None
@@ -66,20 +95,20 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
     if asked is not None and asked not in KINDS:
         raise UserError(f"--kind {asked!r}: {nearest(asked, KINDS)}")
     wanted = [asked] if asked else ["throughput"] if choice.contender else list(KINDS)
-    folders = [choice.a] + ([choice.b] if choice.b else [])
+    folders = [place.folder for place in (choice.a, choice.b) if place]
     found = [kind for kind in wanted if all(kind in kinds_in(folder) for folder in folders)]
     if not found:
-        empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a)
+        empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a.folder)
         raise UserError(no_rows(empty, wanted[0]))
     return found
 
 
 def compared(choice: Choice, kind: str) -> Found:
     """The pairs of one kind. UserError for unlike machines, unless they were allowed, and if nothing is left."""
-    before = rows(choice.a, kind)
-    after = rows(choice.b, kind) if choice.b else before
+    before = choice.a.rows(kind)
+    after = choice.b.rows(kind) if choice.b else before
     software = _check_machines(choice, before, after) if choice.b else None
-    out = str(choice.b or choice.a)
+    out = str((choice.b or choice.a).folder)
     if choice.contender and choice.against:
         pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
     else:

@@ -42,6 +42,7 @@ def recall(
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers of your own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows, or the plan, as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
 ) -> None:
     """Train models on multi-query associative recall and store one row per run.
@@ -67,23 +68,35 @@ def recall(
     cases = cases if filter is None else matching(cases, filter, "runs")
     statuses = parse_statuses(retry)
     if dry_run:
-        _show_plan(cases, devices, jobs, out)
+        _show_plan(cases, devices, jobs, out, as_json)
         return
     store = Store(out)
     todo = plan(cases, store, fresh, statuses)
     borrow(store, todo.borrowed)
     engine = partial(LocalEngine, given.places(devices, jobs), str(out), plugins=[str(file) for file in plugin or []])
-    _run(cases, todo, engine, out, limit, quiet)
+    _run(todo, engine, out, limit, quiet)
+    _show_results(cases, todo, out, limit, as_json)
 
 
-def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path) -> None:
-    from basedbench.cli.recall_report import plan_table
+def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path, as_json: bool) -> None:
+    from basedbench.cli import recall_report as report
 
-    plan_table(cases, devices, jobs, out)
+    if as_json:
+        report.plan_json(cases, out)
+    else:
+        report.plan_table(cases, devices, jobs, out)
+
+
+def _show_results(cases: "list[RecallCase]", plan: "Plan", out: Path, limit: int | None, as_json: bool) -> None:
+    from basedbench.cli import recall_report as report
+
+    if as_json:
+        report.results_json(cases, out)
+    else:
+        report.results_table(cases, out, left=len(plan.todo) - len(plan.todo[:limit]))
 
 
 def _run(
-    cases: "list[RecallCase]",
     plan: "Plan",
     engine: "Callable[[Listener], LocalEngine]",
     out: Path,
@@ -91,7 +104,6 @@ def _run(
     quiet: bool,
 ) -> None:
     from basedbench.cli.progress import watch
-    from basedbench.cli.recall_report import results_table
 
     todo = plan.todo[:limit]
     ready = len(plan.done) + len(plan.borrowed)
@@ -104,4 +116,3 @@ def _run(
             f"\nStopped. Finished runs are in {out / 'recall'}; the same command again goes on from there.", err=True
         )
         raise typer.Exit(130) from None
-    results_table(cases, out, left=len(plan.todo) - len(todo))

@@ -57,7 +57,7 @@ def narrow(
         return suite
     if mixer is None:
         raise UserError("say --sweep for a whole suite, or --mixer NAME for one model (basedbench list mixers).")
-    grid = {"d_model": d_model, **_options(extra)}
+    grid = {"d_model": d_model, **given_options(extra)}
     stack = [name.strip() for name in layers.split(",")] if layers else default_layers(suite, mixer)
     return _rebuilt(suite, {"models": [{"mixer": mixer, "layers": stack, "grid": grid}]})
 
@@ -77,7 +77,7 @@ def places(devices: Sequence[str], jobs: int | None) -> list[Place]:
     return [Place(device, slots=jobs or GPU_SLOTS, threads=max(1, cores() // len(devices))) for device in devices]
 
 
-def _options(extra: Sequence[str]) -> dict[str, Any]:
+def given_options(extra: Sequence[str]) -> dict[str, Any]:
     """`--feature-dim 16 --window=64` as a mapping; the mixer itself refuses what it does not know."""
     options: dict[str, Any] = {}
     words = list(extra)

@@ -7,11 +7,12 @@ import typer
 
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
-from basedbench.cli.tables import print_table
+from basedbench.cli.tables import print_json, print_table
 from basedbench.models.state import state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.plots.scales import quantity
 from basedbench.store import Store
 from basedbench.store.dataset import rows as stored_rows
+from basedbench.store.schema import decode_json
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimated_seconds
 from basedbench.training.run import build_model
@@ -36,6 +37,23 @@ def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | 
     side_by_side = len(places(devices, jobs)) if devices[0] == "cpu" else len(devices)
     left = f"{clock(total_s / side_by_side)} for what is left on {', '.join(devices)}"
     typer.echo(f"Roughly {left}. Nothing was run.")
+
+
+def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
+    """Every run with its case id, and whether it has a row."""
+    finished = Store(out).finished("recall")
+    plan = [
+        case.meaning() | {"label": case.label, "case_id": case.case_id, "done": (case.suite, case.case_id) in finished}
+        for case in cases
+    ]
+    print_json(plan)
+
+
+def results_json(cases: Sequence[RecallCase], out: Path) -> None:
+    """The stored row of every run that has one."""
+    stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall")}
+    found = [row for case in cases if (row := stored.get((case.suite, case.case_id)))]
+    print_json([decode_json({name: value for name, value in row.items() if name != "fingerprint"}) for row in found])
 
 
 def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:

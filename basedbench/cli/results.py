@@ -1,4 +1,4 @@
-"""`basedbench results`: look at one stored row; merge the many small files of a results folder."""
+"""`basedbench results`: look at one stored row; merge the many small files of a folder; print a table of the docs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
-group = typer.Typer(help="Look at a stored row, or merge the files of a results folder.", no_args_is_help=True)
+group = typer.Typer(help="Look at a stored row, merge a folder's files, or print a table.", no_args_is_help=True)
 
 
 @group.command()
@@ -49,6 +49,39 @@ def show(
         return
     print_table(f"{kind} row {row['case_id']} (suite {row['suite']})", ("column", "value"), flat(printable))
     typer.echo("Long lists: --json prints them whole.")
+
+
+@group.command()
+def table(
+    name: Annotated[str, typer.Argument(help="kernels: our kernels, the ceilings and the best peers.")],
+    results: _RESULTS = Path("results"),
+    write: Annotated[
+        Path | None, typer.Option(help="A Markdown file whose section between the table's markers is replaced.")
+    ] = None,
+) -> None:
+    """Print a table of the documentation as Markdown, made from rows."""
+    from basedbench.analysis.kernels import replace_section
+    from basedbench.errors import UserError, nearest
+
+    if name != "kernels":
+        raise UserError(f"no table is called {name!r}: {nearest(name, ['kernels'])}")
+    text = kernels_markdown(results)
+    if write is None:
+        typer.echo(text)
+        return
+    if not write.is_file():
+        raise UserError(f"--write {str(write)!r}: there is no such file.")
+    write.write_text(replace_section(write.read_text(), name, text))
+    typer.echo(f"Wrote the section {name!r} of {write}.")
+
+
+def kernels_markdown(results: Path) -> str:
+    """The kernel table of a results folder; a sentence where it has no times."""
+    from basedbench.analysis.kernels import kernel_table
+    from basedbench.store import dataset
+
+    frame = dataset.load(results, "throughput") if "throughput" in dataset.kinds_in(results) else None
+    return kernel_table(frame)
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:

@@ -17,12 +17,12 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import ssd, ssd_step
+from basedbench.kernels import add_layer_norm, ssd, ssd_step
+from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import negative_exp, step_size_bias
@@ -82,21 +82,30 @@ class Mamba2(Mixer):
     def _constants(self) -> dict[str, Any]:
         return {"D_H": self.D, "dt_bias_H": self.dt_bias, "dt_softplus": True}
 
-    def _output(self, y_xHP: Tensor, z_xE: Tensor) -> Tensor:
-        return self.out_proj(self.norm(y_xHP.flatten(-2) * F.silu(z_xE)))
+    def _heads(self, z_xE: Tensor) -> Tensor:
+        return z_xE.unflatten(-1, (-1, self.options.head_dim))
+
+    def _output(self, y_xHP: Tensor) -> Tensor:
+        """W_out rmsnorm(y) of the gated y."""
+        y_xE, eps = y_xHP.flatten(-2), self.norm.eps or 0.0
+        normed, _ = add_layer_norm(
+            y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype
+        )
+        return self.out_proj(normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv(xBC))
-        y_BLHP = cast(Tensor, ssd(x, dt_BLH, negative_exp(self.A_log), B, C, **self._constants()))
-        return self._output(y_BLHP, z_BLE)
+        y_BLHP = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, z_BLHP=self._heads(z_BLE), **self._constants())
+        return self._output(cast(Tensor, y_BLHP))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
         xBC, conv_BES = self.conv.prefill(xBC)
         x, B, C = self._split_heads(xBC)
-        y_BLHP, state_BHPN = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, return_state=True, **self._constants())
-        return self._output(y_BLHP, z_BLE), {"conv": conv_BES, "state": state_BHPN}
+        options = {"z_BLHP": self._heads(z_BLE), **self._constants()}
+        y_BLHP, state_BHPN = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, return_state=True, **options)
+        return self._output(y_BLHP), {"conv": conv_BES, "state": state_BHPN}
 
     def init_state(
         self,
@@ -114,8 +123,9 @@ class Mamba2(Mixer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
-        y_BHP = ssd_step(x, dt_BH, negative_exp(self.A_log), B, C, state["state"], **self._constants())
-        return self._output(y_BHP, z_BE), state
+        options = {"z_BHP": self._heads(z_BE), **self._constants()}
+        y_BHP = ssd_step(x, dt_BH, negative_exp(self.A_log), B, C, state["state"], **options)
+        return self._output(y_BHP), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
 from basedbench.kernels import TokenOrder, add_layer_norm, block_boundary, embedding
+from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
 from basedbench.models.dropout import Dropout
@@ -196,7 +197,7 @@ class RecallModel(nn.Module):
                 positions_BK=positions_BK if last else None,
                 center=isinstance(following, nn.LayerNorm),
                 eps=NORM_EPS,
-                dtype=_product_dtype(x),
+                dtype=product_dtype(x),
             )
         return x
 
@@ -214,18 +215,12 @@ def _enter(h: Tensor, block: LayerNormBlock | MambaBlock) -> tuple[Tensor, Tenso
         kept_xD=kept,
         keep=1.0 if kept is None else 1 - block.dropout.p,
         center=isinstance(norm, nn.LayerNorm),
-        dtype=_product_dtype(h),
+        dtype=product_dtype(h),
     )
 
 
 def _parameters(norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
     return norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None
-
-
-def _product_dtype(x: Tensor) -> torch.dtype | None:
-    """Autocast's dtype where it is on: what a norm writes is read by products, which would cast it first."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _check(vocab_size: int, layers: Sequence[LayerSpec], init: str) -> None:

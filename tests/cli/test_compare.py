@@ -178,3 +178,16 @@ def test_bad_input_is_one_sentence(
     assert outcome.exit_code == 2
     assert re.search(message.replace("?", r"\?"), outcome.stderr)
     assert outcome.stderr.count("\n") == 1
+
+
+def test_two_revisions_in_one_folder(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, _ = folders
+    write_time(a, 256, 2, code_version="0.1.0+gaaaaaaaaaaaa")
+    write_time(a, 256, 1, code_version="0.1.0+gbbbbbbbbbbbb.dirty")
+    outcome = run_cli("compare", f"{a}@aaaaaaa", f"{a}@bbbb")
+    assert outcome.exit_code == 0
+    assert "1 FASTER" in outcome.stdout
+    assert run_cli("compare", f"{a}@bbbb", f"{a}@aaaa", "--quiet").exit_code == 1
+    outcome = run_cli("compare", a, f"{a}@cccc")
+    assert outcome.exit_code == 2
+    assert "no throughput rows of commit 'cccc'" in outcome.stderr

@@ -96,3 +96,20 @@ def test_show_says_why_it_found_no_single_row(run_cli, results, arguments, messa
 def test_show_takes_the_suite_of_a_case_in_several(run_cli, results):
     outcome = run_cli("results", "show", "aa22", "--suite", "figure2", "--results", results, "--json")
     assert json.loads(outcome.stdout)["suite"] == "figure2"
+
+
+def test_table_prints_markdown_or_writes_its_section(run_cli, results, tmp_path):
+    printed = run_cli("results", "table", "kernels", "--results", results)
+    assert printed.exit_code == 0
+    assert "No times of the suite `kernels` from a GPU" in printed.stdout
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- kernels:begin -->\n<!-- kernels:end -->\n")
+    run_cli("results", "table", "kernels", "--results", results, "--write", readme)
+    assert readme.read_text() == f"<!-- kernels:begin -->\n{printed.stdout}<!-- kernels:end -->\n"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["kernel"], "'kernels'"), (["kernels", "--write", "no"], "'no'")])
+def test_table_refuses_what_it_cannot_do(run_cli, results, arguments, message):
+    outcome = run_cli("results", "table", *arguments, "--results", results)
+    assert outcome.exit_code == 2
+    assert message in outcome.stderr

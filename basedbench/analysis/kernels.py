@@ -1,0 +1,125 @@
+"""The kernel table of the README: our kernels beside their best peer and the machine's ceilings, as Markdown."""
+
+import json
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+
+from basedbench.errors import UserError
+
+SUITE = "kernels"
+OURS = "ours"
+NOTHING = "No times of the suite `kernels` from a GPU are committed yet; `basedbench throughput` on one takes them."
+COLUMNS = ("operator", "shape", "mode", "ours (95 % interval)", "of ceiling", "best peer", "its time", "ratio")
+_PLACE = ["mode", "dtype", "batch", "length", "heads", "key_dim", "value_dim", "config", "cache", "device_name"]
+_MODES = {"fwd": "forward", "fwd_bwd": "forward + backward", "decode": "decode step"}
+# What an operator's axes are called; one that it does not have is 1, and is left out.
+_LETTERS = {"batch": "B", "length": "L", "heads": "H", "key_dim": "K", "value_dim": "V"}
+_OWN_LETTERS = {
+    "selective_scan": {"key_dim": "N", "value_dim": "D"},
+    "ssd": {"key_dim": "N", "value_dim": "P"},
+    "short_conv": {"value_dim": "D"},
+    "linear_cross_entropy": {"key_dim": "D"},
+}
+
+
+def kernel_cases(frame: pd.DataFrame) -> pd.DataFrame:
+    """Our rows of the suite `kernels`, in the order of operators, modes and shapes, with the best peer of each.
+
+    New columns: `peer`, `peer_ms` (the fastest other contender of the operator at the same place) and `ratio` (its
+    time over ours), missing where there is none; `ceiling` (bandwidth or FLOPs, the larger share), `ceiling_fraction`.
+    """
+    rows = frame[(frame["suite"] == SUITE) & frame["operator"].notna()]
+    peers = rows[(rows["contender"] != OURS) & (rows["status"] == "ok")]
+    places = ["operator", *_PLACE]
+    best = peers.sort_values("median_ms").drop_duplicates(places)[[*places, "contender", "median_ms"]]
+    best = best.rename(columns={"contender": "peer", "median_ms": "peer_ms"})
+    ours = rows[rows["contender"] == OURS].merge(best, how="left", on=places)
+    order = {name: index for index, name in enumerate(_MODES)}
+    ours = ours.assign(_order=ours["mode"].map(order))
+    ours = ours.sort_values(["device_name", "operator", "_order", "batch", "length", "key_dim", "value_dim", "config"])
+    fractions = ours[["bandwidth_fraction", "flops_fraction"]].astype("float64").fillna(0.0)
+    return ours.assign(
+        ratio=ours["peer_ms"] / ours["median_ms"],
+        ceiling=["bandwidth" if bytes_ >= flops else "FLOPs" for bytes_, flops in fractions.to_numpy()],
+        ceiling_fraction=fractions.max(axis=1),
+    ).drop(columns="_order")
+
+
+def kernel_table(frame: pd.DataFrame | None) -> str:
+    """Markdown: a table for each GPU, or a sentence that there is nothing yet."""
+    cases = None if frame is None else kernel_cases(frame[_on_a_gpu(frame)])
+    if cases is None or cases.empty:
+        return NOTHING
+    parts = []
+    for device, rows in cases.groupby("device_name", sort=False):
+        lines = [
+            f"{device}, suite `{SUITE}`, {_shared_dtype(rows)}:",
+            "",
+            _line(COLUMNS),
+            _line(["---"] * len(COLUMNS)),
+        ]
+        lines += [_line(_cells(row)) for row in rows.to_dict("records")]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """The text with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced; UserError without."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"there is no section between {begin} and {end}; write these two lines where it belongs.")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def section(text: str, name: str) -> str:
+    """What stands between the two markers."""
+    return text.partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]
+
+
+def _on_a_gpu(frame: pd.DataFrame) -> pd.Series:
+    """Rows that a CUDA device took: the fingerprint names its driver and such under `gpu`."""
+    return frame["fingerprint"].map(lambda text: bool(_object(text).get("gpu")))
+
+
+def _cells(row: dict[Hashable, Any]) -> list[str]:
+    mode = _MODES[row["mode"]]
+    shape = _shape(row)
+    if row["status"] != "ok":
+        return [row["operator"], shape, mode, str(row["status"]), "-", "-", "-", "-"]
+    time = f"{_time(row['median_ms'])} ({_time(row['ci_low_ms'])} - {_time(row['ci_high_ms'])})"
+    share = f"{100 * row['ceiling_fraction']:.0f} % {row['ceiling']}" if row["ceiling_fraction"] else "-"
+    if pd.isna(row["peer_ms"]):
+        return [row["operator"], shape, mode, time, share, "-", "-", "-"]
+    return [row["operator"], shape, mode, time, share, row["peer"], _time(row["peer_ms"]), f"{row['ratio']:.2f}"]
+
+
+def _shape(row: dict[Hashable, Any]) -> str:
+    """`B16 L2048 H16 K16 V64 window 64`; a decode step's length counts where it is a context."""
+    letters = _LETTERS | _OWN_LETTERS.get(row["operator"], {})
+    names = [name for name in letters if not (row["mode"] == "decode" and name == "length")]
+    axes = [f"{letters[name]}{row[name]}" for name in names if name in ("batch", "length") or row[name] != 1]
+    options = [f"{name} {value}" for name, value in _object(row["config"]).items() if value not in (None, 1)]
+    return " ".join([*axes, *options])
+
+
+def _time(milliseconds: float) -> str:
+    """`1.234 ms`, `45.6 us`."""
+    return f"{milliseconds * 1e3:.3g} us" if milliseconds < 0.1 else f"{milliseconds:.4g} ms"
+
+
+def _shared_dtype(rows: pd.DataFrame) -> str:
+    return " and ".join(sorted(rows["dtype"].unique()))
+
+
+def _object(text: Any) -> dict[str, Any]:
+    if isinstance(text, dict):
+        return text
+    return dict(json.loads(text)) if isinstance(text, str) and text else {}
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"

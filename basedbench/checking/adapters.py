@@ -1,0 +1,82 @@
+"""Operators whose arguments are more than tensors by name, as functions that take tensors by name and return tensors.
+
+`of(function)` gives such a function for the public function and for the reference alike.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basedbench.kernels.adamw import Coefficients, Moments
+from basedbench.kernels.batch import count_reference, count_step, take_batch, take_reference
+from basedbench.kernels.embedding import TokenOrder
+
+Function = Callable[..., Any]
+ADAMW = Coefficients(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+
+
+def of_block_boundary(function: Function) -> Function:
+    """The norms' gains and biases one by one."""
+
+    def call(
+        h_BLD: Tensor,
+        residual_BLD: Tensor,
+        weight_D: Tensor,
+        bias_D: Tensor | None,
+        first_weight_D: Tensor | None,
+        first_bias_D: Tensor | None,
+        **options: Any,
+    ) -> Any:
+        first = None if first_weight_D is None else (first_weight_D, first_bias_D)
+        return function(h_BLD, residual_BLD, (weight_D, bias_D), first=first, **options)
+
+    return call
+
+
+def of_adamw(function: Function) -> Function:
+    """One step on copies: the change of the parameters, both moments, and the copy in half precision."""
+
+    def call(
+        parameters: Tensor, first: Tensor, second: Tensor, powers: Tensor, rate: Tensor, **gradients: Tensor
+    ) -> tuple[Tensor, ...]:
+        half = torch.zeros_like(parameters, dtype=torch.bfloat16)
+        moments = Moments(parameters.clone(), first.clone(), second.clone(), powers, half)
+        function([[gradient] for gradient in gradients.values()], moments, rate, ADAMW)
+        return moments.parameters - parameters, moments.first, moments.second, half
+
+    return call
+
+
+def of_embedding(function: Function, *, takes_order: bool) -> Function:
+    """The tokens in sorted order as three tensors, where there are any."""
+
+    def call(tokens_x: Tensor, weight_VD: Tensor, **order: Tensor) -> Any:
+        if order and takes_order:
+            return function(tokens_x, weight_VD, TokenOrder(**order))
+        return function(tokens_x, weight_VD)
+
+    return call
+
+
+def batch(tokens_NL: Tensor, pairs_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor) -> tuple[Tensor, ...]:
+    """A batch fetched, and the step counted."""
+    return _batch(take_batch, count_step, (tokens_NL, pairs_NK), order_N, cursor, loss_N)
+
+
+def batch_reference(
+    tokens_NL: Tensor, pairs_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor
+) -> tuple[Tensor, ...]:
+    """`batch` by the references."""
+    return _batch(take_reference, count_reference, (tokens_NL, pairs_NK), order_N, cursor, loss_N)
+
+
+def _batch(
+    take: Function, count: Function, tables: tuple[Tensor, ...], order_N: Tensor, cursor: Tensor, loss_N: Tensor
+) -> tuple[Tensor, ...]:
+    size = len(order_N) // 2
+    rows = take(list(tables), order_N, cursor, size)
+    total, after = torch.zeros((), dtype=torch.float64, device=loss_N.device), cursor.clone()
+    count(loss_N, total, after, size)
+    return *rows, total.view(1), after.view(1)

@@ -1,0 +1,205 @@
+"""The inputs of a problem by the names of the operator's signature: what a model would feed it, in shape and scale.
+
+The same values on every machine: they are drawn on the CPU. Parameters that models keep in float32 (decay rates, biases
+of step sizes, states) are float32.
+"""
+
+import math
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from basedbench.checking.problems import BATCH, Problem
+from basedbench.contenders.draw import DTYPES
+from basedbench.kernels.adamw import offsets as adamw_offsets
+from basedbench.kernels.embedding import sort_batches
+
+Arguments = dict[str, Any]
+PREFIX = 70  # tokens behind an initial state: enough for one that a sequence would leave
+KEEP = 0.75
+
+
+class Source:
+    """Seeded random tensors for a problem, with its sizes as attributes: `source.K`."""
+
+    def __init__(self, problem: Problem, length: int | None = None, salt: str = "") -> None:
+        self.problem = problem
+        self.length = problem.length if length is None else length
+        self.dtype = DTYPES[problem.dtype]
+        self.size = dict(problem.sizes)
+        self.generator = torch.Generator().manual_seed(crc32(f"{salt}{problem.operator} {problem.length}".encode()))
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Standard normal, in the problem's dtype unless told otherwise."""
+        return torch.randn(shape, generator=self.generator).to(dtype or self.dtype)
+
+    def rows(self, *shape: int) -> Tensor:
+        """Standard normal (B,L,...)."""
+        return self.normal(BATCH, self.length, *shape)
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Uniform, float32."""
+        return torch.rand(shape, generator=self.generator) * (high - low) + low
+
+    def below(self, bound: int, *shape: int) -> Tensor:
+        """Whole numbers from 0 to bound - 1."""
+        return torch.randint(bound, shape, generator=self.generator)
+
+    def step_bias(self, width: int) -> Tensor:
+        """Mamba's initial step-size bias: its softplus is log-uniform between 0.001 and 0.1."""
+        step = self.uniform(math.log(1e-3), math.log(1e-1), width).exp()
+        return step + torch.log(-torch.expm1(-step))
+
+    def has(self, option: str) -> bool:
+        """Whether the problem has this option."""
+        return option in self.problem.options
+
+
+def heads(source: Source) -> Arguments:
+    """q, k (B,L,H,K), v (B,L,H,V): slices of one projection, as a mixer makes them."""
+    size = source.size
+    widths = [size["H"] * size[name] for name in ("K", "K", "V")]
+    parts = source.rows(sum(widths)).split(widths, -1)
+    return dict(zip(("q_BLHK", "k_BLHK", "v_BLHV"), (x.unflatten(-1, (size["H"], -1)) for x in parts), strict=True))
+
+
+def sliding_window(source: Source) -> Arguments:
+    """Queries, keys, values and the window."""
+    return heads(source) | {"window": source.size["W"]}
+
+
+def selective_scan(source: Source) -> Arguments:
+    """Mamba's scan; B and C are slices of one projection."""
+    channels, states = source.size["D"], source.size["N"]
+    B_BLN, C_BLN = source.rows(2 * states).chunk(2, -1)
+    rates = -torch.arange(1, states + 1, dtype=torch.float32).repeat(channels, 1)
+    given = {"u_BLD": source.rows(channels), "delta_BLD": source.rows(channels)}
+    if not source.has("softplus"):  # then the step sizes themselves are given
+        given["delta_BLD"] = (given["delta_BLD"].float().abs() * 0.1).to(source.dtype)
+    given |= {"A_DN": rates, "B_BLN": B_BLN, "C_BLN": C_BLN, "delta_softplus": source.has("softplus")}
+    given["D_D"] = source.normal(channels, dtype=torch.float32) if source.has("skip") else None
+    given["z_BLD"] = source.rows(channels) if source.has("gate") else None
+    given["delta_bias_D"] = source.step_bias(channels) if source.has("bias") else None
+    return given
+
+
+def ssd(source: Source) -> Arguments:
+    """Mamba-2's scan."""
+    heads, width, states, groups = (source.size[name] for name in ("H", "P", "N", "G"))
+    parts = source.rows(heads * width + 2 * groups * states).split(
+        [heads * width, groups * states, groups * states], -1
+    )
+    given: Arguments = {"x_BLHP": parts[0].unflatten(-1, (heads, width)), "dt_BLH": source.rows(heads)}
+    if not source.has("softplus"):
+        given["dt_BLH"] = (given["dt_BLH"].float().abs() * 0.1).to(source.dtype)
+    given["A_H"] = -source.uniform(1, 16, heads)
+    given |= {name: x.unflatten(-1, (groups, states)) for name, x in zip(("B_BLGN", "C_BLGN"), parts[1:], strict=True)}
+    given["D_H"] = source.normal(heads, dtype=torch.float32) if source.has("skip") else None
+    given["z_BLHP"] = source.rows(heads, width) if source.has("gate") else None
+    given["dt_bias_H"] = source.step_bias(heads) if source.has("bias") else None
+    return given | {"dt_softplus": source.has("softplus")}
+
+
+def short_conv(source: Source) -> Arguments:
+    """x, a filter, and a bias if asked for."""
+    channels, taps = source.size["D"], source.size["W"]
+    return {
+        "x_BLD": source.rows(channels),
+        "weight_DW": source.normal(channels, taps),
+        "bias_D": source.normal(channels) if source.has("bias") else None,
+        "activation": "silu" if source.has("silu") else None,
+    }
+
+
+def gated_conv(source: Source) -> Arguments:
+    """u and its gate, a filter and two biases."""
+    channels, taps = source.size["D"], source.size["W"]
+    return {
+        "u_BLD": source.rows(channels),
+        "gate_BLD": source.rows(channels),
+        "weight_DW": source.normal(channels, taps),
+        "bias_D": source.normal(channels),
+        "gate_bias_D": source.normal(channels),
+    }
+
+
+def linear_cross_entropy(source: Source) -> Arguments:
+    """Hidden states, an output matrix in the scale of an initialised one, and targets."""
+    width, vocabulary = source.size["D"], source.size["V"]
+    return {
+        "x_ND": source.normal(source.length, width),
+        "weight_VD": source.normal(vocabulary, width) * width**-0.5,
+        "target_N": source.below(vocabulary, source.length),
+    }
+
+
+def add_layer_norm(source: Source) -> Arguments:
+    """A branch, the residual stream, gain and bias, and a dropout's mask."""
+    width = source.size["D"]
+    dropped = source.has("dropout")
+    return {
+        "h_xD": source.rows(width),
+        "residual_xD": source.rows(width) if source.has("residual") else None,
+        "weight_D": 1 + 0.1 * source.normal(width),
+        "bias_D": source.normal(width) if source.has("bias") else None,
+        "kept_xD": source.uniform(0, 1, BATCH, source.length, width) < KEEP if dropped else None,
+        "keep": KEEP if dropped else 1.0,
+        "center": not source.has("root mean square"),
+    }
+
+
+def embedding(source: Source) -> Arguments:
+    """Tokens, half of them one and the same, and a table."""
+    tokens = source.below(source.size["V"], BATCH, source.length)
+    tokens = tokens.masked_fill(source.below(2, BATCH, source.length).bool(), 3)
+    given = {"tokens_x": tokens, "weight_VD": source.normal(source.size["V"], source.size["D"])}
+    if source.has("sorted"):
+        keys_M, places_M = sort_batches(tokens, [BATCH])
+        given |= {"keys_M": keys_M, "places_M": places_M, "cursor": torch.zeros((), dtype=torch.int64)}
+    return given
+
+
+def linear(source: Source) -> Arguments:
+    """x (B,L,D), a matrix and a bias."""
+    width, outputs = source.size["D"], source.size["E"]
+    weight_ED = source.normal(outputs, width) * width**-0.5
+    return {"x_xD": source.rows(width), "weight_ED": weight_ED, "bias_E": source.normal(outputs)}
+
+
+def block_boundary(source: Source) -> Arguments:
+    """A branch and the stream, one norm or two, all tokens or a few."""
+    width, centered = source.size["D"], not source.has("root mean square")
+    given: Arguments = {"h_BLD": source.rows(width), "residual_BLD": source.rows(width)}
+    given |= {"weight_D": 1 + 0.1 * source.normal(width), "bias_D": source.normal(width) if centered else None}
+    two = source.has("two norms")
+    given["first_weight_D"] = 1 + 0.1 * source.normal(width) if two else None
+    given["first_bias_D"] = source.normal(width) if two else None
+    if source.has("some positions"):
+        order = source.uniform(0, 1, BATCH, source.length).argsort(1)
+        given["positions_BK"] = order[:, : max(1, source.length // 3)].contiguous()
+    return given | {"center": centered}
+
+
+def adamw(source: Source) -> Arguments:
+    """Three tensors of awkward sizes, `length` rows the largest, after ten steps."""
+    shapes = ((source.length, 16), (5,), (1024,))
+    elements = adamw_offsets([math.prod(shape) for shape in shapes])[-1]
+    flat = [source.normal(elements, dtype=torch.float32) for _ in range(3)]
+    powers = torch.tensor([0.9**10, 0.95**10], dtype=torch.float64)
+    buffers = {"parameters": flat[0], "first": 0.1 * flat[1], "second": 0.01 * flat[2].square(), "powers": powers}
+    gradients = {f"gradient_{index}": source.normal(*shape) for index, shape in enumerate(shapes)}
+    return buffers | {"rate": torch.tensor(1e-3)} | gradients
+
+
+def batch(source: Source) -> Arguments:
+    """Tables of tokens and of pairs, an order, and where in it the batch begins."""
+    examples = 16
+    return {
+        "tokens_NL": source.below(8192, examples, source.length),
+        "pairs_NK": source.below(8192, examples, 7),
+        "order_N": source.uniform(0, 1, examples).argsort(),
+        "cursor": torch.tensor(5),
+        "loss_N": source.normal(examples, dtype=torch.float32).square(),
+    }

@@ -1,0 +1,265 @@
+"""What every mixer promises, as laws: each looks at a mixer and yields where the promise is broken, and by how much.
+
+The tests run them over every registered mixer, `basedbench check mixer` over yours.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from basedbench.checking.subject import (
+    BATCH,
+    LENGTH,
+    Breach,
+    Subject,
+    changes,
+    differences,
+    layout,
+    layouts,
+    plain,
+    size,
+    stated_formula,
+    steps,
+)
+from basedbench.mixers import check_options, get_mixer
+
+CHANGED = 20  # from this position on causality's two inputs differ
+ROOM = LENGTH + 5
+FEW_DIGITS = 0.05  # of bfloat16 beside float32
+ALL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def output_has_shape_and_dtype(subject: Subject) -> Iterator[Breach]:
+    """forward, prefill and step give (B, L, D) or (B, D) in the dtype of x."""
+    for dtype in ALL_DTYPES:
+        mixer, x_BLD = subject.build(dtype), subject.inputs(dtype=dtype)
+        with torch.inference_mode():
+            found = {"forward": mixer(x_BLD), "prefill": mixer.prefill(x_BLD)[0]}
+            y_BD, _ = mixer.step(x_BLD[:, 0], mixer.init_state(BATCH, LENGTH, dtype))
+        for what, y, x in (*((what, y, x_BLD) for what, y in found.items()), ("step", y_BD, x_BLD[:, 0])):
+            if y.shape != x.shape:
+                yield Breach(f"the output of {what}", f"shape {tuple(y.shape)} for an input of {tuple(x.shape)}")
+            if y.dtype != x.dtype:
+                yield Breach(f"the output of {what}", f"{plain(y.dtype)} for an input in {plain(x.dtype)}")
+
+
+def causal(subject: Subject) -> Iterator[Breach]:
+    """No output depends on a later input; and some depend on the inputs at all."""
+    mixer, x_BLD = subject.build(), subject.inputs()
+    changed_BLD = x_BLD.clone()
+    changed_BLD[:, CHANGED:] += 10
+    with torch.no_grad():
+        difference_L = (mixer(changed_BLD) - mixer(x_BLD)).abs().amax((0, 2))
+    early = difference_L[:CHANGED]
+    if not early.max() < 1e-12:
+        first = int((~(early < 1e-12)).nonzero()[0])
+        amount = f"changes by {float(difference_L[first]):.2g} when the inputs from position {CHANGED} on change"
+        yield Breach(f"the output at position {first}", amount)
+    if difference_L.max() <= 1e-6:
+        yield Breach("the outputs", "do not depend on the inputs")
+
+
+def forward_prefill_and_steps_agree(subject: Subject) -> Iterator[Breach]:
+    """forward = prefill = repeated step, from one token up."""
+    for length in (1, 2, 17, LENGTH):
+        mixer, x_BLD = subject.build(), subject.inputs(length=length)
+        with torch.inference_mode():
+            y_BLD = mixer(x_BLD)
+            stepped_BLD, _ = steps(mixer, x_BLD, mixer.init_state(BATCH, length, torch.float64))
+            yield from differences(f"prefill of {length} tokens", mixer.prefill(x_BLD)[0], y_BLD)
+            yield from differences(f"{length} steps", stepped_BLD, y_BLD)
+
+
+def prefill_then_steps(subject: Subject) -> Iterator[Breach]:
+    """A prefill of a part, then steps, is the forward of the whole; with room reserved and without."""
+    for prompt in (1, 7, 16, LENGTH - 1):
+        for room in (None, ROOM):
+            mixer, x_BLD = subject.build(), subject.inputs()
+            with torch.inference_mode():
+                head_BLD, state = mixer.prefill(x_BLD[:, :prompt], room)
+                tail_BLD, _ = steps(mixer, x_BLD[:, prompt:], state)
+                joined_BLD = torch.cat((head_BLD, tail_BLD), 1)
+                yield from differences(f"prefill of {prompt} tokens, then steps", joined_BLD, mixer(x_BLD))
+
+
+def prefill_leaves_the_state_of_steps(subject: Subject) -> Iterator[Breach]:
+    """The state after a prefill is that after as many steps, and keeps no larger tensor alive."""
+    mixer, x_BLD = subject.build(), subject.inputs()
+    with torch.inference_mode():
+        _, state = mixer.prefill(x_BLD, ROOM)
+        _, stepped = steps(mixer, x_BLD, mixer.init_state(BATCH, ROOM, torch.float64))
+    yield from layouts("the state after a prefill", state, "after steps", stepped)
+    for key in state.keys() & stepped.keys():
+        if state[key].shape == stepped[key].shape:
+            yield from differences(f"state {key!r} after a prefill", state[key], stepped[key], tokens=False)
+        if state[key].untyped_storage().nbytes() != state[key].nbytes:
+            held = state[key].untyped_storage().nbytes()
+            yield Breach(f"state {key!r}", f"a view of {state[key].nbytes} bytes into memory of {held}; clone it")
+
+
+def state_keeps_its_size(subject: Subject) -> Iterator[Breach]:
+    """A step leaves the shapes and dtypes of the state as they are, and prefill gives those of init_state."""
+    for dtype in ALL_DTYPES:
+        mixer, x_BLD = subject.build(dtype), subject.inputs(dtype=dtype)
+        with torch.inference_mode():
+            first = mixer.init_state(BATCH, ROOM, dtype)
+            before, state = layout(first), first
+            for position, x_BD in enumerate(x_BLD.unbind(1)):
+                _, state = mixer.step(x_BD, state)
+                if layout(state) != before:
+                    yield from changes(f"after step {position + 1}", before, layout(state))
+                    break
+            _, filled = mixer.prefill(x_BLD, ROOM)
+        yield from layouts(f"the state after a prefill in {plain(dtype)}", filled, "of init_state", first)
+        for key, tensor in first.items():
+            if not tensor.dim() or tensor.shape[0] != BATCH:
+                yield Breach(f"state {key!r}", f"shape {tuple(tensor.shape)}: the first dimension must be the batch")
+
+
+def sequences_are_independent(subject: Subject) -> Iterator[Breach]:
+    """A batch equals its rows, one by one."""
+    mixer, x_BLD = subject.build(), subject.inputs()
+    with torch.no_grad():
+        alone_BLD = torch.cat([mixer(x_1LD) for x_1LD in x_BLD.split(1)])
+        yield from differences("a batch beside its sequences one by one", mixer(x_BLD), alone_BLD)
+
+
+def ages_decode_together(subject: Subject) -> Iterator[Breach]:
+    """Sequences of different lengths can be put into one state and decoded in one step."""
+    mixer, x_BLD = subject.build(), subject.inputs(batch=2)
+    with torch.inference_mode():
+        young, old = (mixer.prefill(x_BLD[i : i + 1, :n], LENGTH)[1] for i, n in ((0, 3), (1, 20)))
+        state = {key: torch.cat((young[key], old[key])) for key in young}
+        y_BD, state = mixer.step(torch.stack((x_BLD[0, 3], x_BLD[1, 20])), state)
+        y_BD, _ = mixer.step(torch.stack((x_BLD[0, 4], x_BLD[1, 21])), state)
+        for row, length in ((0, 5), (1, 22)):
+            right_D = mixer(x_BLD[row : row + 1, :length])[0, -1]
+            yield from differences(f"the sequence of {length} tokens", y_BD[row], right_D, tokens=False)
+
+
+def gradients_are_right(subject: Subject) -> Iterator[Breach]:
+    """Gradients of the input and every parameter in float32 are those in float64; none is missing or zero."""
+    wide, narrow = subject.build(), subject.build(torch.float32)
+    wide.load_state_dict(narrow.state_dict())
+    x_BLD, weights_BLD = subject.inputs(dtype=torch.float32), torch.randn(BATCH, LENGTH, subject.d_model)
+    gradients: list[dict[str, Tensor | None]] = []
+    for mixer, dtype in ((wide, torch.float64), (narrow, torch.float32)):
+        leaf_BLD = x_BLD.to(dtype).requires_grad_()
+        (mixer(leaf_BLD) * weights_BLD.to(dtype)).sum().backward()
+        named = {key: p.grad for key, p in mixer.named_parameters() if p.requires_grad}
+        gradients.append({"input": leaf_BLD.grad} | named)
+    for key, exact in gradients[0].items():
+        found = gradients[1][key]
+        if exact is None or found is None or not exact.norm() > 0:
+            yield Breach(f"the gradient of {key}", "there is none: nothing depends on it")
+            continue
+        error = float((found.double() - exact).norm())
+        if not error < 1e-5 * float(exact.norm()) + 1e-6:
+            yield Breach(f"the gradient of {key}", f"relative error {error / float(exact.norm()):.2g}, at most 1e-05")
+
+
+def state_has_the_stated_size(subject: Subject) -> Iterator[Breach]:
+    """Measured state bytes are those of the line `state_bytes = ...` in the docstring, where there is one."""
+    formula = stated_formula(subject.name)
+    if formula is None:
+        return
+    given = check_options(subject.name, subject.d_model, subject.options)
+    mixer = subject.build(torch.float32)
+    for dtype in ALL_DTYPES:
+        for length in (1, 48):
+            wide = 8 if dtype == torch.float64 else 4
+            names = given | {"d": subject.d_model, "L": length, "e": dtype.itemsize, "a": wide}
+            stated = eval(formula, {}, names | {"f": given.get("feature_dim")})
+            for batch, device in ((1, "cpu"), (1, "meta"), (4, "cpu")):
+                measured = size(mixer.init_state(batch, length, dtype, device))
+                if measured != batch * stated:
+                    what = f"init_state({batch}, {length}, {plain(dtype)}, {device!r})"
+                    yield Breach(what, f"{measured:,} bytes, where {batch} x {stated:,} are stated ({formula})")
+
+
+def bfloat16_is_close(subject: Subject) -> Iterator[Breach]:
+    """In bfloat16 forward and steps are within a few percent of float32."""
+    narrow, wide = subject.build(torch.bfloat16), subject.build(torch.float32)
+    wide.load_state_dict(narrow.state_dict())
+    x_BLD = subject.inputs(dtype=torch.bfloat16)
+    with torch.inference_mode():
+        exact_BLD = wide(x_BLD.float())
+        stepped_BLD, _ = steps(narrow, x_BLD, narrow.init_state(BATCH, LENGTH, torch.bfloat16))
+        for what, y_BLD in (("forward", narrow(x_BLD)), ("step", stepped_BLD)):
+            error = float((y_BLD.float() - exact_BLD).norm() / exact_BLD.norm())
+            if not error < FEW_DIGITS:
+                yield Breach(f"{what} in bfloat16", f"relative error {error:.2g}, at most {FEW_DIGITS:g}")
+
+
+def nothing_is_read_back(subject: Subject) -> Iterator[Breach]:
+    """On tensors without values, a shape or branch that depends on data raises, as it would break a CUDA graph."""
+    with FakeTensorMode():
+        mixer = get_mixer(subject.name)(subject.d_model, **subject.options)
+        x_BLD = torch.empty(BATCH, LENGTH, subject.d_model)
+        mixer.train()(x_BLD).sum().backward()
+        with torch.no_grad():
+            _, state = mixer.prefill(x_BLD, 40)
+            mixer.step(x_BLD[:, 0], state)
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Law:
+    """A promise, the function that looks for breaches, and what to do about them."""
+
+    look: Callable[[Subject], Iterator[Breach]]
+    advice: str
+
+    @property
+    def name(self) -> str:
+        """`causal`, `state keeps its size`."""
+        return self.look.__name__.replace("_", " ")
+
+
+LAWS = (
+    Law(output_has_shape_and_dtype, "Give back what came in: cast sums kept in a wider dtype with .to(x.dtype)."),
+    Law(causal, "Look for a mean, norm or convolution over the whole length, and for masks that are off by one."),
+    Law(forward_prefill_and_steps_agree, "Compare forward and step at the first position named; mind the first token."),
+    Law(prefill_then_steps, "prefill must leave the state as its last token left it, with room for max_length tokens."),
+    Law(
+        prefill_leaves_the_state_of_steps, "prefill should fill every tensor of init_state, in shape, dtype and value."
+    ),
+    Law(
+        state_keeps_its_size, "Allocate all room in init_state(max_length) and write into it; never torch.cat a state."
+    ),
+    Law(sequences_are_independent, "Look for a sum, norm or reshape that mixes dimension 0."),
+    Law(ages_decode_together, "Keep positions in the state, one for each sequence, not in the module or a Python int."),
+    Law(gradients_are_right, "Look for .detach(), .data, in-place changes and hand-written backwards."),
+    Law(state_has_the_stated_size, "Correct init_state or the docstring's formula: d d_model, L max_length, e bytes."),
+    Law(bfloat16_is_close, "Accumulate sums over time in float32 (basedbench.mixers.base.accumulator_dtype)."),
+    Law(
+        nothing_is_read_back, "No .item(), no branch on a tensor's value, no tensor from host data in forward or step."
+    ),
+)
+
+
+def broken(law: Law, subject: Subject) -> list[Breach]:
+    """All breaches of a law; what the mixer raises is one of them."""
+    found = []
+    try:
+        for breach in law.look(subject):
+            found.append(breach)
+    except Exception as error:
+        text = str(error).strip().split("\n")[0]
+        found.append(Breach(_place(error), f"raises {type(error).__name__}: {text}"))
+    return found
+
+
+def _place(error: Exception) -> str:
+    """The last line of code that is neither ours here nor PyTorch's: the mixer's."""
+    place, trace = "the mixer", error.__traceback__
+    while trace:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.parent != Path(__file__).parent and "torch" not in file.parts:
+            place = f"{file.name} line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

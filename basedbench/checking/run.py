@@ -1,0 +1,108 @@
+"""All problems on one device, in worker processes: a lost CUDA context or a crash costs one row, not the table."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from basedbench.checking.problems import Problem
+from basedbench.config.throughput import MeasureSection
+from basedbench.timing.failures import classify
+from basedbench.timing.worker import Failure, Worker
+
+Row = dict[str, Any]
+Listener = Callable[[Row], None]
+LIMIT_S = 300.0  # for one problem, compilation included
+_BLANK: Row = {"implementation": None, "error": None, "bound": None, "verdict": "failed", "reason": None}
+FAILURES = ("WRONG", "failed")
+
+
+class Attempt:
+    """One problem inside a worker process."""
+
+    def __init__(self, problem: Problem, device: str) -> None:
+        self.problem, self.device = problem, device
+
+    def prepare(self) -> Row:
+        """The row's verdict. Whatever the implementation raises is a verdict too; `lost` if the device went with it."""
+        from basedbench.checking.contender import check_contender
+        from basedbench.checking.kernel import check_kernel
+
+        try:
+            return (check_contender if self.problem.contender else check_kernel)(self.problem, self.device)
+        except Exception as error:
+            status, reason = classify(error)
+            row = {"verdict": "failed", "reason": f"{status}: {reason}"}
+        return row | {"lost": not _alive(self.device)}
+
+
+def set_up(device: str, plugins: Sequence[str]) -> Callable[..., Attempt]:
+    """What a worker does first: one thread each on a CPU, the device, the user's contenders."""
+    import torch
+
+    from basedbench.contenders import load_plugin
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(device)
+    for path in plugins:
+        load_plugin(path)
+    return lambda problem, _: Attempt(problem, device)
+
+
+def run_checks(
+    problems: Sequence[Problem], device: str, plugins: Sequence[str], jobs: int, listener: Listener
+) -> list[Row]:
+    """A row for every problem, in their order. Workers take the next problem as they get free."""
+    rows: dict[int, Row] = {}
+    waiting = deque(enumerate(problems))
+    while waiting:  # a worker that is lost leaves its thread; the rest goes on, and new ones start here
+        workers = [Worker(device, plugins, set_up) for _ in range(min(jobs, len(waiting)))]
+        with ThreadPoolExecutor(len(workers)) as pool:
+            try:
+                for done in [pool.submit(_work, worker, waiting, rows, listener) for worker in workers]:
+                    done.result()
+            finally:
+                for worker in workers:
+                    worker.stop()
+    return [rows[index] for index in range(len(problems))]
+
+
+def _work(worker: Worker, waiting: "deque[tuple[int, Problem]]", rows: dict[int, Row], listener: Listener) -> None:
+    while True:
+        try:
+            index, problem = waiting.popleft()
+        except IndexError:
+            return
+        started = time.monotonic()
+        answer = worker.prepare(problem, MeasureSection(timeout=LIMIT_S))
+        found = {"reason": f"{answer.status}: {answer.reason}"} if isinstance(answer, Failure) else dict(answer)
+        lost = found.pop("lost", isinstance(answer, Failure))
+        rows[index] = _BLANK | _facts(problem) | found | {"seconds": time.monotonic() - started}
+        listener(rows[index])
+        if lost:
+            return
+
+
+def _facts(problem: Problem) -> Row:
+    return {
+        "label": problem.label,
+        "operator": problem.operator,
+        "implementation": problem.contender,
+        "mode": problem.mode,
+        "dtype": problem.dtype,
+        "length": problem.length,
+        "shape": problem.shape,
+    }
+
+
+def _alive(device: str) -> bool:
+    """Whether the device still computes: after an illegal access everything in this process fails."""
+    import torch
+
+    try:
+        return float(torch.ones(1, device=device).sum()) == 1.0
+    except RuntimeError:
+        return False

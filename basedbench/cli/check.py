@@ -1,0 +1,85 @@
+"""`basedbench check`: is it right? The kernels on this machine against float64; a mixer against its contract."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is wrong, and the end.")]
+
+group = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@group.callback()
+def kernels(
+    context: typer.Context,
+    filter: Annotated[str | None, typer.Option(help="Only problems whose label this regular expression finds.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="A Python file that registers contenders: they are checked instead.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes.  [default: cores, at most 8]")] = None,
+    as_json: _JSON = False,
+    quiet: _QUIET = False,
+) -> None:
+    """Check every kernel on this machine against float64; exit code 1 if one is wrong.
+
+    Outputs, gradients of every input, and decode steps with their states, over dtypes, lengths, widths and options. An
+    error may be twice that of the PyTorch reference in the same dtype, plus a floor.
+
+    basedbench check mixer NAME runs the contract of a sequence mixer.
+    """
+    if context.invoked_subcommand:
+        return
+    from basedbench.checking.contender import contender_problems
+    from basedbench.checking.problems import problems
+    from basedbench.checking.run import FAILURES, run_checks
+    from basedbench.cli import check_report as report
+    from basedbench.config.matching import matching
+    from basedbench.contenders import load_plugin
+    from basedbench.engines import cores, resolve_devices
+
+    place = resolve_devices(device)[0]
+    own = [one for path in plugin or [] for one in load_plugin(path)]
+    chosen = contender_problems(own) if own else problems(place.partition(":")[0])
+    chosen = chosen if filter is None else matching(chosen, filter, "problems")
+    listener = report.Progress(len(chosen), silent=quiet or as_json)
+    rows = run_checks(chosen, place, [str(path) for path in plugin or []], jobs or min(8, cores()), listener)
+    report.kernels(rows, place, as_json=as_json, quiet=quiet)
+    if any(row["verdict"] in FAILURES for row in rows):
+        raise typer.Exit(1)
+
+
+@group.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def mixer(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A registered mixer. Its options follow as --name value.")],
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers it.")] = None,
+    d_model: Annotated[int, typer.Option(min=1, help="Its width.")] = 24,
+    as_json: _JSON = False,
+    quiet: _QUIET = False,
+) -> None:
+    """Run the contract's laws over a sequence mixer, on the CPU; exit code 1 if it breaks one.
+
+    basedbench check mixer mine --plugin mine.py --d-model 32 --feature-dim 8
+    """
+    from basedbench.checking.laws import LAWS, broken
+    from basedbench.checking.subject import Subject, stated_formula
+    from basedbench.cli import check_report as report
+    from basedbench.cli.recall_input import given_options, load_plugins
+    from basedbench.mixers import check_options
+
+    load_plugins(plugin or [])
+    options = given_options(context.args)
+    check_options(name, d_model, options)
+    subject = Subject(name, d_model, options)
+    found = {law: broken(law, subject) for law in LAWS}
+    report.laws(name, found, stated=stated_formula(name) is not None, as_json=as_json, quiet=quiet)
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.add_typer(group, name="check")

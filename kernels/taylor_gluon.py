@@ -1,0 +1,170 @@
+"""The Gluon form of taylor_attention on Hopper: which inputs it takes, and its launches.
+
+Enough sequences to fill the device: one kernel, serial over each of them. Fewer: three passes, sums of the segments,
+running sums, and the serial kernel from each segment's own state. Value widths beyond 64 are tiles of 64 that know
+nothing of each other.
+
+Gluon is an experimental part of Triton: it is imported when first needed, and where it is missing or another one the
+plain Triton kernels take over.
+"""
+
+from copy import copy
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
+
+# One wave of two programs per multiprocessor; more segments only move more states.
+PROGRAMS = 256
+SHORTEST_SEGMENT = 512
+# Tokens per step of the serial kernel / 64, buffers of such steps, buffers of outputs.
+SHAPE = (1, 3, 1)
+SUMS_SHAPE = (2, 3)
+BLOCK = 256
+
+
+@lru_cache
+def _kernels() -> ModuleType | str:
+    """The module with the kernels that all forms share, or why there is none."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+        return f"Triton {triton.__version__} is older than 3.6, for whose Gluon these kernels are written"
+    try:
+        from . import taylor_gluon_kernels, taylor_gluon_serial  # noqa: F401
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return f"Triton {triton.__version__} has no Gluon that these kernels know: {error}"
+    return taylor_gluon_kernels
+
+
+@lru_cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def _mappable(x: Tensor) -> bool:
+    """Whether a tensor map can describe x: aligned to 16 bytes everywhere, rows dense."""
+    strides = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
+    return x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride > 0 and stride % 8 == 0 for stride in strides)
+
+
+def unsupported(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor) -> str | None:
+    """Why the Gluon kernels do not take these inputs, or None if they do."""
+    if v_BLHV.dtype != torch.bfloat16 or q_BLHK.shape[-1] != 16 or v_BLHV.shape[-1] % 8:
+        return "bf16, key width 16 and a value width that is a multiple of 8 only"
+    if not v_BLHV.is_cuda or not _is_hopper(v_BLHV.device):
+        return "a GPU of compute capability 9.0 only"
+    if not all(_mappable(x) for x in (q_BLHK, k_BLHK, v_BLHV)):
+        return "strides and addresses must be multiples of 16 bytes"
+    kernels = _kernels()
+    return kernels if isinstance(kernels, str) else None
+
+
+class _Plan(NamedTuple):
+    """How a call is cut: `segment` tokens (a multiple of 128), `places` sequences x value tiles."""
+
+    length: int
+    heads: int
+    segment: int
+    segments: int
+    value_tiles: int
+    places: int
+
+    @property
+    def scalars(self) -> tuple[int, int, int, int, int]:
+        return self.length, self.heads, self.segment, self.segments, self.value_tiles
+
+
+def plan(batch: int, length: int, heads: int, value_dim: int) -> _Plan:
+    value_tiles = triton.cdiv(value_dim, 64)
+    places = batch * heads * value_tiles
+    segments = max(1, min(PROGRAMS // places, length // SHORTEST_SEGMENT))
+    segment = triton.cdiv(triton.cdiv(length, segments), 128) * 128
+    return _Plan(length, heads, segment, triton.cdiv(length, segment), value_tiles, places)
+
+
+@lru_cache(maxsize=1024)
+def _map_of(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, rows: int, columns: int) -> Any:
+    """A tensor map for any tensor of this shape, yet without one: making it anew takes longer than small kernels."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    batch, length, heads, width = shape
+    # The stride of a dimension of one is never used, but has to be a valid one.
+    strides = tuple(8 if shape[i] == 1 else strides[i] for i in (0, 2, 1))
+    made = TensorDescriptor(
+        torch.empty(1024, dtype=dtype), [batch, heads, length, width], [*strides, 1], [1, 1, rows, columns],
+        NVMMASharedLayout(2 * columns, 16, 4),
+    )  # fmt: skip
+    made.base = None
+    return made
+
+
+def _map(x: Tensor, rows: int, columns: int) -> Any:
+    """Tensor map of (B,L,H,W) in tiles of one head, rows x columns; what it reads beyond the edges is zero."""
+    made = copy(_map_of(x.shape, x.stride(), x.dtype, rows, columns))
+    made.base = x
+    return made
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, y: Tensor, inverse: Tensor, final: Tensor | None
+) -> None:
+    """Writes y (B,L,H,V), 1 / z (B,H,L) and, where it is given, the final state; y must be contiguous."""
+    kernels = _kernels()
+    assert isinstance(kernels, ModuleType)
+    batch, length, heads, value_dim = v.shape
+    cut = plan(batch, length, heads, value_dim)
+    begin = cut.segments > 1 or initial is not None
+    slots = inverse
+    if begin or final is not None:
+        slots = inverse.new_empty((cut.places, cut.segments + 1, SLOT.value))
+    grid = (cut.places, triton.cdiv(SLOT.value, BLOCK))
+    if cut.segments > 1:
+        _segment_sums(kernels, k, v, slots, cut)
+    if begin:
+        running_sums_kernel[grid](
+            slots, slots if initial is None else initial, cut.segments, cut.value_tiles,
+            V=value_dim, INITIAL=initial is not None, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    _serial(q, k, v, y, inverse, slots, cut, begin=begin, final=final is not None)
+    if final is not None:
+        final_state_kernel[grid](slots, final, cut.segments, cut.value_tiles, V=value_dim, BLOCK=BLOCK, num_warps=4)
+
+
+def _segment_sums(kernels: Any, k: Tensor, v: Tensor, slots: Tensor, cut: _Plan) -> None:
+    halves, stages = SUMS_SHAPE
+    kernels.segment_sums_kernel[(cut.places * (cut.segments - 1),)](
+        _map(k, 64 * halves, 16),
+        _map(v, 64 * halves, 64),
+        slots,
+        *cut.scalars,
+        HALVES=halves,
+        STAGES=stages,
+        num_warps=4,
+    )
+
+
+def _serial(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    inverse: Tensor,
+    slots: Tensor,
+    cut: _Plan,
+    *,
+    begin: bool,
+    final: bool,
+) -> None:
+    from .taylor_gluon_serial import serial_kernel
+
+    halves, stages, outputs = SHAPE
+    rows = 64 * halves
+    serial_kernel[(cut.places * cut.segments,)](
+        _map(q, rows, 16), _map(k, rows, 16), _map(v, rows, 64), _map(y, 64, 64), inverse, slots, *cut.scalars,
+        BEGIN=begin, FINAL=final, HALVES=halves, STAGES=stages, OUTPUTS=outputs, num_warps=4,
+    )  # fmt: skip

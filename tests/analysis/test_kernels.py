@@ -1,0 +1,90 @@
+"""The kernel table: made from rows, and the README's is what the committed rows give."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from basedbench.analysis.kernels import NOTHING, kernel_cases, kernel_table, replace_section, section
+from basedbench.cli.results import kernels_markdown
+from basedbench.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(contender: str, milliseconds: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "suite": "kernels", "operator": "taylor_attention", "contender": contender, "mode": "fwd", "dtype": "bf16",
+        "batch": 16, "length": 2048, "heads": 16, "key_dim": 16, "value_dim": 64, "config": "{}", "cache": "cold",
+        "status": "ok", "median_ms": milliseconds, "ci_low_ms": 0.99 * milliseconds, "ci_high_ms": 1.01 * milliseconds,
+        "bandwidth_fraction": 0.5, "flops_fraction": 0.25, "device_name": "NVIDIA H200",
+        "fingerprint": '{"gpu": "NVIDIA H200"}',
+    } | changes  # fmt: skip
+
+
+def test_the_fastest_peer_at_the_same_place_stands_beside_ours() -> None:
+    frame = pd.DataFrame(
+        [
+            row("ours", 0.2),
+            row("fla-parallel", 0.9),
+            row("fla-fused-chunk", 0.6),
+            row("fla-fused-chunk", 0.01, length=512),
+            row("broken", None, status="incorrect"),
+            row("sdpa-flash", 0.05, operator="attention"),
+        ]
+    )
+    (case,) = kernel_cases(frame).to_dict("records")
+    assert (case["peer"], case["peer_ms"]) == ("fla-fused-chunk", 0.6)
+    assert case["ratio"] == pytest.approx(3)
+    assert (case["ceiling"], case["ceiling_fraction"]) == ("bandwidth", 0.5)
+    table = kernel_table(frame).splitlines()
+    assert table[0] == "NVIDIA H200, suite `kernels`, bf16:"
+    assert table[-1] == (
+        "| taylor_attention | B16 L2048 H16 K16 V64 | forward | 0.2 ms (0.198 ms - 0.202 ms) | 50 % bandwidth "
+        "| fla-fused-chunk | 0.6 ms | 3.00 |"
+    )
+
+
+def test_one_row_for_each_of_our_cases_in_the_order_of_modes() -> None:
+    shapes = [{"mode": "decode"}, {"mode": "fwd_bwd"}, {"mode": "fwd", "length": 8192}, {"mode": "fwd"}]
+    frame = pd.DataFrame([row("ours", 1.0, **shape) for shape in shapes])
+    assert [line.split(" | ")[2] for line in kernel_table(frame).splitlines()[4:]] == [
+        "forward", "forward", "forward + backward", "decode step"
+    ]  # fmt: skip
+
+
+def test_what_is_missing_is_said() -> None:
+    frame = pd.DataFrame(
+        [row("ours", 0.05, flops_fraction=None, bandwidth_fraction=None), row("ours", None, status="oom", length=8192)]
+    )
+    lines = kernel_table(frame).splitlines()
+    assert lines[-2].endswith("| forward | 50 us (49.5 us - 50.5 us) | - | - | - | - |")
+    assert lines[-1].endswith("| forward | oom | - | - | - | - |")
+
+
+@pytest.mark.parametrize("changes", [{"suite": "mine"}, {"contender": "fla"}, {"fingerprint": '{"gpu": null}'}])
+def test_without_our_rows_from_a_gpu_there_is_a_sentence(changes: dict[str, Any]) -> None:
+    assert kernel_table(pd.DataFrame([row("ours", 1.0) | changes])) == NOTHING
+    assert kernel_table(None) == NOTHING
+
+
+def test_options_are_part_of_the_shape() -> None:
+    frame = pd.DataFrame([row("ours", 1.0, operator="sliding_window", config='{"window": 64}')])
+    assert "| sliding_window | B16 L2048 H16 K16 V64 window 64 |" in kernel_table(frame)
+
+
+def test_a_section_is_replaced_and_nothing_else() -> None:
+    text = "before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter\n"
+    new = replace_section(text, "a", "new\nlines")
+    assert new == "before\n<!-- a:begin -->\nnew\nlines\n<!-- a:end -->\nafter\n"
+    assert section(new, "a") == "new\nlines"
+    with pytest.raises(UserError, match="b:begin"):
+        replace_section(text, "b", "")
+
+
+def test_the_table_of_the_readme_is_what_the_committed_rows_give() -> None:
+    committed = kernels_markdown(ROOT / "results" / "reference" / "h200")
+    assert section((ROOT / "README.md").read_text(), "kernels") == committed, (
+        "run: basedbench results table kernels --results results/reference/h200 --write README.md"
+    )

@@ -1,0 +1,83 @@
+"""The error measure: a wrong late block shows, a NaN is never right, rounding of a zero gradient is no error."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench.checking.errors import compare
+
+LENGTH = 1000
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def judged(result: Tensor, truth: Tensor, same: Tensor | None = None, dtype: str = "fp32", name: str = "output 1"):
+    return compare({name: result}, {name: truth if same is None else same}, {name: truth}, dtype, LENGTH)
+
+
+def test_equal_is_right() -> None:
+    y = normal(2, LENGTH, 4, 8)
+    finding = judged(y.clone(), y)
+    assert finding.right
+    assert finding.error == 0
+
+
+def test_a_small_error_in_a_late_block_shows_and_is_named() -> None:
+    y = normal(2, LENGTH, 4, 8)
+    wrong = y.clone()
+    wrong[:, 960:] *= 1 + 5e-5  # in the norm of the whole 1e-5, which would pass
+    finding = judged(wrong, y)
+    assert not finding.right
+    assert finding.where == "output 1, tokens 960-999"
+    assert finding.error == pytest.approx(5e-5, rel=0.2)
+
+
+def test_twice_the_error_of_the_reference_is_allowed() -> None:
+    y, noise = normal(2, LENGTH, 8), 1e-3 * normal(2, LENGTH, 8, seed=1)
+    assert judged(y + 1.9 * noise, y, same=y + noise).right
+    assert not judged(y + 2.2 * noise, y, same=y + noise).right
+
+
+def test_one_wrong_head_of_a_state_shows() -> None:
+    state = normal(2, 4, 16, 8)
+    wrong = state.clone()
+    wrong[1, 2] += 1e-4
+    finding = judged(wrong, state)
+    assert not finding.right
+    assert finding.where.endswith("batch x head 6-6")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_single_bad_number_is_wrong(value: float) -> None:
+    y = normal(2, LENGTH, 8)
+    wrong = y.clone()
+    wrong[1, 500, 3] = value
+    assert not judged(wrong, y).right
+
+
+def test_a_gradient_that_is_zero_is_held_against_the_largest() -> None:
+    names = ("gradient of q", "gradient of v")
+    truth = {names[0]: 1e-17 * normal(2, 1, 8), names[1]: normal(2, 1, 8)}
+    rounding = {names[0]: 1e-7 * normal(2, 1, 8, seed=1), names[1]: truth[names[1]]}
+    assert compare(rounding, truth, truth, "fp32", 1).right
+    wrong = {names[0]: 1e-2 * normal(2, 1, 8, seed=1), names[1]: truth[names[1]]}
+    assert not compare(wrong, truth, truth, "fp32", 1).right
+
+
+def test_flags_may_differ_as_often_as_the_references() -> None:
+    hit = torch.zeros(1000, dtype=torch.bool)
+    off = hit.clone()
+    off[:5] = True
+    assert judged(off, hit).right
+    off[:50] = True
+    assert not judged(off, hit).right
+
+
+def test_missing_outputs_and_shapes_are_named() -> None:
+    y = normal(2, 5, 8)
+    assert "output 2" in compare({"a": y}, {"a": y, "output 2": y}, {"a": y, "output 2": y}, "fp32", 5).where
+    assert "shape (2, 5, 7) where (2, 5, 8) is due" in judged(y[..., :7], y).where

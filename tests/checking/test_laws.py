@@ -1,0 +1,170 @@
+"""The contract's laws find mixers that break them, and say where."""
+
+import pytest
+import torch
+from torch import nn
+
+from basedbench.checking.laws import LAWS, broken
+from basedbench.checking.subject import Subject
+from basedbench.mixers import Mixer, registry
+
+
+class Average(Mixer):
+    """The mean of the inputs so far, through a matrix.
+
+    state_bytes = a * d + 4
+    """
+
+    name = "average"
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x_BLD):
+        count_L1 = torch.arange(1, x_BLD.shape[1] + 1, device=x_BLD.device).unsqueeze(-1)
+        wide_BLD = x_BLD if x_BLD.dtype == torch.float64 else x_BLD.float()
+        return self.proj((wide_BLD.cumsum(1) / count_L1).to(x_BLD.dtype))
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        total = torch.zeros(batch_size, self.d_model, dtype=wide, device=device)
+        return {"total": total, "count": torch.zeros(batch_size, 1, dtype=torch.int32, device=device)}
+
+    def step(self, x_BD, state):
+        state = {"total": state["total"] + x_BD, "count": state["count"] + 1}
+        return self.proj((state["total"] / state["count"]).to(x_BD.dtype)), state
+
+
+class Peeks(Average):
+    """Not causal: the mean over the whole sequence."""
+
+    def forward(self, x_BLD):
+        return self.proj(x_BLD.mean(1, keepdim=True).expand_as(x_BLD))
+
+
+class Drifts(Average):
+    """The step forgets the newest token from the third on."""
+
+    def step(self, x_BD, state):
+        y_BD, after = super().step(x_BD, state)
+        late = (state["count"] >= 2).to(y_BD.dtype)
+        return y_BD + 1e-3 * late, after
+
+
+class Grows(Average):
+    """The state keeps every input."""
+
+    def step(self, x_BD, state):
+        y_BD, after = super().step(x_BD, {key: state[key] for key in ("total", "count")})
+        seen = state.get("seen", x_BD[:, None])
+        return y_BD, after | {"seen": torch.cat([seen, x_BD[:, None]], 1)}
+
+
+class Widens(Average):
+    """Outputs in float32, whatever comes in."""
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD).float()
+
+
+class Blends(Average):
+    """Sequences of a batch see each other."""
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) + 1e-3 * x_BLD.mean(0)
+
+
+class Detached(Average):
+    """No gradient reaches the input through the mean."""
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD.detach())
+
+
+class Misstates(Average):
+    """The docstring is wrong.
+
+    state_bytes = 2 * d
+    """
+
+
+class Reads(Average):
+    """A branch on a value."""
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) if x_BLD.sum().item() else x_BLD
+
+
+class Breaks(Average):
+    """The step raises."""
+
+    def step(self, x_BD, state):
+        raise ValueError("no step yet")
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    """Whatever a test registers is gone after it."""
+    registry.mixer_names()
+    monkeypatch.setattr(registry, "_mixers", dict(registry._mixers))
+
+
+def breaches(cls: type[Mixer]) -> dict[str, list[str]]:
+    """The broken laws by name."""
+    registry.register(type(cls.__name__, (cls,), {"name": "under_test", "__doc__": cls.__doc__}))
+    found = {law.name: [str(one) for one in broken(law, Subject("under_test", 8))] for law in LAWS}
+    return {name: some for name, some in found.items() if some}
+
+
+def test_a_sound_mixer_keeps_all_laws():
+    assert breaches(Average) == {}
+
+
+def test_one_that_is_not_causal():
+    found = breaches(Peeks)
+    assert "the output at position 0: changes by" in found["causal"][0]
+    assert "from position 20 on" in found["causal"][0]
+
+
+def test_a_step_that_differs_names_the_position():
+    found = breaches(Drifts)
+    assert found["forward prefill and steps agree"][0].startswith("prefill of 17 tokens, first at position 2: differs")
+    assert "causal" not in found
+    assert "state keeps its size" not in found
+
+
+def test_a_state_that_grows():
+    found = breaches(Grows)
+    assert "state 'seen' after step 1: (3, 2, 8) float32, before missing" in found["state keeps its size"][0]
+
+
+def test_a_wrong_dtype():
+    found = breaches(Widens)
+    assert "the output of forward: float32 for an input in bfloat16" in found["output has shape and dtype"]
+
+
+def test_sequences_that_see_each_other():
+    assert "one by one, first at position 0" in breaches(Blends)["sequences are independent"][0]
+
+
+def test_a_missing_gradient():
+    assert "the gradient of input" in breaches(Detached)["gradients are right"][0]
+
+
+def test_a_size_that_is_not_as_stated():
+    found = breaches(Misstates)
+    assert list(found) == ["state has the stated size"]
+    assert "36 bytes, where 1 x 16 are stated (2 * d)" in found["state has the stated size"][0]
+
+
+def test_a_branch_on_a_value():
+    found = breaches(Reads)
+    assert list(found) == ["nothing is read back"]
+    assert "test_laws.py line" in found["nothing is read back"][0]
+
+
+def test_what_a_mixer_raises_is_a_breach():
+    found = breaches(Breaks)
+    assert "raises ValueError: no step yet" in found["forward prefill and steps agree"][0]
+    assert "causal" not in found

@@ -1,0 +1,189 @@
+"""`basedbench check`: tables and exit codes, for kernels, a plugin's contenders, and mixers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from basedbench.contenders import registry as contenders
+from basedbench.mixers import registry as mixers
+
+CONTENDERS = """
+import os
+from basedbench.contenders import contender
+from basedbench.kernels import short_conv
+
+
+@contender("short_conv", name="twin")
+def twin(x_BLD, weight_DW, bias_D, *, activation=None):
+    return short_conv(x_BLD, weight_DW, bias_D, activation=activation)
+
+
+@contender("short_conv", name="double", modes=("fwd",))
+def double(x_BLD, weight_DW, bias_D, *, activation=None):
+    return 2 * short_conv(x_BLD, weight_DW, bias_D, activation=activation)
+
+
+@contender("short_conv", name="fatal", modes=("fwd",))
+def fatal(x_BLD, weight_DW, bias_D, *, activation=None):
+    if x_BLD.shape[1] == 17:
+        os.abort()
+    return short_conv(x_BLD, weight_DW, bias_D, activation=activation)
+
+
+@contender("short_conv", name="raising", modes=("fwd",))
+def raising(x_BLD, weight_DW, bias_D, *, activation=None):
+    raise RuntimeError("first line\\nsecond line")
+"""
+
+MIXERS = """
+import torch
+from torch import nn
+from basedbench.mixers import Mixer, register
+
+
+class Sound(Mixer):
+    name = "sound_one"
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x_BLD):
+        return self.prefill(x_BLD)[0]
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        return {"mean": torch.zeros(batch_size, self.d_model, dtype=dtype, device=device)}
+
+    def step(self, x_BD, state):
+        mean_BD = torch.lerp(self.proj(x_BD), state["mean"], 0.5)
+        return mean_BD, {"mean": mean_BD.clone()}
+
+
+@register
+class Future(Sound):
+    name = "future_one"
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) + x_BLD.mean(1, keepdim=True)
+
+
+register(Sound)
+"""
+
+
+@pytest.fixture
+def contender_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(contenders, "_REGISTERED", dict(contenders._REGISTERED))
+    monkeypatch.setattr(contenders, "_PLUGINS", {})
+    path = tmp_path / "mine.py"
+    path.write_text(CONTENDERS)
+    return path
+
+
+@pytest.fixture
+def mixer_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    mixers.mixer_names()
+    monkeypatch.setattr(mixers, "_mixers", dict(mixers._mixers))
+    monkeypatch.setattr(mixers, "_plugins", {})
+    path = tmp_path / "mine.py"
+    path.write_text(MIXERS)
+    return path
+
+
+def test_kernels_within_bounds_exit_0(run_cli):
+    outcome = run_cli("check", "--device", "cpu", "--filter", "^(short_conv|embedding) .* L(17|1000) ", "--jobs", 1)
+    assert outcome.exit_code == 0
+    assert "decode step fp32" in outcome.stdout
+    assert "problems on cpu, computed by reference" in outcome.stdout
+    assert "WRONG" not in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 100
+    assert outcome.stderr.startswith("checking ")
+
+
+def test_json_has_a_row_for_every_problem(run_cli):
+    outcome = run_cli("check", "--device", "cpu", "--filter", "^short_conv .* L17 ", "--json", "--jobs", 1)
+    rows = json.loads(outcome.stdout, parse_constant=pytest.fail)
+    assert {row["mode"] for row in rows} == {"fwd", "gradients", "step"}
+    for row in rows:
+        assert row["verdict"] == "ok"
+        assert row["implementation"] == "reference"
+        assert 0 <= row["error"] <= row["bound"]
+
+
+def test_a_wrong_a_raising_and_a_dying_contender_are_rows(run_cli, contender_plugin):
+    pattern = r" fwd fp32 L(1|17|1000) D64 W4"
+    outcome = run_cli("check", "--device", "cpu", "--plugin", contender_plugin, "--filter", pattern, "--jobs", 2)
+    assert outcome.exit_code == 1
+    assert "Traceback" not in outcome.stdout + outcome.stderr
+    assert "second line" in outcome.stdout or "first line" in outcome.stdout
+    assert "short_conv/double fwd fp32 L1000 D64 W4: WRONG" in outcome.stdout
+    assert "short_conv/fatal fwd fp32 L17 D64 W4: failed: crashed: the worker died with signal 6" in outcome.stdout
+    assert outcome.stdout.splitlines()[-1].startswith("12 problems on cpu, computed by double and fatal and")
+    assert "5 ok, 3 WRONG, 4 failed" in outcome.stdout
+
+
+def test_quiet_prints_what_is_wrong_alone(run_cli, contender_plugin):
+    outcome = run_cli(
+        "check", "-q", "--device", "cpu", "--plugin", contender_plugin, "--filter", "(twin|double) fwd fp32 L17 D64 W4"
+    )
+    assert outcome.exit_code == 1
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("short_conv/double fwd fp32 L17 D64 W4: WRONG: the output: relative error")
+    assert lines[-1].endswith("1 ok, 1 WRONG.")
+    assert outcome.stderr == ""
+
+
+def test_what_a_contender_does_not_take_is_skipped_with_its_reason(run_cli, contender_plugin):
+    arguments = ("--plugin", contender_plugin, "--filter", "twin step fp32 L17 D64 W4", "--device", "cpu")
+    outcome = run_cli("check", *arguments)
+    assert outcome.exit_code == 0
+    assert "1 skipped: registered for fwd, fwd_bwd only" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--filter", "nothing_like_it"], "matches none of"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["mixer", "bassed"], "did you mean 'based'?"),
+        (["mixer", "based", "--feature-dims", "8"], "did you mean 'feature_dim'?"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence(run_cli, arguments, message):
+    outcome = run_cli("check", *arguments)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith("Error: ")
+    assert message in outcome.stderr
+
+
+def test_a_registered_mixer_keeps_the_contract(run_cli):
+    outcome = run_cli("check", "mixer", "based", "--d-model", 16, "--feature-dim", 4)
+    assert outcome.exit_code == 0
+    assert outcome.stdout.splitlines()[-1] == "based keeps all 12 laws."
+    assert "kept    causal" in outcome.stdout
+
+
+def test_a_plugins_mixer_without_a_stated_size(run_cli, mixer_plugin):
+    outcome = run_cli("check", "mixer", "sound_one", "--plugin", mixer_plugin)
+    assert outcome.exit_code == 0
+    assert "sound_one keeps all 12 laws." in outcome.stdout
+    assert "states no size of the state" in outcome.stdout
+
+
+def test_a_broken_law_says_where_by_how_much_and_what_next(run_cli, mixer_plugin):
+    outcome = run_cli("check", "mixer", "future_one", "--plugin", mixer_plugin, "--quiet")
+    assert outcome.exit_code == 1
+    assert "BROKEN  causal" in outcome.stdout
+    assert "the output at position 0: changes by" in outcome.stdout
+    assert "Next: Look for a mean, norm or convolution over the whole length" in outcome.stdout
+    assert "kept" not in outcome.stdout
+    assert "laws are broken." in outcome.stdout.splitlines()[-1]
+
+
+def test_a_broken_law_as_json(run_cli, mixer_plugin):
+    outcome = run_cli("check", "mixer", "future_one", "--plugin", mixer_plugin, "--json")
+    laws = {law["law"]: law for law in json.loads(outcome.stdout)}
+    assert not laws["causal"]["kept"]
+    assert laws["causal"]["breaches"][0]["where"] == "the output at position 0"
+    assert laws["state keeps its size"] == {"law": "state keeps its size", "kept": True, "breaches": []}

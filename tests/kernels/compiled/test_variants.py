@@ -1,0 +1,59 @@
+"""Every Triton kernel in use, compiled for an H200 without one: no wrong code, no large spills."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from basedbench.checking.problems import COVERAGE
+
+ROOT = Path(__file__).parents[3]
+# Bytes of stack, where registers go that do not fit. A few beside a loop cost nothing that can be measured. Products in
+# three parts of tf32, which fp32 and fp16 take, hold each operand three times: they are not what is timed.
+STACK_LIMITS = {"bf16": 128, "fp16": 2048, "fp32": 2048}
+# Processes to compile in: each imports torch anew.
+PARTS = 4
+
+
+def disassembler() -> Path | None:
+    """Where Triton's wheel has its cuobjdump."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return path if path.exists() else None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.parametrize("operators", [list(COVERAGE)[part::PARTS] for part in range(PARTS)], ids=" ".join)
+def test_machine_code(operators: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.compiled.compile_variants", *operators]
+    done = subprocess.run(
+        command,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = [f"{one['problem']}: {one['failed']}" for one in found if "failed" in one]
+    assert not failed, "\n".join(failed)
+    wrong = [f"{one['problem']}: {text}" for one in found for text in one["suspicions"]]
+    assert not wrong, "the assembler made wrong code, these variants must not be used:\n" + "\n".join(wrong)
+    spilling = [f"{one['problem']}: {one['kernel']} {one['stack']} bytes" for one in found if _spills(one)]
+    assert not spilling, f"more stack than {STACK_LIMITS} bytes:\n" + "\n".join(spilling)
+
+
+def _spills(one: dict[str, Any]) -> bool:
+    return bool(one["stack"] > STACK_LIMITS[one["dtype"]])
