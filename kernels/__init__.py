@@ -3,7 +3,7 @@
 from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
 from .block_boundary import block_boundary
-from .embedding import TokenOrder, embedding
+from .embedding import embedding
 from .gated_conv import gated_conv
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
@@ -15,7 +15,6 @@ from .ssd import ssd, ssd_step
 from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
 
 __all__ = [
-    "TokenOrder",
     "adamw_step",
     "add_layer_norm",
     "block_boundary",

@@ -1,4 +1,4 @@
-"""`embedding` in Triton; its backward goes over positions sorted by token.
+"""The backward of `embedding` in Triton, over positions sorted by token.
 
 The sorted positions are cut into runs of `RUN`. First, a program per run notes where tokens begin and end, and adds up
 its rows if they all belong to one token. Then a program per token adds the rows of its own at the edges, and the sums
@@ -12,30 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .embedding import TokenOrder
-
-TILE = 2048  # elements of the forward's
 RUN = 64
 ROWS = 8  # of a tile of the second kernel: most tokens occur a few times in a batch
 
 
 @triton.jit
-def embedding_kernel(tokens, weight, y, count, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK_D)
-    inside = (row < count)[:, None] & (column < D)[None, :]
-    token = tl.load(tokens + row, mask=row < count, other=0)
-    values = tl.load(weight + token[:, None] * D + column[None, :], mask=inside)
-    tl.store(y + row.to(tl.int64)[:, None] * D + column[None, :], values, mask=inside)
-
-
-@triton.jit
 def embedding_runs_kernel(
-    dy, keys, positions, cursor, length, bounds, sums, count, vocabulary,
+    dy, keys, positions, bounds, sums, count, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    keys += tl.load(cursor) * length
-    positions += tl.load(cursor) * length
     index = tl.program_id(0) * RUN + tl.arange(0, RUN)
     key = tl.load(keys + index, mask=index < count, other=-1).to(tl.int32)
     before = tl.load(keys + index - 1, mask=(index > 0) & (index < count), other=-1).to(tl.int32)
@@ -52,10 +37,9 @@ def embedding_runs_kernel(
 
 @triton.jit
 def embedding_tokens_kernel(
-    dy, positions, cursor, length, bounds, sums, out, vocabulary,
+    dy, positions, bounds, sums, out, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    positions += tl.load(cursor) * length
     token = tl.program_id(0)
     first = tl.load(bounds + token)
     last = tl.load(bounds + vocabulary + token)
@@ -85,71 +69,53 @@ def _gather(dy, positions, start, stop, column, D: tl.constexpr, ROWS: tl.conste
 
 
 @torch.library.custom_op("basedbench::embedding", mutates_args=())
-def _embedding(
-    tokens: Tensor, weight: Tensor, keys: Tensor | None, places: Tensor | None, cursor: Tensor | None
-) -> Tensor:
-    tokens, weight = tokens.contiguous(), weight.contiguous()
-    width, count = weight.shape[1], tokens.numel()
-    y = weight.new_empty((*tokens.shape, width))
-    block = triton.next_power_of_2(width)
-    rows = max(1, TILE // block)
-    if count:
-        embedding_kernel[(triton.cdiv(count, rows),)](tokens, weight, y, count, D=width, BLOCK_D=block, ROWS=rows)
-    return y
+def _embedding(tokens: Tensor, weight: Tensor) -> Tensor:
+    return weight.index_select(0, tokens.flatten()).view(*tokens.shape, weight.shape[1])
 
 
 @_embedding.register_fake
-def _(tokens: Tensor, weight: Tensor, keys: Tensor | None, places: Tensor | None, cursor: Tensor | None) -> Tensor:
+def _(tokens: Tensor, weight: Tensor) -> Tensor:
     return weight.new_empty((*tokens.shape, weight.shape[1]))
 
 
 @torch.library.custom_op("basedbench::embedding_backward", mutates_args=())
-def _embedding_backward(
-    dy: Tensor, tokens: Tensor, keys: Tensor | None, places: Tensor | None, cursor: Tensor | None,
-    vocabulary: int, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+def _embedding_backward(dy: Tensor, tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
     """The gradient (V,D) of the table."""
     width, count, dy = dy.shape[-1], tokens.numel(), dy.contiguous()
     if not count:
         return dy.new_zeros((vocabulary, width), dtype=dtype)
-    length = tokens.shape[-1] if tokens.dim() else 1
-    if keys is None or places is None or cursor is None:
-        narrow = torch.int16 if vocabulary <= 2**15 else torch.int32
-        keys, places = torch.sort(tokens.flatten().to(narrow), stable=True)
-        cursor = torch.zeros((), dtype=torch.int64, device=dy.device)
+    narrow = torch.int16 if vocabulary <= 2**15 else torch.int32
+    keys, positions = torch.sort(tokens.flatten().to(narrow), stable=True)
     runs = triton.cdiv(count, RUN)
     bounds = torch.zeros((2, vocabulary), dtype=torch.int32, device=dy.device)
     sums = torch.empty((runs, width), dtype=torch.float32, device=dy.device)
     out = torch.empty((vocabulary, width), dtype=dtype, device=dy.device)
     shape = {"D": width, "BLOCK_D": triton.next_power_of_2(width), "RUN": RUN}
-    order = places, cursor, length, bounds, sums
-    embedding_runs_kernel[(runs,)](dy, keys, *order, count, vocabulary, **shape)
-    embedding_tokens_kernel[(vocabulary,)](dy, *order, out, vocabulary, **shape, ROWS=ROWS, num_warps=2)
+    embedding_runs_kernel[(runs,)](dy, keys, positions, bounds, sums, count, vocabulary, **shape)
+    embedding_tokens_kernel[(vocabulary,)](
+        dy, positions, bounds, sums, out, vocabulary, **shape, ROWS=ROWS, num_warps=2
+    )
     return out
 
 
 @_embedding_backward.register_fake
-def _(
-    dy: Tensor, tokens: Tensor, keys: Tensor | None, places: Tensor | None, cursor: Tensor | None,
-    vocabulary: int, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+def _(dy: Tensor, tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
     return dy.new_empty((vocabulary, dy.shape[-1]), dtype=dtype)
 
 
 def _setup(ctx, inputs, output) -> None:
-    tokens, weight, *order = inputs
+    tokens, weight = inputs
     ctx.vocabulary, ctx.dtype = len(weight), weight.dtype
-    ctx.save_for_backward(tokens, *order)
+    ctx.save_for_backward(tokens)
 
 
 def _gradients(ctx, dy: Tensor):
-    return None, _embedding_backward(dy, *ctx.saved_tensors, ctx.vocabulary, ctx.dtype), None, None, None
+    return None, _embedding_backward(dy, *ctx.saved_tensors, ctx.vocabulary, ctx.dtype)
 
 
 _embedding.register_autograd(_gradients, setup_context=_setup)
 
 
-def embedding(tokens_x: Tensor, weight_VD: Tensor, order: TokenOrder | None = None) -> Tensor:
-    """`embedding.reference` by the kernels above."""
-    keys_M, places_M, cursor = (None, None, None) if order is None else order
-    return _embedding(tokens_x, weight_VD, keys_M, places_M, cursor)
+def embedding(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
+    """`embedding.reference`, with the kernels above in its backward."""
+    return _embedding(tokens_x, weight_VD)

@@ -198,9 +198,15 @@ forward_operator.register_autograd(_gradients, setup_context=_keep)
 
 
 def supported(u: Tensor, A_DN: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels take these inputs."""
+    """Whether the kernels take these inputs. 12 states were wrong by 0.09 on a GPU, multiples of 8 right."""
     known = (torch.float32, torch.float16, torch.bfloat16)
-    return u.numel() > 0 and A_DN.shape[1] <= 64 and all(x is None or x.dtype in known for x in (u, A_DN, *others))
+    states = A_DN.shape[1]
+    return (
+        u.numel() > 0
+        and states <= 64
+        and states % 8 == 0
+        and all(x is None or x.dtype in known for x in (u, A_DN, *others))
+    )
 
 
 def selective_scan(

@@ -75,7 +75,7 @@ def selective_scan(source: Source) -> Arguments:
     channels, states = source.size["D"], source.size["N"]
     B_BLN, C_BLN = source.rows(2 * states).chunk(2, -1)
     rates = -torch.arange(1, states + 1, dtype=torch.float32).repeat(channels, 1)
-    given = {"u_BLD": source.rows(channels), "delta_BLD": source.rows(channels)}
+    given: Arguments = {"u_BLD": source.rows(channels), "delta_BLD": source.rows(channels)}
     if not source.has("softplus"):  # then the step sizes themselves are given
         given["delta_BLD"] = (given["delta_BLD"].float().abs() * 0.1).to(source.dtype)
     given |= {"A_DN": rates, "B_BLN": B_BLN, "C_BLN": C_BLN, "delta_softplus": source.has("softplus")}

@@ -6,24 +6,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from basedbench.kernels.embedding import sort_batches
 from basedbench.tasks import MQAR, batches_hash, combined_hash
 from basedbench.training.cases import RecallCase
 
 
 @dataclass(frozen=True)
 class SegmentData:
-    """The examples of one shape. `count` is what one epoch uses; fresh data holds that many for each epoch.
-
-    `sorted_tokens` are the keys and places of `kernels.embedding.TokenOrder`, where batches come again as they are.
-    """
+    """The examples of one shape. `count` is what one epoch uses; fresh data holds that many for each epoch."""
 
     name: str
     tokens_NL: Tensor
     positions_NK: Tensor
     targets_NK: Tensor
     count: int
-    sorted_tokens: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,16 +36,14 @@ class _Portion:
     split: str
     total: int
     count: int
-    batch_size: int = 0  # of batches to sort the tokens of; 0: none
 
 
 def recall_data(case: RecallCase, device: str) -> RecallData:
     """The data of a case, from the cache of this process if another run made them."""
     train, test = case.train, case.test
     epochs = train.epochs if train.fresh else 1
-    sort = 0 if device == "cpu" or train.shuffle else train.batch_size
     learn = tuple(
-        _Portion(case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0, sort)
+        _Portion(case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0)
         for s in train.segments
     )
     judge = tuple(
@@ -81,11 +74,7 @@ def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
     task = portion.task
     with torch.no_grad():
         tokens, positions, targets = task.examples(seed, portion.split, 0, portion.total, device=device)
-    order = None
-    if portion.batch_size:
-        epoch = split_sizes(portion.count, portion.batch_size)
-        order = sort_batches(tokens, epoch * (portion.total // portion.count))
-    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count, order)
+    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count)
 
 
 def split_sizes(count: int, batch: int) -> list[int]:

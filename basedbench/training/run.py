@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from basedbench.kernels import TokenOrder, linear_cross_entropy
+from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import count_step, take_batch
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
@@ -141,8 +141,7 @@ class RecallRun:
             self.device.type, torch.bfloat16, enabled=self.case.train.precision == "bf16", cache_enabled=False
         )
         with autocast, self.weights.in_place():
-            order = None if part.sorted_tokens is None else TokenOrder(*part.sorted_tokens, cursor)
-            asked_BKD = self.model.hidden(tokens_BL, positions_BK, order)
+            asked_BKD = self.model.hidden(tokens_BL, positions_BK)
             return linear_cross_entropy(asked_BKD.flatten(0, 1), self.weights.head, targets_BK.flatten())
 
     def _end_epoch(self, values: list[float], steps: int) -> None:

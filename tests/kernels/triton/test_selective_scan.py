@@ -18,7 +18,7 @@ reference = module.reference
 SIZES = (
     [(1, 1, 3, 3), (2, 9, 5, 2)]
     if interpreted
-    else [(2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 12), (1, 4097, 32, 16), (2, 100, 64, 64)]
+    else [(2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 24), (1, 4097, 32, 16), (2, 100, 64, 64)]
 )
 # Of a relative error. The hardware's exp2 is low by 0.8 of 2^-24 on average (measured), PyTorch's exp not: decays
 # multiply, and at 4,097 steps 1.15e-6 were seen where the reference had 3.5e-7.
