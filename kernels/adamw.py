@@ -53,7 +53,9 @@ def reference(
     root = (1 - moments.powers[1] * beta2).sqrt().float()
     starts = offsets([terms[0].numel() for terms in gradients])
     for terms, start in zip(gradients, starts, strict=False):
-        g = sum(term.to(moments.first.dtype) for term in terms)
+        g = terms[0].to(moments.first.dtype)
+        for term in terms[1:]:
+            g = g + term
         part = slice(start, start + terms[0].numel())
         p, m, v = (buffer[part].view(terms[0].shape) for buffer in moments[:3])
         m.lerp_(g, 1 - beta1)

@@ -272,7 +272,7 @@ def block_boundary(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`block_boundary.reference` by the kernels above."""
     stream = torch.promote_types(h_BLD.dtype, residual_BLD.dtype)
-    first = (None, None) if first is None else first
+    pair = (None, None) if first is None else first
     dtype = dtype or torch.promote_types(stream, norm[0].dtype)
-    y, s, _, _ = _boundary(h_BLD, residual_BLD, positions_BK, *first, *norm, center, eps, dtype)
+    y, s, _, _ = _boundary(h_BLD, residual_BLD, positions_BK, *pair, *norm, center, eps, dtype)
     return y, s

@@ -76,7 +76,11 @@ def step(
     """y (B,H,P) in the dtype of x; `state` (B,H,P,N), float32 and contiguous, takes the token in."""
     x, B, C = (part if part.stride(-1) == 1 else part.contiguous() for part in (x, B, C))
     z = z if z is None or z.stride(-1) == 1 else z.contiguous()
-    A, D, dt_bias = (one if one is None else one.contiguous() for one in (A, D, dt_bias))
+    A, D, dt_bias = (
+        A.contiguous(),
+        D if D is None else D.contiguous(),
+        dt_bias if dt_bias is None else dt_bias.contiguous(),
+    )
     batch, heads, width = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shape = _shape(width, B.shape[-1])

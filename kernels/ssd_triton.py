@@ -155,7 +155,7 @@ def _or(part: Tensor | None, other: Tensor) -> Tensor:
 
 def _states(
     inputs: _Inputs, plan: _Plan, softplus: bool, dy: Tensor | None, sizes: tuple[int, int], *,
-    grad_final: Tensor | None = None, grad_initial: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None,
+    grad_final: Tensor | None = None, grad_initial: Tensor | None = None, sums: tuple[Tensor, ...] | None = None,
     keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """keep: states of both directions (2,B,chunks,H,BP,BN); otherwise sums of segments and decays; dy None: forward."""

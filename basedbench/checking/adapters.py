@@ -11,7 +11,6 @@ from torch import Tensor
 
 from basedbench.kernels.adamw import Coefficients, Moments
 from basedbench.kernels.batch import count_reference, count_step, take_batch, take_reference
-from basedbench.kernels.embedding import TokenOrder
 
 Function = Callable[..., Any]
 ADAMW = Coefficients(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
@@ -45,17 +44,6 @@ def of_adamw(function: Function) -> Function:
         moments = Moments(parameters.clone(), first.clone(), second.clone(), powers, half)
         function([[gradient] for gradient in gradients.values()], moments, rate, ADAMW)
         return moments.parameters - parameters, moments.first, moments.second, half
-
-    return call
-
-
-def of_embedding(function: Function, *, takes_order: bool) -> Function:
-    """The tokens in sorted order as three tensors, where there are any."""
-
-    def call(tokens_x: Tensor, weight_VD: Tensor, **order: Tensor) -> Any:
-        if order and takes_order:
-            return function(tokens_x, weight_VD, TokenOrder(**order))
-        return function(tokens_x, weight_VD)
 
     return call
 

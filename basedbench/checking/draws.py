@@ -14,7 +14,6 @@ from torch import Tensor
 from basedbench.checking.problems import BATCH, Problem
 from basedbench.contenders.draw import DTYPES
 from basedbench.kernels.adamw import offsets as adamw_offsets
-from basedbench.kernels.embedding import sort_batches
 
 Arguments = dict[str, Any]
 PREFIX = 70  # tokens behind an initial state: enough for one that a sequence would leave
@@ -154,11 +153,7 @@ def embedding(source: Source) -> Arguments:
     """Tokens, half of them one and the same, and a table."""
     tokens = source.below(source.size["V"], BATCH, source.length)
     tokens = tokens.masked_fill(source.below(2, BATCH, source.length).bool(), 3)
-    given = {"tokens_x": tokens, "weight_VD": source.normal(source.size["V"], source.size["D"])}
-    if source.has("sorted"):
-        keys_M, places_M = sort_batches(tokens, [BATCH])
-        given |= {"keys_M": keys_M, "places_M": places_M, "cursor": torch.zeros((), dtype=torch.int64)}
-    return given
+    return {"tokens_x": tokens, "weight_VD": source.normal(source.size["V"], source.size["D"])}
 
 
 def linear(source: Source) -> Arguments:

@@ -61,8 +61,8 @@ FORMS: dict[str, Form] = {
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),
     "embedding": Form(
         draws.embedding,
-        adapters.of_embedding(kernels.embedding, takes_order=True),
-        adapters.of_embedding(embedding_reference, takes_order=False),
+        kernels.embedding,
+        embedding_reference,
     ),
     "linear": Form(draws.linear, kernels.linear, projection_reference),
     "block_boundary": Form(

@@ -107,9 +107,7 @@ COVERAGE: dict[str, Coverage] = {
         (("residual", "bias"), ("residual", "bias", "dropout"), (), ("residual", "root mean square")),
         modes=("fwd", "gradients"),
     ),
-    "embedding": Coverage(
-        ({"D": 64, "V": 1000}, {"D": 128, "V": 40000}), ((), ("sorted",)), modes=("fwd", "gradients")
-    ),
+    "embedding": Coverage(({"D": 64, "V": 1000}, {"D": 128, "V": 40000}), modes=("fwd", "gradients")),
     "linear": Coverage(({"D": 64, "E": 192}, {"D": 40, "E": 72}), modes=("fwd", "gradients")),
     "block_boundary": Coverage(
         ({"D": 64}, {"D": 200}),
