@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from basedbench.mixers import get_mixer, load_plugin
+from basedbench.mixers import get_mixer
+from basedbench.plugins import load_plugin
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +19,7 @@ def code_blocks(document: str) -> list[str]:
 def test_the_example_mixer_keeps_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "decay.py"
     path.write_text(code_blocks("docs/MIXERS.md")[0])
-    assert load_plugin(path) == ["decay"]
+    assert load_plugin(path).mixers == ("decay",)
     torch.manual_seed(0)
     mixer = get_mixer("decay")(d_model=8, half_life=4.0)
     x_BLD = torch.randn(3, 12, 8)

@@ -16,7 +16,7 @@ import torch
 
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError
-from basedbench.mixers import load_plugin
+from basedbench.plugins import load_plugins
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
@@ -160,8 +160,7 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     if device != "cpu":
         torch.cuda.set_device(device)
     try:
-        for plugin in plugins:
-            load_plugin(plugin)
+        load_plugins(plugins)
         Worker(connection, device, root).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))

@@ -9,7 +9,7 @@ from basedbench.mixers.hyena import Hyena
 from basedbench.mixers.linear_attention import LinearAttention
 from basedbench.mixers.mamba import Mamba
 from basedbench.mixers.mamba2 import Mamba2
-from basedbench.mixers.registry import check_options, get_mixer, load_plugin, mixer_names, register
+from basedbench.mixers.registry import check_options, get_mixer, mixer_names, register
 from basedbench.mixers.sliding_window import SlidingWindow
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "State",
     "check_options",
     "get_mixer",
-    "load_plugin",
     "mixer_names",
     "register",
 ]

@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from basedbench.cli import app
-from basedbench.contenders import registry
 from basedbench.store import compact, load
 from tests.cli.conftest import RunCli
 
@@ -121,10 +120,8 @@ def test_a_dry_run_writes_nothing(run: Any, out: Path) -> None:
     assert not (out / "throughput").exists()
 
 
-def test_a_plugin_is_checked_timed_and_shown(
-    run: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))  # other tests are not to see the plugin
+@pytest.mark.usefixtures("own_registries")
+def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
         "from basedbench.contenders import contender\n"
@@ -156,7 +153,7 @@ def test_a_plugin_is_checked_timed_and_shown(
         (["--filter", "nothing"], "matches none of 6 cases"),
         (["--filter", "("], "is not a regular expression"),
         (["--retry", "failed"], "unknown status 'failed'"),
-        (["--plugin", "absent.py"], "no Python file"),
+        (["--plugin", "absent.py"], "no such Python file"),
         (["--out", "/proc/nowhere"], "cannot write results"),
     ],
 )

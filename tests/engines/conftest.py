@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from basedbench.mixers import load_plugin
+from basedbench.plugins import load_plugin
 from basedbench.training.cases import RecallCase
 
 PLUGIN = """
