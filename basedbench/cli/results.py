@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from basedbench.cli.documents import TABLES
+
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
 group = typer.Typer(help="Look at a stored row, merge a folder's files, or print a table.", no_args_is_help=True)
@@ -53,19 +55,19 @@ def show(
 
 @group.command()
 def table(
-    name: Annotated[str, typer.Argument(help="kernels: our kernels, the ceilings and the best peers.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}.")],
     results: _RESULTS = Path("results"),
     write: Annotated[
         Path | None, typer.Option(help="A Markdown file whose section between the table's markers is replaced.")
     ] = None,
 ) -> None:
     """Print a table of the documentation as Markdown, made from rows."""
-    from basedbench.analysis.kernels import replace_section
+    from basedbench.analysis.markdown import replace_section
     from basedbench.errors import UserError, nearest
 
-    if name != "kernels":
-        raise UserError(f"no table is called {name!r}: {nearest(name, ['kernels'])}")
-    text = kernels_markdown(results)
+    if name not in TABLES:
+        raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
+    text = TABLES[name](results)
     if write is None:
         typer.echo(text)
         return
@@ -73,15 +75,6 @@ def table(
         raise UserError(f"--write {str(write)!r}: there is no such file.")
     write.write_text(replace_section(write.read_text(), name, text))
     typer.echo(f"Wrote the section {name!r} of {write}.")
-
-
-def kernels_markdown(results: Path) -> str:
-    """The kernel table of a results folder; a sentence where it has no times."""
-    from basedbench.analysis.kernels import kernel_table
-    from basedbench.store import dataset
-
-    frame = dataset.load(results, "throughput") if "throughput" in dataset.kinds_in(results) else None
-    return kernel_table(frame)
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:

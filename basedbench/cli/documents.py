@@ -1,0 +1,32 @@
+"""The tables of the documentation that `basedbench results table` prints, each from the rows of a results folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def kernels(results: Path) -> str:
+    """Our kernels, the ceilings and the best peers."""
+    from basedbench.analysis.kernels import kernel_table
+
+    return kernel_table(_rows(results, "throughput"))
+
+
+def published(results: Path) -> str:
+    """The published recall points and ours."""
+    from basedbench.analysis.reproduction import published_table
+
+    return published_table(_rows(results, "recall"))
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published}
+
+
+def _rows(results: Path, kind: str) -> "pd.DataFrame | None":
+    """A folder's rows of a kind, None if it has none."""
+    from basedbench.store import dataset
+
+    return dataset.load(results, kind) if kind in dataset.kinds_in(results) else None
