@@ -101,8 +101,8 @@ class LanguageModel(nn.Module):
         positions = self._positions(torch.arange(tokens_BL.shape[1], device=tokens_BL.device))
 
         def mix(layer: int, x_BLD: Tensor) -> Tensor:
-            mixer = self._mixer(layer)
-            return mixer(x_BLD, positions) if isinstance(mixer, RotaryMixer) else mixer(x_BLD)
+            mixer, extra = self._mixer(layer, positions)
+            return mixer(x_BLD, *extra)
 
         return self._head(*self._stream(tokens_BL, mix))
 
@@ -127,8 +127,8 @@ class LanguageModel(nn.Module):
         kept, positions = state, self._positions(torch.arange(length, device=tokens_BL.device))
 
         def mix(layer: int, x_BLD: Tensor) -> Tensor:
-            mixer = self._mixer(layer)
-            y_BLD, part = mixer.prefill(x_BLD, positions) if isinstance(mixer, RotaryMixer) else mixer.prefill(x_BLD)
+            mixer, extra = self._mixer(layer, positions)
+            y_BLD, part = mixer.prefill(x_BLD, *extra)
             for name, tensor in part.items():
                 _into(kept[f"{layer}.{name}"], tensor)
             return y_BLD
@@ -150,7 +150,7 @@ class LanguageModel(nn.Module):
         device = device or self.embedding.weight.device
         state: State = {}
         for layer in range(len(self.blocks)):
-            part = self._mixer(layer).init_state(batch_size, max_length, dtype, device)
+            part = self._mixer(layer)[0].init_state(batch_size, max_length, dtype, device)
             state |= {f"{layer}.{name}": tensor for name, tensor in part.items()}
         if POSITIONED & set(self.config.layers):
             state["position"] = torch.zeros(batch_size, dtype=torch.int32, device=device)
@@ -164,9 +164,8 @@ class LanguageModel(nn.Module):
         positions = self._positions(state["position"], extent) if "position" in state else None
 
         def mix(layer: int, x_BD: Tensor) -> Tensor:
-            mixer, part = self._mixer(layer), _of_layer(layer, state)
-            extra = (positions,) if isinstance(mixer, RotaryMixer) else ()
-            y_BD, _ = mixer.step(x_BD, part, *extra)
+            mixer, extra = self._mixer(layer, positions)
+            y_BD, _ = mixer.step(x_BD, _of_layer(layer, state), *extra)
             return y_BD
 
         logits_BV = self._head(*self._stream(tokens_B, mix))
@@ -187,8 +186,10 @@ class LanguageModel(nn.Module):
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters())
         return weights + batch * costs.state_traffic(self.config, context, self.dtype)
 
-    def _mixer(self, layer: int) -> Any:
-        return cast(Any, self.blocks[layer]).mixer
+    def _mixer(self, layer: int, positions: Positions | None = None) -> tuple[Any, tuple[Any, ...]]:
+        """A layer's mixer, and what it is given besides its input."""
+        mixer = cast(Block, self.blocks[layer]).mixer
+        return mixer, (positions,) if isinstance(mixer, RotaryMixer) else ()
 
     def _positions(self, tensor: Tensor, extent: int | None = None) -> Positions:
         return Positions(tensor, self.config.rotary_base, self.dtype, extent)
