@@ -14,7 +14,9 @@ of tensors, batch first, named "layer.name"; "position" (int32) counts the token
     logits_BV, state = model.step(logits_BV.argmax(-1), state)
 
 Recurrent states are kept in float32: in bfloat16 the constant feature of linear attention stops counting at 256. Caches
-of keys, values and convolution inputs have the dtype of the weights.
+of keys, values and convolution inputs have the dtype of the weights. Per sequence, at 16 bits and 1,024 tokens, that is
+5.9 MB for based-360m (5.7 as published: 273 features in 16 bits where here 153 have 32), 6.6 MB for mamba-360m (3.8)
+and 100.7 MB for attention-360m (the same).
 """
 
 from collections.abc import Callable
@@ -36,6 +38,7 @@ from basedbench.models.state import state_bytes
 
 NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
+FLOAT32 = ("A_log", "D", "dt_bias")
 
 
 class Block(nn.Module):
@@ -76,7 +79,7 @@ class LanguageModel(nn.Module):
             self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
             self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
             self._initialise()
-        self.to(dtype)
+        self._cast(dtype)
         self.attention = attention
 
     @property
@@ -106,6 +109,7 @@ class LanguageModel(nn.Module):
 
         return self._head(*self._stream(tokens_BL, mix))
 
+    @torch.no_grad()
     def prefill(
         self,
         tokens_BL: Tensor,
@@ -156,6 +160,7 @@ class LanguageModel(nn.Module):
             state["position"] = torch.zeros(batch_size, dtype=torch.int32, device=device)
         return state
 
+    @torch.no_grad()
     def step(self, tokens_B: Tensor, state: State, *, extent: int | None = None) -> tuple[Tensor, State]:
         """One token: logits (B, V) and the state, updated in place; nothing is read back to the host.
 
@@ -212,6 +217,12 @@ class LanguageModel(nn.Module):
 
     def _head(self, h: Tensor, r: Tensor) -> Tensor:
         return F.linear(self._add_norm(h, r, self.norm)[0], self.embedding.weight)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Every weight to `dtype`, except what Mamba and Mamba-2 keep in float32, decays above all."""
+        for name, parameter in self.named_parameters():
+            kept = name.endswith(FLOAT32)
+            parameter.data = parameter.data.to(accumulator_dtype(dtype) if kept else dtype)
 
     @torch.no_grad()
     def _initialise(self) -> None:
