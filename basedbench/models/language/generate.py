@@ -38,7 +38,7 @@ class Generator:
             self.tokens_BL = torch.zeros(batch, max_length, dtype=torch.int64, device=device)
             self._chosen_B = torch.zeros(batch, dtype=torch.int64, device=device)
             self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-            self._graph = self._captured() if graph else None
+            self._graph = self._captured(device) if graph else None
             self.start(self._chosen_B.zero_())
 
     @torch.inference_mode()
@@ -80,16 +80,16 @@ class Generator:
         self._chosen_B.copy_(logits_BV.argmax(-1))
         self._slot += 1
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def _captured(self, device: torch.device) -> torch.cuda.CUDAGraph:
         """The step as a graph. It runs once before, since libraries set themselves up on first use."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step(None)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step(None)
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        with torch.cuda.device(device):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._step(None)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                self._step(None)
         return graph
 
     def _reset(self) -> None:

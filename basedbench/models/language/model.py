@@ -19,6 +19,7 @@ of keys, values and convolution inputs have the dtype of the weights. Per sequen
 and 100.7 MB for attention-360m (the same).
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -74,7 +75,7 @@ class LanguageModel(nn.Module):
         self.config = config
         device = torch.device(device)
         with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
-            torch.manual_seed(seed)
+            _seed(seed, device)
             self.embedding = nn.Embedding(config.vocab_size, config.d_model)
             self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
             self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
@@ -167,10 +168,11 @@ class LanguageModel(nn.Module):
         `extent` is the number of tokens with this one, for attention implementations that need it from the host.
         """
         positions = self._positions(state["position"], extent) if "position" in state else None
+        parts = _by_layer(state)
 
         def mix(layer: int, x_BD: Tensor) -> Tensor:
             mixer, extra = self._mixer(layer, positions)
-            y_BD, _ = mixer.step(x_BD, _of_layer(layer, state), *extra)
+            y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
             return y_BD
 
         logits_BV = self._head(*self._stream(tokens_B, mix))
@@ -249,6 +251,20 @@ def _into(target: Tensor, tensor: Tensor) -> None:
     target.copy_(tensor)
 
 
-def _of_layer(layer: int, state: State) -> State:
-    prefix = f"{layer}."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _by_layer(state: State) -> dict[int, State]:
+    """The parts of a state that have a layer, their names without it."""
+    parts: dict[int, State] = defaultdict(dict)
+    for name, tensor in state.items():
+        layer, dot, rest = name.partition(".")
+        if dot:
+            parts[int(layer)][rest] = tensor
+    return parts
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generator of this device alone: torch.manual_seed would also seed those of all others."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    else:
+        torch.random.default_generator.manual_seed(seed)
