@@ -2,19 +2,19 @@
 
     S_t = diag(exp(g_t)) S_t-1 + a_t (b_t^T S_t-1) + k_t v_t^T        y_t = S_t^T q_t
 
-per head with a state S (K,V); g <= 0 is the log of the decay, for each channel (B,L,H,K), for a whole head (B,L,H,1), or
+per head with a state S (K,V); g <= 0 is the log of the decay: one for each channel (B,L,H,K), for a head (B,L,H,1), or
 none. q is not scaled. With keys k of unit norm, step sizes beta, decays alpha = exp(g):
 
     DeltaNet (arXiv 2406.06484)          a = -beta k,         b = k,          k: beta k
     Gated DeltaNet (arXiv 2412.06464)    a = -alpha beta k,   b = k,          k: beta k
     Kimi delta attention (2510.26692)    a = -beta k,         b = alpha k,    k: beta k
-    RWKV-7 (arXiv 2503.14456)            a = -kappa,          b = eta kappa   (entry by entry)
+    RWKV-7 (arXiv 2503.14456)            a = -eta kappa,      b = kappa       (products entry by entry)
 
 In a chunk of T tokens behind a state S the corrections u_t = S_t-1^T b_t solve a triangular system (the WY form),
 
-    (I - A_ba) U = A_bk V + B S,    Y = A_qa U + A_qk V + Q S,    A_xy[t,j] = sum_c x_t y_j exp(sum of g over j < m <= t),
+    (I - A_ba) U = A_bk V + B S,   Y = A_qa U + A_qk V + Q S,   A_xy[t,j] = sum_c x_t y_j exp(sum of g over j < m <= t),
 
-for x = b without token t itself; B and Q are b and q, decayed since the chunk began. Both U and Y are affine in S: all
+for x = b up to t - 1 and without t itself; B and Q are b and q, decayed since the chunk began. Both U and Y are affine in S: all
 chunks are worked out side by side, and only S <- P S + R, one (K,K) product a chunk, is serial. Sums of g are kept in
 float64, so that their differences are right behind strong decays; every exponent is <= 0. With a decay per channel the
 A of a chunk is put together from its halves: what the second half reads of the first is a product of rows decayed since
@@ -94,7 +94,7 @@ class _Solve(torch.autograd.Function):
 
 
 class _ChannelDecays(torch.autograd.Function):
-    """rows, columns (M,T,2,K), sums of g up to each row and column (M,T,2,K), (M,T,1,K) -> A (M,2T,2T); T a power of two.
+    """rows, columns (M,T,2,K), sums of g up to each (M,T,2,K), (M,T,1,K) -> A (M,2T,2T); T a power of two.
 
     Written out to keep nothing but the inputs: autograd would keep six tensors of half their size for each halving.
     """
@@ -184,7 +184,7 @@ def _corrected(weights: Tensor, v: Tensor, reads: Tensor | None) -> tuple[Tensor
 
 
 def _carried(update: Tensor, transition: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """S <- P S + R over the chunks of R (N,C,K,V), P (N,C,K,K). Returns the state before each chunk and the last one."""
+    """S <- P S + R over the chunks of R (N,C,K,V), P (N,C,K,K). Returns the states before each chunk, and the last."""
     state = torch.zeros_like(update[:, 0]) if state is None else state
     before = []
     for R, P in zip(update.unbind(1), transition.unbind(1), strict=True):
@@ -235,7 +235,7 @@ def reference(
     *,
     initial_state: Tensor | None = None,
     return_state: bool = False,
-    chunk: int = 64,
+    chunk: int = 32,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`delta_rule` in PyTorch: differentiable once, any device."""
     batch, length = v_BLHV.shape[:2]
@@ -259,12 +259,12 @@ def delta_rule(
     *,
     initial_state: Tensor | None = None,
     return_state: bool = False,
-    chunk: int = 64,
+    chunk: int = 32,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """q, k, a, b (B,L,H,K), v (B,L,H,V), g (B,L,H,K) or (B,L,H,1) -> y (B,L,H,V), and the state (B,H,K,V) if asked for.
+    """q, k, a, b (B,L,H,K), v (B,L,H,V), g (B,L,H,K or 1) -> y (B,L,H,V), and the state (B,H,K,V) if asked for.
 
-    `initial_state` continues a sequence: a prefix, then the rest, gives the whole. `chunk` is the tokens that are worked
-    out together, the next power of two.
+    `initial_state` continues a sequence: a prefix, then the rest, gives the whole. `chunk` is the tokens of the
+    reference's triangular systems, rounded up to a power of two.
     """
     tensors = q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK
     return reference(*tensors, initial_state=initial_state, return_state=return_state, chunk=chunk)
