@@ -5,20 +5,20 @@
 per head with a state S (K,V); g <= 0 is the log of the decay: one for each channel (B,L,H,K), for a head (B,L,H,1), or
 none. q is not scaled. With keys k of unit norm, step sizes beta, decays alpha = exp(g):
 
-    DeltaNet (arXiv 2406.06484)          a = -beta k,         b = k,          k: beta k
-    Gated DeltaNet (arXiv 2412.06464)    a = -alpha beta k,   b = k,          k: beta k
-    Kimi delta attention (2510.26692)    a = -beta k,         b = alpha k,    k: beta k
-    RWKV-7 (arXiv 2503.14456)            a = -eta kappa,      b = kappa       (products entry by entry)
+    DeltaNet (arXiv 2406.06484)             a = -beta k,      b = k,          k: beta k
+    Gated DeltaNet (arXiv 2412.06464)       a = -beta k,      b = alpha k,    k: beta k      alpha of a head
+    Kimi delta attention (arXiv 2510.26692) a = -beta k,      b = alpha k,    k: beta k      alpha of a channel
+    RWKV-7 (arXiv 2503.14456)               a = -eta kappa,   b = kappa                      eta of a channel
 
 In a chunk of T tokens behind a state S the corrections u_t = S_t-1^T b_t solve a triangular system (the WY form),
 
     (I - A_ba) U = A_bk V + B S,   Y = A_qa U + A_qk V + Q S,   A_xy[t,j] = sum_c x_t y_j exp(sum of g over j < m <= t),
 
-for x = b up to t - 1 and without t itself; B and Q are b and q, decayed since the chunk began. Both U and Y are affine in S: all
-chunks are worked out side by side, and only S <- P S + R, one (K,K) product a chunk, is serial. Sums of g are kept in
-float64, so that their differences are right behind strong decays; every exponent is <= 0. With a decay per channel the
-A of a chunk is put together from its halves: what the second half reads of the first is a product of rows decayed since
-the middle and columns decayed to the middle; then the same inside each half, down to single tokens.
+for x = b up to t - 1 and without t itself; B and Q are b and q, decayed since the chunk began. Both U and Y are affine
+in S: all chunks are worked out side by side, and only S <- P S + R, one (K,K) product a chunk, is serial. Sums of g are
+kept in float64, so that their differences are right behind strong decays; every exponent is <= 0. With a decay per
+channel the A of a chunk is put together from its halves: what the second half reads of the first is a product of rows
+decayed since the middle and columns decayed to the middle; then the same inside each half, down to single tokens.
 
 float32 (float64 for float64 inputs), and so is the state.
 """
