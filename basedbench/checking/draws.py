@@ -103,7 +103,7 @@ def ssd(source: Source) -> Arguments:
 
 
 def delta_rule(source: Source) -> Arguments:
-    """Keys of unit norm; a takes back part of what stands under b, with a channel decay another part of each channel."""
+    """Keys of unit norm; a takes back a part of what stands under b, with channel decays another of each channel."""
     heads, width = source.size["H"], source.size["K"]
     channels = width if source.has("channel decay") else 1
     q_BLHK, k_BLHK, b_BLHK = (F.normalize(source.rows(heads, width).float(), dim=-1) for _ in range(3))
