@@ -5,6 +5,7 @@ from .add_layer_norm import add_layer_norm
 from .block_boundary import block_boundary
 from .embedding import embedding
 from .gated_conv import gated_conv
+from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
@@ -20,6 +21,8 @@ __all__ = [
     "block_boundary",
     "embedding",
     "gated_conv",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear",
     "linear_attention",
     "linear_attention_step",

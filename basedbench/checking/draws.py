@@ -9,6 +9,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench.checking.problems import BATCH, Problem
@@ -62,6 +63,15 @@ def heads(source: Source) -> Arguments:
     widths = [size["H"] * size[name] for name in ("K", "K", "V")]
     parts = source.rows(sum(widths)).split(widths, -1)
     return dict(zip(("q_BLHK", "k_BLHK", "v_BLHV"), (x.unflatten(-1, (size["H"], -1)) for x in parts), strict=True))
+
+
+def gated_heads(source: Source) -> Arguments:
+    """Queries, keys, values and logarithms of decays as an initialised layer makes them; if asked for, strong ones."""
+    given, shape = heads(source), (source.size["H"], source.size["K"])
+    gate_BLHK = F.logsigmoid(source.rows(*shape).float()) / 16
+    if source.has("strong decays"):
+        gate_BLHK = gate_BLHK * source.uniform(0, 1000, BATCH, source.length, *shape)
+    return given | {"g_BLHK": gate_BLHK.to(source.dtype)}
 
 
 def sliding_window(source: Source) -> Arguments:

@@ -16,6 +16,7 @@ from basedbench.kernels.add_layer_norm import reference as norm_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
+from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
@@ -47,6 +48,13 @@ FORMS: dict[str, Form] = {
     ),
     "linear_attention": Form(
         draws.heads, kernels.linear_attention, linear_reference, kernels.linear_attention_step, "state_BHKW"
+    ),
+    "gated_linear_attention": Form(
+        draws.gated_heads,
+        kernels.gated_linear_attention,
+        gated_linear_reference,
+        kernels.gated_linear_attention_step,
+        "state_BHKV",
     ),
     "sliding_window": Form(
         draws.sliding_window, kernels.sliding_window, window_reference, kernels.sliding_window_step, "ring"

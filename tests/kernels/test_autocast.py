@@ -15,6 +15,10 @@ SSD = [(B, L, H, K), (B, L, H), (H,), (B, L, 1, N), (B, L, 1, N)]
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
+    "gated_linear_attention": (
+        lambda q, k, v, g: kernels.gated_linear_attention(q, k, v, -g.abs()),
+        [*ATTENTION, (B, L, H, K)],
+    ),
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d.abs(), -A.abs(), B, C), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt.abs(), -A.abs(), B, C), SSD),
@@ -23,6 +27,10 @@ TOKEN = [(B, H, K)] * 3
 STEPS = {
     "taylor_attention": (kernels.taylor_attention_step, [*TOKEN, (B, H, 1 + K + K * (K + 1) // 2, K + 1)]),
     "linear_attention": (kernels.linear_attention_step, [*TOKEN, (B, H, K, K + 1)]),
+    "gated_linear_attention": (
+        lambda q, k, v, g, s: kernels.gated_linear_attention_step(q, k, v, -g.abs(), s),
+        [*TOKEN, (B, H, K), (B, H, K, K)],
+    ),
     "sliding_window": (
         lambda *x: kernels.sliding_window_step(*x, torch.full((B,), 9, dtype=torch.int32)),
         [*TOKEN, (B, 5, H, K), (B, 5, H, K)],

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench import kernels
@@ -23,6 +24,10 @@ def loss(x: Tensor, weight: Tensor) -> Tensor:
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
+    "gated_linear_attention": (
+        lambda q, k, v, g: kernels.gated_linear_attention(q, k, v, F.logsigmoid(g)),
+        [*ATTENTION, (B, L, H, K)],
+    ),
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d, -A.exp(), B, C, delta_softplus=True), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt, -A.exp(), B, C, dt_softplus=True), SSD),
@@ -33,6 +38,11 @@ FEATURES = 1 + K + K * (K + 1) // 2
 STEPS = {
     "taylor_attention": (kernels.taylor_attention_step, ATTENTION, [(B, H, FEATURES, V + 1)]),
     "linear_attention": (kernels.linear_attention_step, ATTENTION, [(B, H, K, V + 1)]),
+    "gated_linear_attention": (
+        lambda q, k, v, g, s: kernels.gated_linear_attention_step(q, k, v, F.logsigmoid(g), s),
+        [*ATTENTION, (B, L, H, K)],
+        [(B, H, K, V)],
+    ),
     "sliding_window": (kernels.sliding_window_step, ATTENTION, [(B, 5, H, K), (B, 5, H, V), (B,)]),
     "selective_scan": (
         lambda u, d, A, B, C, state: kernels.selective_scan_step(u, d, -A.exp(), B, C, state, delta_softplus=True),

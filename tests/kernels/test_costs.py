@@ -11,6 +11,7 @@ OPERATORS = {
     for name in (
         "taylor_attention",
         "linear_attention",
+        "gated_linear_attention",
         "sliding_window",
         "selective_scan",
         "ssd",
@@ -22,6 +23,7 @@ ATTENTION = {"batch": 1, "length": 4096, "heads": 1, "key_dim": 16, "value_dim":
 SHAPES = {
     "taylor_attention": ATTENTION,
     "linear_attention": ATTENTION,
+    "gated_linear_attention": ATTENTION,
     "sliding_window": {**ATTENTION, "window": 64},
     "selective_scan": {"batch": 1, "length": 4096, "channels": 128, "states": 16},
     "ssd": {"batch": 1, "length": 4096, "heads": 2, "head_dim": 64, "states": 128},
@@ -69,6 +71,14 @@ def test_linear_attention_and_window():
     step = {**ATTENTION, "length": 1, "window": 64, "state": True}
     assert window.flops(**step) == 65 * 2 * (16 + 64)
     assert window.bytes_moved(**step) == 320 + 2 * (64 + 1) * (16 + 64)
+
+
+def test_gated_linear_attention():
+    gated = OPERATORS["gated_linear_attention"]
+    assert gated.bytes_moved(**ATTENTION) == 4096 * 352  # q 32, k 32, g 32, v 128, y 128 bytes per token
+    assert gated.flops(**ATTENTION) == 4096 * 4 * 16 * 64
+    step = {**ATTENTION, "length": 1, "state": True}
+    assert gated.bytes_moved(**step) == 352 + 2 * 16 * 64 * 4
 
 
 def test_scan_and_ssd():
