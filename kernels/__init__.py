@@ -14,6 +14,7 @@ from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .ssd import ssd, ssd_step
 from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
+from .wkv4 import wkv4, wkv4_step
 
 __all__ = [
     "adamw_step",
@@ -38,4 +39,6 @@ __all__ = [
     "taylor_attention",
     "taylor_attention_step",
     "taylor_feature_map",
+    "wkv4",
+    "wkv4_step",
 ]

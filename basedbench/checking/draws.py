@@ -111,6 +111,14 @@ def ssd(source: Source) -> Arguments:
     return given | {"dt_softplus": source.has("softplus")}
 
 
+def wkv4(source: Source) -> Arguments:
+    """RWKV-4's mean: keys, or if asked for keys whose exponentials overflow, and decays as an initialised layer's."""
+    channels = source.size["D"]
+    keys = source.rows(channels) * (100 if source.has("large keys") else 1)
+    given: Arguments = {"k_BLD": keys, "v_BLD": source.rows(channels)}
+    return given | {"w_D": -source.uniform(-5, 3, channels).exp(), "u_D": source.normal(channels, dtype=torch.float32)}
+
+
 def short_conv(source: Source) -> Arguments:
     """x, a filter, and a bias if asked for."""
     channels, taps = source.size["D"], source.size["W"]

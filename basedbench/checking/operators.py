@@ -25,6 +25,7 @@ from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
+from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 Function = Callable[..., Any]
 STEPS = 3  # decode steps in a row: a ring's position and a state's update count, not only what is read
@@ -63,6 +64,7 @@ FORMS: dict[str, Form] = {
         draws.selective_scan, kernels.selective_scan, scan_reference, kernels.selective_scan_step, "state_BDN"
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
+    "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),

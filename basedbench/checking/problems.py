@@ -97,6 +97,7 @@ COVERAGE: dict[str, Coverage] = {
         step_options=(("skip", "bias", "softplus"), _MAMBA),
         wide=({"H": 128, "P": 64, "N": 128, "G": 1},),
     ),
+    "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
     "short_conv": Coverage(
         ({"D": 64, "W": 4}, {"D": 40, "W": 3}, {"D": 64, "W": 2}),
         (("bias", "silu"), (), ("bias", "silu", "initial state", "last state")),

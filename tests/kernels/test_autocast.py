@@ -22,6 +22,7 @@ PARALLEL = {
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d.abs(), -A.abs(), B, C), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt.abs(), -A.abs(), B, C), SSD),
+    "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.abs(), u), [(B, L, K), (B, L, K), (K,), (K,)]),
 }
 TOKEN = [(B, H, K)] * 3
 STEPS = {
@@ -37,6 +38,10 @@ STEPS = {
     ),
     "selective_scan": (kernels.selective_scan_step, [(B, K), (B, K), (K, N), (B, N), (B, N), (B, K, N)]),
     "ssd": (kernels.ssd_step, [(B, H, K), (B, H), (H,), (B, 1, N), (B, 1, N), (B, H, K, N)]),
+    "wkv4": (
+        lambda k, v, w, u, s: kernels.wkv4_step(k, v, -w.abs(), u, s.abs()),
+        [(B, K), (B, K), (K,), (K,), (B, 3, K)],
+    ),
 }
 
 

@@ -31,6 +31,7 @@ PARALLEL = {
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d, -A.exp(), B, C, delta_softplus=True), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt, -A.exp(), B, C, dt_softplus=True), SSD),
+    "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
     "linear_cross_entropy": (loss, [(L, D), (500, D)]),
 }
@@ -50,6 +51,11 @@ STEPS = {
         [(B, D, N)],
     ),
     "ssd": (lambda x, d, A, B, C, s: kernels.ssd_step(x, d, -A.exp(), B, C, s, dt_softplus=True), SSD, [(B, H, V, N)]),
+    "wkv4": (
+        lambda k, v, w, u, s: kernels.wkv4_step(k, v, -w.exp(), u, s),
+        [(B, L, D), (B, L, D), (D,), (D,)],
+        [(B, 3, D)],
+    ),
     "short_conv": (lambda x, w, s: kernels.short_conv_step(x, w, None, s), [(B, L, D), (D, 4)], [(B, D, 3)]),
 }
 

@@ -15,6 +15,7 @@ OPERATORS = {
         "sliding_window",
         "selective_scan",
         "ssd",
+        "wkv4",
         "short_conv",
         "linear_cross_entropy",
     )
@@ -27,6 +28,7 @@ SHAPES = {
     "sliding_window": {**ATTENTION, "window": 64},
     "selective_scan": {"batch": 1, "length": 4096, "channels": 128, "states": 16},
     "ssd": {"batch": 1, "length": 4096, "heads": 2, "head_dim": 64, "states": 128},
+    "wkv4": {"batch": 1, "length": 4096, "channels": 128},
     "short_conv": {"batch": 1, "length": 4096, "channels": 128, "taps": 4},
     "linear_cross_entropy": {"positions": 4096, "width": 64, "vocabulary": 8192},
 }
@@ -90,6 +92,14 @@ def test_scan_and_ssd():
     assert OPERATORS["ssd"].flops(**SHAPES["ssd"]) == 4096 * 2 * 4 * 64 * 128
     per_token = 3 * 128 + 2 + 2 * 128  # x, z, y; dt; B, C
     assert OPERATORS["ssd"].bytes_moved(**SHAPES["ssd"]) == 2 * (4096 * per_token + 2 * 2)
+
+
+def test_wkv4():
+    wkv4 = OPERATORS["wkv4"]
+    assert wkv4.flops(**SHAPES["wkv4"]) == 4096 * 128 * 23
+    assert wkv4.bytes_moved(**SHAPES["wkv4"]) == 2 * (3 * 4096 * 128 + 2 * 128)  # k, v, y; w, u
+    step = {"batch": 2, "length": 1, "channels": 128, "state": True}
+    assert wkv4.bytes_moved(**step) == 2 * (3 * 2 * 128 + 2 * 128) + 2 * 2 * 3 * 128 * 4
 
 
 def test_convolution_and_cross_entropy():
