@@ -4,16 +4,21 @@ from basedbench.mixers.attention import Attention
 from basedbench.mixers.base import Mixer, MixerOptions, State
 from basedbench.mixers.base_conv import BaseConv
 from basedbench.mixers.based import Based
+from basedbench.mixers.gla import GLA
 from basedbench.mixers.h3 import H3
 from basedbench.mixers.hyena import Hyena
 from basedbench.mixers.linear_attention import LinearAttention
 from basedbench.mixers.mamba import Mamba
 from basedbench.mixers.mamba2 import Mamba2
 from basedbench.mixers.registry import check_options, get_mixer, load_plugin, mixer_names, register
+from basedbench.mixers.retnet import RetNet
+from basedbench.mixers.rwkv4 import RWKV4
 from basedbench.mixers.sliding_window import SlidingWindow
 
 __all__ = [
+    "GLA",
     "H3",
+    "RWKV4",
     "Attention",
     "BaseConv",
     "Based",
@@ -23,6 +28,7 @@ __all__ = [
     "Mamba2",
     "Mixer",
     "MixerOptions",
+    "RetNet",
     "SlidingWindow",
     "State",
     "check_options",

@@ -16,12 +16,14 @@ class ShortConv(nn.Module):
     (B, D, width - 1), oldest first.
     """
 
-    def __init__(self, channels: int, width: int, activation: Literal["silu"] | None = None) -> None:
+    def __init__(
+        self, channels: int, width: int, activation: Literal["silu"] | None = None, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.activation = activation
         bound = 1 / math.sqrt(width)
         self.weight = nn.Parameter(torch.empty(channels, width).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return cast(Tensor, short_conv(x_BLD, self.weight, self.bias, activation=self.activation))

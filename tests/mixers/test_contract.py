@@ -27,6 +27,12 @@ CASES = [
     ("mamba", 16, {"d_state": 8, "d_conv": 2, "expand": 1}),
     ("mamba2", 24, {"head_dim": 16, "d_state": 4}),
     ("mamba2", 16, {"head_dim": 8, "d_state": 8, "groups": 2, "d_conv": 3}),
+    ("gla", 24, {}),
+    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "gate_rank": 3, "conv": 4}),
+    ("retnet", 24, {}),
+    ("retnet", 16, {"heads": 1, "expand_v": 1.0}),
+    ("rwkv4", 24, {}),
+    ("rwkv4", 16, {"depth": 0.0}),
 ]
 IDS = [f"{name}-{d_model}-{options}" for name, d_model, options in CASES]
 
