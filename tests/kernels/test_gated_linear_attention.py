@@ -68,6 +68,12 @@ def test_gradcheck(randn, length):
     assert torch.autograd.gradcheck(run, leaves)
 
 
+def test_one_token_alone_has_a_gradient_of_zero_by_its_decay(randn, gradients):
+    *others, by_decay = gradients(gated_linear_attention, *shapes(randn, 1))
+    assert not by_decay.any()
+    assert all(x.any() for x in others)
+
+
 def test_prefix_and_rest_give_the_whole_and_so_do_steps(randn):
     inputs = shapes(randn, 100)
     y, last = gated_linear_attention(*inputs, return_state=True)
