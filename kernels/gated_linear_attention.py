@@ -59,8 +59,7 @@ def _attend(
     """All chunks: q, k, g (B,H,M,C,K), v (B,H,M,C,V), the state (B,H,K,V) -> y (B,H,M,C,V) and the last state."""
     weights, upto, after = _within(q, k, g)
     y = weights @ v
-    alone = state is None and not return_state and q.shape[2] == 1
-    if alone and q.shape[3] > 1:  # one token goes on, for a gradient of g, which is zero
+    if state is None and not return_state and q.shape[2] == 1 < q.shape[3]:  # one token goes on: g's gradient is zeros
         return y, None
     updates = (k * after.exp()).mT @ v
     before, state = _carried(updates, upto[..., -1:, :].exp().mT, state)
