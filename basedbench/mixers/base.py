@@ -7,7 +7,7 @@ no more. A new mixer defines `name`, `Options`, `forward`, `init_state` and `ste
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,6 +60,11 @@ class Mixer(nn.Module):
     @classmethod
     def check(cls, d_model: int, options: Any) -> None:
         """Refuse, with a UserError, options that are valid alone but not with this `d_model`."""
+
+    @classmethod
+    def family_of(cls, options: Mapping[str, Any]) -> str:
+        """The line in plots of a model with these options: `family`, or `family/variant` for what is a line of its own."""
+        return cls.family
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """The parallel form, used in training."""
@@ -139,6 +144,9 @@ def _describe(error: ValidationError, options: type[MixerOptions]) -> str:
         message = problem["msg"][0].lower() + problem["msg"][1:]
         if problem["type"] == "extra_forbidden":
             parts.append(f"unknown option {key!r} (given {problem['input']!r}): {nearest(key, options.model_fields)}")
+        elif problem["type"] == "literal_error":
+            choices = get_args(options.model_fields[key].annotation)
+            parts.append(f"option {key!r} = {problem['input']!r}: {nearest(str(problem['input']), choices)}")
         else:
             subject = f"option {key!r} = {problem['input']!r}" if key else "options"
             parts.append(f"{subject}: {message}")
