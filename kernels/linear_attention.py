@@ -5,8 +5,8 @@
 Source: Katharopoulos et al., arXiv 2006.16236, equations 9 to 12. The state (B,H,F,V+1) holds sum_j phi(k_j) [v_j, 1]
 in float32 (float64 for float64 inputs); F = K for elu(x) + 1.
 
-Features that are not all positive can make the sum under y zero or negative. It is divided by as it is, sign and all, as
-the published code does: near a zero of the sum y is as large as it is, in every precision.
+Features of either sign can make the sum under y negative, or nearly zero and y large. It is divided by as it is, as in
+the published code.
 
 On CUDA the reference runs too. Triton's `ssd` with no decay and a column of ones would be the same sum, but it takes at
 most 64 columns, one less than the 64 values of a common head and their normaliser, and it is unproven there.
@@ -21,7 +21,6 @@ from torch import Tensor
 from .chunked import Kernel, Weights, attention_flops, attention_step, chunked_attention
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
-
 
 FeatureMap = Callable[[Tensor], Tensor]
 

@@ -79,9 +79,7 @@ def taylor_attention(
     )
 
 
-def taylor_attention_step(
-    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, *, order: int = 2
-) -> Tensor:
+def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, *, order: int = 2) -> Tensor:
     """One decode step. Adds the token to `state_BHFW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v."""
     if state_BHFW.is_cuda and order == 2:
         from . import taylor_step_triton as kernels

@@ -76,7 +76,8 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
         if best:
             shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
         rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(found) - len(good)))
-    print_table("Best run of each model: accuracy on the test split after its last epoch", RESULTS, rows, whole=RESULTS[1:])
+    title = "Best run of each model: accuracy on the test split after its last epoch"
+    print_table(title, RESULTS, rows, whole=RESULTS[1:])
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit goes on.")
     typer.echo(f"Rows: {out / 'recall'}. Next: basedbench plot pareto --results {out}")

@@ -63,7 +63,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def family_of(cls, options: Mapping[str, Any]) -> str:
-        """The line in plots of a model with these options: `family`, or `family/variant` for what is a line of its own."""
+        """The line in plots of a model with these options: `family`, or `family/variant` for a line of its own."""
         return cls.family
 
     def forward(self, x_BLD: Tensor) -> Tensor:

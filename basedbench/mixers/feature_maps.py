@@ -13,8 +13,8 @@ x is a query or key of f = feature_dim numbers per head; F is how many features 
     taylor1, taylor2, taylor3 the exponential series cut after order n         (arXiv 2402.18668)  (f + n)! / (f! n!)
     all_poly                  ((W_1 x)^2 + W_2 x^2) / sqrt(2), learned         (arXiv 2402.18668)  m = features, f
 
-These are the maps of the BASED paper's Figure 3 as its code (zoology) has them, and the neighbours hedgehog, taylor1 and
-taylor3. Where they part from that code:
+These are the maps of the BASED paper's Figure 3 as its code (zoology) has them, and hedgehog, taylor1 and taylor3.
+Where they part from that code:
 - cosformer: A_ij = relu(q_i) . relu(k_j) cos(pi (i - j) / 2 M). zoology takes for M the length of the sequence at hand,
   which decoding does not know. Here M is the option `max_length`, and the state carries the position i.
 - performer: rows w_r are orthogonal in blocks of f with norms of Gaussian vectors, so that phi(q) . phi(k) is
@@ -22,8 +22,8 @@ taylor3. Where they part from that code:
   sqrt(f / m), which is another kernel; `init: published` does so too. zoology counts f features where there are m.
 - all_poly: zoology asks for PyTorch's initial weights, then overwrites them with the recipe's N(0, .02); so does this.
 
-identity, all_poly, taylor1 and taylor3 give weights of either sign. As in zoology nothing is done about that: the sum of
-weights that y is divided by (plus 1e-12) keeps its sign, and y is large where the sum is small.
+identity, all_poly, taylor1 and taylor3 give weights of either sign. As in zoology nothing is done about that: the sum
+of weights that y is divided by (plus 1e-12) keeps its sign, and y is large where the sum is small.
 Features are formed in float32 (float64 for float64), autocast or not.
 """
 
@@ -74,17 +74,17 @@ class FeatureMap(nn.Module):
         """F as zoology counts it."""
         return self.features
 
-    def forward(self, q_xHK: Tensor, k_xHK: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (..., H, F) of both; `position` (...) are the tokens' places, from 0."""
+    def forward(self, q_xHK: Tensor, k_xHK: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features (..., H, F) of both. `position` (...): the tokens' places from 0, where the map needs them."""
         dtype = accumulation_dtype(q_xHK.dtype)
         with torch.autocast(q_xHK.device.type, enabled=False):
             return self.map_queries(q_xHK.to(dtype), position), self.map_keys(k_xHK.to(dtype), position)
 
-    def map_queries(self, q_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_queries(self, q_xHK: Tensor, position: Tensor | None) -> Tensor:
         """The features of queries; by default those that keys would have."""
         return self.map_keys(q_xHK, position)
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         """The features of keys."""
         raise NotImplementedError
 
@@ -105,16 +105,15 @@ class FeatureMap(nn.Module):
         state = None
         for start in range(0, length, segment):
             part = slice(start, start + segment)
-            y_BLHV, state = _attention(
-                *self(q_BLHK[:, part], k_BLHK[:, part], position_L[part]),
-                v_BLHV[:, part],
-                state,
-                return_state or start + segment < length,
-            )
+            q_BLHF, k_BLHF = self(q_BLHK[:, part], k_BLHK[:, part], position_L[part])
+            more = return_state or start + segment < length
+            y_BLHV, state = _attention(q_BLHF, k_BLHF, v_BLHV[:, part], state, more)
             outputs.append(y_BLHV)
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], state
 
-    def step(self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor) -> Tensor:
+    def step(
+        self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor | None
+    ) -> Tensor:
         """One token: y (B,H,V); `state_BHFW` is updated in place."""
         q_BHF, k_BHF = self(q_BHK, k_BHK, position_B)
         return linear_attention_step(q_BHF, k_BHF, v_BHV, state_BHFW, feature_map=None)
@@ -123,37 +122,35 @@ class FeatureMap(nn.Module):
 def _attention(
     q_BLHF: Tensor, k_BLHF: Tensor, v_BLHV: Tensor, state: Tensor | None, return_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    found = linear_attention(
-        q_BLHF, k_BLHF, v_BLHV, feature_map=None, initial_state=state, return_state=return_state
-    )
+    found = linear_attention(q_BLHF, k_BLHF, v_BLHV, feature_map=None, initial_state=state, return_state=return_state)
     return found if isinstance(found, tuple) else (found, None)
 
 
 class PosELU(FeatureMap):
     """elu(x) + 1, positive."""
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return pos_elu(k_xHK)
 
 
 class Identity(FeatureMap):
     """x itself."""
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return k_xHK
 
 
 class ReLU(FeatureMap):
     """max(x, 1e-12): a token without a positive entry still weighs something."""
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return k_xHK.clamp_min(EPSILON)
 
 
 class Square(FeatureMap):
     """x^2."""
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return k_xHK.square()
 
 
@@ -167,7 +164,8 @@ class CosFormer(FeatureMap):
         self.features = 2 * key_dim
         self.turn = math.pi / (2 * max_length)
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
+        assert position is not None  # this map asks for it
         angle_x11 = (position.to(k_xHK.dtype) * self.turn)[..., None, None]
         positive_xHK = k_xHK.relu()
         return torch.cat((positive_xHK * angle_x11.sin(), positive_xHK * angle_x11.cos()), -1)
@@ -196,12 +194,12 @@ class Performer(FeatureMap):
         z_xHK = x_xHK * self.key_dim**-0.25
         return z_xHK @ self.rows_MK.to(z_xHK.dtype).mT - z_xHK.square().sum(-1, keepdim=True) / 2
 
-    def map_queries(self, q_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_queries(self, q_xHK: Tensor, position: Tensor | None) -> Tensor:
         exponents_xHM = self.exponents(q_xHK)
         largest_xH1 = exponents_xHM.detach().amax(-1, keepdim=True)
         return (exponents_xHM - largest_xH1).exp() * self.features**-0.5
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return self.exponents(k_xHK).clamp_max(LARGEST_EXPONENT).exp() * self.features**-0.5
 
     @torch.no_grad()
@@ -231,10 +229,10 @@ class Hedgehog(FeatureMap):
         self.query_HKK = nn.Parameter(torch.eye(key_dim).repeat(heads, 1, 1))
         self.key_HKK = nn.Parameter(torch.eye(key_dim).repeat(heads, 1, 1))
 
-    def map_queries(self, q_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_queries(self, q_xHK: Tensor, position: Tensor | None) -> Tensor:
         return _halves(q_xHK, self.query_HKK)
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return _halves(k_xHK, self.key_HKK)
 
 
@@ -252,13 +250,13 @@ class AllPoly(FeatureMap):
         self.product = nn.Linear(key_dim, self.features, bias=False)
         self.square = nn.Linear(key_dim, self.features, bias=False)
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         product, square = (linear.weight.to(k_xHK.dtype) for linear in (self.product, self.square))
         return (F.linear(k_xHK, product).square() + F.linear(k_xHK.square(), square)) * 0.5**0.5
 
 
 class Taylor(FeatureMap):
-    """The polynomials of `taylor_attention`, whose features exist in its state only. Order 2 is what `based` computes."""
+    """The polynomials of `taylor_attention`, which forms features for its state only; order 2 is what `based` has."""
 
     order: ClassVar[int]
 
@@ -266,7 +264,7 @@ class Taylor(FeatureMap):
         super().__init__(key_dim, heads, features, max_length)
         self.features = feature_count(key_dim, self.order)
 
-    def map_keys(self, k_xHK: Tensor, position: Tensor) -> Tensor:
+    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return KERNELS[self.order].features(k_xHK)
 
     def attend(
@@ -275,7 +273,9 @@ class Taylor(FeatureMap):
         found = taylor_attention(q_BLHK, k_BLHK, v_BLHV, order=self.order, return_state=return_state)
         return found if isinstance(found, tuple) else (found, None)
 
-    def step(self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor) -> Tensor:
+    def step(
+        self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor | None
+    ) -> Tensor:
         return taylor_attention_step(q_BHK, k_BHK, v_BHV, state_BHFW, order=self.order)
 
 

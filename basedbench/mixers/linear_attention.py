@@ -2,8 +2,8 @@
 
     y_i = sum_{j <= i} A_ij v_j / (sum_{j <= i} A_ij + 1e-12),   A_ij = phi(q_i) . phi(k_j)
 
-q, k: d to f = feature_dim per head; v: d to d; out: d to d; no biases: BASED with another feature map. The maps, and how
-weights below zero are treated (not at all): `basedbench.mixers.feature_maps`.
+q, k: d to f = feature_dim per head; v: d to d; out: d to d; no biases: BASED with another feature map. For the maps,
+and for weights below zero, see `basedbench.mixers.feature_maps`.
 State: per head the features x (values + 1 normaliser), always in fp32 (fp64 for fp64); with cosformer the position too.
 
     state_bytes = a * (d + heads) * {"cosformer": 2 * f, "hedgehog": 2 * f, "performer": features or 256,
@@ -15,7 +15,7 @@ the position, but for performer: there it counts f features, however many there 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -33,9 +33,7 @@ class LinearAttentionOptions(MixerOptions):
     feature_dim: int = Field(16, ge=1, description="Width of queries and keys per head, and of most maps' features.")
     heads: int = Field(1, ge=1, description="Heads; they divide d_model.")
     feature_map: MapName = Field("pos_elu", description="What makes features of queries and keys.")
-    features: int = Field(
-        0, ge=0, description="Features per head of performer (0: 256) and all_poly (0: feature_dim)."
-    )
+    features: int = Field(0, ge=0, description="Features per head of performer (0: 256) and all_poly (0: feature_dim).")
     max_length: int = Field(1024, ge=1, description="The longest sequence for cosformer, whose weights end there.")
 
     @model_serializer(mode="wrap")
@@ -109,7 +107,7 @@ class LinearAttention(Mixer):
         batch, length, _ = x_BLD.shape
         self._require(max(length, max_length or 0))
         y_BLHV, state_BHFW = self.feature_map.attend(*self._project(x_BLD), return_state=True)
-        state = {"state": state_BHFW}
+        state = {"state": cast(Tensor, state_BHFW)}
         if self.feature_map.needs_position:
             state["position"] = torch.full((batch,), length, dtype=torch.int32, device=x_BLD.device)
         return self.out_proj(y_BLHV.flatten(2)), state

@@ -39,8 +39,8 @@ CASES = [
     ("mamba2", 24, {"head_dim": 16, "d_state": 4}),
     ("mamba2", 16, {"head_dim": 8, "d_state": 8, "groups": 2, "d_conv": 3}),
 ]
-# identity divides by sums of either sign, which come close to zero: what is rounded is magnified, in any implementation.
-# tests/mixers/test_feature_maps.py holds it to a bound that knows how much.
+# identity divides by sums of either sign, which come close to zero: rounding is magnified, in any implementation.
+# test_feature_maps.py holds it to a bound that knows how much.
 MAGNIFIED = ("gradients are right", "bfloat16 is close")
 IDS = [f"{name}-{d_model}-{options}" for name, d_model, options in CASES]
 

@@ -113,7 +113,7 @@ def test_through_states_as_in_one_block(name: str, monkeypatch: pytest.MonkeyPat
     # identity's sums come near zero, where y is large in either form.
     torch.testing.assert_close(y, whole, rtol=1e-7, atol=1e-9 * float(whole.abs().max()))
     assert torch.autograd.grad(y.square().sum(), leaf)[0].abs().sum() > 0
-    prefilled, state = mixer.prefill(x[:, :90])
+    prefilled, _ = mixer.prefill(x[:, :90])
     torch.testing.assert_close(prefilled, whole[:, :90], rtol=1e-7, atol=1e-9 * float(whole.abs().max()))
     assert SEGMENT > 64  # whole chunks
 
