@@ -28,6 +28,8 @@ Features are formed in float32 (float64 for float64), autocast or not.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -258,11 +260,9 @@ class AllPoly(FeatureMap):
 class Taylor(FeatureMap):
     """The polynomials of `taylor_attention`, which forms features for its state only; order 2 is what `based` has."""
 
-    order: ClassVar[int]
-
-    def __init__(self, key_dim: int, heads: int, features: int, max_length: int) -> None:
+    def __init__(self, key_dim: int, heads: int, features: int, max_length: int, *, order: int) -> None:
         super().__init__(key_dim, heads, features, max_length)
-        self.features = feature_count(key_dim, self.order)
+        self.features, self.order = feature_count(key_dim, order), order
 
     def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         return KERNELS[self.order].features(k_xHK)
@@ -279,25 +279,7 @@ class Taylor(FeatureMap):
         return taylor_attention_step(q_BHK, k_BHK, v_BHV, state_BHFW, order=self.order)
 
 
-class Taylor1(Taylor):
-    """1 + s."""
-
-    order = 1
-
-
-class Taylor2(Taylor):
-    """1 + s + s^2 / 2."""
-
-    order = 2
-
-
-class Taylor3(Taylor):
-    """1 + s + s^2 / 2 + s^3 / 6."""
-
-    order = 3
-
-
-FEATURE_MAPS: dict[str, type[FeatureMap]] = {
+FEATURE_MAPS: dict[str, Callable[[int, int, int, int], FeatureMap]] = {
     "pos_elu": PosELU,
     "identity": Identity,
     "relu": ReLU,
@@ -305,8 +287,8 @@ FEATURE_MAPS: dict[str, type[FeatureMap]] = {
     "cosformer": CosFormer,
     "performer": Performer,
     "hedgehog": Hedgehog,
-    "taylor1": Taylor1,
-    "taylor2": Taylor2,
-    "taylor3": Taylor3,
+    "taylor1": partial(Taylor, order=1),
+    "taylor2": partial(Taylor, order=2),
+    "taylor3": partial(Taylor, order=3),
     "all_poly": AllPoly,
 }
