@@ -6,8 +6,9 @@ no more. A new mixer defines `name`, `Options`, `forward`, `init_state` and `ste
 """
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -145,7 +146,7 @@ def _describe(error: ValidationError, options: type[MixerOptions]) -> str:
         if problem["type"] == "extra_forbidden":
             parts.append(f"unknown option {key!r} (given {problem['input']!r}): {nearest(key, options.model_fields)}")
         elif problem["type"] == "literal_error":
-            choices = get_args(options.model_fields[key].annotation)
+            choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
             parts.append(f"option {key!r} = {problem['input']!r}: {nearest(str(problem['input']), choices)}")
         else:
             subject = f"option {key!r} = {problem['input']!r}" if key else "options"
