@@ -14,7 +14,8 @@ from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .ssd import ssd, ssd_step
-from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
+from .taylor_attention import taylor_attention, taylor_attention_step
+from .taylor_features import taylor_feature_map
 from .wkv4 import wkv4, wkv4_step
 
 __all__ = [

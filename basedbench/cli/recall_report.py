@@ -33,7 +33,7 @@ def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | 
         sizes = (f(model, length) for f in (state_bytes, state_bytes_zoology, state_bytes_paper))
         shown = (quantity(size, "bytes") for size in sizes)
         rows.append((label, len(runs), done, model.parameters_count(), *shown, clock(seconds)))
-    print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN)
+    print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN[1:])
     side_by_side = len(places(devices, jobs)) if devices[0] == "cpu" else len(devices)
     left = f"{clock(total_s / side_by_side)} for what is left on {', '.join(devices)}"
     typer.echo(f"Roughly {left}. Nothing was run.")
@@ -76,7 +76,8 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
         if best:
             shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
         rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(found) - len(good)))
-    print_table("Best run of each model: accuracy on the test split after its last epoch", RESULTS, rows, whole=RESULTS)
+    title = "Best run of each model: accuracy on the test split after its last epoch"
+    print_table(title, RESULTS, rows, whole=RESULTS[1:])
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit goes on.")
     typer.echo(f"Rows: {out / 'recall'}. Next: basedbench plot pareto --results {out}")

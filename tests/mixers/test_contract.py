@@ -17,6 +17,17 @@ CASES = [
     ("based", 16, {"feature_dim": 4, "heads": 2, "window": 5}),
     ("linear_attention", 24, {"feature_dim": 8}),
     ("linear_attention", 24, {"feature_dim": 5, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "identity", "feature_dim": 8}),
+    ("linear_attention", 24, {"feature_map": "relu", "feature_dim": 8}),
+    ("linear_attention", 24, {"feature_map": "square", "feature_dim": 6, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "cosformer", "feature_dim": 8, "max_length": 50}),
+    ("linear_attention", 24, {"feature_map": "performer", "feature_dim": 5, "features": 13, "heads": 2}),
+    ("linear_attention", 16, {"feature_map": "performer", "feature_dim": 4}),
+    ("linear_attention", 24, {"feature_map": "hedgehog", "feature_dim": 4, "heads": 3}),
+    ("linear_attention", 24, {"feature_map": "taylor1", "feature_dim": 8}),
+    ("linear_attention", 24, {"feature_map": "taylor2", "feature_dim": 5, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "taylor3", "feature_dim": 4, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "all_poly", "feature_dim": 8, "features": 6}),
     ("hyena", 24, {}),
     ("hyena", 16, {"filter_order": 8, "emb_dim": 5, "short_filter": 2, "max_length": 48}),
     ("h3", 24, {}),
@@ -42,6 +53,9 @@ CASES = [
     ("rwkv4", 24, {}),
     ("rwkv4", 16, {"depth": 0.0}),
 ]
+# identity divides by sums of either sign, which come close to zero: rounding is magnified, in any implementation.
+# test_feature_maps.py holds it to a bound that knows how much.
+MAGNIFIED = ("gradients are right", "bfloat16 is close")
 IDS = [f"{name}-{d_model}-{options}" for name, d_model, options in CASES]
 
 pytestmark = pytest.mark.parametrize("subject", [Subject(*case) for case in CASES], ids=IDS)
@@ -49,6 +63,8 @@ pytestmark = pytest.mark.parametrize("subject", [Subject(*case) for case in CASE
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 def test_law(law: Law, subject: Subject) -> None:
+    if subject.options.get("feature_map") == "identity" and law.name in MAGNIFIED:
+        pytest.skip("identity magnifies rounding")
     assert broken(law, subject) == []
 
 
