@@ -22,7 +22,14 @@ def published(results: Path) -> str:
     return published_table(_rows(results, "recall"))
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published}
+def states(_: Path) -> str:
+    """The state sizes of every model in the recall suites; they need no rows."""
+    from basedbench.training.state_table import state_table
+
+    return state_table()
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published, "states": states}
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame | None":

@@ -40,12 +40,20 @@ def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | 
 
 
 def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
-    """Every run with its case id, and whether it has a row."""
+    """Every run with its case id, whether it has a row, and its model's sizes."""
     finished = Store(out).finished("recall")
-    plan = [
-        case.meaning() | {"label": case.label, "case_id": case.case_id, "done": (case.suite, case.case_id) in finished}
-        for case in cases
-    ]
+    plan = []
+    for runs in by_model(cases).values():
+        model, length = build_model(runs[0]), runs[0].longest
+        sizes = {
+            "parameters": model.parameters_count(),
+            "state_bytes": state_bytes(model, length),
+            "state_bytes_zoology": state_bytes_zoology(model, length),
+            "state_bytes_paper": state_bytes_paper(model, length),
+        }
+        for case in runs:
+            done = (case.suite, case.case_id) in finished
+            plan.append(case.meaning() | {"label": case.label, "case_id": case.case_id, "done": done} | sizes)
     print_json(plan)
 
 
