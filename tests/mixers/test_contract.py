@@ -28,7 +28,7 @@ CASES = [
     ("mamba2", 24, {"head_dim": 16, "d_state": 4}),
     ("mamba2", 16, {"head_dim": 8, "d_state": 8, "groups": 2, "d_conv": 3}),
     ("gla", 24, {}),
-    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "gate_rank": 3, "conv": 4}),
+    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "decay_rank": 3, "d_conv": 4}),
     ("retnet", 24, {}),
     ("retnet", 16, {"heads": 1, "expand_v": 1.0}),
     ("rwkv4", 24, {}),
