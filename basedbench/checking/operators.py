@@ -13,16 +13,20 @@ from basedbench.checking.draws import Arguments, Source
 from basedbench.checking.problems import Problem
 from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
+from basedbench.kernels.attention_decode import reference as decode_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
+from basedbench.kernels.conv_gate import reference as conv_gate_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
+from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.ssd import reference as ssd_reference
+from basedbench.kernels.swiglu import reference as swiglu_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
 
 Function = Callable[..., Any]
@@ -56,6 +60,7 @@ FORMS: dict[str, Form] = {
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
+    "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),
@@ -69,6 +74,13 @@ FORMS: dict[str, Form] = {
         draws.block_boundary,
         adapters.of_block_boundary(kernels.block_boundary),
         adapters.of_block_boundary(boundary_reference),
+    ),
+    "swiglu": Form(draws.swiglu, kernels.swiglu, swiglu_reference),
+    "rotary": Form(draws.rotary, adapters.of_rotary(kernels.rotary), adapters.of_rotary(rotary_reference)),
+    "attention_decode": Form(
+        draws.attention_decode,
+        adapters.of_attention_decode(kernels.attention_decode),
+        adapters.of_attention_decode(decode_reference),
     ),
     "adamw_step": Form(draws.adamw, adapters.of_adamw(kernels.adamw_step), adapters.of_adamw(adamw_reference)),
     "take_batch": Form(draws.batch, adapters.batch, adapters.batch_reference),
@@ -173,7 +185,7 @@ def _state_behind(problem: Problem, length: int, dtype: torch.dtype) -> Tensor:
     given = widened(form.draw(Source(problem, length, salt="prefix")))
     with torch.no_grad():
         state: Tensor = _called(form.reference, given | {"return_state": True})[1]
-    return state.to(dtype if problem.operator == "short_conv" else torch.float32).contiguous()
+    return state.to(dtype if form.state == "state_BDS" else torch.float32).contiguous()
 
 
 def _ring(problem: Problem) -> Arguments:
