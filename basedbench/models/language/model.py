@@ -90,15 +90,16 @@ class LanguageModel(nn.Module):
 
     @property
     def attention(self) -> str:
-        """The implementation of softmax attention's decode step."""
-        return self._attention
+        """The implementation of softmax attention's decode step, `auto` resolved for the device of the weights."""
+        return resolve(self._attention, self.embedding.weight.device)
 
     @attention.setter
     def attention(self, name: str) -> None:
-        self._attention = resolve(name, self.embedding.weight.device)
+        resolve(name, self.embedding.weight.device)
+        self._attention = name
         for module in self.modules():
             if isinstance(module, RotaryAttention):
-                module.implementation = self._attention
+                module.implementation = name
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Logits (B, L, V)."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from basedbench.errors import UserError
 from basedbench.models.language import LanguageConfig, LanguageModel
@@ -215,3 +216,25 @@ def test_bad_configs(options, part):
 def test_a_prompt_longer_than_the_room(tiny, tokens):
     with pytest.raises(UserError, match="17 tokens does not fit into max_length = 8"):
         tiny("attention").prefill(tokens(), 8)
+
+
+class Operators(TorchDispatchMode):
+    """Collects the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_back_and_brings_nothing_from_the_host(tiny, tokens, family):
+    """What a CUDA graph cannot hold: values read by the host, shapes that depend on them, tensors of Python data."""
+    model = tiny(family, torch.float32)
+    state, tokens_B = model.init_state(3, 8), tokens()[:, 0]
+    with Operators() as operators:
+        model.step(tokens_B, state)
+    assert "mm" in operators.names  # they are seen at all
+    assert not operators.names & {"_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero"}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from basedbench.errors import UserError
 from basedbench.models.language import PRESETS, LanguageModel, preset
@@ -95,3 +96,16 @@ def test_overrides_and_wrong_names():
         preset("based-360m", windows=64)
     with pytest.raises(UserError, match="heads = 20 does not divide d_model = 1024"):
         preset("based-360m", heads=20)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs(name):
+    """On fake tensors: shapes and dtypes alone, at full size."""
+    with FakeTensorMode():
+        model = LanguageModel(preset(name), dtype=torch.bfloat16)
+        tokens_BL = torch.zeros(2, 5, dtype=torch.int64)
+        logits_BV, state = model.prefill(tokens_BL, 8)
+        assert logits_BV.shape == (2, model.config.vocab_size)
+        after_BV, _ = model.step(tokens_BL[:, 0], state)
+        assert (after_BV.shape, after_BV.dtype) == (logits_BV.shape, torch.bfloat16)
+        assert model(tokens_BL).shape == (2, 5, model.config.vocab_size)
