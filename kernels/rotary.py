@@ -7,12 +7,10 @@ The rest of a head passes. Source: Su et al., arXiv 2104.09864, in the half-spli
 released BASED models, whose `width` may be odd: R is rounded up there, the frequencies keep it.
 
 `rotary_angles` makes cosines and sines (L,R) once for all layers; in decoding there is one position per sequence, and
-they are (B,R). Angles and products in float32 (float64 for float64), outputs in the dtype of their inputs. On CUDA one
+they are (B,R). Frequencies are made in float64; angles and products are float32 (float64 for float64), outputs in the dtype of their inputs. On CUDA one
 launch makes the angles and one turns q and k; the decode steps of attention turn them on the way (`attention_decode`,
 `sliding_window_step`).
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,17 +20,12 @@ from .precision import accumulation_dtype, without_autocast
 Angles = tuple[Tensor, Tensor]  # cosines and sines (..., R)
 
 
-@lru_cache(maxsize=64)
-def frequencies(width: int, base: float, device: torch.device) -> Tensor:
-    """f (R), float64; kept, so that a captured step does not make it again."""
-    return base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
-
-
 def angles_reference(
     position_L: Tensor, width: int, *, base: float = 10000.0, dtype: torch.dtype = torch.float32
 ) -> Angles:
     """`rotary_angles` in PyTorch: any device."""
-    angle_LR = position_L.to(dtype).unsqueeze(-1) * frequencies(width, base, position_L.device).to(dtype)
+    frequency_R = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=position_L.device) / width)
+    angle_LR = position_L.to(dtype).unsqueeze(-1) * frequency_R.to(dtype)
     return angle_LR.cos(), angle_LR.sin()
 
 
@@ -43,7 +36,7 @@ def rotary_angles(
     if position_L.is_cuda and dtype == torch.float32:
         from . import rotary_triton as kernels
 
-        cos, sin = kernels.angles_operator(position_L, frequencies(width, base, position_L.device))
+        cos, sin = kernels.angles_operator(position_L, width, base)
         return cos, sin
     return angles_reference(position_L, width, base=base, dtype=dtype)
 

@@ -2,6 +2,7 @@
 
 # mypy: allow-untyped-defs
 
+import math
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ HEADS = 16  # of a program, at most
 
 
 @triton.jit
-def angles_kernel(position, frequency, cos, sin, each, R: tl.constexpr, BLOCK: tl.constexpr):
-    """The angles of one position, its product with each frequency rounded to float32 before cosine and sine."""
+def angles_kernel(position, cos, sin, each, RATE: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
+    """The angles of one position. RATE = -2 log2(base) / width; frequencies, and angles, are rounded to float32."""
     token = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BLOCK)
-    frequency_R = tl.load(frequency + r, mask=r < R, other=0.0).to(tl.float32)
+    frequency_R = tl.exp2(r.to(tl.float64) * RATE).to(tl.float32)
     angle_R = tl.load(position + token * each).to(tl.float32) * frequency_R
     tl.store(cos + token * R + r, tl.cos(angle_R), mask=r < R)
     tl.store(sin + token * R + r, tl.sin(angle_R), mask=r < R)
@@ -67,22 +68,23 @@ def rotary_kernel(
 
 
 @torch.library.custom_op("basedbench::rotary_angles", mutates_args=())
-def angles_operator(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+def angles_operator(position: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines (L,R), float32."""
-    cos, sin = tables(position, frequency)
-    pairs = len(frequency)
+    cos, sin = angles(position, width, base)
     if cos.numel():
+        pairs = cos.shape[1]
         angles_kernel[(len(position),)](
-            position, frequency, cos, sin, position.stride(0), R=pairs, BLOCK=triton.next_power_of_2(pairs), num_warps=1
-        )
+            position, cos, sin, position.stride(0), RATE=-2 * math.log2(base) / width, R=pairs,
+            BLOCK=triton.next_power_of_2(pairs), num_warps=1,
+        )  # fmt: skip
     return cos, sin
 
 
 @angles_operator.register_fake
-def tables(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+def angles(position: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
     """The angles, not yet written."""
-    shape = len(position), len(frequency)
-    return tuple(frequency.new_empty(shape, dtype=torch.float32) for _ in range(2))  # type: ignore[return-value]
+    shape = len(position), (width + 1) // 2
+    return position.new_empty(shape, dtype=torch.float32), position.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("basedbench::rotary", mutates_args=())
