@@ -7,9 +7,9 @@ The rest of a head passes. Source: Su et al., arXiv 2104.09864, in the half-spli
 released BASED models, whose `width` may be odd: R is rounded up there, the frequencies keep it.
 
 `rotary_angles` makes cosines and sines (L,R) once for all layers; in decoding there is one position per sequence, and
-they are (B,R). Frequencies are made in float64; angles and products are float32 (float64 for float64), outputs in the dtype of their inputs. On CUDA one
-launch makes the angles and one turns q and k; the decode steps of attention turn them on the way (`attention_decode`,
-`sliding_window_step`).
+they are (B,R). Frequencies are made in float64; angles and products are float32 (float64 for float64), outputs have the
+dtype of their inputs. On CUDA one launch makes the angles and one turns q and k; the decode steps of attention turn
+them on the way (`attention_decode`, `sliding_window_step`).
 """
 
 import torch
