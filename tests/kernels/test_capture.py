@@ -20,6 +20,10 @@ def loss(x: Tensor, weight: Tensor) -> Tensor:
     return kernels.linear_cross_entropy(x, weight, torch.arange(len(x), device=x.device))[0]
 
 
+def angles(q: Tensor) -> tuple[Tensor, Tensor]:
+    return kernels.rotary_angles(torch.arange(L, device=q.device), 12)
+
+
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
@@ -27,6 +31,9 @@ PARALLEL = {
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d, -A.exp(), B, C, delta_softplus=True), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt, -A.exp(), B, C, dt_softplus=True), SSD),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
+    "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
+    "swiglu": (kernels.swiglu, [(B, L, 2 * D)]),
+    "rotary": (lambda q, k: torch.cat(kernels.rotary(q, k, angles(q))), ATTENTION[:2]),
     "linear_cross_entropy": (loss, [(L, D), (500, D)]),
 }
 FEATURES = 1 + K + K * (K + 1) // 2
@@ -40,6 +47,12 @@ STEPS = {
         [(B, D, N)],
     ),
     "ssd": (lambda x, d, A, B, C, s: kernels.ssd_step(x, d, -A.exp(), B, C, s, dt_softplus=True), SSD, [(B, H, V, N)]),
+    "attention_decode": (kernels.attention_decode, ATTENTION, [(B, 700, H, K), (B, 700, H, V), (B,)]),
+    "conv_gate": (
+        lambda x, w, s: kernels.conv_gate_step(x, w, None, s),
+        [(B, L, 2 * D), (D, 3)],
+        [(B, D, 2)],
+    ),
     "short_conv": (lambda x, w, s: kernels.short_conv_step(x, w, None, s), [(B, L, D), (D, 4)], [(B, D, 3)]),
 }
 
