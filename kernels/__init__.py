@@ -4,6 +4,7 @@ from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
 from .attention_decode import attention_decode
 from .block_boundary import block_boundary
+from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .embedding import embedding
 from .gated_conv import gated_conv
@@ -23,6 +24,7 @@ __all__ = [
     "add_layer_norm",
     "attention_decode",
     "block_boundary",
+    "cache_append",
     "conv_gate",
     "conv_gate_step",
     "embedding",

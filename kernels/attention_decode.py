@@ -14,9 +14,10 @@ serves every length. The sequence is cut into parts for separate programs where 
 import torch
 from torch import Tensor
 
+from .cache_append import reference as appended
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
-from .rotary import Angles, turned
+from .rotary import Angles
 
 
 @without_autocast
@@ -32,11 +33,7 @@ def reference(
     angles: Angles | None = None,
 ) -> Tensor:
     """`attention_decode` in PyTorch: any device."""
-    if angles is not None:
-        q_BHK, k_BGK = turned(q_BHK, angles), turned(k_BGK, angles)
-    slot = length_B.long().view(-1, 1, 1, 1)
-    k_BLGK.scatter_(1, slot.expand(-1, 1, *k_BGK.shape[1:]), k_BGK.to(k_BLGK.dtype).unsqueeze(1))
-    v_BLGV.scatter_(1, slot.expand(-1, 1, *v_BGV.shape[1:]), v_BGV.to(v_BLGV.dtype).unsqueeze(1))
+    q_BHK = appended(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, angles=angles)
     dtype = accumulation_dtype(v_BGV.dtype)
     unread = torch.arange(k_BLGK.shape[1], device=length_B.device) > length_B.unsqueeze(-1)
     keys = k_BLGK.to(dtype).masked_fill(unread[..., None, None], 0)  # whatever lies there: 0 x NaN is NaN

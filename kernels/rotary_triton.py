@@ -29,7 +29,7 @@ def angles_kernel(position, cos, sin, each, RATE: tl.constexpr, R: tl.constexpr,
 
 
 @triton.jit
-def _turn_heads(x, y, cos_R, sin_R, heads, head_x, K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr,
+def turn_heads(x, y, cos_R, sin_R, heads, head_x, K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr,
                 BLOCK_H: tl.constexpr, REST: tl.constexpr):  # fmt: skip
     """Heads of one token at x, head_x apart, to y, where they follow each other."""
     h = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
@@ -61,10 +61,10 @@ def rotary_kernel(
         sin_R = -sin_R
     if tl.program_id(2) == 0:
         x, y = q + b * q_batch + t * q_row, q_out + token * q_heads * K
-        _turn_heads(x, y, cos_R, sin_R, q_heads, q_head, K, HALF, BLOCK_R, BLOCK_H, REST)
+        turn_heads(x, y, cos_R, sin_R, q_heads, q_head, K, HALF, BLOCK_R, BLOCK_H, REST)
     else:
         x, y = k + b * k_batch + t * k_row, k_out + token * k_heads * K
-        _turn_heads(x, y, cos_R, sin_R, k_heads, k_head, K, HALF, BLOCK_R, BLOCK_H, REST)
+        turn_heads(x, y, cos_R, sin_R, k_heads, k_head, K, HALF, BLOCK_R, BLOCK_H, REST)
 
 
 @torch.library.custom_op("basedbench::rotary_angles", mutates_args=())

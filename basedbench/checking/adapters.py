@@ -59,8 +59,8 @@ def of_rotary(function: Function) -> Function:
     return call
 
 
-def of_attention_decode(function: Function) -> Function:
-    """One step on copies of the caches: the output, and both caches after it."""
+def of_cache_step(function: Function) -> Function:
+    """One step on copies of the caches: its output, and both caches after it."""
 
     def call(
         q_BHK: Tensor,

@@ -15,6 +15,7 @@ from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
 from basedbench.kernels.attention_decode import reference as decode_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
+from basedbench.kernels.cache_append import reference as append_reference
 from basedbench.kernels.conv_gate import reference as conv_gate_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
@@ -79,8 +80,13 @@ FORMS: dict[str, Form] = {
     "rotary": Form(draws.rotary, adapters.of_rotary(kernels.rotary), adapters.of_rotary(rotary_reference)),
     "attention_decode": Form(
         draws.attention_decode,
-        adapters.of_attention_decode(kernels.attention_decode),
-        adapters.of_attention_decode(decode_reference),
+        adapters.of_cache_step(kernels.attention_decode),
+        adapters.of_cache_step(decode_reference),
+    ),
+    "cache_append": Form(
+        draws.attention_decode,
+        adapters.of_cache_step(kernels.cache_append),
+        adapters.of_cache_step(append_reference),
     ),
     "adamw_step": Form(draws.adamw, adapters.of_adamw(kernels.adamw_step), adapters.of_adamw(adamw_reference)),
     "take_batch": Form(draws.batch, adapters.batch, adapters.batch_reference),

@@ -135,6 +135,11 @@ COVERAGE: dict[str, Coverage] = {
         modes=("fwd",),
         wide=({"H": 512, "G": 512, "K": 16, "V": 16},),
     ),
+    "cache_append": Coverage(
+        ({"H": 4, "G": 4, "K": 64, "V": 64}, {"H": 2, "G": 2, "K": 70, "V": 70}, {"H": 20, "G": 5, "K": 48, "V": 24}),
+        (("angles",), ()),
+        modes=("fwd",),
+    ),
     "adamw_step": Coverage(({"E": 16},), modes=("fwd",)),
     "take_batch": Coverage(({"K": 7},), modes=("fwd",)),
 }

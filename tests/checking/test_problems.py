@@ -15,7 +15,7 @@ from basedbench.checking.problems import COVERAGE, DTYPES, LENGTHS, Problem, pro
 STEPPING = [name for name, form in FORMS.items() if form.step]
 # Names of basedbench.kernels that have no kernel.
 OTHERS = {"taylor_feature_map", "rotary_angles"}
-WITHOUT_GRADIENTS = {"adamw_step", "take_batch", "attention_decode"}
+WITHOUT_GRADIENTS = {"adamw_step", "take_batch", "attention_decode", "cache_append"}
 
 
 def problem(operator: str, mode: str, dtype: str = "fp32", length: int = 70, options: tuple[str, ...] = ()) -> Problem:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from basedbench.kernels import (
     attention_decode,
+    cache_append,
     conv_gate,
     conv_gate_step,
     rotary,
@@ -79,14 +80,11 @@ class RotaryAttention(RotaryMixer):
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
 
     def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
+        heads, angles = self.heads_of(x_BD), self.angles(positions)
         if self.implementation == OURS:
-            heads, angles = self.heads_of(x_BD), self.angles(positions)
             y_BHK = attention_decode(*heads, state["k"], state["v"], positions.tensor, angles=angles)
             return self.output(y_BHK), state
-        q_BHK, k_BHK, v_BHK = self.project(x_BD, positions)
-        slot_BxHK = positions.tensor.long().view(-1, 1, 1, 1).expand(-1, 1, *k_BHK.shape[1:])
-        state["k"].scatter_(1, slot_BxHK, k_BHK[:, None])
-        state["v"].scatter_(1, slot_BxHK, v_BHK[:, None])
+        q_BHK = cache_append(*heads, state["k"], state["v"], positions.tensor, angles=angles)
         y_BHK = attention_step(
             q_BHK,
             state["k"],
