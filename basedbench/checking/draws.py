@@ -143,6 +143,13 @@ def short_conv(source: Source) -> Arguments:
     }
 
 
+def conv_gate(source: Source) -> Arguments:
+    """x = [u, g], a filter and its bias."""
+    channels, taps = source.size["D"], source.size["W"]
+    parameters = {"weight_DW": source.normal(channels, taps), "bias_D": source.normal(channels)}
+    return {"x_BLE": source.rows(2 * channels)} | parameters
+
+
 def gated_conv(source: Source) -> Arguments:
     """u and its gate, a filter and two biases."""
     channels, taps = source.size["D"], source.size["W"]
@@ -163,6 +170,35 @@ def linear_cross_entropy(source: Source) -> Arguments:
         "weight_VD": source.normal(vocabulary, width) * width**-0.5,
         "target_N": source.below(vocabulary, source.length),
     }
+
+
+def swiglu(source: Source) -> Arguments:
+    """Both halves of a product's output."""
+    return {"x_xE": source.rows(2 * source.size["I"])}
+
+
+def rotary(source: Source) -> Arguments:
+    """Queries and keys."""
+    parts = source.rows(source.size["H"] + source.size["G"], source.size["K"]).split(
+        [source.size["H"], source.size["G"]], -2
+    )
+    return dict(zip(("q_BLHK", "k_BLGK"), parts, strict=True)) | {"rotated": source.size["R"]}
+
+
+def attention_decode(source: Source) -> Arguments:
+    """A token behind `length` others and one behind a third of them, in a cache with room for three more."""
+    heads, groups, width, values = (source.size[name] for name in ("H", "G", "K", "V"))
+    parts = source.normal(BATCH, heads * width + groups * (width + values)).split(
+        [heads * width, groups * width, groups * values], -1
+    )
+    names = ("q_BHK", "k_BGK", "v_BGV")
+    given: Arguments = {
+        name: x.unflatten(-1, (count, -1)) for name, x, count in zip(names, parts, (heads, groups, groups), strict=True)
+    }
+    given["k_BLGK"] = source.normal(BATCH, source.length + 3, groups, width)
+    given["v_BLGV"] = source.normal(BATCH, source.length + 3, groups, values)
+    given["length_B"] = torch.tensor([source.length, source.length // 3], dtype=torch.int32)
+    return given | {"rotated": width // 2 if source.has("angles") else 0}
 
 
 def add_layer_norm(source: Source) -> Arguments:

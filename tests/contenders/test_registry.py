@@ -33,6 +33,7 @@ def test_a_missing_package_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPa
         ("sdpa-cudnn", "attention", {"value_dim": 8}, "needs a CUDA device"),
         ("sdpa-cudnn", "attention", {"value_dim": 8, "device": "cuda"}, "bf16 and fp16 only"),
         ("sdpa-efficient", "attention", {}, "needs a CUDA device"),
+        ("ours", "attention", {}, "in decoding only"),
         ("flex", "attention", {"mode": "decode"}, "whole sequences only"),
         ("flex", "attention", {"mode": "fwd_bwd"}, "no backward on a CPU"),
     ],

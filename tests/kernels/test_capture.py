@@ -21,6 +21,10 @@ def loss(x: Tensor, weight: Tensor) -> Tensor:
     return kernels.linear_cross_entropy(x, weight, torch.arange(len(x), device=x.device))[0]
 
 
+def angles(q: Tensor) -> tuple[Tensor, Tensor]:
+    return kernels.rotary_angles(torch.arange(L, device=q.device), 12)
+
+
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
@@ -37,6 +41,9 @@ PARALLEL = {
     ),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
+    "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
+    "swiglu": (kernels.swiglu, [(B, L, 2 * D)]),
+    "rotary": (lambda q, k: torch.cat(kernels.rotary(q, k, angles(q))), ATTENTION[:2]),
     "linear_cross_entropy": (loss, [(L, D), (500, D)]),
 }
 FEATURES = 1 + K + K * (K + 1) // 2
@@ -64,6 +71,12 @@ STEPS = {
         lambda k, v, w, u, s: kernels.wkv4_step(k, v, -w.exp(), u, s),
         [(B, L, D), (B, L, D), (D,), (D,)],
         [(B, 3, D)],
+    ),
+    "attention_decode": (kernels.attention_decode, ATTENTION, [(B, 700, H, K), (B, 700, H, V), (B,)]),
+    "conv_gate": (
+        lambda x, w, s: kernels.conv_gate_step(x, w, None, s),
+        [(B, L, 2 * D), (D, 3)],
+        [(B, D, 2)],
     ),
     "short_conv": (lambda x, w, s: kernels.short_conv_step(x, w, None, s), [(B, L, D), (D, 4)], [(B, D, 3)]),
 }

@@ -31,3 +31,15 @@ def device() -> torch.device:
 def dtypes() -> tuple[torch.dtype, ...]:
     """The dtypes the kernels can be tested in here."""
     return (torch.float32, torch.float16) if interpreted else (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floating-point buffers from `new_empty` start as NaN: an element that nobody writes shows."""
+    new_empty = torch.Tensor.new_empty
+
+    def filled(self: torch.Tensor, *size: int, **options: object) -> torch.Tensor:
+        buffer = new_empty(self, *size, **options)
+        return buffer.fill_(torch.nan) if buffer.is_floating_point() else buffer
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
