@@ -1,7 +1,7 @@
 """A worker process: one device, and up to `slots` recall runs on it side by side.
 
 Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the
-run ends, from here, so that neither another run's failure nor the end of the sweep can lose it. Where a run's failure broke
+run ends, from here, so that neither another run's failure nor the end of the sweep can lose it. Where a failure broke
 the device for the whole process, the process ends, and the engine tries what it had in hand again, one by one.
 """
 
