@@ -5,6 +5,7 @@ other users of Triton, leaves this folder out. Interpreted dots of bfloat16 are 
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -43,3 +44,15 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         return buffer.fill_(torch.nan) if buffer.is_floating_point() else buffer
 
     monkeypatch.setattr(torch.Tensor, "new_empty", filled)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_guarded() -> Iterator[None]:
+    """Interpreted, every kernel's memory accesses are checked."""
+    if not interpreted:
+        yield
+        return
+    from tests.kernels.guard import guarded
+
+    with guarded():
+        yield
