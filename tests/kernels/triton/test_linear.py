@@ -10,7 +10,7 @@ from basedbench.kernels.linear_triton import column_sum
 module = import_module("basedbench.kernels.linear")
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (17, 48), (1000, 112), (8300, 384)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (17, 48), (1000, 112), (8300, 72)])
 def test_sums_of_rows(randn, relative_error, device, dtypes, rows, width):
     for dtype in dtypes:
         x = randn(rows, width + 8).to(device, dtype)[:, :width]
