@@ -1,0 +1,88 @@
+"""Gradients of the gated delta rule, in two launches. With the names of `delta_rule_forward_triton` and
+
+    R    what all outputs after a chunk ask of the state behind it (R = dS' of the chunk)
+    du = qa^T dy + a^ R                                 p = (1 - ba)^-T du, what they ask of b^ S + bk v
+
+the first launch walks over the chunks from the last one, keeping R and p, and writes
+
+    dv = qk^T dy + k^ R + bk^T p                        R of the chunk before = 2^(sum of g) R + q^^T dy + b^^T p
+
+The second takes all chunks at once. It sums over the values the gradients of q^, b^, k^, a^ (dy S^T, p S^T, v R^T,
+u R^T) and of the scores (qk: dy v^T, qa: dy u^T, bk: p v^T, ba: p u^T), then takes both back to q, k, a, b and g.
+What g gets from an exponent goes back by the matrix of -1, 0, 1 that summed it, so nothing cancels either.
+"""
+
+# mypy: allow-untyped-defs
+
+import triton
+import triton.language as tl
+
+from .delta_rule_forward_triton import load_scores, load_state, state_tile
+from .delta_rule_tiles_triton import around, decayed, load_gate
+from .taylor_tiles import head_offset, load_tile, operand, product
+
+
+@triton.jit(do_not_specialize=["length", "heads"])
+def reverse_kernel(
+    q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, scores,
+    dv_pointer, grad_final, grad_initial, kept, asked,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
+    g_batch, g_row, g_head, length, heads,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
+    EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p (B,L,H,V), and the gradient of the initial state."""
+    BLOCKS: tl.constexpr = VP // BV
+    sequence = tl.program_id(0) // BLOCKS
+    t, keys = tl.arange(0, T), tl.arange(0, BK)
+    values = tl.program_id(0) % BLOCKS * BV + tl.arange(0, BV)
+    q_pointer += head_offset(sequence, heads, q_batch, q_head)
+    k_pointer += head_offset(sequence, heads, k_batch, k_head)
+    a_pointer += head_offset(sequence, heads, a_batch, a_head)
+    b_pointer += head_offset(sequence, heads, b_batch, b_head)
+    g_pointer += head_offset(sequence, heads, g_batch, g_head)
+    offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
+    chunks = tl.cdiv(length, T)
+    R = load_state(grad_final, sequence, values, keys, K, V, GRAD_FINAL)
+    for index in tl.range(chunks):
+        chunk = chunks - 1 - index
+        start = chunk * T
+        left, first = length - start, tl.cast(start, tl.int64)
+        number = sequence.to(tl.int64) * chunks + chunk
+        q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
+        k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
+        place = offset + first * (heads * V)
+        dy = load_tile(dy_pointer + place, heads * V, t, values, left, V, VP, EVEN)
+        dy = operand(dy, PRECISION)
+        own = scores + number * ((4 if RANK else 1) * T * T)
+        place += t[:, None] * (heads * V) + values[None, :]
+        inside = (t < left)[:, None] & (values < V)[None, :]
+        before, after = 0.0, 0.0
+        tl.store(kept + number * (VP * BK) + values[:, None] * BK + keys[None, :], R.to(kept.dtype.element_ty))
+        from_R = tl.trans(operand(R, PRECISION))
+        if GATE != "none":
+            g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
+            before, after = around(g, GATE)
+            R *= tl.exp2(tl.sum(g, 0))[None, :]
+            q = decayed(q, before + g, GATE)
+        k = operand(decayed(k, after, GATE), PRECISION)
+        dv = product(k, from_R, tl.zeros([T, BV], tl.float32), PRECISION)
+        dv = product(tl.trans(load_scores(own, 0, T, PRECISION)), dy, dv, PRECISION)
+        R = product(tl.trans(dy), operand(q, PRECISION), R, PRECISION)
+        if RANK:
+            a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
+            b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
+            a = operand(decayed(a, after, GATE), PRECISION)
+            p = product(a, from_R, tl.zeros([T, BV], tl.float32), PRECISION)
+            p = operand(product(tl.trans(load_scores(own, 1, T, PRECISION)), dy, p, PRECISION), PRECISION)
+            inverse = tl.trans(load_scores(own, 3, T, PRECISION))
+            p = product(inverse, p, tl.zeros([T, BV], tl.float32), PRECISION)
+            tl.store(asked + place, p.to(asked.dtype.element_ty), mask=inside)
+            p = operand(p, PRECISION)
+            dv = product(tl.trans(load_scores(own, 2, T, PRECISION)), p, dv, PRECISION)
+            R = product(tl.trans(p), operand(decayed(b, before, GATE), PRECISION), R, PRECISION)
+        tl.store(dv_pointer + place, dv.to(dv_pointer.dtype.element_ty), mask=inside)
+    if GRAD_INITIAL:
+        place, inside = state_tile(grad_initial, sequence, values, keys, K, V)
+        tl.store(place, R.to(grad_initial.dtype.element_ty), mask=inside)

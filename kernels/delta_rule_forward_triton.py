@@ -1,0 +1,112 @@
+"""Outputs of the gated delta rule: one program walks over the chunks of a sequence, head and block of values.
+
+With the scores of `delta_rule_scores_triton` and the decays of `delta_rule_tiles_triton`, per chunk of T tokens and for
+the state S before it,
+
+    u  = (1 - ba)^-1 (b^ S + bk v)                      q^, b^: decayed from the beginning of the chunk
+    y  = q^ S + qk v + qa u                             k^, a^: decayed to its end
+    S' = 2^(sum of g) S + k^^T v + a^^T u
+
+Only b^ S, u and S' wait for the chunk before: three products in a row, the others fill the gaps. The state lies in
+registers, values x keys, so that no product has more than 64 rows: those the matrix units take without a descriptor.
+"""
+
+# mypy: allow-untyped-defs
+
+import triton
+import triton.language as tl
+
+from .delta_rule_tiles_triton import around, decayed, load_gate
+from .taylor_tiles import head_offset, load_tile, operand, product
+
+
+@triton.jit
+def state_tile(pointer, sequence, values, keys, K: tl.constexpr, V: tl.constexpr):
+    """(places, which exist) of a tile, values x keys, of a state (B,H,K,V) as the caller has it."""
+    place = pointer + sequence.to(tl.int64) * (K * V) + keys[None, :] * V + values[:, None]
+    return place, (values < V)[:, None] & (keys < K)[None, :]
+
+
+@triton.jit
+def load_state(pointer, sequence, values, keys, K: tl.constexpr, V: tl.constexpr, PRESENT: tl.constexpr):
+    if PRESENT:
+        place, inside = state_tile(pointer, sequence, values, keys, K, V)
+        state = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    else:
+        state = tl.zeros([values.shape[0], keys.shape[0]], tl.float32)
+    return state
+
+
+@triton.jit
+def load_scores(pointer, number, T: tl.constexpr, PRECISION: tl.constexpr):
+    """One of a chunk's matrices as an operand."""
+    t = tl.arange(0, T)
+    return operand(tl.load(pointer + number * (T * T) + t[:, None] * T + t[None, :]), PRECISION)
+
+
+@triton.jit(do_not_specialize=["length", "heads"])
+def output_kernel(
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, scores,
+    y_pointer, initial, final, kept, inner,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
+    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
+    EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    KEEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (B,L,H,V).
+
+    Program: sequence, head, block of BV of the VP values (V, padded).
+    """
+    BLOCKS: tl.constexpr = VP // BV
+    sequence = tl.program_id(0) // BLOCKS
+    t, keys = tl.arange(0, T), tl.arange(0, BK)
+    values = tl.program_id(0) % BLOCKS * BV + tl.arange(0, BV)
+    q_pointer += head_offset(sequence, heads, q_batch, q_head)
+    k_pointer += head_offset(sequence, heads, k_batch, k_head)
+    v_pointer += head_offset(sequence, heads, v_batch, v_head)
+    a_pointer += head_offset(sequence, heads, a_batch, a_head)
+    b_pointer += head_offset(sequence, heads, b_batch, b_head)
+    g_pointer += head_offset(sequence, heads, g_batch, g_head)
+    y_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
+    chunks = tl.cdiv(length, T)
+    chunk = sequence.to(tl.int64) * chunks
+    state = load_state(initial, sequence, values, keys, K, V, INITIAL)
+    for start in tl.range(0, length, T):
+        left, first = length - start, tl.cast(start, tl.int64)
+        q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
+        k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
+        v = operand(load_tile(v_pointer + first * v_row, v_row, t, values, left, V, VP, EVEN), PRECISION)
+        own = scores + chunk * ((4 if RANK else 1) * T * T)
+        place = y_offset + first * (heads * V) + t[:, None] * (heads * V) + values[None, :]
+        inside = (t < left)[:, None] & (values < V)[None, :]
+        before, after = 0.0, 0.0
+        if KEEP:
+            entry = kept + chunk * (VP * BK) + values[:, None] * BK + keys[None, :]
+            tl.store(entry, state.to(kept.dtype.element_ty))
+        from_state = tl.trans(operand(state, PRECISION))
+        if GATE != "none":
+            g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
+            before, after = around(g, GATE)
+            state *= tl.exp2(tl.sum(g, 0))[None, :]
+            q = decayed(q, before + g, GATE)
+        y = product(operand(q, PRECISION), from_state, tl.zeros([T, BV], tl.float32), PRECISION)
+        y = product(load_scores(own, 0, T, PRECISION), v, y, PRECISION)
+        state = product(tl.trans(v), operand(decayed(k, after, GATE), PRECISION), state, PRECISION)
+        if RANK:
+            a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
+            b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
+            b = operand(decayed(b, before, GATE), PRECISION)
+            u = product(b, from_state, tl.zeros([T, BV], tl.float32), PRECISION)
+            u = operand(product(load_scores(own, 2, T, PRECISION), v, u, PRECISION), PRECISION)
+            u = product(load_scores(own, 3, T, PRECISION), u, tl.zeros([T, BV], tl.float32), PRECISION)
+            if KEEP:
+                tl.store(inner + place, u.to(inner.dtype.element_ty), mask=inside)
+            u = operand(u, PRECISION)
+            y = product(load_scores(own, 1, T, PRECISION), u, y, PRECISION)
+            state = product(tl.trans(u), operand(decayed(a, after, GATE), PRECISION), state, PRECISION)
+        tl.store(y_pointer + place, y.to(y_pointer.dtype.element_ty), mask=inside)
+        chunk += 1
+    if FINAL:
+        place, inside = state_tile(final, sequence, values, keys, K, V)
+        tl.store(place, state, mask=inside)

@@ -1,0 +1,269 @@
+"""The gated delta rule and gated linear attention on a GPU: torch operators around the Triton kernels.
+
+Forward: scores of all chunks at once, then a walk over the chunks of every sequence, head and block of values.
+Backward: a walk from the end, then all chunks at once. Between the launches, in float32: scores, and for the backward
+the states before and behind each chunk (bfloat16 for such inputs), u and p.
+
+Why chunks and not a fused recurrence. With K = V = 64, per token and head: the recurrence is 9 K V = 37 thousand
+operations on vector units, each on a thread's own registers but for 5 K operands that every thread loads, and as many
+steps in a row as tokens. Here, with T = 32, 4 (T (2 K + 2 V) + 2 K V) = 65 thousand are products for the matrix units,
+some 16 times as fast in tf32 (5 times in its three parts), and steps in a row are 32 times fewer. Bytes of float32:
+inputs and output 1.5 kB, scores 0.5 written and read, states 0.5 written and read, u 0.25: the floor is the memory's, and
+everything that would only save operations was left out.
+
+T is 32, more would have the quadratic part pass the rest; products of 32 rows go to the matrix units from registers.
+All arithmetic is in float32: 16-bit inputs are products of tf32, which holds them exactly, for what is made of them
+(scores, inverses, states) must not be rounded to 8 bits, and float16 ends at 65504. float32 inputs follow
+torch.get_float32_matmul_precision(): "highest" keeps float32's accuracy (three tf32 products), all else takes tf32.
+Launch shapes are fixed by widths and dtype, never tuned at run time.
+"""
+
+# mypy: allow-untyped-defs
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .delta_rule_backward_triton import reverse_kernel
+from .delta_rule_forward_triton import output_kernel
+from .delta_rule_gradient_triton import gradient_kernel
+from .delta_rule_scores_triton import scores_kernel
+from .precision import float32_precision
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The widest keys, and tokens of a chunk (a power of two).
+WIDEST, CHUNK = 128, 32
+
+
+def unsupported(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    g: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> str | None:
+    """Why the kernels do not take these inputs, or None if they do."""
+    if v.dtype not in DTYPES or any(part is not None and part.dtype != v.dtype for part in (q, k, a, b)):
+        return "q, k, v, a and b must share one of float32, float16, bfloat16"
+    if any(part is not None and part.dtype not in DTYPES for part in (g, initial_state)):
+        return "the decays and the state must be float32, float16 or bfloat16"
+    if (a is None) != (b is None):
+        return "a and b come together"
+    if g is not None and g.shape[-1] not in (1, q.shape[-1]):
+        return "decays are one a head or one a channel"
+    if q.shape[-1] > WIDEST:
+        return f"keys must be at most {WIDEST} wide"
+    if q.numel() == 0 or v.numel() == 0:
+        return "there is nothing to compute"
+    return None
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What operands are rounded to, see `taylor_tiles`."""
+    return "tf32x3" if dtype == torch.float32 and float32_precision() == "highest" else "tf32"
+
+
+def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
+    """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient"."""
+    wide = kernel == "gradient" and widths["BK"] > 64
+    return {"num_warps": 8 if wide else 4, "num_stages": 1}
+
+
+class _Inputs(NamedTuple):
+    """The inputs, rows dense; what is missing is None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor | None
+    b: Tensor | None
+    g: Tensor | None
+    initial: Tensor | None
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """K, V and what they are padded to: BK, and VP in blocks of BV."""
+        keys, values = self.q.shape[-1], self.v.shape[-1]
+        block = min(32, _padded(values))
+        return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        gate = "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
+        even = self.q.shape[1] % CHUNK == 0
+        precision = precision_of(self.v.dtype)
+        return {"T": CHUNK, "EVEN": even, "GATE": gate, "RANK": self.a is not None, "PRECISION": precision}
+
+    @property
+    def chunks(self) -> int:
+        """Of all sequences and heads."""
+        batch, length, heads = self.q.shape[:3]
+        return batch * heads * triton.cdiv(length, CHUNK)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.q.shape[1], self.q.shape[2]
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.v.dtype == torch.bfloat16 else torch.float32
+
+    def pointers(self, names: str) -> list[Tensor]:
+        """q stands for what is missing, and is not read."""
+        parts = (getattr(self, name) for name in names)
+        return [self.q if part is None else part for part in parts]
+
+    def strides(self, names: str) -> list[int]:
+        return [stride for part in self.pointers(names) for stride in part.stride()[:3]]
+
+
+def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
+    rows = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (q, k, v, a, b, g))
+    return _Inputs(*rows, None if initial is None else initial.contiguous())
+
+
+def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and constants of a walk."""
+    widths = inputs.widths
+    sequences = inputs.q.shape[0] * inputs.q.shape[2]
+    return (sequences * (widths["VP"] // widths["BV"]),), {**widths, **inputs.flags, **launch_shape(kernel, widths)}
+
+
+def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
+    levels = CHUNK.bit_length() - 1
+    return {"LEVELS": levels, **inputs.flags, **launch_shape(kernel, inputs.widths)}
+
+
+@torch.library.custom_op("basedbench::delta_rule", mutates_args=())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    g: Tensor | None,
+    initial_state: Tensor | None,
+    return_state: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y (B,L,H,V), the last state (B,H,K,V), and what the backward reads: scores, states, u; (0,) if not asked for."""
+    inputs = _inputs(q, k, v, a, b, g, initial_state)
+    y, final, scores, kept, inner = outputs = _outputs_like(inputs, return_state, keep)
+    initial = y if inputs.initial is None else inputs.initial
+    widths = inputs.widths
+    scores_kernel[(inputs.chunks,)](
+        *inputs.pointers("qkabg"), scores, *inputs.strides("qkabg"), *inputs.sizes,
+        K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
+    )  # fmt: skip
+    grid, constants = _walk_shape(inputs, "output")
+    output_kernel[grid](
+        *inputs.pointers("qkvabg"), scores, y, initial, final, kept, inner, *inputs.strides("qkvabg"), *inputs.sizes,
+        **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
+    )  # fmt: skip
+    return outputs
+
+
+@torch.library.custom_op("basedbench::delta_rule_backward", mutates_args=())
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    g: Tensor | None,
+    initial_state: Tensor | None,
+    scores: Tensor,
+    kept: Tensor,
+    inner: Tensor,
+    dy: Tensor,
+    grad_state: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of q, k, v, a, b, g and the initial state; (0,) for what there is not."""
+    inputs = _inputs(q, k, v, a, b, g, initial_state)
+    grads = _gradients_like(q, k, v, a, b, g, initial_state)
+    dq, dk, dv, da, db, dg, dstate = grads
+    dy = dy.contiguous()
+    asked, outer = torch.empty_like(kept), torch.empty_like(inner)
+    last = dy if grad_state is None else grad_state.contiguous()
+    grid, constants = _walk_shape(inputs, "reverse")
+    reverse_kernel[grid](
+        *inputs.pointers("qkabg"), dy, scores, dv, last, dstate, asked, outer, *inputs.strides("qkabg"), *inputs.sizes,
+        **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
+    )  # fmt: skip
+    gradient_kernel[(inputs.chunks,)](
+        *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
+        *inputs.strides("qkvabg"), *inputs.sizes, **inputs.widths, **_chunk_shape(inputs, "gradient"),
+    )  # fmt: skip
+    return grads
+
+
+def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    v, widths = inputs.v, inputs.widths
+    batch, length, heads, values = v.shape
+    matrices = 1 if inputs.a is None else 4
+    dtype = inputs.kept_dtype
+    return (
+        v.new_empty(v.shape),
+        v.new_empty((batch, heads, widths["K"], values) if state else (0,), dtype=torch.float32),
+        v.new_empty((inputs.chunks, matrices, CHUNK, CHUNK), dtype=torch.float32),
+        v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=dtype),
+        v.new_empty(v.shape if keep and inputs.a is not None else (0,), dtype=dtype),
+    )
+
+
+def _gradients_like(q: Tensor, *inputs: Tensor | None) -> list[Tensor]:
+    return [q.new_empty((0,)) if part is None else part.new_empty(part.shape) for part in (q, *inputs)]
+
+
+@forward.register_fake
+def _(q, k, v, a, b, g, initial_state, return_state, keep):
+    return _outputs_like(_Inputs(q, k, v, a, b, g, initial_state), return_state, keep)
+
+
+@backward.register_fake
+def _(q, k, v, a, b, g, initial_state, scores, kept, inner, dy, grad_state):
+    return _gradients_like(q, k, v, a, b, g, initial_state)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, return_state, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(output[2:] if return_state else output[1:]))
+    ctx.save_for_backward(*tensors, *output[2:])
+
+
+def _backward(ctx: Any, dy: Tensor | None, grad_state: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    *tensors, scores, kept, inner = ctx.saved_tensors
+    dy = torch.zeros_like(tensors[2]) if dy is None else dy
+    grads = backward(*tensors, scores, kept, inner, dy, grad_state)
+    given = (None if part is None else grad for part, grad in zip(tensors, grads, strict=True))
+    return *given, None, None
+
+
+forward.register_autograd(_backward, setup_context=_save)
+
+
+def delta_rule(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    a_BLHK: Tensor | None = None,
+    b_BLHK: Tensor | None = None,
+    g_BLHK: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The public function of `delta_rule`, for inputs `unsupported` has no reason against; a, b None: no such term."""
+    tensors = (q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK, initial_state)
+    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    y, state, *_ = forward(*tensors, return_state, keep)
+    return (y, state) if return_state else y
