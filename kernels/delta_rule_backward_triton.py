@@ -17,9 +17,9 @@ What g gets from an exponent goes back by the matrix of -1, 0, 1 that summed it,
 import triton
 import triton.language as tl
 
-from .delta_rule_forward_triton import load_scores, load_state, state_tile
-from .delta_rule_tiles_triton import around, decayed, load_gate
-from .taylor_tiles import head_offset, load_tile, operand, product
+from .delta_rule_forward_triton import load_columns, load_scores, load_state, state_tile
+from .delta_rule_tiles_triton import around, decayed, load_gate, product
+from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
@@ -53,35 +53,37 @@ def reverse_kernel(
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
         place = offset + first * (heads * V)
-        dy = load_tile(dy_pointer + place, heads * V, t, values, left, V, VP, EVEN)
-        dy = operand(dy, PRECISION)
+        dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
         own = scores + number * ((4 if RANK else 1) * T * T)
-        place += t[:, None] * (heads * V) + values[None, :]
-        inside = (t < left)[:, None] & (values < V)[None, :]
+        place += t[None, :] * (heads * V) + values[:, None]
+        inside = (t < left)[None, :] & (values < V)[:, None]
         before, after = 0.0, 0.0
         tl.store(kept + number * (VP * BK) + values[:, None] * BK + keys[None, :], R.to(kept.dtype.element_ty))
-        from_R = tl.trans(operand(R, PRECISION))
+        behind = operand(R, PRECISION)
         if GATE != "none":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
             before, after = around(g, GATE)
             R *= tl.exp2(tl.sum(g, 0))[None, :]
             q = decayed(q, before + g, GATE)
         k = operand(decayed(k, after, GATE), PRECISION)
-        dv = product(k, from_R, tl.zeros([T, BV], tl.float32), PRECISION)
-        dv = product(tl.trans(load_scores(own, 0, T, PRECISION)), dy, dv, PRECISION)
-        R = product(tl.trans(dy), operand(q, PRECISION), R, PRECISION)
+        dv = product(behind, tl.trans(k), tl.zeros([BV, T], tl.float32), PRECISION)
+        qk = operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION)
+        dv = product(dy, qk, dv, PRECISION)
+        R = product(dy, operand(q, PRECISION), R, PRECISION)
         if RANK:
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
             a = operand(decayed(a, after, GATE), PRECISION)
-            p = product(a, from_R, tl.zeros([T, BV], tl.float32), PRECISION)
-            p = operand(product(tl.trans(load_scores(own, 1, T, PRECISION)), dy, p, PRECISION), PRECISION)
-            inverse = tl.trans(load_scores(own, 3, T, PRECISION))
-            p = product(inverse, p, tl.zeros([T, BV], tl.float32), PRECISION)
+            p = product(behind, tl.trans(a), tl.zeros([BV, T], tl.float32), PRECISION)
+            qa = operand(load_scores(own, 1, t[:, None], t[None, :], T), PRECISION)
+            p = operand(product(dy, qa, p, PRECISION), PRECISION)
+            inverse = operand(load_scores(own, 3, t[:, None], t[None, :], T), PRECISION)
+            p = product(p, inverse, tl.zeros([BV, T], tl.float32), PRECISION)
             tl.store(asked + place, p.to(asked.dtype.element_ty), mask=inside)
             p = operand(p, PRECISION)
-            dv = product(tl.trans(load_scores(own, 2, T, PRECISION)), p, dv, PRECISION)
-            R = product(tl.trans(p), operand(decayed(b, before, GATE), PRECISION), R, PRECISION)
+            bk = operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION)
+            dv = product(p, bk, dv, PRECISION)
+            R = product(p, operand(decayed(b, before, GATE), PRECISION), R, PRECISION)
         tl.store(dv_pointer + place, dv.to(dv_pointer.dtype.element_ty), mask=inside)
     if GRAD_INITIAL:
         place, inside = state_tile(grad_initial, sequence, values, keys, K, V)

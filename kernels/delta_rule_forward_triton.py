@@ -16,8 +16,8 @@ registers, values x keys, so that no product has more than 64 rows: those the ma
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import around, decayed, load_gate
-from .taylor_tiles import head_offset, load_tile, operand, product
+from .delta_rule_tiles_triton import around, decayed, load_gate, product
+from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit
@@ -38,10 +38,18 @@ def load_state(pointer, sequence, values, keys, K: tl.constexpr, V: tl.constexpr
 
 
 @triton.jit
-def load_scores(pointer, number, T: tl.constexpr, PRECISION: tl.constexpr):
-    """One of a chunk's matrices as an operand."""
-    t = tl.arange(0, T)
-    return operand(tl.load(pointer + number * (T * T) + t[:, None] * T + t[None, :]), PRECISION)
+def load_scores(pointer, number, rows, columns, T: tl.constexpr):
+    """One of a chunk's matrices (T,T)."""
+    return tl.load(pointer + number * (T * T) + rows * T + columns)
+
+
+@triton.jit
+def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.constexpr, EVEN: tl.constexpr):
+    """Tokens of a (T,V) as columns: values x tokens."""
+    place = pointer + values[:, None] + t[None, :] * stride
+    if EVEN and V == VP:
+        return tl.load(place)
+    return tl.load(place, mask=(values < V)[:, None] & (t < left)[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
@@ -76,35 +84,40 @@ def output_kernel(
         left, first = length - start, tl.cast(start, tl.int64)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
-        v = operand(load_tile(v_pointer + first * v_row, v_row, t, values, left, V, VP, EVEN), PRECISION)
+        v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
+        v = operand(v, PRECISION)
         own = scores + chunk * ((4 if RANK else 1) * T * T)
-        place = y_offset + first * (heads * V) + t[:, None] * (heads * V) + values[None, :]
-        inside = (t < left)[:, None] & (values < V)[None, :]
+        place = y_offset + first * (heads * V) + t[None, :] * (heads * V) + values[:, None]
+        inside = (t < left)[None, :] & (values < V)[:, None]
         before, after = 0.0, 0.0
         if KEEP:
             entry = kept + chunk * (VP * BK) + values[:, None] * BK + keys[None, :]
             tl.store(entry, state.to(kept.dtype.element_ty))
-        from_state = tl.trans(operand(state, PRECISION))
+        before_chunk = operand(state, PRECISION)
         if GATE != "none":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
             before, after = around(g, GATE)
             state *= tl.exp2(tl.sum(g, 0))[None, :]
             q = decayed(q, before + g, GATE)
-        y = product(operand(q, PRECISION), from_state, tl.zeros([T, BV], tl.float32), PRECISION)
-        y = product(load_scores(own, 0, T, PRECISION), v, y, PRECISION)
-        state = product(tl.trans(v), operand(decayed(k, after, GATE), PRECISION), state, PRECISION)
+        y = product(before_chunk, tl.trans(operand(q, PRECISION)), tl.zeros([BV, T], tl.float32), PRECISION)
+        qk = operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION)
+        y = product(v, qk, y, PRECISION)
+        state = product(v, operand(decayed(k, after, GATE), PRECISION), state, PRECISION)
         if RANK:
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
             b = operand(decayed(b, before, GATE), PRECISION)
-            u = product(b, from_state, tl.zeros([T, BV], tl.float32), PRECISION)
-            u = operand(product(load_scores(own, 2, T, PRECISION), v, u, PRECISION), PRECISION)
-            u = product(load_scores(own, 3, T, PRECISION), u, tl.zeros([T, BV], tl.float32), PRECISION)
+            u = product(before_chunk, tl.trans(b), tl.zeros([BV, T], tl.float32), PRECISION)
+            bk = operand(load_scores(own, 2, t[None, :], t[:, None], T), PRECISION)
+            u = operand(product(v, bk, u, PRECISION), PRECISION)
+            inverse = operand(load_scores(own, 3, t[None, :], t[:, None], T), PRECISION)
+            u = product(u, inverse, tl.zeros([BV, T], tl.float32), PRECISION)
             if KEEP:
                 tl.store(inner + place, u.to(inner.dtype.element_ty), mask=inside)
             u = operand(u, PRECISION)
-            y = product(load_scores(own, 1, T, PRECISION), u, y, PRECISION)
-            state = product(tl.trans(u), operand(decayed(a, after, GATE), PRECISION), state, PRECISION)
+            qa = operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION)
+            y = product(u, qa, y, PRECISION)
+            state = product(u, operand(decayed(a, after, GATE), PRECISION), state, PRECISION)
         tl.store(y_pointer + place, y.to(y_pointer.dtype.element_ty), mask=inside)
         chunk += 1
     if FINAL:

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from .delta_rule_forward_triton import load_scores
 from .delta_rule_scores_triton import between
-from .delta_rule_tiles_triton import around, decayed, first_level, head_decays, level_decays, load_gate, sums
-from .taylor_tiles import head_offset, load_tile, operand, product
+from .delta_rule_tiles_triton import around, decayed, first_level, head_decays, level_decays, load_gate, product, sums
+from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit
@@ -158,12 +158,12 @@ def gradient_kernel(
         into_q, into_b = head_decays(g, GATE, T)
         scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T)
         if GATE == "head":
-            linked = dqk * load_scores(scores, 0, T, "tf32x3")
+            linked = dqk * load_scores(scores, 0, t[:, None], t[None, :], T)
             if RANK:
-                linked += dqa * load_scores(scores, 1, T, "tf32x3")
+                linked += dqa * load_scores(scores, 1, t[:, None], t[None, :], T)
             dg += of_pairs(linked, True, t)[:, None]
             if RANK:
-                linked = dbk * load_scores(scores, 2, T, "tf32x3") + dba * between(b, a, PRECISION) * into_b
+                linked = dbk * load_scores(scores, 2, t[:, None], t[None, :], T) + dba * between(b, a, PRECISION) * into_b
                 dg += of_pairs(linked, False, t)[:, None]
         dqk *= into_q
         dq = times(dqk, k, dq, PRECISION)

@@ -15,8 +15,8 @@ where ba is large: the same key again and again is -1 everywhere.
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import first_level, head_decays, level_decays, load_gate
-from .taylor_tiles import head_offset, load_tile, operand, product
+from .delta_rule_tiles_triton import first_level, head_decays, level_decays, load_gate, product
+from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit
