@@ -34,7 +34,7 @@ from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The widest keys, and tokens of a chunk (a power of two).
-WIDEST, CHUNK = 128, 32
+WIDEST, CHUNK = 128, 16
 
 
 def unsupported(
@@ -72,9 +72,12 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
-    """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient"."""
+    """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient".
+
+    16 tokens are what one warp multiplies; more would repeat its work. In the walks the values are the rows.
+    """
     wide = kernel == "gradient" and widths["BK"] > 64
-    return {"num_warps": 8 if wide else 4, "num_stages": 1}
+    return {"num_warps": 2 if wide or kernel in ("output", "reverse") else 1, "num_stages": 1}
 
 
 class _Inputs(NamedTuple):
@@ -200,7 +203,7 @@ def backward(
     )  # fmt: skip
     gradient_kernel[(inputs.chunks,)](
         *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
-        *inputs.strides("qkvabg"), *inputs.sizes, **inputs.widths, **_chunk_shape(inputs, "gradient"),
+        *inputs.strides("qkvabg"), *inputs.sizes, **(inputs.widths | {"BV": 16}), **_chunk_shape(inputs, "gradient"),
     )  # fmt: skip
     return grads
 
