@@ -3,6 +3,7 @@
 from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
 from .block_boundary import block_boundary
+from .delta_rule import delta_rule, delta_rule_step
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .linear import linear
@@ -18,6 +19,8 @@ __all__ = [
     "adamw_step",
     "add_layer_norm",
     "block_boundary",
+    "delta_rule",
+    "delta_rule_step",
     "embedding",
     "gated_conv",
     "linear",

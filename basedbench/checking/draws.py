@@ -9,6 +9,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench.checking.problems import BATCH, Problem
@@ -99,6 +100,19 @@ def ssd(source: Source) -> Arguments:
     given["z_BLHP"] = source.rows(heads, width) if source.has("gate") else None
     given["dt_bias_H"] = source.step_bias(heads) if source.has("bias") else None
     return given | {"dt_softplus": source.has("softplus")}
+
+
+def delta_rule(source: Source) -> Arguments:
+    """Keys of unit norm; a takes back a part of what stands under b, with channel decays another of each channel."""
+    heads, width = source.size["H"], source.size["K"]
+    channels = width if source.has("channel decay") else 1
+    q_BLHK, k_BLHK, b_BLHK = (F.normalize(source.rows(heads, width).float(), dim=-1) for _ in range(3))
+    a_BLHK = -b_BLHK * source.rows(heads, channels).float().sigmoid()
+    given: Arguments = {"q_BLHK": q_BLHK, "k_BLHK": k_BLHK, "v_BLHV": source.rows(heads, source.size["V"])}
+    given = {name: x.to(source.dtype) for name, x in (given | {"a_BLHK": a_BLHK, "b_BLHK": b_BLHK}).items()}
+    decays = source.has("channel decay") or source.has("head decay")
+    given["g_BLHK"] = F.logsigmoid(2 + source.rows(heads, channels).float()) if decays else None
+    return given
 
 
 def short_conv(source: Source) -> Arguments:

@@ -14,6 +14,7 @@ from basedbench.checking.problems import Problem
 from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
+from basedbench.kernels.delta_rule import reference as delta_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.linear import reference as projection_reference
@@ -55,6 +56,7 @@ FORMS: dict[str, Form] = {
         draws.selective_scan, kernels.selective_scan, scan_reference, kernels.selective_scan_step, "state_BDN"
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
+    "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
@@ -162,9 +164,13 @@ def _sliced(own: Arguments) -> Arguments:
 
 def _tokens(given: Arguments) -> tuple[Arguments, Arguments]:
     """Inputs with a length, under the names that the step gives them (x_BLD: x_BD), and all others."""
-    tokens = {name: x for name, x in given.items() if "_BL" in name}
+    tokens = {name: x for name, x in given.items() if "_BL" in name and x is not None}
     others = {name: x for name, x in given.items() if name not in tokens}
-    return {name.replace("_BL", "_B"): x for name, x in tokens.items() if x is not None}, others
+    return _of_a_step(tokens), _of_a_step(others)
+
+
+def _of_a_step(given: Arguments) -> Arguments:
+    return {name.replace("_BL", "_B"): x for name, x in given.items()}
 
 
 def _state_behind(problem: Problem, length: int, dtype: torch.dtype) -> Tensor:

@@ -93,6 +93,23 @@ COVERAGE: dict[str, Coverage] = {
         step_options=(("skip", "bias", "softplus"), _MAMBA),
         wide=({"H": 128, "P": 64, "N": 128, "G": 1},),
     ),
+    "delta_rule": Coverage(
+        (
+            {"H": 2, "K": 64, "V": 64},
+            {"H": 2, "K": 32, "V": 64},
+            {"H": 2, "K": 48, "V": 80},
+            {"H": 1, "K": 128, "V": 256},
+        ),
+        (
+            ("channel decay",),
+            (),
+            ("head decay",),
+            ("channel decay", "initial state"),
+            ("channel decay", "initial state", "last state"),
+        ),
+        step_options=(("channel decay",), ("head decay",), ()),
+        wide=({"H": 16, "K": 128, "V": 128},),
+    ),
     "short_conv": Coverage(
         ({"D": 64, "W": 4}, {"D": 40, "W": 3}, {"D": 64, "W": 2}),
         (("bias", "silu"), (), ("bias", "silu", "initial state", "last state")),

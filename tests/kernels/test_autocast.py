@@ -18,6 +18,10 @@ PARALLEL = {
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d.abs(), -A.abs(), B, C), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt.abs(), -A.abs(), B, C), SSD),
+    "delta_rule": (
+        lambda q, k, v, a, b, g: kernels.delta_rule(q, k, v, -0.1 * a, 0.1 * b, -g.abs()),
+        [(B, L, H, K)] * 6,
+    ),
 }
 TOKEN = [(B, H, K)] * 3
 STEPS = {
@@ -28,6 +32,7 @@ STEPS = {
         [*TOKEN, (B, 5, H, K), (B, 5, H, K)],
     ),
     "selective_scan": (kernels.selective_scan_step, [(B, K), (B, K), (K, N), (B, N), (B, N), (B, K, N)]),
+    "delta_rule": (kernels.delta_rule_step, [(B, H, K)] * 6 + [(B, H, K, K)]),
     "ssd": (kernels.ssd_step, [(B, H, K), (B, H), (H,), (B, 1, N), (B, 1, N), (B, H, K, N)]),
 }
 

@@ -26,6 +26,10 @@ PARALLEL = {
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d, -A.exp(), B, C, delta_softplus=True), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt, -A.exp(), B, C, dt_softplus=True), SSD),
+    "delta_rule": (
+        lambda q, k, v, g: kernels.delta_rule(q, k, v, -0.1 * k, 0.1 * k, -g.abs()),
+        [*ATTENTION, (B, L, H, K)],
+    ),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
     "linear_cross_entropy": (loss, [(L, D), (500, D)]),
 }
@@ -40,6 +44,11 @@ STEPS = {
         [(B, D, N)],
     ),
     "ssd": (lambda x, d, A, B, C, s: kernels.ssd_step(x, d, -A.exp(), B, C, s, dt_softplus=True), SSD, [(B, H, V, N)]),
+    "delta_rule": (
+        lambda q, k, v, g, s: kernels.delta_rule_step(q, k, v, -0.1 * k, 0.1 * k, -g.abs(), s),
+        [*ATTENTION, (B, L, H, K)],
+        [(B, H, K, V)],
+    ),
     "short_conv": (lambda x, w, s: kernels.short_conv_step(x, w, None, s), [(B, L, D), (D, 4)], [(B, D, 3)]),
 }
 

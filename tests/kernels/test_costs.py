@@ -14,6 +14,7 @@ OPERATORS = {
         "sliding_window",
         "selective_scan",
         "ssd",
+        "delta_rule",
         "short_conv",
         "linear_cross_entropy",
     )
@@ -25,6 +26,7 @@ SHAPES = {
     "sliding_window": {**ATTENTION, "window": 64},
     "selective_scan": {"batch": 1, "length": 4096, "channels": 128, "states": 16},
     "ssd": {"batch": 1, "length": 4096, "heads": 2, "head_dim": 64, "states": 128},
+    "delta_rule": ATTENTION,
     "short_conv": {"batch": 1, "length": 4096, "channels": 128, "taps": 4},
     "linear_cross_entropy": {"positions": 4096, "width": 64, "vocabulary": 8192},
 }
@@ -80,6 +82,17 @@ def test_scan_and_ssd():
     assert OPERATORS["ssd"].flops(**SHAPES["ssd"]) == 4096 * 2 * 4 * 64 * 128
     per_token = 3 * 128 + 2 + 2 * 128  # x, z, y; dt; B, C
     assert OPERATORS["ssd"].bytes_moved(**SHAPES["ssd"]) == 2 * (4096 * per_token + 2 * 2)
+
+
+def test_delta_rule():
+    delta = OPERATORS["delta_rule"]
+    assert delta.flops(**ATTENTION) == 4096 * 8 * 16 * 64
+    assert delta.flops(**{**ATTENTION, "length": 3}) == 6 * 8 * (16 + 64)  # six pairs, four weights and what they weigh
+    assert delta.bytes_moved(**ATTENTION) == 2 * 4096 * (4 * 16 + 2 * 64)
+    assert delta.bytes_moved(**ATTENTION, decay_dim=16) == 2 * 4096 * (5 * 16 + 2 * 64)
+    step = {**ATTENTION, "length": 1, "decay_dim": 1, "state": True}
+    assert delta.flops(**{name: step[name] for name in step if name != "decay_dim"}) == 8 * 16 * 64
+    assert delta.bytes_moved(**step) == 2 * (4 * 16 + 1 + 2 * 64) + 2 * 4 * 16 * 64
 
 
 def test_convolution_and_cross_entropy():

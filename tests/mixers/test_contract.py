@@ -27,6 +27,14 @@ CASES = [
     ("mamba", 16, {"d_state": 8, "d_conv": 2, "expand": 1}),
     ("mamba2", 24, {"head_dim": 16, "d_state": 4}),
     ("mamba2", 16, {"head_dim": 8, "d_state": 8, "groups": 2, "d_conv": 3}),
+    ("delta_net", 24, {}),
+    ("delta_net", 12, {"heads": 3, "d_conv": 2, "expand_v": 2}),
+    ("gated_delta_net", 24, {}),
+    ("gated_delta_net", 12, {"heads": 1, "expand_v": 1, "gate": True}),
+    ("kda", 24, {}),
+    ("kda", 12, {"heads": 3, "expand_v": 2, "rank": 5}),
+    ("rwkv7", 24, {"head_dim": 12}),
+    ("rwkv7", 16, {"head_dim": 16, "decay_rank": 3, "gate_rank": 5, "rate_rank": 2}),
 ]
 IDS = [f"{name}-{d_model}-{options}" for name, d_model, options in CASES]
 

@@ -34,6 +34,11 @@ BAD = [
     ("mamba2", 16, {}, ["head_dim = 64", "32", "nearest below: 32"]),
     ("mamba2", 24, {"head_dim": 20}, ["head_dim = 20", "48", "nearest below: 16"]),
     ("mamba2", 64, {"head_dim": 32, "groups": 3}, ["groups = 3", "4 heads"]),
+    ("delta_net", 64, {"heads": 3}, ["heads = 3", "64", "nearest: 2"]),
+    ("delta_net", 64, {"gate": True}, ["unknown option 'gate'"]),
+    ("gated_delta_net", 64, {"d_conv": 1}, ["'d_conv' = 1", "2"]),
+    ("kda", 64, {"rank": -1}, ["'rank' = -1", "0"]),
+    ("rwkv7", 96, {}, ["head_dim = 64", "96", "nearest below: 48"]),
 ]
 
 
