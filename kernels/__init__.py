@@ -6,6 +6,7 @@ from .block_boundary import block_boundary
 from .delta_rule import delta_rule, delta_rule_step
 from .embedding import embedding
 from .gated_conv import gated_conv
+from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
@@ -14,6 +15,7 @@ from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .ssd import ssd, ssd_step
 from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
+from .wkv4 import wkv4, wkv4_step
 
 __all__ = [
     "adamw_step",
@@ -23,6 +25,8 @@ __all__ = [
     "delta_rule_step",
     "embedding",
     "gated_conv",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear",
     "linear_attention",
     "linear_attention_step",
@@ -38,4 +42,6 @@ __all__ = [
     "taylor_attention",
     "taylor_attention_step",
     "taylor_feature_map",
+    "wkv4",
+    "wkv4_step",
 ]

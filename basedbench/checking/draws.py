@@ -65,6 +65,15 @@ def heads(source: Source) -> Arguments:
     return dict(zip(("q_BLHK", "k_BLHK", "v_BLHV"), (x.unflatten(-1, (size["H"], -1)) for x in parts), strict=True))
 
 
+def gated_heads(source: Source) -> Arguments:
+    """Queries, keys, values and logarithms of decays as an initialised layer makes them; if asked for, strong ones."""
+    given, shape = heads(source), (source.size["H"], source.size["K"])
+    gate_BLHK = F.logsigmoid(source.rows(*shape).float()) / 16
+    if source.has("strong decays"):
+        gate_BLHK = gate_BLHK * source.uniform(0, 1000, BATCH, source.length, *shape)
+    return given | {"g_BLHK": gate_BLHK.to(source.dtype)}
+
+
 def sliding_window(source: Source) -> Arguments:
     """Queries, keys, values and the window."""
     return heads(source) | {"window": source.size["W"]}
@@ -113,6 +122,14 @@ def delta_rule(source: Source) -> Arguments:
     decays = source.has("channel decay") or source.has("head decay")
     given["g_BLHK"] = F.logsigmoid(2 + source.rows(heads, channels).float()) if decays else None
     return given
+
+
+def wkv4(source: Source) -> Arguments:
+    """RWKV-4's mean: keys, or if asked for keys whose exponentials overflow, and decays as an initialised layer's."""
+    channels = source.size["D"]
+    keys = source.rows(channels) * (100 if source.has("large keys") else 1)
+    given: Arguments = {"k_BLD": keys, "v_BLD": source.rows(channels)}
+    return given | {"w_D": -source.uniform(-5, 3, channels).exp(), "u_D": source.normal(channels, dtype=torch.float32)}
 
 
 def short_conv(source: Source) -> Arguments:

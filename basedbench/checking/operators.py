@@ -17,6 +17,7 @@ from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.delta_rule import reference as delta_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
+from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
@@ -25,6 +26,7 @@ from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
+from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 Function = Callable[..., Any]
 STEPS = 3  # decode steps in a row: a ring's position and a state's update count, not only what is read
@@ -49,6 +51,13 @@ FORMS: dict[str, Form] = {
     "linear_attention": Form(
         draws.heads, kernels.linear_attention, linear_reference, kernels.linear_attention_step, "state_BHKW"
     ),
+    "gated_linear_attention": Form(
+        draws.gated_heads,
+        kernels.gated_linear_attention,
+        gated_linear_reference,
+        kernels.gated_linear_attention_step,
+        "state_BHKV",
+    ),
     "sliding_window": Form(
         draws.sliding_window, kernels.sliding_window, window_reference, kernels.sliding_window_step, "ring"
     ),
@@ -57,6 +66,7 @@ FORMS: dict[str, Form] = {
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
     "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
+    "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),

@@ -67,6 +67,10 @@ _MAMBA = ("skip", "gate", "bias", "softplus")
 COVERAGE: dict[str, Coverage] = {
     "taylor_attention": Coverage(_HEADS, _STATE, wide=({"H": 128, "K": 16, "V": 64},)),
     "linear_attention": Coverage(({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 48}), _STATE),
+    "gated_linear_attention": Coverage(
+        ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 32}, {"H": 2, "K": 48, "V": 112}),
+        (*_STATE, ("strong decays",)),
+    ),
     "sliding_window": Coverage(
         (
             {"H": 2, "K": 64, "V": 64, "W": 64},
@@ -110,6 +114,7 @@ COVERAGE: dict[str, Coverage] = {
         step_options=(("channel decay",), ("head decay",), ()),
         wide=({"H": 16, "K": 128, "V": 128},),
     ),
+    "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
     "short_conv": Coverage(
         ({"D": 64, "W": 4}, {"D": 40, "W": 3}, {"D": 64, "W": 2}),
         (("bias", "silu"), (), ("bias", "silu", "initial state", "last state")),

@@ -35,6 +35,12 @@ CASES = [
     ("kda", 12, {"heads": 3, "expand_v": 2, "rank": 5}),
     ("rwkv7", 24, {"head_dim": 12}),
     ("rwkv7", 16, {"head_dim": 16, "decay_rank": 3, "gate_rank": 5, "rate_rank": 2}),
+    ("gla", 24, {}),
+    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "gate_rank": 3, "conv": 4}),
+    ("retnet", 24, {}),
+    ("retnet", 16, {"heads": 1, "expand_v": 1.0}),
+    ("rwkv4", 24, {}),
+    ("rwkv4", 16, {"depth": 0.0}),
 ]
 IDS = [f"{name}-{d_model}-{options}" for name, d_model, options in CASES]
 
