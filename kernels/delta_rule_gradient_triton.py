@@ -109,8 +109,8 @@ def gradient_kernel(
             db, da = decayed(db, before, GATE), decayed(da, after, GATE)
             of_before += rows_of(b * db, GATE)
             of_after += rows_of(a * da, GATE)
-        unused, later = around(of_before, GATE)
-        sooner, unused = around(of_after, GATE)
+        _, later = around(of_before, GATE)
+        sooner, _ = around(of_after, GATE)
         end *= tl.exp2(tl.sum(g, 0))
         dg += later + sooner + rows_of(end[None, :], GATE)
     if GATE == "channel":
@@ -163,7 +163,8 @@ def gradient_kernel(
                 linked += dqa * load_scores(scores, 1, t[:, None], t[None, :], T)
             dg += of_pairs(linked, True, t)[:, None]
             if RANK:
-                linked = dbk * load_scores(scores, 2, t[:, None], t[None, :], T) + dba * between(b, a, PRECISION) * into_b
+                linked = dba * between(b, a, PRECISION) * into_b
+                linked += dbk * load_scores(scores, 2, t[:, None], t[None, :], T)
                 dg += of_pairs(linked, False, t)[:, None]
         dqk *= into_q
         dq = times(dqk, k, dq, PRECISION)

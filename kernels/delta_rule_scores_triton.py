@@ -78,7 +78,7 @@ def scores_kernel(
             bk, ba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
         lowest, whole = first_level(g, LEVELS)
         for level in tl.range(lowest, LEVELS):
-            above, signs, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
+            _, _, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
             q_part, k_part = q * into_q, k * into_k
             qk = tl.where(pairs, between(q_part, k_part, PRECISION), qk)
             if RANK:

@@ -30,7 +30,7 @@ LEAST = tl.constexpr(-1e6)
 
 @triton.jit
 def halves(x):
-    """float32 as the sum of two numbers: tf32, and what remains, of which the matrix units read 11 bits. NaN: (0, NaN)."""
+    """float32 as a sum: a tf32 number, and what remains, of which the matrix units read 11 bits. NaN: (0, NaN)."""
     high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return high, x - high
 

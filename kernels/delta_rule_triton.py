@@ -210,7 +210,7 @@ def backward(
 
 def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     v, widths = inputs.v, inputs.widths
-    batch, length, heads, values = v.shape
+    batch, _, heads, values = v.shape
     matrices = 1 if inputs.a is None else 4
     dtype = inputs.kept_dtype
     return (
