@@ -50,39 +50,38 @@ def reverse_kernel(
         start = chunk * T
         left, first = length - start, tl.cast(start, tl.int64)
         number = sequence.to(tl.int64) * chunks + chunk
-        q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
-        k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
         place = offset + first * (heads * V)
-        dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
         own = scores + number * ((4 if RANK else 1) * T * T)
-        place += t[None, :] * (heads * V) + values[:, None]
         inside = (t < left)[None, :] & (values < V)[:, None]
-        before, after = 0.0, 0.0
+        before, after, through_q = 0.0, 0.0, 0.0
         tl.store(kept + number * (VP * BK) + values[:, None] * BK + keys[None, :], R.to(kept.dtype.element_ty))
-        behind = operand(R, PRECISION)
         if GATE != "none":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
             before, after = around(g, GATE)
-            R *= tl.exp2(tl.sum(g, 0))[None, :]
-            q = decayed(q, before + g, GATE)
-        k = operand(decayed(k, after, GATE), PRECISION)
-        dv = product(behind, tl.trans(k), tl.zeros([BV, T], tl.float32), PRECISION)
-        qk = operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION)
-        dv = product(dy, qk, dv, PRECISION)
-        R = product(dy, operand(q, PRECISION), R, PRECISION)
+            through_q = before + g
+        # All that reads R first, as in the forward.
+        behind, nothing = operand(R, PRECISION), tl.zeros([BV, T], tl.float32)
+        k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
+        dv = product(behind, tl.trans(operand(decayed(k, after, GATE), PRECISION)), nothing, PRECISION)
         if RANK:
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
-            b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
-            a = operand(decayed(a, after, GATE), PRECISION)
-            p = product(behind, tl.trans(a), tl.zeros([BV, T], tl.float32), PRECISION)
+            p = product(behind, tl.trans(operand(decayed(a, after, GATE), PRECISION)), nothing, PRECISION)
+        if GATE != "none":
+            R *= tl.exp2(tl.sum(g, 0))[None, :]
+        dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
+        dv = product(dy, operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
+        q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
+        R = product(dy, operand(decayed(q, through_q, GATE), PRECISION), R, PRECISION)
+        place += t[None, :] * (heads * V) + values[:, None]
+        if RANK:
             qa = operand(load_scores(own, 1, t[:, None], t[None, :], T), PRECISION)
             p = operand(product(dy, qa, p, PRECISION), PRECISION)
             inverse = operand(load_scores(own, 3, t[:, None], t[None, :], T), PRECISION)
-            p = product(p, inverse, tl.zeros([BV, T], tl.float32), PRECISION)
+            p = product(p, inverse, nothing, PRECISION)
             tl.store(asked + place, p.to(asked.dtype.element_ty), mask=inside)
             p = operand(p, PRECISION)
-            bk = operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION)
-            dv = product(p, bk, dv, PRECISION)
+            dv = product(p, operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
+            b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
             R = product(p, operand(decayed(b, before, GATE), PRECISION), R, PRECISION)
         tl.store(dv_pointer + place, dv.to(dv_pointer.dtype.element_ty), mask=inside)
     if GRAD_INITIAL:

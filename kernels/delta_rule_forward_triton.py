@@ -82,41 +82,41 @@ def output_kernel(
     state = load_state(initial, sequence, values, keys, K, V, INITIAL)
     for start in tl.range(0, length, T):
         left, first = length - start, tl.cast(start, tl.int64)
-        q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
-        k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
-        v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
-        v = operand(v, PRECISION)
         own = scores + chunk * ((4 if RANK else 1) * T * T)
         place = y_offset + first * (heads * V) + t[None, :] * (heads * V) + values[:, None]
         inside = (t < left)[None, :] & (values < V)[:, None]
-        before, after = 0.0, 0.0
+        before, after, through_q = 0.0, 0.0, 0.0
         if KEEP:
             entry = kept + chunk * (VP * BK) + values[:, None] * BK + keys[None, :]
             tl.store(entry, state.to(kept.dtype.element_ty))
-        before_chunk = operand(state, PRECISION)
         if GATE != "none":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
             before, after = around(g, GATE)
+            through_q = before + g
+        # All that reads the state first: then it need not be held twice.
+        before_chunk, nothing = operand(state, PRECISION), tl.zeros([BV, T], tl.float32)
+        q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
+        y = product(before_chunk, tl.trans(operand(decayed(q, through_q, GATE), PRECISION)), nothing, PRECISION)
+        if RANK:
+            b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
+            u = product(before_chunk, tl.trans(operand(decayed(b, before, GATE), PRECISION)), nothing, PRECISION)
+        if GATE != "none":
             state *= tl.exp2(tl.sum(g, 0))[None, :]
-            q = decayed(q, before + g, GATE)
-        y = product(before_chunk, tl.trans(operand(q, PRECISION)), tl.zeros([BV, T], tl.float32), PRECISION)
-        qk = operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION)
-        y = product(v, qk, y, PRECISION)
+        v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
+        v = operand(v, PRECISION)
+        y = product(v, operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION), y, PRECISION)
+        k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
         state = product(v, operand(decayed(k, after, GATE), PRECISION), state, PRECISION)
         if RANK:
-            a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
-            b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
-            b = operand(decayed(b, before, GATE), PRECISION)
-            u = product(before_chunk, tl.trans(b), tl.zeros([BV, T], tl.float32), PRECISION)
             bk = operand(load_scores(own, 2, t[None, :], t[:, None], T), PRECISION)
             u = operand(product(v, bk, u, PRECISION), PRECISION)
             inverse = operand(load_scores(own, 3, t[None, :], t[:, None], T), PRECISION)
-            u = product(u, inverse, tl.zeros([BV, T], tl.float32), PRECISION)
+            u = product(u, inverse, nothing, PRECISION)
             if KEEP:
                 tl.store(inner + place, u.to(inner.dtype.element_ty), mask=inside)
             u = operand(u, PRECISION)
-            qa = operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION)
-            y = product(u, qa, y, PRECISION)
+            y = product(u, operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION)
+            a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
             state = product(u, operand(decayed(a, after, GATE), PRECISION), state, PRECISION)
         tl.store(y_pointer + place, y.to(y_pointer.dtype.element_ty), mask=inside)
         chunk += 1

@@ -49,138 +49,162 @@ def gradient_kernel(
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, da, db (B,L,H,K), dg as g, from S (kept) and R (asked) of the chunk, u (inner) and p (outer)."""
+    """dq, dk, da, db (B,L,H,K), dg as g, from S (kept) and R (asked) of the chunk, u (inner) and p (outer).
+
+    First what the scores get, for they are sums over the values; then KB keys at a time.
+    """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     sequence, start = program // chunks, program % chunks * T
     batch, head = sequence // heads, sequence % heads
     left, first = length - start, tl.cast(start, tl.int64)
-    t, keys = tl.arange(0, T), tl.arange(0, BK)
+    t = tl.arange(0, T)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
     v_pointer += head_offset(sequence, heads, v_batch, v_head) + first * v_row
+    a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
+    b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
+    g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
     token = (batch.to(tl.int64) * length + start) * heads + head
+    dy_pointer += token * V
+    inner += token * V
+    outer += token * V
     states = program.to(tl.int64) * (VP * BK)
-    dq, dk = tl.zeros([T, BK], tl.float32), tl.zeros([T, BK], tl.float32)
-    dqk, end = tl.zeros([T, T], tl.float32), tl.zeros([BK], tl.float32)
+    dqk = tl.zeros([T, T], tl.float32)
     if RANK:
-        da, db = tl.zeros([T, BK], tl.float32), tl.zeros([T, BK], tl.float32)
         dqa, dbk, dba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
-        v = operand(load_tile(v_pointer, v_row, t, values, left, V, VP, EVEN), PRECISION)
-        dy = operand(load_tile(dy_pointer + token * V, heads * V, t, values, left, V, VP, EVEN), PRECISION)
-        place = states + values[:, None] * BK + keys[None, :]
-        S, R = tl.load(kept + place), tl.load(asked + place)
-        if GATE != "none":
-            end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
-        S, R = operand(S, PRECISION), operand(R, PRECISION)
-        dq = product(dy, S, dq, PRECISION)
-        dk = product(v, R, dk, PRECISION)
-        dqk = product(dy, tl.trans(v), dqk, PRECISION)
+        v = tl.trans(operand(load_tile(v_pointer, v_row, t, values, left, V, VP, EVEN), PRECISION))
+        dy = operand(load_tile(dy_pointer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
+        dqk = product(dy, v, dqk, PRECISION)
         if RANK:
-            u = operand(load_tile(inner + token * V, heads * V, t, values, left, V, VP, EVEN), PRECISION)
-            p = operand(load_tile(outer + token * V, heads * V, t, values, left, V, VP, EVEN), PRECISION)
-            db = product(p, S, db, PRECISION)
-            da = product(u, R, da, PRECISION)
-            dqa = product(dy, tl.trans(u), dqa, PRECISION)
-            dbk = product(p, tl.trans(v), dbk, PRECISION)
-            dba = product(p, tl.trans(u), dba, PRECISION)
-    q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
-    k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32)
-    if RANK:
-        a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
-        b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
-        a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN).to(tl.float32)
-        b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN).to(tl.float32)
-    g = 0.0
-    if GATE != "none":
-        # Through the state: q^ and b^ from the beginning of the chunk, k^ and a^ to its end, S to R over all of it.
-        g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
-        g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
-        before, after = around(g, GATE)
-        dq, dk = decayed(dq, before + g, GATE), decayed(dk, after, GATE)
-        dg = rows_of(q * dq, GATE)
-        of_before, of_after = dg, rows_of(k * dk, GATE)
-        if RANK:
-            db, da = decayed(db, before, GATE), decayed(da, after, GATE)
-            of_before += rows_of(b * db, GATE)
-            of_after += rows_of(a * da, GATE)
-        _, later = around(of_before, GATE)
-        sooner, _ = around(of_after, GATE)
-        end *= tl.exp2(tl.sum(g, 0))
-        dg += later + sooner + rows_of(end[None, :], GATE)
-    if GATE == "channel":
-        same = t[:, None] == t[None, :]
-        own = tl.sum(tl.where(same, dqk, 0.0), 1)[:, None]
-        dq += own * k
-        dk += own * q
-        if RANK:
-            own = tl.sum(tl.where(same, dqa, 0.0), 1)[:, None]
-            dq += own * a
-            da += own * q
-        lowest, whole = first_level(g, LEVELS)
-        nothing = tl.zeros([T, BK], tl.float32)
-        for level in tl.range(lowest, LEVELS):
-            above, signs, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
-            q_part, k_part = q * into_q, k * into_k
-            weights = tl.where(pairs, dqk, 0.0)
-            q_more = times(weights, k_part, nothing, PRECISION)
-            k_more = times(tl.trans(weights), q_part, nothing, PRECISION)
-            if RANK:
-                a_part, b_part = a * into_k, b * into_b
-                weights = tl.where(pairs, dqa, 0.0)
-                q_more = times(weights, a_part, q_more, PRECISION)
-                a_more = times(tl.trans(weights), q_part, nothing, PRECISION)
-                weights = tl.where(pairs, dbk, 0.0)
-                b_more = times(weights, k_part, nothing, PRECISION)
-                k_more = times(tl.trans(weights), b_part, k_more, PRECISION)
-                weights = tl.where(pairs, dba, 0.0)
-                b_more = times(weights, a_part, b_more, PRECISION) * into_b
-                a_more = times(tl.trans(weights), b_part, a_more, PRECISION) * into_k
-                da += a_more
-                db += b_more
-            q_more *= into_q
-            k_more *= into_k
-            dq += q_more
-            dk += k_more
-            of_q = q * q_more - k * k_more
-            both = of_q
-            if RANK:
-                of_q -= a * a_more
-                both = of_q + b * b_more
-                dg -= tl.where(above, 0.0, b * b_more)
-            dg += sums(tl.trans(signs), both) + tl.where(above, of_q, 0.0)
-    else:
+            u = tl.trans(operand(load_tile(inner, heads * V, t, values, left, V, VP, EVEN), PRECISION))
+            p = operand(load_tile(outer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
+            dqa = product(dy, u, dqa, PRECISION)
+            dbk = product(p, v, dbk, PRECISION)
+            dba = product(p, u, dba, PRECISION)
+    if GATE != "channel":
+        g = load_gate(g_pointer, g_row, t, t, left, K, BK, EVEN, GATE) if GATE == "head" else 0.0
         into_q, into_b = head_decays(g, GATE, T)
-        scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T)
         if GATE == "head":
+            scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T)
+            before, after = around(g, GATE)
             linked = dqk * load_scores(scores, 0, t[:, None], t[None, :], T)
             if RANK:
                 linked += dqa * load_scores(scores, 1, t[:, None], t[None, :], T)
-            dg += of_pairs(linked, True, t)[:, None]
-            if RANK:
-                linked = dba * between(b, a, PRECISION) * into_b
-                linked += dbk * load_scores(scores, 2, t[:, None], t[None, :], T)
-                dg += of_pairs(linked, False, t)[:, None]
+                linked_b = dbk * load_scores(scores, 2, t[:, None], t[None, :], T)
+                ba = tl.zeros([T, T], tl.float32)
+            dg = of_pairs(linked, True, t)[:, None]
         dqk *= into_q
-        dq = times(dqk, k, dq, PRECISION)
-        dk = times(tl.trans(dqk), q, dk, PRECISION)
         if RANK:
             dqa, dbk, dba = dqa * into_q, dbk * into_b, dba * into_b
-            dq = times(dqa, a, dq, PRECISION)
-            dk = times(tl.trans(dbk), b, dk, PRECISION)
-            db = times(dba, a, times(dbk, k, db, PRECISION), PRECISION)
-            da = times(tl.trans(dba), b, times(tl.trans(dqa), q, da, PRECISION), PRECISION)
-    store_rows(dq_pointer, dq, token, heads, t, keys, left, K)
-    store_rows(dk_pointer, dk, token, heads, t, keys, left, K)
-    if RANK:
-        store_rows(da_pointer, da, token, heads, t, keys, left, K)
-        store_rows(db_pointer, db, token, heads, t, keys, left, K)
-    if GATE == "channel":
-        store_rows(dg_pointer, dg, token, heads, t, keys, left, K)
+    for key in tl.range(0, BK, KB):
+        keys = key + tl.arange(0, KB)
+        dq, dk, end = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32), tl.zeros([KB], tl.float32)
+        if RANK:
+            da, db = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32)
+        for block in tl.range(0, VP, BV):
+            values = block + tl.arange(0, BV)
+            place = states + values[:, None] * BK + keys[None, :]
+            S, R = tl.load(kept + place), tl.load(asked + place)
+            if GATE != "none":
+                end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
+            S, R = operand(S, PRECISION), operand(R, PRECISION)
+            dy = operand(load_tile(dy_pointer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
+            v = operand(load_tile(v_pointer, v_row, t, values, left, V, VP, EVEN), PRECISION)
+            dq = product(dy, S, dq, PRECISION)
+            dk = product(v, R, dk, PRECISION)
+            if RANK:
+                p = operand(load_tile(outer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
+                u = operand(load_tile(inner, heads * V, t, values, left, V, VP, EVEN), PRECISION)
+                db = product(p, S, db, PRECISION)
+                da = product(u, R, da, PRECISION)
+        q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
+        k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32)
+        if RANK:
+            a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN).to(tl.float32)
+            b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN).to(tl.float32)
+        if GATE == "channel":
+            g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
+            before, after = around(g, GATE)
+        if GATE != "none":
+            # Through the state: q^ and b^ from the beginning of the chunk, k^ and a^ to its end, S to R over all of it.
+            dq, dk = decayed(dq, before + g, GATE), decayed(dk, after, GATE)
+            more = rows_of(q * dq, GATE)
+            of_before, of_after = more, rows_of(k * dk, GATE)
+            if RANK:
+                db, da = decayed(db, before, GATE), decayed(da, after, GATE)
+                of_before += rows_of(b * db, GATE)
+                of_after += rows_of(a * da, GATE)
+            _, later = around(of_before, GATE)
+            sooner, _ = around(of_after, GATE)
+            end *= tl.exp2(tl.sum(g, 0))
+            more += later + sooner + rows_of(end[None, :], GATE)
+        if GATE == "channel":
+            dg = more
+            same = t[:, None] == t[None, :]
+            own = tl.sum(tl.where(same, dqk, 0.0), 1)[:, None]
+            dq += own * k
+            dk += own * q
+            if RANK:
+                own = tl.sum(tl.where(same, dqa, 0.0), 1)[:, None]
+                dq += own * a
+                da += own * q
+            lowest, whole = first_level(g, LEVELS)
+            nothing = tl.zeros([T, KB], tl.float32)
+            for level in tl.range(lowest, LEVELS):
+                above, signs, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
+                q_part, k_part = q * into_q, k * into_k
+                weights = tl.where(pairs, dqk, 0.0)
+                q_more = times(weights, k_part, nothing, PRECISION)
+                k_more = times(tl.trans(weights), q_part, nothing, PRECISION)
+                if RANK:
+                    a_part, b_part = a * into_k, b * into_b
+                    weights = tl.where(pairs, dqa, 0.0)
+                    q_more = times(weights, a_part, q_more, PRECISION)
+                    a_more = times(tl.trans(weights), q_part, nothing, PRECISION)
+                    weights = tl.where(pairs, dbk, 0.0)
+                    b_more = times(weights, k_part, nothing, PRECISION)
+                    k_more = times(tl.trans(weights), b_part, k_more, PRECISION)
+                    weights = tl.where(pairs, dba, 0.0)
+                    b_more = times(weights, a_part, b_more, PRECISION) * into_b
+                    a_more = times(tl.trans(weights), b_part, a_more, PRECISION) * into_k
+                    da += a_more
+                    db += b_more
+                q_more *= into_q
+                k_more *= into_k
+                dq += q_more
+                dk += k_more
+                of_q = q * q_more - k * k_more
+                both = of_q
+                if RANK:
+                    of_q -= a * a_more
+                    both = of_q + b * b_more
+                    dg -= tl.where(above, 0.0, b * b_more)
+                dg += sums(tl.trans(signs), both) + tl.where(above, of_q, 0.0)
+            store_rows(dg_pointer, dg, token, heads, t, keys, left, K)
+        else:
+            if GATE == "head":
+                dg += more
+                if RANK:
+                    ba += between(b, a, PRECISION)
+            dq = times(dqk, k, dq, PRECISION)
+            dk = times(tl.trans(dqk), q, dk, PRECISION)
+            if RANK:
+                dq = times(dqa, a, dq, PRECISION)
+                dk = times(tl.trans(dbk), b, dk, PRECISION)
+                db = times(dba, a, times(dbk, k, db, PRECISION), PRECISION)
+                da = times(tl.trans(dba), b, times(tl.trans(dqa), q, da, PRECISION), PRECISION)
+        store_rows(dq_pointer, dq, token, heads, t, keys, left, K)
+        store_rows(dk_pointer, dk, token, heads, t, keys, left, K)
+        if RANK:
+            store_rows(da_pointer, da, token, heads, t, keys, left, K)
+            store_rows(db_pointer, db, token, heads, t, keys, left, K)
     if GATE == "head":
+        if RANK:
+            dg += of_pairs(linked_b + dba * ba, False, t)[:, None]  # dba has its decays
         store_rows(dg_pointer, dg, token, heads, t, tl.arange(0, 1), left, 1)

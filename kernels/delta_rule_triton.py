@@ -67,8 +67,9 @@ def _padded(width: int) -> int:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What operands are rounded to, see `taylor_tiles`."""
-    return "tf32x3" if dtype == torch.float32 and float32_precision() == "highest" else "tf32"
+    """What operands are rounded to, see `taylor_tiles`. float16 keeps more digits than one product of tf32 would."""
+    exact = dtype == torch.float16 or (dtype == torch.float32 and float32_precision() == "highest")
+    return "tf32x3" if exact else "tf32"
 
 
 def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
@@ -140,6 +141,11 @@ def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any
     return (sequences * (widths["VP"] // widths["BV"]),), {**widths, **inputs.flags, **launch_shape(kernel, widths)}
 
 
+def _gradient_blocks(widths: dict[str, int]) -> dict[str, int]:
+    """Values and keys that one program has in its registers at a time."""
+    return widths | {"BV": 16, "KB": min(32, widths["BK"])}
+
+
 def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
     levels = CHUNK.bit_length() - 1
     return {"LEVELS": levels, **inputs.flags, **launch_shape(kernel, inputs.widths)}
@@ -203,7 +209,7 @@ def backward(
     )  # fmt: skip
     gradient_kernel[(inputs.chunks,)](
         *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
-        *inputs.strides("qkvabg"), *inputs.sizes, **(inputs.widths | {"BV": 16}), **_chunk_shape(inputs, "gradient"),
+        *inputs.strides("qkvabg"), *inputs.sizes, **_gradient_blocks(inputs.widths), **_chunk_shape(inputs, "gradient"),
     )  # fmt: skip
     return grads
 
@@ -218,7 +224,7 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> tuple[Tensor, Ten
         v.new_empty((batch, heads, widths["K"], values) if state else (0,), dtype=torch.float32),
         v.new_empty((inputs.chunks, matrices, CHUNK, CHUNK), dtype=torch.float32),
         v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=dtype),
-        v.new_empty(v.shape if keep and inputs.a is not None else (0,), dtype=dtype),
+        v.new_empty(v.shape if keep and inputs.a is not None else (0,), dtype=torch.float32),
     )
 
 
