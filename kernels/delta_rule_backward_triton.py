@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .delta_rule_forward_triton import load_columns, load_scores, load_state, state_tile
-from .delta_rule_tiles_triton import around, decayed, load_gate, product
+from .delta_rule_tiles_triton import decayed, load_gate, product, sums_after, sums_before
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -57,8 +57,7 @@ def reverse_kernel(
         tl.store(kept + number * (VP * BK) + values[:, None] * BK + keys[None, :], R.to(kept.dtype.element_ty))
         if GATE != "none":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
-            before, after = around(g, GATE)
-            through_q = before + g
+            after = sums_after(g, GATE)
         # All that reads R first, as in the forward.
         behind, nothing = operand(R, PRECISION), tl.zeros([BV, T], tl.float32)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
@@ -68,6 +67,8 @@ def reverse_kernel(
             p = product(behind, tl.trans(operand(decayed(a, after, GATE), PRECISION)), nothing, PRECISION)
         if GATE != "none":
             R *= tl.exp2(tl.sum(g, 0))[None, :]
+            before = sums_before(g, GATE)
+            through_q = before + g
         dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
         dv = product(dy, operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)

@@ -16,7 +16,7 @@ registers, values x keys, so that no product has more than 64 rows: those the ma
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import around, decayed, load_gate, product
+from .delta_rule_tiles_triton import decayed, load_gate, product, sums_after, sums_before
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -91,7 +91,7 @@ def output_kernel(
             tl.store(entry, state.to(kept.dtype.element_ty))
         if GATE != "none":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
-            before, after = around(g, GATE)
+            before = sums_before(g, GATE)
             through_q = before + g
         # All that reads the state first: then it need not be held twice.
         before_chunk, nothing = operand(state, PRECISION), tl.zeros([BV, T], tl.float32)
@@ -102,6 +102,7 @@ def output_kernel(
             u = product(before_chunk, tl.trans(operand(decayed(b, before, GATE), PRECISION)), nothing, PRECISION)
         if GATE != "none":
             state *= tl.exp2(tl.sum(g, 0))[None, :]
+            after = sums_after(g, GATE)
         v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
         v = operand(v, PRECISION)
         y = product(v, operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION), y, PRECISION)

@@ -11,7 +11,17 @@ import triton.language as tl
 
 from .delta_rule_forward_triton import load_scores
 from .delta_rule_scores_triton import between
-from .delta_rule_tiles_triton import around, decayed, first_level, head_decays, level_decays, load_gate, product, sums
+from .delta_rule_tiles_triton import (
+    decayed,
+    first_level,
+    head_decays,
+    level_decays,
+    load_gate,
+    product,
+    sums,
+    sums_after,
+    sums_before,
+)
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -43,18 +53,19 @@ def of_pairs(linked, later, t):
     return tl.sum(tl.where(reached, sums_before, 0.0), 1)
 
 
-@triton.jit(do_not_specialize=["length", "heads"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
 def gradient_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, scores, kept, asked, inner, outer,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
+    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, da, db (B,L,H,K), dg as g, from S (kept) and R (asked) of the chunk, u (inner) and p (outer).
 
-    First what the scores get, for they are sums over the values; then KB keys at a time.
+    First what the scores get, for they are sums over the values; then KB keys at a time. `all_keys` is BK, `all_values`
+    VP at run time: loops of a few rounds would be unrolled, and need more registers than there are.
     """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
@@ -76,7 +87,7 @@ def gradient_kernel(
     dqk = tl.zeros([T, T], tl.float32)
     if RANK:
         dqa, dbk, dba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
-    for block in tl.range(0, VP, BV):
+    for block in tl.range(0, all_values, BV):
         values = block + tl.arange(0, BV)
         v = tl.trans(operand(load_tile(v_pointer, v_row, t, values, left, V, VP, EVEN), PRECISION))
         dy = operand(load_tile(dy_pointer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
@@ -92,7 +103,7 @@ def gradient_kernel(
         into_q, into_b = head_decays(g, GATE, T)
         if GATE == "head":
             scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T)
-            before, after = around(g, GATE)
+            before, after = sums_before(g, GATE), sums_after(g, GATE)
             linked = dqk * load_scores(scores, 0, t[:, None], t[None, :], T)
             if RANK:
                 linked += dqa * load_scores(scores, 1, t[:, None], t[None, :], T)
@@ -102,12 +113,12 @@ def gradient_kernel(
         dqk *= into_q
         if RANK:
             dqa, dbk, dba = dqa * into_q, dbk * into_b, dba * into_b
-    for key in tl.range(0, BK, KB):
+    for key in tl.range(0, all_keys, KB):
         keys = key + tl.arange(0, KB)
         dq, dk, end = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32), tl.zeros([KB], tl.float32)
         if RANK:
             da, db = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32)
-        for block in tl.range(0, VP, BV):
+        for block in tl.range(0, all_values, BV):
             values = block + tl.arange(0, BV)
             place = states + values[:, None] * BK + keys[None, :]
             S, R = tl.load(kept + place), tl.load(asked + place)
@@ -130,7 +141,7 @@ def gradient_kernel(
             b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN).to(tl.float32)
         if GATE == "channel":
             g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
-            before, after = around(g, GATE)
+            before, after = sums_before(g, GATE), sums_after(g, GATE)
         if GATE != "none":
             # Through the state: q^ and b^ from the beginning of the chunk, k^ and a^ to its end, S to R over all of it.
             dq, dk = decayed(dq, before + g, GATE), decayed(dk, after, GATE)
@@ -140,10 +151,8 @@ def gradient_kernel(
                 db, da = decayed(db, before, GATE), decayed(da, after, GATE)
                 of_before += rows_of(b * db, GATE)
                 of_after += rows_of(a * da, GATE)
-            _, later = around(of_before, GATE)
-            sooner, _ = around(of_after, GATE)
             end *= tl.exp2(tl.sum(g, 0))
-            more += later + sooner + rows_of(end[None, :], GATE)
+            more += sums_after(of_before, GATE) + sums_before(of_after, GATE) + rows_of(end[None, :], GATE)
         if GATE == "channel":
             dg = more
             same = t[:, None] == t[None, :]

@@ -41,60 +41,71 @@ def inverse(ba, LEVELS: tl.constexpr):
     return x
 
 
-@triton.jit(do_not_specialize=["length", "heads"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys"])
 def scores_kernel(
     q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, scores,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
-    g_batch, g_row, g_head, length, heads,
-    K: tl.constexpr, BK: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr,
+    g_batch, g_row, g_head, length, heads, all_keys,
+    K: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr,
     GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """scores (B,H,chunks,4,T,T): qk, and with RANK, the term of rank one, qa, bk and (1 - ba)^-1."""
+    """scores (B,H,chunks,4,T,T): qk, and with RANK, the term of rank one, qa, bk and (1 - ba)^-1.
+
+    KB keys at a time; `all_keys` is BK at run time, see `gradient_kernel`.
+    """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     sequence, start = program // chunks, program % chunks * T
     left, first = length - start, tl.cast(start, tl.int64)
-    t, keys = tl.arange(0, T), tl.arange(0, BK)
+    t = tl.arange(0, T)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
-    q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN)
-    k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN)
-    g = 0.0
-    if GATE != "none":
-        g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
-        g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
+    a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
+    b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
+    g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
+    qk = tl.zeros([T, T], tl.float32)
     if RANK:
-        a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
-        b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
-        a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN)
-        b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN)
-    if GATE == "channel":
-        q, k = q.to(tl.float32), k.to(tl.float32)
-        same = t[:, None] == t[None, :]
-        qk = tl.where(same, tl.sum(q * k, 1)[:, None], 0.0)
+        qa, bk, ba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
+    for key in tl.range(0, all_keys, KB):
+        keys = key + tl.arange(0, KB)
+        q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN)
+        k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN)
         if RANK:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-            qa = tl.where(same, tl.sum(q * a, 1)[:, None], 0.0)
-            bk, ba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
-        lowest, whole = first_level(g, LEVELS)
-        for level in tl.range(lowest, LEVELS):
-            _, _, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
-            q_part, k_part = q * into_q, k * into_k
-            qk = tl.where(pairs, between(q_part, k_part, PRECISION), qk)
+            a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN)
+            b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN)
+        if GATE == "channel":
+            g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
+            q, k = q.to(tl.float32), k.to(tl.float32)
+            same = t[:, None] == t[None, :]
+            qk += tl.where(same, tl.sum(q * k, 1)[:, None], 0.0)
             if RANK:
-                b_part, a_part = b * into_b, a * into_k
-                qa = tl.where(pairs, between(q_part, a_part, PRECISION), qa)
-                bk = tl.where(pairs, between(b_part, k_part, PRECISION), bk)
-                ba = tl.where(pairs, between(b_part, a_part, PRECISION), ba)
-    else:
+                a, b = a.to(tl.float32), b.to(tl.float32)
+                qa += tl.where(same, tl.sum(q * a, 1)[:, None], 0.0)
+            lowest, whole = first_level(g, LEVELS)
+            for level in tl.range(lowest, LEVELS):
+                _, _, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
+                q_part, k_part = q * into_q, k * into_k
+                qk += tl.where(pairs, between(q_part, k_part, PRECISION), 0.0)
+                if RANK:
+                    b_part, a_part = b * into_b, a * into_k
+                    qa += tl.where(pairs, between(q_part, a_part, PRECISION), 0.0)
+                    bk += tl.where(pairs, between(b_part, k_part, PRECISION), 0.0)
+                    ba += tl.where(pairs, between(b_part, a_part, PRECISION), 0.0)
+        else:
+            qk += between(q, k, PRECISION)
+            if RANK:
+                qa += between(q, a, PRECISION)
+                bk += between(b, k, PRECISION)
+                ba += between(b, a, PRECISION)
+    if GATE != "channel":
+        g = load_gate(g_pointer, g_row, t, t, left, K, BK, EVEN, GATE) if GATE == "head" else 0.0
         into_q, into_b = head_decays(g, GATE, T)
-        qk = between(q, k, PRECISION) * into_q
+        qk *= into_q
         if RANK:
-            qa = between(q, a, PRECISION) * into_q
-            bk, ba = between(b, k, PRECISION) * into_b, between(b, a, PRECISION) * into_b
+            qa, bk, ba = qa * into_q, bk * into_b, ba * into_b
     scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T) + t[:, None] * T + t[None, :]
-    tl.store(scores, qk.to(scores.dtype.element_ty))
+    tl.store(scores, qk)
     if RANK:
-        tl.store(scores + T * T, qa.to(scores.dtype.element_ty))
-        tl.store(scores + 2 * T * T, bk.to(scores.dtype.element_ty))
-        tl.store(scores + 3 * T * T, inverse(ba, LEVELS).to(scores.dtype.element_ty))
+        tl.store(scores + T * T, qa)
+        tl.store(scores + 2 * T * T, bk)
+        tl.store(scores + 3 * T * T, inverse(ba, LEVELS))

@@ -72,17 +72,23 @@ def load_gate(
 
 
 @triton.jit
-def around(g, GATE: tl.constexpr):
-    """Sums of g over the tokens of the chunk before each one, and over those after it: shapes as g."""
+def sums_before(g, GATE: tl.constexpr):
+    """Sums of g over the tokens of the chunk before each one: shape as g."""
     t = tl.arange(0, g.shape[0])
     if GATE == "head":
         row = tl.reshape(g, [1, g.shape[0]])
-        before = tl.sum(tl.where(t[:, None] > t[None, :], row, 0.0), 1)[:, None]
-        after = tl.sum(tl.where(t[:, None] < t[None, :], row, 0.0), 1)[:, None]
-    else:
-        before = sums(t[:, None] > t[None, :], g)
-        after = sums(t[:, None] < t[None, :], g)
-    return before, after
+        return tl.sum(tl.where(t[:, None] > t[None, :], row, 0.0), 1)[:, None]
+    return sums(t[:, None] > t[None, :], g)
+
+
+@triton.jit
+def sums_after(g, GATE: tl.constexpr):
+    """Sums of g over the tokens of the chunk after each one: shape as g."""
+    t = tl.arange(0, g.shape[0])
+    if GATE == "head":
+        row = tl.reshape(g, [1, g.shape[0]])
+        return tl.sum(tl.where(t[:, None] < t[None, :], row, 0.0), 1)[:, None]
+    return sums(t[:, None] < t[None, :], g)
 
 
 @triton.jit

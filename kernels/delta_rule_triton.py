@@ -72,13 +72,12 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32x3" if exact else "tf32"
 
 
-def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
+def launch_shape(kernel: str) -> dict[str, int]:
     """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient".
 
     16 tokens are what one warp multiplies; more would repeat its work. In the walks the values are the rows.
     """
-    wide = kernel == "gradient" and widths["BK"] > 64
-    return {"num_warps": 2 if wide or kernel in ("output", "reverse") else 1, "num_stages": 1}
+    return {"num_warps": 2 if kernel in ("output", "reverse") else 1, "num_stages": 1}
 
 
 class _Inputs(NamedTuple):
@@ -138,17 +137,15 @@ def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any
     """Grid and constants of a walk."""
     widths = inputs.widths
     sequences = inputs.q.shape[0] * inputs.q.shape[2]
-    return (sequences * (widths["VP"] // widths["BV"]),), {**widths, **inputs.flags, **launch_shape(kernel, widths)}
-
-
-def _gradient_blocks(widths: dict[str, int]) -> dict[str, int]:
-    """Values and keys that one program has in its registers at a time."""
-    return widths | {"BV": 16, "KB": min(32, widths["BK"])}
+    return (sequences * (widths["VP"] // widths["BV"]),), {**widths, **inputs.flags, **launch_shape(kernel)}
 
 
 def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
+    """Constants of a kernel that takes all chunks at once, KB keys at a time."""
+    flags = inputs.flags
+    block = 16 if kernel == "gradient" and flags["GATE"] == "channel" else 32
     levels = CHUNK.bit_length() - 1
-    return {"LEVELS": levels, **inputs.flags, **launch_shape(kernel, inputs.widths)}
+    return {"KB": min(block, inputs.widths["BK"]), "LEVELS": levels, **flags, **launch_shape(kernel)}
 
 
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())
@@ -169,7 +166,7 @@ def forward(
     initial = y if inputs.initial is None else inputs.initial
     widths = inputs.widths
     scores_kernel[(inputs.chunks,)](
-        *inputs.pointers("qkabg"), scores, *inputs.strides("qkabg"), *inputs.sizes,
+        *inputs.pointers("qkabg"), scores, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
         K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
     )  # fmt: skip
     grid, constants = _walk_shape(inputs, "output")
@@ -197,7 +194,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, a, b, g and the initial state; (0,) for what there is not."""
     inputs = _inputs(q, k, v, a, b, g, initial_state)
-    grads = _gradients_like(q, k, v, a, b, g, initial_state)
+    widths, grads = inputs.widths, _gradients_like(q, k, v, a, b, g, initial_state)
     dq, dk, dv, da, db, dg, dstate = grads
     dy = dy.contiguous()
     asked, outer = torch.empty_like(kept), torch.empty_like(inner)
@@ -209,7 +206,8 @@ def backward(
     )  # fmt: skip
     gradient_kernel[(inputs.chunks,)](
         *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
-        *inputs.strides("qkvabg"), *inputs.sizes, **_gradient_blocks(inputs.widths), **_chunk_shape(inputs, "gradient"),
+        *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"],
+        **(widths | {"BV": 16}), **_chunk_shape(inputs, "gradient"),
     )  # fmt: skip
     return grads
 
