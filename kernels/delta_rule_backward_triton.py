@@ -24,7 +24,7 @@ from .taylor_tiles import head_offset, load_tile, operand
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def reverse_kernel(
-    q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, scores,
+    q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, scores, ends,
     dv_pointer, grad_final, grad_initial, kept, asked,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
     g_batch, g_row, g_head, length, heads,
@@ -55,7 +55,7 @@ def reverse_kernel(
         inside = (t < left)[None, :] & (values < V)[:, None]
         before, after, through_q = 0.0, 0.0, 0.0
         tl.store(kept + number * (VP * BK) + values[:, None] * BK + keys[None, :], R.to(kept.dtype.element_ty))
-        if GATE != "none":
+        if GATE == "head":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
             after = sums_after(g, GATE)
         # All that reads R first, as in the forward.
@@ -65,10 +65,12 @@ def reverse_kernel(
         if RANK:
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
             p = product(behind, tl.trans(operand(decayed(a, after, GATE), PRECISION)), nothing, PRECISION)
-        if GATE != "none":
+        if GATE == "head":
             R *= tl.exp2(tl.sum(g, 0))[None, :]
             before = sums_before(g, GATE)
             through_q = before + g
+        if GATE == "given":
+            R *= tl.load(ends + number * BK + keys)[None, :]
         dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
         dv = product(dy, operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)

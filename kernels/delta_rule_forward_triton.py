@@ -54,7 +54,7 @@ def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.const
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def output_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, scores,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, scores, ends,
     y_pointer, initial, final, kept, inner,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
@@ -64,6 +64,7 @@ def output_kernel(
 ):  # fmt: skip
     """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (B,L,H,V).
 
+    GATE "given", for decays of channels: q, k, a and b come decayed, and `ends` has those over whole chunks.
     Program: sequence, head, block of BV of the VP values (V, padded).
     """
     BLOCKS: tl.constexpr = VP // BV
@@ -89,7 +90,7 @@ def output_kernel(
         if KEEP:
             entry = kept + chunk * (VP * BK) + values[:, None] * BK + keys[None, :]
             tl.store(entry, state.to(kept.dtype.element_ty))
-        if GATE != "none":
+        if GATE == "head":
             g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
             before = sums_before(g, GATE)
             through_q = before + g
@@ -100,9 +101,11 @@ def output_kernel(
         if RANK:
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
             u = product(before_chunk, tl.trans(operand(decayed(b, before, GATE), PRECISION)), nothing, PRECISION)
-        if GATE != "none":
+        if GATE == "head":
             state *= tl.exp2(tl.sum(g, 0))[None, :]
             after = sums_after(g, GATE)
+        if GATE == "given":
+            state *= tl.load(ends + chunk * BK + keys)[None, :]
         v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
         v = operand(v, PRECISION)
         y = product(v, operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION), y, PRECISION)

@@ -18,6 +18,7 @@ from .delta_rule_tiles_triton import (
     level_decays,
     load_gate,
     product,
+    store_rows,
     sums,
     sums_after,
     sums_before,
@@ -28,13 +29,6 @@ from .taylor_tiles import head_offset, load_tile, operand
 @triton.jit
 def times(weights, x, acc, PRECISION: tl.constexpr):
     return product(operand(weights, PRECISION), operand(x, PRECISION), acc, PRECISION)
-
-
-@triton.jit
-def store_rows(pointer, x, offset, heads, t, keys, left, K: tl.constexpr):
-    """Rows of a dense (B,L,H,K)."""
-    place = pointer + offset * K + t[:, None] * (heads * K) + keys[None, :]
-    tl.store(place, x.to(pointer.dtype.element_ty), mask=(t < left)[:, None] & (keys < K)[None, :])
 
 
 @triton.jit
@@ -51,6 +45,37 @@ def of_pairs(linked, later, t):
     sums_before = sums(t[:, None] > t[None, :], tl.trans(linked))
     reached = (t[:, None] < t[None, :]) | ((t[:, None] == t[None, :]) & later)
     return tl.sum(tl.where(reached, sums_before, 0.0), 1)
+
+
+@triton.jit
+def of_levels(
+    x, k, a, by_k, by_a, g, OF_B: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Gradients of x (q, or with OF_B b), k, a and g (T,KB) through the scores of x with k and a, which got by_k, by_a."""
+    dx, dk, da, dg = tl.zeros_like(k), tl.zeros_like(k), tl.zeros_like(k), tl.zeros_like(k)
+    nothing = tl.zeros_like(k)
+    lowest, whole = first_level(g, LEVELS)
+    for level in tl.range(lowest, LEVELS):
+        above, signs, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
+        into_x = into_b if OF_B else into_q
+        weights = tl.where(pairs, by_k, 0.0)
+        x_more = times(weights, k * into_k, nothing, PRECISION)
+        k_more = times(tl.trans(weights), x * into_x, nothing, PRECISION) * into_k
+        dk += k_more
+        of_k = k * k_more
+        if RANK:
+            weights = tl.where(pairs, by_a, 0.0)
+            x_more = times(weights, a * into_k, x_more, PRECISION)
+            a_more = times(tl.trans(weights), x * into_x, nothing, PRECISION) * into_k
+            da += a_more
+            of_k += a * a_more
+        x_more *= into_x
+        dx += x_more
+        of_x = x * x_more
+        # What the exponents of `level_decays` got: by the sum from the edge, and by g itself where that was added.
+        dg += sums(tl.trans(signs), of_x - of_k)
+        dg += tl.where(above, -of_k, -of_x) if OF_B else tl.where(above, of_x - of_k, 0.0)
+    return dx, dk, da, dg
 
 
 @triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
@@ -84,7 +109,7 @@ def gradient_kernel(
     inner += token * V
     outer += token * V
     states = program.to(tl.int64) * (VP * BK)
-    dqk = tl.zeros([T, T], tl.float32)
+    dqk, dqa = tl.zeros([T, T], tl.float32), 0.0
     if RANK:
         dqa, dbk, dba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
     for block in tl.range(0, all_values, BV):
@@ -136,6 +161,7 @@ def gradient_kernel(
                 da = product(u, R, da, PRECISION)
         q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
         k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32)
+        a = k
         if RANK:
             a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN).to(tl.float32)
             b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN).to(tl.float32)
@@ -163,38 +189,17 @@ def gradient_kernel(
                 own = tl.sum(tl.where(same, dqa, 0.0), 1)[:, None]
                 dq += own * a
                 da += own * q
-            lowest, whole = first_level(g, LEVELS)
-            nothing = tl.zeros([T, KB], tl.float32)
-            for level in tl.range(lowest, LEVELS):
-                above, signs, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
-                q_part, k_part = q * into_q, k * into_k
-                weights = tl.where(pairs, dqk, 0.0)
-                q_more = times(weights, k_part, nothing, PRECISION)
-                k_more = times(tl.trans(weights), q_part, nothing, PRECISION)
-                if RANK:
-                    a_part, b_part = a * into_k, b * into_b
-                    weights = tl.where(pairs, dqa, 0.0)
-                    q_more = times(weights, a_part, q_more, PRECISION)
-                    a_more = times(tl.trans(weights), q_part, nothing, PRECISION)
-                    weights = tl.where(pairs, dbk, 0.0)
-                    b_more = times(weights, k_part, nothing, PRECISION)
-                    k_more = times(tl.trans(weights), b_part, k_more, PRECISION)
-                    weights = tl.where(pairs, dba, 0.0)
-                    b_more = times(weights, a_part, b_more, PRECISION) * into_b
-                    a_more = times(tl.trans(weights), b_part, a_more, PRECISION) * into_k
-                    da += a_more
-                    db += b_more
-                q_more *= into_q
-                k_more *= into_k
-                dq += q_more
+            q_more, k_more, a_more, g_more = of_levels(q, k, a, dqk, dqa, g, False, RANK, LEVELS, PRECISION)
+            dq += q_more
+            dk += k_more
+            dg += g_more
+            if RANK:
+                da += a_more
+                b_more, k_more, a_more, g_more = of_levels(b, k, a, dbk, dba, g, True, RANK, LEVELS, PRECISION)
+                db += b_more
                 dk += k_more
-                of_q = q * q_more - k * k_more
-                both = of_q
-                if RANK:
-                    of_q -= a * a_more
-                    both = of_q + b * b_more
-                    dg -= tl.where(above, 0.0, b * b_more)
-                dg += sums(tl.trans(signs), both) + tl.where(above, of_q, 0.0)
+                da += a_more
+                dg += g_more
             store_rows(dg_pointer, dg, token, heads, t, keys, left, K)
         else:
             if GATE == "head":

@@ -15,7 +15,17 @@ where ba is large: the same key again and again is -1 everywhere.
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import first_level, head_decays, level_decays, load_gate, product
+from .delta_rule_tiles_triton import (
+    decayed,
+    first_level,
+    head_decays,
+    level_decays,
+    load_gate,
+    product,
+    store_rows,
+    sums_after,
+    sums_before,
+)
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -41,15 +51,18 @@ def inverse(ba, LEVELS: tl.constexpr):
     return x
 
 
-@triton.jit(do_not_specialize=["length", "heads", "all_keys"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys", "part"])
 def scores_kernel(
-    q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, scores,
+    q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, scores, decayed_pointer, ends,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
-    g_batch, g_row, g_head, length, heads, all_keys,
+    g_batch, g_row, g_head, length, heads, all_keys, part,
     K: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr,
     GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """scores (B,H,chunks,4,T,T): qk, and with RANK, the term of rank one, qa, bk and (1 - ba)^-1.
+
+    For decays of channels also what the walks need: q^, k^, a^ and b^ (4,B,L,H,K), a part of `part` numbers each, for
+    every block of values would form them anew, and the decays over whole chunks, ends (B,H,chunks,BK).
 
     KB keys at a time; `all_keys` is BK at run time, see `gradient_kernel`.
     """
@@ -58,6 +71,8 @@ def scores_kernel(
     sequence, start = program // chunks, program % chunks * T
     left, first = length - start, tl.cast(start, tl.int64)
     t = tl.arange(0, T)
+    token = ((sequence // heads).to(tl.int64) * length + start) * heads + sequence % heads
+    part = part.to(tl.int64)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
     a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
@@ -75,6 +90,13 @@ def scores_kernel(
             b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN)
         if GATE == "channel":
             g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
+            before, after = sums_before(g, GATE), sums_after(g, GATE)
+            tl.store(ends + program.to(tl.int64) * BK + keys, tl.exp2(tl.sum(g, 0)))
+            store_rows(decayed_pointer, decayed(q, before + g, GATE), token, heads, t, keys, left, K)
+            store_rows(decayed_pointer + part, decayed(k, after, GATE), token, heads, t, keys, left, K)
+            if RANK:
+                store_rows(decayed_pointer + 2 * part, decayed(a, after, GATE), token, heads, t, keys, left, K)
+                store_rows(decayed_pointer + 3 * part, decayed(b, before, GATE), token, heads, t, keys, left, K)
             q, k = q.to(tl.float32), k.to(tl.float32)
             same = t[:, None] == t[None, :]
             qk += tl.where(same, tl.sum(q * k, 1)[:, None], 0.0)

@@ -72,6 +72,13 @@ def load_gate(
 
 
 @triton.jit
+def store_rows(pointer, x, offset, heads, t, keys, left, K: tl.constexpr):
+    """Rows of a dense (B,L,H,K)."""
+    place = pointer + offset * K + t[:, None] * (heads * K) + keys[None, :]
+    tl.store(place, x.to(pointer.dtype.element_ty), mask=(t < left)[:, None] & (keys < K)[None, :])
+
+
+@triton.jit
 def sums_before(g, GATE: tl.constexpr):
     """Sums of g over the tokens of the chunk before each one: shape as g."""
     t = tl.arange(0, g.shape[0])
@@ -93,9 +100,9 @@ def sums_after(g, GATE: tl.constexpr):
 
 @triton.jit
 def decayed(x, exponent, GATE: tl.constexpr):
-    """x 2^exponent in float32."""
+    """x 2^exponent in float32, or x as it is: there are no decays, or x has been given decayed."""
     x = x.to(tl.float32)
-    if GATE != "none":
+    if GATE == "head" or GATE == "channel":
         x *= tl.exp2(exponent)
     return x
 

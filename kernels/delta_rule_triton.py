@@ -99,11 +99,14 @@ class _Inputs(NamedTuple):
         return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
 
     @property
+    def gate(self) -> str:
+        return "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
+
+    @property
     def flags(self) -> dict[str, Any]:
-        gate = "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
         even = self.q.shape[1] % CHUNK == 0
         precision = precision_of(self.v.dtype)
-        return {"T": CHUNK, "EVEN": even, "GATE": gate, "RANK": self.a is not None, "PRECISION": precision}
+        return {"T": CHUNK, "EVEN": even, "GATE": self.gate, "RANK": self.a is not None, "PRECISION": precision}
 
     @property
     def chunks(self) -> int:
@@ -114,10 +117,6 @@ class _Inputs(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int]:
         return self.q.shape[1], self.q.shape[2]
-
-    @property
-    def kept_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.v.dtype == torch.bfloat16 else torch.float32
 
     def pointers(self, names: str) -> list[Tensor]:
         """q stands for what is missing, and is not read."""
@@ -134,10 +133,17 @@ def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
 
 
 def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and constants of a walk."""
-    widths = inputs.widths
-    sequences = inputs.q.shape[0] * inputs.q.shape[2]
-    return (sequences * (widths["VP"] // widths["BV"]),), {**widths, **inputs.flags, **launch_shape(kernel)}
+    """Grid and constants of a walk, for inputs of `_for_walks`."""
+    widths, gate = inputs.widths, "given" if inputs.gate == "channel" else inputs.gate
+    programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
+    return (programs,), {**widths, **inputs.flags, **launch_shape(kernel), "GATE": gate}
+
+
+def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
+    """The inputs with q, k, a and b decayed, where decays are of channels."""
+    if inputs.gate != "channel":
+        return inputs
+    return inputs._replace(**dict(zip("qkab", decayed, strict=False)))
 
 
 def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
@@ -159,19 +165,25 @@ def forward(
     initial_state: Tensor | None,
     return_state: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y (B,L,H,V), the last state (B,H,K,V), and what the backward reads: scores, states, u; (0,) if not asked for."""
+) -> list[Tensor]:
+    """y (B,L,H,V), the last state (B,H,K,V), and what the backward reads: scores, states before chunks, u, q^ k^ a^ b^,
+
+    and decays over chunks. (0,) for what is not asked for or not there.
+    """
     inputs = _inputs(q, k, v, a, b, g, initial_state)
-    y, final, scores, kept, inner = outputs = _outputs_like(inputs, return_state, keep)
+    outputs = _outputs_like(inputs, return_state, keep)
+    y, final, scores, kept, inner, decayed, ends = outputs
     initial = y if inputs.initial is None else inputs.initial
     widths = inputs.widths
     scores_kernel[(inputs.chunks,)](
-        *inputs.pointers("qkabg"), scores, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
-        K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
+        *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
+        q.numel(), K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
     )  # fmt: skip
     grid, constants = _walk_shape(inputs, "output")
+    walked = _for_walks(inputs, decayed)
     output_kernel[grid](
-        *inputs.pointers("qkvabg"), scores, y, initial, final, kept, inner, *inputs.strides("qkvabg"), *inputs.sizes,
+        *walked.pointers("qkvabg"), scores, ends, y, initial, final, kept, inner,
+        *walked.strides("qkvabg"), *inputs.sizes,
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
     return outputs
@@ -189,6 +201,8 @@ def backward(
     scores: Tensor,
     kept: Tensor,
     inner: Tensor,
+    decayed: Tensor,
+    ends: Tensor,
     dy: Tensor,
     grad_state: Tensor | None,
 ) -> list[Tensor]:
@@ -200,8 +214,10 @@ def backward(
     asked, outer = torch.empty_like(kept), torch.empty_like(inner)
     last = dy if grad_state is None else grad_state.contiguous()
     grid, constants = _walk_shape(inputs, "reverse")
+    walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
-        *inputs.pointers("qkabg"), dy, scores, dv, last, dstate, asked, outer, *inputs.strides("qkabg"), *inputs.sizes,
+        *walked.pointers("qkabg"), dy, scores, ends, dv, last, dstate, asked, outer,
+        *walked.strides("qkabg"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
     gradient_kernel[(inputs.chunks,)](
@@ -212,18 +228,21 @@ def backward(
     return grads
 
 
-def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     v, widths = inputs.v, inputs.widths
     batch, _, heads, values = v.shape
-    matrices = 1 if inputs.a is None else 4
-    dtype = inputs.kept_dtype
-    return (
-        v.new_empty(v.shape),
-        v.new_empty((batch, heads, widths["K"], values) if state else (0,), dtype=torch.float32),
-        v.new_empty((inputs.chunks, matrices, CHUNK, CHUNK), dtype=torch.float32),
-        v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=dtype),
-        v.new_empty(v.shape if keep and inputs.a is not None else (0,), dtype=torch.float32),
+    matrices, channel = 1 if inputs.a is None else 4, inputs.gate == "channel"
+    kept_dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
+    kept = v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=kept_dtype)
+    shapes = (
+        (batch, heads, widths["K"], values) if state else (0,),
+        (inputs.chunks, matrices, CHUNK, CHUNK),
+        v.shape if keep and inputs.a is not None else (0,),
+        (2 if inputs.a is None else 4, *inputs.q.shape) if channel else (0,),
+        (inputs.chunks, widths["BK"]) if channel else (0,),
     )
+    final, scores, inner, decayed, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return [v.new_empty(v.shape), final, scores, kept, inner, decayed, ends]
 
 
 def _gradients_like(q: Tensor, *inputs: Tensor | None) -> list[Tensor]:
@@ -236,22 +255,23 @@ def _(q, k, v, a, b, g, initial_state, return_state, keep):
 
 
 @backward.register_fake
-def _(q, k, v, a, b, g, initial_state, scores, kept, inner, dy, grad_state):
+def _(q, k, v, a, b, g, initial_state, scores, kept, inner, decayed, ends, dy, grad_state):
     return _gradients_like(q, k, v, a, b, g, initial_state)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     *tensors, return_state, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(output[2:] if return_state else output[1:]))
     ctx.save_for_backward(*tensors, *output[2:])
 
 
-def _backward(ctx: Any, dy: Tensor | None, grad_state: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    *tensors, scores, kept, inner = ctx.saved_tensors
+def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    tensors, rest = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    dy, grad_state = grads[:2]
     dy = torch.zeros_like(tensors[2]) if dy is None else dy
-    grads = backward(*tensors, scores, kept, inner, dy, grad_state)
-    given = (None if part is None else grad for part, grad in zip(tensors, grads, strict=True))
+    found = backward(*tensors, *rest, dy, grad_state)
+    given = (None if part is None else grad for part, grad in zip(tensors, found, strict=True))
     return *given, None, None
 
 
