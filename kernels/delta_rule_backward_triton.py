@@ -18,18 +18,17 @@ import triton
 import triton.language as tl
 
 from .delta_rule_forward_triton import load_columns, load_scores, load_state, state_tile
-from .delta_rule_tiles_triton import decayed, load_gate, product, sums_after, sums_before
+from .delta_rule_tiles_triton import product
 from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def reverse_kernel(
-    q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, scores, ends,
+    q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, scores, ends,
     dv_pointer, grad_final, grad_initial, kept, asked,
-    q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
-    g_batch, g_row, g_head, length, heads,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
+    EVEN: tl.constexpr, DECAYS: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p (B,L,H,V), and the gradient of the initial state."""
@@ -41,7 +40,6 @@ def reverse_kernel(
     k_pointer += head_offset(sequence, heads, k_batch, k_head)
     a_pointer += head_offset(sequence, heads, a_batch, a_head)
     b_pointer += head_offset(sequence, heads, b_batch, b_head)
-    g_pointer += head_offset(sequence, heads, g_batch, g_head)
     offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
     chunks = tl.cdiv(length, T)
     R = load_state(grad_final, sequence, values, keys, K, V, GRAD_FINAL)
@@ -53,28 +51,20 @@ def reverse_kernel(
         place = offset + first * (heads * V)
         own = scores + number * ((4 if RANK else 1) * T * T)
         inside = (t < left)[None, :] & (values < V)[:, None]
-        before, after, through_q = 0.0, 0.0, 0.0
         tl.store(kept + number * (VP * BK) + values[:, None] * BK + keys[None, :], R.to(kept.dtype.element_ty))
-        if GATE == "head":
-            g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
-            after = sums_after(g, GATE)
         # All that reads R first, as in the forward.
         behind, nothing = operand(R, PRECISION), tl.zeros([BV, T], tl.float32)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
-        dv = product(behind, tl.trans(operand(decayed(k, after, GATE), PRECISION)), nothing, PRECISION)
+        dv = product(behind, tl.trans(operand(k, PRECISION)), nothing, PRECISION)
         if RANK:
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
-            p = product(behind, tl.trans(operand(decayed(a, after, GATE), PRECISION)), nothing, PRECISION)
-        if GATE == "head":
-            R *= tl.exp2(tl.sum(g, 0))[None, :]
-            before = sums_before(g, GATE)
-            through_q = before + g
-        if GATE == "given":
+            p = product(behind, tl.trans(operand(a, PRECISION)), nothing, PRECISION)
+        if DECAYS:
             R *= tl.load(ends + number * BK + keys)[None, :]
         dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
         dv = product(dy, operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
-        R = product(dy, operand(decayed(q, through_q, GATE), PRECISION), R, PRECISION)
+        R = product(dy, operand(q, PRECISION), R, PRECISION)
         place += t[None, :] * (heads * V) + values[:, None]
         if RANK:
             qa = operand(load_scores(own, 1, t[:, None], t[None, :], T), PRECISION)
@@ -85,7 +75,7 @@ def reverse_kernel(
             p = operand(p, PRECISION)
             dv = product(p, operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
-            R = product(p, operand(decayed(b, before, GATE), PRECISION), R, PRECISION)
+            R = product(p, operand(b, PRECISION), R, PRECISION)
         tl.store(dv_pointer + place, dv.to(dv_pointer.dtype.element_ty), mask=inside)
     if GRAD_INITIAL:
         place, inside = state_tile(grad_initial, sequence, values, keys, K, V)

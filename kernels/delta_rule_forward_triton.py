@@ -16,7 +16,7 @@ registers, values x keys, so that no product has more than 64 rows: those the ma
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import decayed, load_gate, product, sums_after, sums_before
+from .delta_rule_tiles_triton import product
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -54,17 +54,17 @@ def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.const
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def output_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, scores, ends,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, scores, ends,
     y_pointer, initial, final, kept, inner,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
+    b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    EVEN: tl.constexpr, DECAYS: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (B,L,H,V).
 
-    GATE "given", for decays of channels: q, k, a and b come decayed, and `ends` has those over whole chunks.
+    DECAYS: q, k, a and b are q^, k^, a^ and b^, and `ends` has those over whole chunks.
     Program: sequence, head, block of BV of the VP values (V, padded).
     """
     BLOCKS: tl.constexpr = VP // BV
@@ -76,7 +76,6 @@ def output_kernel(
     v_pointer += head_offset(sequence, heads, v_batch, v_head)
     a_pointer += head_offset(sequence, heads, a_batch, a_head)
     b_pointer += head_offset(sequence, heads, b_batch, b_head)
-    g_pointer += head_offset(sequence, heads, g_batch, g_head)
     y_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
     chunks = tl.cdiv(length, T)
     chunk = sequence.to(tl.int64) * chunks
@@ -86,31 +85,23 @@ def output_kernel(
         own = scores + chunk * ((4 if RANK else 1) * T * T)
         place = y_offset + first * (heads * V) + t[None, :] * (heads * V) + values[:, None]
         inside = (t < left)[None, :] & (values < V)[:, None]
-        before, after, through_q = 0.0, 0.0, 0.0
         if KEEP:
             entry = kept + chunk * (VP * BK) + values[:, None] * BK + keys[None, :]
             tl.store(entry, state.to(kept.dtype.element_ty))
-        if GATE == "head":
-            g = load_gate(g_pointer + first * g_row, g_row, t, keys, left, K, BK, EVEN, GATE)
-            before = sums_before(g, GATE)
-            through_q = before + g
         # All that reads the state first: then it need not be held twice.
         before_chunk, nothing = operand(state, PRECISION), tl.zeros([BV, T], tl.float32)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
-        y = product(before_chunk, tl.trans(operand(decayed(q, through_q, GATE), PRECISION)), nothing, PRECISION)
+        y = product(before_chunk, tl.trans(operand(q, PRECISION)), nothing, PRECISION)
         if RANK:
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
-            u = product(before_chunk, tl.trans(operand(decayed(b, before, GATE), PRECISION)), nothing, PRECISION)
-        if GATE == "head":
-            state *= tl.exp2(tl.sum(g, 0))[None, :]
-            after = sums_after(g, GATE)
-        if GATE == "given":
+            u = product(before_chunk, tl.trans(operand(b, PRECISION)), nothing, PRECISION)
+        if DECAYS:
             state *= tl.load(ends + chunk * BK + keys)[None, :]
         v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
         v = operand(v, PRECISION)
         y = product(v, operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION), y, PRECISION)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
-        state = product(v, operand(decayed(k, after, GATE), PRECISION), state, PRECISION)
+        state = product(v, operand(k, PRECISION), state, PRECISION)
         if RANK:
             bk = operand(load_scores(own, 2, t[None, :], t[:, None], T), PRECISION)
             u = operand(product(v, bk, u, PRECISION), PRECISION)
@@ -121,7 +112,7 @@ def output_kernel(
             u = operand(u, PRECISION)
             y = product(u, operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION)
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
-            state = product(u, operand(decayed(a, after, GATE), PRECISION), state, PRECISION)
+            state = product(u, operand(a, PRECISION), state, PRECISION)
         tl.store(y_pointer + place, y.to(y_pointer.dtype.element_ty), mask=inside)
         chunk += 1
     if FINAL:

@@ -49,10 +49,10 @@ def of_pairs(linked, later, t):
 
 @triton.jit
 def of_levels(
-    x, k, a, by_k, by_a, g, OF_B: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr
+    x, k, a, by_k, by_a, g, dx, dk, da, dg,
+    OF_B: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x (q, or with OF_B b), k, a and g (T,KB) through the scores of x with k and a, which got by_k, by_a."""
-    dx, dk, da, dg = tl.zeros_like(k), tl.zeros_like(k), tl.zeros_like(k), tl.zeros_like(k)
+    """Adds to dx (of q, or with OF_B of b), dk, da and dg (T,KB) what the scores of x with k and a got, by_k and by_a."""
     nothing = tl.zeros_like(k)
     lowest, whole = first_level(g, LEVELS)
     for level in tl.range(lowest, LEVELS):
@@ -141,6 +141,7 @@ def gradient_kernel(
     for key in tl.range(0, all_keys, KB):
         keys = key + tl.arange(0, KB)
         dq, dk, end = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32), tl.zeros([KB], tl.float32)
+        da = 0.0
         if RANK:
             da, db = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32)
         for block in tl.range(0, all_values, BV):
@@ -189,17 +190,13 @@ def gradient_kernel(
                 own = tl.sum(tl.where(same, dqa, 0.0), 1)[:, None]
                 dq += own * a
                 da += own * q
-            q_more, k_more, a_more, g_more = of_levels(q, k, a, dqk, dqa, g, False, RANK, LEVELS, PRECISION)
-            dq += q_more
-            dk += k_more
-            dg += g_more
+            dq, dk, da, dg = of_levels(
+                q, k, a, dqk, dqa, g, dq, dk, da, dg, False, RANK, LEVELS, PRECISION
+            )  # fmt: skip
             if RANK:
-                da += a_more
-                b_more, k_more, a_more, g_more = of_levels(b, k, a, dbk, dba, g, True, RANK, LEVELS, PRECISION)
-                db += b_more
-                dk += k_more
-                da += a_more
-                dg += g_more
+                db, dk, da, dg = of_levels(
+                    b, k, a, dbk, dba, g, db, dk, da, dg, True, RANK, LEVELS, PRECISION
+                )  # fmt: skip
             store_rows(dg_pointer, dg, token, heads, t, keys, left, K)
         else:
             if GATE == "head":

@@ -61,8 +61,8 @@ def scores_kernel(
 ):  # fmt: skip
     """scores (B,H,chunks,4,T,T): qk, and with RANK, the term of rank one, qa, bk and (1 - ba)^-1.
 
-    For decays of channels also what the walks need: q^, k^, a^ and b^ (4,B,L,H,K), a part of `part` numbers each, for
-    every block of values would form them anew, and the decays over whole chunks, ends (B,H,chunks,BK).
+    With decays also what the walks need: q^, k^, a^ and b^ (4,B,L,H,K), `part` numbers each, which every block of
+    values would form anew otherwise, and the decays over whole chunks, ends (B,H,chunks,BK).
 
     KB keys at a time; `all_keys` is BK at run time, see `gradient_kernel`.
     """
@@ -78,6 +78,11 @@ def scores_kernel(
     a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
     b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
+    if GATE == "head":
+        g = load_gate(g_pointer, g_row, t, t, left, K, BK, EVEN, GATE)
+        before, after = sums_before(g, GATE), sums_after(g, GATE)
+    if GATE == "none":
+        g = 0.0
     qk = tl.zeros([T, T], tl.float32)
     if RANK:
         qa, bk, ba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
@@ -91,12 +96,14 @@ def scores_kernel(
         if GATE == "channel":
             g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
             before, after = sums_before(g, GATE), sums_after(g, GATE)
-            tl.store(ends + program.to(tl.int64) * BK + keys, tl.exp2(tl.sum(g, 0)))
+        if GATE != "none":
             store_rows(decayed_pointer, decayed(q, before + g, GATE), token, heads, t, keys, left, K)
             store_rows(decayed_pointer + part, decayed(k, after, GATE), token, heads, t, keys, left, K)
             if RANK:
                 store_rows(decayed_pointer + 2 * part, decayed(a, after, GATE), token, heads, t, keys, left, K)
                 store_rows(decayed_pointer + 3 * part, decayed(b, before, GATE), token, heads, t, keys, left, K)
+            tl.store(ends + program.to(tl.int64) * BK + keys, tl.exp2(tl.sum(g, 0) + tl.zeros([KB], tl.float32)))
+        if GATE == "channel":
             q, k = q.to(tl.float32), k.to(tl.float32)
             same = t[:, None] == t[None, :]
             qk += tl.where(same, tl.sum(q * k, 1)[:, None], 0.0)
@@ -120,7 +127,6 @@ def scores_kernel(
                 bk += between(b, k, PRECISION)
                 ba += between(b, a, PRECISION)
     if GATE != "channel":
-        g = load_gate(g_pointer, g_row, t, t, left, K, BK, EVEN, GATE) if GATE == "head" else 0.0
         into_q, into_b = head_decays(g, GATE, T)
         qk *= into_q
         if RANK:

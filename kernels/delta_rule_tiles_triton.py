@@ -100,9 +100,9 @@ def sums_after(g, GATE: tl.constexpr):
 
 @triton.jit
 def decayed(x, exponent, GATE: tl.constexpr):
-    """x 2^exponent in float32, or x as it is: there are no decays, or x has been given decayed."""
+    """x 2^exponent in float32; without decays x."""
     x = x.to(tl.float32)
-    if GATE == "head" or GATE == "channel":
+    if GATE != "none":
         x *= tl.exp2(exponent)
     return x
 

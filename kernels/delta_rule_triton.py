@@ -99,14 +99,11 @@ class _Inputs(NamedTuple):
         return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
 
     @property
-    def gate(self) -> str:
-        return "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
-
-    @property
     def flags(self) -> dict[str, Any]:
+        gate = "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
         even = self.q.shape[1] % CHUNK == 0
         precision = precision_of(self.v.dtype)
-        return {"T": CHUNK, "EVEN": even, "GATE": self.gate, "RANK": self.a is not None, "PRECISION": precision}
+        return {"T": CHUNK, "EVEN": even, "GATE": gate, "RANK": self.a is not None, "PRECISION": precision}
 
     @property
     def chunks(self) -> int:
@@ -133,23 +130,22 @@ def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
 
 
 def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and constants of a walk, for inputs of `_for_walks`."""
-    widths, gate = inputs.widths, "given" if inputs.gate == "channel" else inputs.gate
+    """Grid and constants of a walk."""
+    widths, flags = inputs.widths, inputs.flags
+    decays = flags.pop("GATE") != "none"
     programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
-    return (programs,), {**widths, **inputs.flags, **launch_shape(kernel), "GATE": gate}
+    return (programs,), {**widths, **flags, **launch_shape(kernel), "DECAYS": decays}
 
 
 def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
-    """The inputs with q, k, a and b decayed, where decays are of channels."""
-    if inputs.gate != "channel":
-        return inputs
-    return inputs._replace(**dict(zip("qkab", decayed, strict=False)))
+    """The inputs with q^, k^, a^ and b^ for q, k, a and b where there are decays."""
+    return inputs if inputs.g is None else inputs._replace(**dict(zip("qkab", decayed, strict=False)))
 
 
 def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
     """Constants of a kernel that takes all chunks at once, KB keys at a time."""
     flags = inputs.flags
-    block = 16 if kernel == "gradient" and flags["GATE"] == "channel" else 32
+    block = 32 if flags["GATE"] == "none" else 16
     levels = CHUNK.bit_length() - 1
     return {"KB": min(block, inputs.widths["BK"]), "LEVELS": levels, **flags, **launch_shape(kernel)}
 
@@ -182,8 +178,8 @@ def forward(
     grid, constants = _walk_shape(inputs, "output")
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
-        *walked.pointers("qkvabg"), scores, ends, y, initial, final, kept, inner,
-        *walked.strides("qkvabg"), *inputs.sizes,
+        *walked.pointers("qkvab"), scores, ends, y, initial, final, kept, inner,
+        *walked.strides("qkvab"), *inputs.sizes,
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
     return outputs
@@ -216,8 +212,8 @@ def backward(
     grid, constants = _walk_shape(inputs, "reverse")
     walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
-        *walked.pointers("qkabg"), dy, scores, ends, dv, last, dstate, asked, outer,
-        *walked.strides("qkabg"), *inputs.sizes,
+        *walked.pointers("qkab"), dy, scores, ends, dv, last, dstate, asked, outer,
+        *walked.strides("qkab"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
     gradient_kernel[(inputs.chunks,)](
@@ -231,15 +227,15 @@ def backward(
 def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     v, widths = inputs.v, inputs.widths
     batch, _, heads, values = v.shape
-    matrices, channel = 1 if inputs.a is None else 4, inputs.gate == "channel"
+    matrices, decays = 1 if inputs.a is None else 4, inputs.g is not None
     kept_dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
     kept = v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=kept_dtype)
     shapes = (
         (batch, heads, widths["K"], values) if state else (0,),
         (inputs.chunks, matrices, CHUNK, CHUNK),
         v.shape if keep and inputs.a is not None else (0,),
-        (2 if inputs.a is None else 4, *inputs.q.shape) if channel else (0,),
-        (inputs.chunks, widths["BK"]) if channel else (0,),
+        (2 if inputs.a is None else 4, *inputs.q.shape) if decays else (0,),
+        (inputs.chunks, widths["BK"]) if decays else (0,),
     )
     final, scores, inner, decayed, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return [v.new_empty(v.shape), final, scores, kept, inner, decayed, ends]
