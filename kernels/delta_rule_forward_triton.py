@@ -8,7 +8,7 @@ the state S before it,
     S' = 2^(sum of g) S + k^^T v + a^^T u
 
 Only b^ S, u and S' wait for the chunk before: three products in a row, the others fill the gaps. The state lies in
-registers, values x keys, so that no product has more than 64 rows: those the matrix units take without a descriptor.
+registers, values x keys, and so do y and u, values x tokens: a warp has its values' rows of all of them.
 """
 
 # mypy: allow-untyped-defs

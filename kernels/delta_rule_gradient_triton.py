@@ -52,7 +52,7 @@ def of_levels(
     x, k, a, by_k, by_a, g, dx, dk, da, dg,
     OF_B: tl.constexpr, RANK: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds to dx (of q, or with OF_B of b), dk, da and dg (T,KB) what the scores of x with k and a got, by_k and by_a."""
+    """Adds to dx, dk, da and dg (T,KB) what the scores of x (q, or with OF_B b) with k and a got, by_k and by_a."""
     nothing = tl.zeros_like(k)
     lowest, whole = first_level(g, LEVELS)
     for level in tl.range(lowest, LEVELS):
@@ -84,8 +84,9 @@ def gradient_kernel(
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
+    T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, da, db (B,L,H,K), dg as g, from S (kept) and R (asked) of the chunk, u (inner) and p (outer).
 
@@ -190,13 +191,13 @@ def gradient_kernel(
                 own = tl.sum(tl.where(same, dqa, 0.0), 1)[:, None]
                 dq += own * a
                 da += own * q
-            dq, dk, da, dg = of_levels(
-                q, k, a, dqk, dqa, g, dq, dk, da, dg, False, RANK, LEVELS, PRECISION
-            )  # fmt: skip
-            if RANK:
                 db, dk, da, dg = of_levels(
                     b, k, a, dbk, dba, g, db, dk, da, dg, True, RANK, LEVELS, PRECISION
                 )  # fmt: skip
+                store_rows(db_pointer, db, token, heads, t, keys, left, K)
+            dq, dk, da, dg = of_levels(
+                q, k, a, dqk, dqa, g, dq, dk, da, dg, False, RANK, LEVELS, PRECISION
+            )  # fmt: skip
             store_rows(dg_pointer, dg, token, heads, t, keys, left, K)
         else:
             if GATE == "head":
@@ -210,11 +211,11 @@ def gradient_kernel(
                 dk = times(tl.trans(dbk), b, dk, PRECISION)
                 db = times(dba, a, times(dbk, k, db, PRECISION), PRECISION)
                 da = times(tl.trans(dba), b, times(tl.trans(dqa), q, da, PRECISION), PRECISION)
+                store_rows(db_pointer, db, token, heads, t, keys, left, K)
         store_rows(dq_pointer, dq, token, heads, t, keys, left, K)
         store_rows(dk_pointer, dk, token, heads, t, keys, left, K)
         if RANK:
             store_rows(da_pointer, da, token, heads, t, keys, left, K)
-            store_rows(db_pointer, db, token, heads, t, keys, left, K)
     if GATE == "head":
         if RANK:
             dg += of_pairs(linked_b + dba * ba, False, t)[:, None]  # dba has its decays

@@ -1,21 +1,21 @@
 """The gated delta rule and gated linear attention on a GPU: torch operators around the Triton kernels.
 
 Forward: scores of all chunks at once, then a walk over the chunks of every sequence, head and block of values.
-Backward: a walk from the end, then all chunks at once. Between the launches, in float32: scores, and for the backward
-the states before and behind each chunk (bfloat16 for such inputs), u and p.
+Backward: a walk from the end, then all chunks at once. Between the launches, in float32: scores, with decays q^, k^, a^
+and b^, and for the backward the states before and behind each chunk (bfloat16 for such inputs), u and p.
 
 Why chunks and not a fused recurrence. With K = V = 64, per token and head: the recurrence is 9 K V = 37 thousand
-operations on vector units, each on a thread's own registers but for 5 K operands that every thread loads, and as many
-steps in a row as tokens. Here, with T = 32, 4 (T (2 K + 2 V) + 2 K V) = 65 thousand are products for the matrix units,
-some 16 times as fast in tf32 (5 times in its three parts), and steps in a row are 32 times fewer. Bytes of float32:
-inputs and output 1.5 kB, scores 0.5 written and read, states 0.5 written and read, u 0.25: the floor is the memory's, and
-everything that would only save operations was left out.
+operations on vector units forward, one step after the other, each thread reading 5 K numbers a token; its backward sums
+over threads for every number of dq, dk, da and db. In chunks of T = 16, 8 K V + 8 T (K + V) = 49 thousand are products
+for the matrix units (in float32 three times as many), a sixteenth of the steps wait for each other, and all but the
+walks takes every chunk at once. More tokens a chunk would have the quadratic part and the inverse pass the rest; fewer
+states would be kept: 8 K V / T = 2 kB a token in float32, next to 1.5 kB of inputs and output and, with decays, 1 kB of
+q^, k^, a^ and b^.
 
-T is 32, more would have the quadratic part pass the rest; products of 32 rows go to the matrix units from registers.
-All arithmetic is in float32: 16-bit inputs are products of tf32, which holds them exactly, for what is made of them
-(scores, inverses, states) must not be rounded to 8 bits, and float16 ends at 65504. float32 inputs follow
-torch.get_float32_matmul_precision(): "highest" keeps float32's accuracy (three tf32 products), all else takes tf32.
-Launch shapes are fixed by widths and dtype, never tuned at run time.
+All arithmetic is in float32. bfloat16 inputs are products of tf32, which holds them exactly, for what is made of them
+(scores, inverses, states) must not be rounded to 8 bits; float16 and float32 with
+torch.get_float32_matmul_precision() = "highest" keep float32's accuracy (three products), other float32 takes tf32.
+Launch shapes are fixed by the widths, never tuned at run time.
 """
 
 # mypy: allow-untyped-defs
@@ -72,12 +72,12 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32x3" if exact else "tf32"
 
 
-def launch_shape(kernel: str) -> dict[str, int]:
+def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
     """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient".
 
-    16 tokens are what one warp multiplies; more would repeat its work. In the walks the values are the rows.
+    16 rows are what one warp multiplies: the tokens of a chunk, and in the walks as many values.
     """
-    return {"num_warps": 2 if kernel in ("output", "reverse") else 1, "num_stages": 1}
+    return {"num_warps": widths["BV"] // 16 if kernel in ("output", "reverse") else 1, "num_stages": 1}
 
 
 class _Inputs(NamedTuple):
@@ -95,7 +95,8 @@ class _Inputs(NamedTuple):
     def widths(self) -> dict[str, int]:
         """K, V and what they are padded to: BK, and VP in blocks of BV."""
         keys, values = self.q.shape[-1], self.v.shape[-1]
-        block = min(32, _padded(values))
+        # Wider states take the matrix units' products of 64 rows, with less in registers; the others wait less.
+        block = min(64 if keys > 64 else 32, _padded(values))
         return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
 
     @property
@@ -134,7 +135,7 @@ def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any
     widths, flags = inputs.widths, inputs.flags
     decays = flags.pop("GATE") != "none"
     programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
-    return (programs,), {**widths, **flags, **launch_shape(kernel), "DECAYS": decays}
+    return (programs,), {**widths, **flags, **launch_shape(kernel, widths), "DECAYS": decays}
 
 
 def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
@@ -147,7 +148,7 @@ def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
     flags = inputs.flags
     block = 32 if flags["GATE"] == "none" else 16
     levels = CHUNK.bit_length() - 1
-    return {"KB": min(block, inputs.widths["BK"]), "LEVELS": levels, **flags, **launch_shape(kernel)}
+    return {"KB": min(block, inputs.widths["BK"]), "LEVELS": levels, **flags, **launch_shape(kernel, inputs.widths)}
 
 
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())

@@ -14,8 +14,6 @@ from basedbench.kernels import delta_rule_triton as triton_form
 from basedbench.kernels.delta_rule_step_triton import step
 from basedbench.kernels.delta_rule_step_triton import unsupported as step_unsupported
 
-from .conftest import interpreted
-
 # The package has a function of the module's name.
 reference = importlib.import_module("basedbench.kernels.delta_rule").reference
 linear_reference = importlib.import_module("basedbench.kernels.gated_linear_attention").reference
@@ -63,7 +61,9 @@ def by_reference(q, k, v, a, b, g, **options) -> tuple[Tensor, Tensor]:
     return linear_reference(q, k, v, decays, **options)
 
 
-def inputs(randn, device, dtype, length, heads, key_dim, value_dim, decays, *, rank=True, batch=1, strength=0.2) -> list:
+def inputs(
+    randn, device, dtype, length, heads, key_dim, value_dim, decays, *, rank=True, batch=1, strength=0.2
+) -> list:
     """In the order of NAMES, None for what there is not; q, k and v are slices of one projection."""
     widths = [key_dim, key_dim, value_dim]
     q, k, v = randn(batch, length, heads, sum(widths)).to(device, dtype).split(widths, -1)
@@ -132,7 +132,9 @@ def test_gated_linear_attention(randn, device, shape):
     compare(randn, inputs(randn, device, torch.float32, *shape, rank=False))
 
 
-@pytest.mark.parametrize("shape", [(33, 1, 32, 16, "channel"), (17, 2, 16, 48, "head"), (20, 1, 48, 16, "none")], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(33, 1, 32, 16, "channel"), (17, 2, 16, 48, "head"), (20, 1, 48, 16, "none")], ids=str
+)
 def test_half_precision(randn, device, dtypes, shape):
     for dtype in dtypes[1:]:
         compare(randn, inputs(randn, device, dtype, *shape))
