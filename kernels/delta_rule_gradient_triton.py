@@ -195,6 +195,8 @@ def gradient_kernel(
                     b, k, a, dbk, dba, g, db, dk, da, dg, True, RANK, LEVELS, PRECISION
                 )  # fmt: skip
                 store_rows(db_pointer, db, token, heads, t, keys, left, K)
+                # Read again: it would take registers that there are not.
+                q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
             dq, dk, da, dg = of_levels(
                 q, k, a, dqk, dqa, g, dq, dk, da, dg, False, RANK, LEVELS, PRECISION
             )  # fmt: skip
