@@ -126,8 +126,9 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
-    rows = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (q, k, v, a, b, g))
-    return _Inputs(*rows, None if initial is None else initial.contiguous())
+    q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
+    a, b, g = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (a, b, g))
+    return _Inputs(q, k, v, a, b, g, None if initial is None else initial.contiguous())
 
 
 def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any]]:
