@@ -34,7 +34,7 @@ def test_a_gpu_is_asked_everything_and_a_cpu_in_fp32() -> None:
     seen = Counter((one.operator, one.mode, one.dtype) for one in everything)
     assert all(seen[name, "fwd", dtype] >= len(LENGTHS) for name in COVERAGE for dtype in DTYPES)
     assert {name for name in COVERAGE if not seen[name, "gradients", "bf16"]} == {"adamw_step", "take_batch"}
-    assert len(quick) < 400
+    assert len(quick) < 450
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
