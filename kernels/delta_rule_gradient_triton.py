@@ -110,7 +110,8 @@ def gradient_kernel(
     inner += token * V
     outer += token * V
     states = program.to(tl.int64) * (VP * BK)
-    dqk, dqa = tl.zeros([T, T], tl.float32), 0.0
+    dqk = tl.zeros([T, T], tl.float32)
+    dqa = dqk  # stands for what there is not, as do a and da
     if RANK:
         dqa, dbk, dba = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
     for block in tl.range(0, all_values, BV):
@@ -142,7 +143,7 @@ def gradient_kernel(
     for key in tl.range(0, all_keys, KB):
         keys = key + tl.arange(0, KB)
         dq, dk, end = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32), tl.zeros([KB], tl.float32)
-        da = 0.0
+        da = dk
         if RANK:
             da, db = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32)
         for block in tl.range(0, all_values, BV):
