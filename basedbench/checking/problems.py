@@ -68,8 +68,9 @@ COVERAGE: dict[str, Coverage] = {
     "taylor_attention": Coverage(_HEADS, _STATE, wide=({"H": 128, "K": 16, "V": 64},)),
     "linear_attention": Coverage(({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 48}), _STATE),
     "gated_linear_attention": Coverage(
-        ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 32}, {"H": 2, "K": 48, "V": 112}),
+        ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 32}),
         (*_STATE, ("strong decays",)),
+        wide=({"H": 2, "K": 48, "V": 112},),
     ),
     "sliding_window": Coverage(
         (

@@ -12,8 +12,8 @@ from basedbench.kernels import short_conv, short_conv_step
 class ShortConv(nn.Module):
     """y[t, d] = act(b[d] + sum_w weight[d, w] x[t - width + 1 + w, d]), zeros before the start; b is optional.
 
-    Parameters start as in PyTorch's Conv1d: uniform within 1 / sqrt(width); `bias=False` leaves b away. The
-    state is the last width - 1 inputs, (B, D, width - 1), oldest first.
+    Parameters start as in PyTorch's Conv1d: uniform within 1 / sqrt(width). The state is the last width - 1 inputs,
+    (B, D, width - 1), oldest first.
     """
 
     def __init__(

@@ -4,11 +4,11 @@
     S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T;   y_t = S_t^T q_t / sqrt(K);   out = W_out (rmsnorm(y) * silu(z))
 
 Per head of K = expand_k d / heads keys and V = expand_v d / heads values; the norm is over a head's values. W_1 has 16
-rows; b is the only bias, and starts at 0: decays start at exp(-.043). With `conv` > 0 q, k and v go through
+rows; b is the only bias, and starts at 0: decays start at exp(-.043). With `d_conv` > 0 q, k and v go through
 silu(conv(.)) first, a short convolution without bias (the recall recipe has none).
-State: per head K x V numbers, always in fp32 (fp64 for fp64), and the last conv - 1 inputs of the convolution.
+State: per head K x V numbers, always in fp32 (fp64 for fp64), and the last d_conv - 1 inputs of the convolution.
 
-    state_bytes = a*int(expand_k*d)*int(expand_v*d)//heads + e*(2*int(expand_k*d) + int(expand_v*d))*max(conv-1, 0)
+    state_bytes = a*int(expand_k*d)*int(expand_v*d)//heads + e*(2*int(expand_k*d) + int(expand_v*d))*max(d_conv-1, 0)
 
 (d = d_model, a = 4 bytes or 8 for fp64, e = bytes of the asked dtype.) zoology counts the same elements, and none for
 the convolution. The recall recipe's init leaves the norm's weights at 1; all else is Linear or convolution.
@@ -35,8 +35,8 @@ class GLAOptions(MixerOptions):
     heads: int = Field(2, ge=1, description="Heads; they divide the keys and the values.")
     expand_k: float = Field(0.5, gt=0, description="Keys of all heads per unit of d_model.")
     expand_v: float = Field(1.0, gt=0, description="Values of all heads per unit of d_model.")
-    gate_rank: int = Field(16, ge=1, description="Width in the middle of the decays' projection.")
-    conv: int = Field(0, ge=0, le=64, description="Tokens under a short convolution of q, k and v; 0: none.")
+    decay_rank: int = Field(16, ge=1, description="Rank of the decays' projection.")
+    d_conv: int = Field(0, ge=0, le=64, description="Tokens under a short convolution of q, k and v; 0: none.")
 
 
 @register
@@ -51,10 +51,10 @@ class GLA(Mixer):
         super().__init__(d_model, **options)
         self.keys, self.values = expanded(d_model, self.options.expand_k), expanded(d_model, self.options.expand_v)
         self.qkv_widths = [self.keys, self.keys, self.values]
-        self.in_widths = [sum(self.qkv_widths), self.values, self.options.gate_rank]
+        self.in_widths = [sum(self.qkv_widths), self.values, self.options.decay_rank]
         self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=False)
-        self.gate_proj = nn.Linear(self.options.gate_rank, self.keys)
-        width = self.options.conv
+        self.decay_proj = nn.Linear(self.options.decay_rank, self.keys)
+        width = self.options.d_conv
         self.conv = ShortConv(sum(self.qkv_widths), width, activation="silu", bias=False) if width > 1 else None
         self.norm = GatedHeadNorm(self.values // self.options.heads)
         self.out_proj = nn.Linear(self.values, d_model, bias=False)
@@ -62,13 +62,13 @@ class GLA(Mixer):
     @classmethod
     def check(cls, d_model: int, options: GLAOptions) -> None:
         check_expansions(cls.name, d_model, options.heads, expand_k=options.expand_k, expand_v=options.expand_v)
-        if options.conv == 1:
-            raise UserError("mixer 'gla': conv = 1 would mix no tokens; give 0 for none, or at least 2.")
+        if options.d_conv == 1:
+            raise UserError("mixer 'gla': d_conv = 1 would mix no tokens; give 0 for none, or at least 2.")
 
     def _project(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v side by side, the output gate's logits, and the logarithms of the decays (..., H, K)."""
         qkv_xE, gate_xE, low_xR = self.in_proj(x_xD).split(self.in_widths, -1)
-        logits_xE = self.gate_proj(low_xR)
+        logits_xE = self.decay_proj(low_xR)
         g_xE = F.logsigmoid(logits_xE.to(accumulator_dtype(logits_xE.dtype))) / GATE_NORMALISER
         return qkv_xE, gate_xE, self._heads(g_xE)
 

@@ -36,7 +36,7 @@ CASES = [
     ("rwkv7", 24, {"head_dim": 12}),
     ("rwkv7", 16, {"head_dim": 16, "decay_rank": 3, "gate_rank": 5, "rate_rank": 2}),
     ("gla", 24, {}),
-    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "gate_rank": 3, "conv": 4}),
+    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "decay_rank": 3, "d_conv": 4}),
     ("retnet", 24, {}),
     ("retnet", 16, {"heads": 1, "expand_v": 1.0}),
     ("rwkv4", 24, {}),

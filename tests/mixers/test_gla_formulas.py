@@ -28,14 +28,14 @@ def causal_conv(x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("conv", [0, 3])
 def test_gla(conv: int) -> None:
-    mixer, x = build("gla", 12, heads=3, expand_k=0.5, expand_v=2.0, gate_rank=5, conv=conv)
+    mixer, x = build("gla", 12, heads=3, expand_k=0.5, expand_v=2.0, decay_rank=5, d_conv=conv)
     with torch.no_grad():
         mixer.norm.weight.uniform_(0.5, 2)
-        mixer.gate_proj.weight.mul_(30)  # decays from nearly none to a third of the state a token
+        mixer.decay_proj.weight.mul_(30)  # decays from nearly none to a third of the state a token
     qkv, gate, low = (x @ mixer.in_proj.weight.T).split([6 + 6 + 24, 24, 5], -1)
     qkv = F.silu(causal_conv(qkv, mixer.conv.weight)) if conv else qkv
     q, k, v = qkv.split([6, 6, 24], -1)
-    alpha = (low @ mixer.gate_proj.weight.T + mixer.gate_proj.bias).sigmoid() ** (1 / 16)
+    alpha = (low @ mixer.decay_proj.weight.T + mixer.decay_proj.bias).sigmoid() ** (1 / 16)
     assert alpha.max() > 0.999
     assert alpha.min() < 0.7
     outputs = []

@@ -28,7 +28,7 @@ BAD = [
     ("base_conv", 64, {"kernel_size": 1}, ["'kernel_size' = 1", "2"]),
     ("gla", 64, {"heads": 5}, ["heads = 5", "expand_k * d_model = 32", "nearest below: 4"]),
     ("gla", 12, {"expand_v": 0.05}, ["expand_v = 0.05", "d_model = 12"]),
-    ("gla", 64, {"conv": 1}, ["conv = 1", "at least 2"]),
+    ("gla", 64, {"d_conv": 1}, ["d_conv = 1", "at least 2"]),
     ("retnet", 64, {"heads": 5}, ["heads = 5", "64", "nearest: 4"]),
     ("retnet", 64, {"heads": 4, "expand_v": 0.1}, ["heads = 4", "expand_v * d_model = 6", "nearest below: 3"]),
     ("retnet", 12, {"heads": 4}, ["heads = 4", "each head 3 of d_model = 12"]),

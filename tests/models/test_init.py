@@ -100,9 +100,9 @@ def test_init_leaves_decays_bonuses_and_gains_alone(init):
     torch.manual_seed(0)
     layers = [CONV, LayerSpec("gla"), LayerSpec("retnet"), LayerSpec("rwkv4")]
     _, gla, retnet, rwkv4 = RecallModel(VOCAB, 128, layers, init=init).mixers
-    for linear in (gla.in_proj, gla.gate_proj, gla.out_proj, retnet.in_proj, retnet.out_proj, rwkv4.k_proj):
+    for linear in (gla.in_proj, gla.decay_proj, gla.out_proj, retnet.in_proj, retnet.out_proj, rwkv4.k_proj):
         assert is_normal(linear.weight, 0.02)
-    assert not gla.gate_proj.bias.any()
+    assert not gla.decay_proj.bias.any()
     assert (gla.norm.weight == 1).all()
     assert rwkv4.decay[0] == -5
     assert rwkv4.decay[-1] == 3

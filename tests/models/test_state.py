@@ -115,7 +115,7 @@ def test_retnet_and_rwkv4():
         ("mamba", {"d_state": 8}, 2 * 64 * 8),
         ("mamba2", {"d_state": 8}, 2 * 64 * 8),
         ("linear_attention", {"feature_dim": 8}, 8 * 65),
-        ("gla", {"heads": 4, "conv": 4}, 32 * 64 // 4),
+        ("gla", {"heads": 4, "d_conv": 4}, 32 * 64 // 4),
         ("retnet", {"heads": 4}, 64 * 128 // 4),
         ("rwkv4", {}, 4 * 64),
         ("hyena", {}, 64 * 500),
