@@ -21,6 +21,9 @@ channel the A of a chunk is put together from its halves: what the second half r
 decayed since the middle and columns decayed to the middle; then the same inside each half, down to single tokens.
 
 float32 (float64 for float64 inputs), and so is the state.
+
+On CUDA the Triton kernels compute what `delta_rule_triton.unsupported` has no reason against; the reference takes the
+rest: float64 and keys wider than 128.
 """
 
 from typing import Any
@@ -264,9 +267,14 @@ def delta_rule(
     """q, k, a, b (B,L,H,K), v (B,L,H,V), g (B,L,H,K or 1) -> y (B,L,H,V), and the state (B,H,K,V) if asked for.
 
     `initial_state` continues a sequence: a prefix, then the rest, gives the whole. `chunk` is the tokens of the
-    reference's triangular systems, rounded up to a power of two.
+    reference's triangular systems, rounded up to a power of two; the kernels choose for themselves.
     """
     tensors = q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK
+    if v_BLHV.is_cuda:
+        from . import delta_rule_triton as kernels
+
+        if kernels.unsupported(*tensors, initial_state) is None:
+            return kernels.delta_rule(*tensors, initial_state=initial_state, return_state=return_state)
     return reference(*tensors, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 
@@ -280,7 +288,13 @@ def delta_rule_step(
     state_BHKV: Tensor,
 ) -> Tensor:
     """One decode step. Updates `state_BHKV` in place; returns y (B,H,V) in the dtype of v."""
-    return step_reference(q_BHK, k_BHK, v_BHV, a_BHK, b_BHK, g_BHK, state_BHKV)
+    tensors = q_BHK, k_BHK, v_BHV, a_BHK, b_BHK, g_BHK, state_BHKV
+    if state_BHKV.is_cuda:
+        from . import delta_rule_step_triton as kernels
+
+        if kernels.unsupported(*tensors) is None:
+            return kernels.step(*tensors)
+    return step_reference(*tensors)
 
 
 @without_autocast

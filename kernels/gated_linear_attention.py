@@ -10,6 +10,9 @@ and S, the state before the chunk, the only thing that is carried from one to th
 diagonal outwards: a block of 2h tokens is two blocks of h and, below the diagonal, the product of the right half's
 q exp(sum from the middle to i) with the left half's k exp(sum from j to the middle). Every exponent is the sum of the
 decays that lie between: none is positive, and none is the small difference of two large sums.
+
+On CUDA the Triton kernels of the delta rule, without its term of rank one, compute what `delta_rule_triton.unsupported`
+has no reason against; the reference takes the rest: float64 and keys wider than 128.
 """
 
 import torch
@@ -106,18 +109,35 @@ def gated_linear_attention(
     """q, k, g (B,L,H,K), v (B,L,H,V) -> y (B,L,H,V), and the state (B,H,K,V) if asked for.
 
     g is the logarithm of the decay, at most 0. `initial_state` continues a sequence: a prefix, then the rest, gives the
-    whole. `chunk`, the tokens between two states, is rounded up to a power of two.
+    whole. `chunk`, the tokens between two states, is the reference's, rounded up to a power of two.
     """
+    if v_BLHV.is_cuda:
+        from . import delta_rule_triton as kernels
+
+        tensors = q_BLHK, k_BLHK, v_BLHV, None, None, g_BLHK
+        if kernels.unsupported(*tensors, initial_state) is None:
+            return kernels.delta_rule(*tensors, initial_state=initial_state, return_state=return_state)
     return reference(
         q_BLHK, k_BLHK, v_BLHV, g_BLHK, initial_state=initial_state, return_state=return_state, chunk=chunk
     )
 
 
-@without_autocast
 def gated_linear_attention_step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BHK: Tensor, state_BHKV: Tensor
 ) -> Tensor:
     """One decode step. Updates `state_BHKV` in place; returns y (B,H,V) in the dtype of v."""
+    if state_BHKV.is_cuda:
+        from . import delta_rule_step_triton as kernels
+
+        tensors = q_BHK, k_BHK, v_BHV, None, None, g_BHK, state_BHKV
+        if kernels.unsupported(*tensors) is None:
+            return kernels.step(*tensors)
+    return step_reference(q_BHK, k_BHK, v_BHV, g_BHK, state_BHKV)
+
+
+@without_autocast
+def step_reference(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BHK: Tensor, state_BHKV: Tensor) -> Tensor:
+    """`gated_linear_attention_step` in PyTorch."""
     q, k, v, g = (x.to(state_BHKV.dtype) for x in (q_BHK, k_BHK, v_BHV, g_BHK))
     state_BHKV *= g.exp().unsqueeze(-1)
     state_BHKV += k.unsqueeze(-1) * v.unsqueeze(-2)

@@ -1,0 +1,156 @@
+"""What the Triton kernels of the gated delta rule share: decays between tokens without overflow, and loads.
+
+A sequence is cut into chunks of T tokens. G is the sum of g, in units of log 2, from the beginning of a chunk. What
+links token s to a later one t is decayed by 2^(G_t - G_s), t's own g included (q), or by 2^(G_t-1 - G_s) (b, which
+reads the state before it decays). Every exponent here is a sum of g over just the tokens between, formed by a product
+with a matrix of -1, 0, 1: no difference of large sums, so that decays of any strength are right.
+
+With one decay a channel, 2^(G_t - G_s) cannot multiply a product of q and k afterwards. It is split at an edge r
+between s and t, into 2^(G_t - G_r) on q and 2^(G_r - G_s) on k, both at most 1. At level l a chunk is cut into blocks
+of 2^(l+1) tokens with the edge in the middle of each, and the level has the pairs on either side of an edge: every pair
+has exactly one level, so log2 T products make all scores. Where a chunk's decays are weaker than 2^-MILD altogether, as
+gates in use are, the topmost level takes all pairs: those on one side of the edge have a factor above 1, but not by
+more than 2^MILD.
+
+Tokens beyond the end are zero, g too, which leaves the state as it is. Operands and products: `taylor_tiles`.
+"""
+
+# mypy: allow-untyped-defs
+
+import triton
+import triton.language as tl
+
+from .taylor_tiles import load_tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+MILD = tl.constexpr(60.0)
+# Logarithms below this one are this one, -inf too: the decay is zero all the same, and sums remain finite.
+LEAST = tl.constexpr(-1e6)
+
+
+@triton.jit
+def halves(x):
+    """float32 as a sum: a tf32 number, and what remains, of which the matrix units read 11 bits. NaN: (0, NaN)."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
+def product(x, y, accumulator, PRECISION: tl.constexpr):
+    """accumulator + x y for operands of `taylor_tiles.operand`.
+
+    Triton's own "tf32x3" rounds both halves, searches the result for NaN and adds it in a step of its own: a third of
+    the instructions of these kernels, whose tiles are small.
+    """
+    if PRECISION == "tf32x3":
+        x_high, x_low = halves(x)
+        y_high, y_low = halves(y)
+        accumulator = tl.dot(x_low, y_high, accumulator, input_precision="tf32")
+        accumulator = tl.dot(x_high, y_low, accumulator, input_precision="tf32")
+        return tl.dot(x_high, y_high, accumulator, input_precision="tf32")
+    return tl.dot(x, y, accumulator, input_precision="tf32")
+
+
+@triton.jit
+def sums(choice, x):
+    """choice x, for a matrix of -1, 0 and 1: to float32's accuracy."""
+    choice = choice.to(tl.float32)
+    high, low = halves(x)
+    return tl.dot(choice, high, tl.dot(choice, low, input_precision="tf32"), input_precision="tf32")
+
+
+@triton.jit
+def load_gate(
+    pointer, stride, t, keys, left, K: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr
+):  # fmt: skip
+    """g in units of log 2: (T,1) for one a head, (T,BK) for one a channel."""
+    if GATE == "head":
+        g = tl.load(pointer + t * stride, mask=t < left, other=0.0)[:, None]
+    else:
+        g = load_tile(pointer, stride, t, keys, left, K, BK, EVEN)
+    return tl.maximum(g.to(tl.float32) * LOG2E, LEAST)
+
+
+@triton.jit
+def store_rows(pointer, x, offset, heads, t, keys, left, K: tl.constexpr):
+    """Rows of a dense (B,L,H,K)."""
+    place = pointer + offset * K + t[:, None] * (heads * K) + keys[None, :]
+    tl.store(place, x.to(pointer.dtype.element_ty), mask=(t < left)[:, None] & (keys < K)[None, :])
+
+
+@triton.jit
+def sums_before(g, GATE: tl.constexpr):
+    """Sums of g over the tokens of the chunk before each one: shape as g."""
+    t = tl.arange(0, g.shape[0])
+    if GATE == "head":
+        row = tl.reshape(g, [1, g.shape[0]])
+        return tl.sum(tl.where(t[:, None] > t[None, :], row, 0.0), 1)[:, None]
+    return sums(t[:, None] > t[None, :], g)
+
+
+@triton.jit
+def sums_after(g, GATE: tl.constexpr):
+    """Sums of g over the tokens of the chunk after each one: shape as g."""
+    t = tl.arange(0, g.shape[0])
+    if GATE == "head":
+        row = tl.reshape(g, [1, g.shape[0]])
+        return tl.sum(tl.where(t[:, None] < t[None, :], row, 0.0), 1)[:, None]
+    return sums(t[:, None] < t[None, :], g)
+
+
+@triton.jit
+def decayed(x, exponent, GATE: tl.constexpr):
+    """x 2^exponent in float32; without decays x."""
+    x = x.to(tl.float32)
+    if GATE != "none":
+        x *= tl.exp2(exponent)
+    return x
+
+
+@triton.jit
+def head_decays(g, GATE: tl.constexpr, T: tl.constexpr):
+    """Decays (T,T) of the pairs t, s for q (t >= s) and for b (t > s), 0 for others; g (T,1), or none."""
+    t = tl.arange(0, T)
+    if GATE == "none":
+        into_q = (t[:, None] >= t[None, :]).to(tl.float32)
+        into_b = (t[:, None] > t[None, :]).to(tl.float32)
+    else:
+        between = sums(t[:, None] > t[None, :], tl.where(t[:, None] > t[None, :], g, 0.0))
+        into_q = tl.exp2(tl.where(t[:, None] > t[None, :], between + g, float("-inf")))
+        into_q = tl.where(t[:, None] == t[None, :], 1.0, into_q)
+        into_b = tl.exp2(tl.where(t[:, None] > t[None, :], between, float("-inf")))
+    return into_q, into_b
+
+
+@triton.jit
+def first_level(g, LEVELS: tl.constexpr):
+    """(the first level to take, the token from which on it takes all pairs: the first one or none)."""
+    mild = tl.min(tl.sum(g, 0), 0) + MILD > 0.0
+    return tl.where(mild, LEVELS - 1, 0), tl.where(mild, 0, g.shape[0])
+
+
+@triton.jit
+def level_decays(g, level, whole):
+    """Of one level: which tokens are above their edge (T,), as a column; the matrix (T,T) behind the exponents;
+
+    the pairs (T,T) that the level has; and the factors (T,BK) of q, of b, and of k and a.
+    """
+    t = tl.arange(0, g.shape[0])
+    half = 1 << level
+    block = t // (2 * half)
+    edge = (block * (2 * half) + half - 1)[:, None]
+    above, other = t[:, None] > edge, t[None, :]
+    # Tokens above: the sum over edge < j < t, those below: less the sum over t < j <= edge. Neither is a difference.
+    ahead = above & (other > edge) & (other < t[:, None])
+    behind = (other > t[:, None]) & (other <= edge)
+    signs = tl.where(ahead, 1.0, tl.where(behind, -1.0, 0.0))
+    from_edge = sums(signs, g)
+    of_q = from_edge + tl.where(above, g, 0.0)
+    of_b = from_edge - tl.where(above, 0.0, g)
+    all_pairs = (t >= whole)[:, None]
+    pairs = (block[:, None] == block[None, :]) & above & (t % (2 * half) < half)[None, :]
+    pairs = pairs | ((t[:, None] > other) & all_pairs)
+    into_q = tl.exp2(tl.where(above | all_pairs, of_q, float("-inf")))
+    into_b = tl.exp2(tl.where(above | all_pairs, of_b, float("-inf")))
+    into_k = tl.exp2(tl.where((t[:, None] <= edge) | all_pairs, -of_q, float("-inf")))
+    return above, signs, pairs, into_q, into_b, into_k

@@ -1,0 +1,294 @@
+"""The gated delta rule and gated linear attention on a GPU: torch operators around the Triton kernels.
+
+Forward: scores of all chunks at once, then a walk over the chunks of every sequence, head and block of values.
+Backward: a walk from the end, then all chunks at once. Between the launches, in float32: scores, with decays q^, k^, a^
+and b^, and for the backward the states before and behind each chunk (bfloat16 for such inputs), u and p.
+
+Why chunks and not a fused recurrence. With K = V = 64, per token and head: the recurrence is 9 K V = 37 thousand
+operations on vector units forward, one step after the other, each thread reading 5 K numbers a token; its backward sums
+over threads for every number of dq, dk, da and db. In chunks of T = 16, 8 K V + 8 T (K + V) = 49 thousand are products
+for the matrix units (in float32 three times as many), a sixteenth of the steps wait for each other, and all but the
+walks takes every chunk at once. More tokens a chunk would have the quadratic part and the inverse pass the rest; fewer
+states would be kept: 8 K V / T = 2 kB a token in float32, next to 1.5 kB of inputs and output and, with decays, 1 kB of
+q^, k^, a^ and b^.
+
+All arithmetic is in float32. bfloat16 inputs are products of tf32, which holds them exactly, for what is made of them
+(scores, inverses, states) must not be rounded to 8 bits; float16 and float32 with
+torch.get_float32_matmul_precision() = "highest" keep float32's accuracy (three products), other float32 takes tf32.
+Launch shapes are fixed by the widths, never tuned at run time.
+"""
+
+# mypy: allow-untyped-defs
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .delta_rule_backward_triton import reverse_kernel
+from .delta_rule_forward_triton import output_kernel
+from .delta_rule_gradient_triton import gradient_kernel
+from .delta_rule_scores_triton import scores_kernel
+from .precision import float32_precision
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The widest keys, and tokens of a chunk (a power of two).
+WIDEST, CHUNK = 128, 16
+
+
+def unsupported(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    g: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> str | None:
+    """Why the kernels do not take these inputs, or None if they do."""
+    if v.dtype not in DTYPES or any(part is not None and part.dtype != v.dtype for part in (q, k, a, b)):
+        return "q, k, v, a and b must share one of float32, float16, bfloat16"
+    if any(part is not None and part.dtype not in DTYPES for part in (g, initial_state)):
+        return "the decays and the state must be float32, float16 or bfloat16"
+    if (a is None) != (b is None):
+        return "a and b come together"
+    if g is not None and g.shape[-1] not in (1, q.shape[-1]):
+        return "decays are one a head or one a channel"
+    if q.shape[-1] > WIDEST:
+        return f"keys must be at most {WIDEST} wide"
+    if q.numel() == 0 or v.numel() == 0:
+        return "there is nothing to compute"
+    return None
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What operands are rounded to, see `taylor_tiles`. float16 keeps more digits than one product of tf32 would."""
+    exact = dtype == torch.float16 or (dtype == torch.float32 and float32_precision() == "highest")
+    return "tf32x3" if exact else "tf32"
+
+
+def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
+    """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient".
+
+    16 rows are what one warp multiplies: the tokens of a chunk, and in the walks as many values.
+    """
+    return {"num_warps": widths["BV"] // 16 if kernel in ("output", "reverse") else 1, "num_stages": 1}
+
+
+class _Inputs(NamedTuple):
+    """The inputs, rows dense; what is missing is None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor | None
+    b: Tensor | None
+    g: Tensor | None
+    initial: Tensor | None
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """K, V and what they are padded to: BK, and VP in blocks of BV."""
+        keys, values = self.q.shape[-1], self.v.shape[-1]
+        # Wider states take the matrix units' products of 64 rows, with less in registers; the others wait less.
+        block = min(64 if keys > 64 else 32, _padded(values))
+        return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        gate = "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
+        even = self.q.shape[1] % CHUNK == 0
+        precision = precision_of(self.v.dtype)
+        return {"T": CHUNK, "EVEN": even, "GATE": gate, "RANK": self.a is not None, "PRECISION": precision}
+
+    @property
+    def chunks(self) -> int:
+        """Of all sequences and heads."""
+        batch, length, heads = self.q.shape[:3]
+        return batch * heads * triton.cdiv(length, CHUNK)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.q.shape[1], self.q.shape[2]
+
+    def pointers(self, names: str) -> list[Tensor]:
+        """q stands for what is missing, and is not read."""
+        parts = (getattr(self, name) for name in names)
+        return [self.q if part is None else part for part in parts]
+
+    def strides(self, names: str) -> list[int]:
+        return [stride for part in self.pointers(names) for stride in part.stride()[:3]]
+
+
+def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
+    q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
+    a, b, g = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (a, b, g))
+    return _Inputs(q, k, v, a, b, g, None if initial is None else initial.contiguous())
+
+
+def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and constants of a walk."""
+    widths, flags = inputs.widths, inputs.flags
+    decays = flags.pop("GATE") != "none"
+    programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
+    return (programs,), {**widths, **flags, **launch_shape(kernel, widths), "DECAYS": decays}
+
+
+def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
+    """The inputs with q^, k^, a^ and b^ for q, k, a and b where there are decays."""
+    return inputs if inputs.g is None else inputs._replace(**dict(zip("qkab", decayed, strict=False)))
+
+
+def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
+    """Constants of a kernel that takes all chunks at once, KB keys at a time."""
+    flags = inputs.flags
+    block = 32 if flags["GATE"] == "none" else 16
+    levels = CHUNK.bit_length() - 1
+    return {"KB": min(block, inputs.widths["BK"]), "LEVELS": levels, **flags, **launch_shape(kernel, inputs.widths)}
+
+
+@torch.library.custom_op("basedbench::delta_rule", mutates_args=())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    g: Tensor | None,
+    initial_state: Tensor | None,
+    return_state: bool,
+    keep: bool,
+) -> list[Tensor]:
+    """y (B,L,H,V), the last state (B,H,K,V), and what the backward reads: scores, states before chunks, u, q^ k^ a^ b^,
+
+    and decays over chunks. (0,) for what is not asked for or not there.
+    """
+    inputs = _inputs(q, k, v, a, b, g, initial_state)
+    outputs = _outputs_like(inputs, return_state, keep)
+    y, final, scores, kept, inner, decayed, ends = outputs
+    initial = y if inputs.initial is None else inputs.initial
+    widths = inputs.widths
+    scores_kernel[(inputs.chunks,)](
+        *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
+        q.numel(), K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
+    )  # fmt: skip
+    grid, constants = _walk_shape(inputs, "output")
+    walked = _for_walks(inputs, decayed)
+    output_kernel[grid](
+        *walked.pointers("qkvab"), scores, ends, y, initial, final, kept, inner,
+        *walked.strides("qkvab"), *inputs.sizes,
+        **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
+    )  # fmt: skip
+    return outputs
+
+
+@torch.library.custom_op("basedbench::delta_rule_backward", mutates_args=())
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    g: Tensor | None,
+    initial_state: Tensor | None,
+    scores: Tensor,
+    kept: Tensor,
+    inner: Tensor,
+    decayed: Tensor,
+    ends: Tensor,
+    dy: Tensor,
+    grad_state: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of q, k, v, a, b, g and the initial state; (0,) for what there is not."""
+    inputs = _inputs(q, k, v, a, b, g, initial_state)
+    widths, grads = inputs.widths, _gradients_like(q, k, v, a, b, g, initial_state)
+    dq, dk, dv, da, db, dg, dstate = grads
+    dy = dy.contiguous()
+    asked, outer = torch.empty_like(kept), torch.empty_like(inner)
+    last = dy if grad_state is None else grad_state.contiguous()
+    grid, constants = _walk_shape(inputs, "reverse")
+    walked = _for_walks(inputs, decayed)
+    reverse_kernel[grid](
+        *walked.pointers("qkab"), dy, scores, ends, dv, last, dstate, asked, outer,
+        *walked.strides("qkab"), *inputs.sizes,
+        **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
+    )  # fmt: skip
+    gradient_kernel[(inputs.chunks,)](
+        *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
+        *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"],
+        **(widths | {"BV": 16}), **_chunk_shape(inputs, "gradient"),
+    )  # fmt: skip
+    return grads
+
+
+def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
+    v, widths = inputs.v, inputs.widths
+    batch, _, heads, values = v.shape
+    matrices, decays = 1 if inputs.a is None else 4, inputs.g is not None
+    kept_dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
+    kept = v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=kept_dtype)
+    shapes = (
+        (batch, heads, widths["K"], values) if state else (0,),
+        (inputs.chunks, matrices, CHUNK, CHUNK),
+        v.shape if keep and inputs.a is not None else (0,),
+        (2 if inputs.a is None else 4, *inputs.q.shape) if decays else (0,),
+        (inputs.chunks, widths["BK"]) if decays else (0,),
+    )
+    final, scores, inner, decayed, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return [v.new_empty(v.shape), final, scores, kept, inner, decayed, ends]
+
+
+def _gradients_like(q: Tensor, *inputs: Tensor | None) -> list[Tensor]:
+    return [q.new_empty((0,)) if part is None else part.new_empty(part.shape) for part in (q, *inputs)]
+
+
+@forward.register_fake
+def _(q, k, v, a, b, g, initial_state, return_state, keep):
+    return _outputs_like(_Inputs(q, k, v, a, b, g, initial_state), return_state, keep)
+
+
+@backward.register_fake
+def _(q, k, v, a, b, g, initial_state, scores, kept, inner, decayed, ends, dy, grad_state):
+    return _gradients_like(q, k, v, a, b, g, initial_state)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *tensors, return_state, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(output[2:] if return_state else output[1:]))
+    ctx.save_for_backward(*tensors, *output[2:])
+
+
+def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    tensors, rest = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    dy, grad_state = grads[:2]
+    dy = torch.zeros_like(tensors[2]) if dy is None else dy
+    found = backward(*tensors, *rest, dy, grad_state)
+    given = (None if part is None else grad for part, grad in zip(tensors, found, strict=True))
+    return *given, None, None
+
+
+forward.register_autograd(_backward, setup_context=_save)
+
+
+def delta_rule(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    a_BLHK: Tensor | None = None,
+    b_BLHK: Tensor | None = None,
+    g_BLHK: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The public function of `delta_rule`, for inputs `unsupported` has no reason against; a, b None: no such term."""
+    tensors = (q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK, initial_state)
+    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    y, state, *_ = forward(*tensors, return_state, keep)
+    return (y, state) if return_state else y
