@@ -121,3 +121,12 @@ def test_shipped_suites_name_what_exists(name: str, device: str) -> None:
     for case in cases:
         assert case.operator in get_contender(case.contender).operators
         assert case.baseline_key in timed
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "first", "last"),
+    [("quick-throughput", "cpu", "1250f38b1ff6", "83384fd12558"), ("steady", "cuda", "907c99f48d8f", "275e5ca7ef54")],
+)
+def test_the_identities_of_stored_rows_stay(name: str, device: str, first: str, last: str) -> None:
+    cases = load_suite(name, "throughput").expand(device)
+    assert (cases[0].id, cases[-1].id) == (first, last)
