@@ -9,7 +9,7 @@ Presets and what may be overridden in them are the models' own (basedbench.model
 cases are chosen, not when a file is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
@@ -59,10 +59,8 @@ class ModelCase(Timed):
     @property
     def label(self) -> str:
         """`model/attention-1.3b generation bf16 128x1024 head_dim=64 by=sdpa-flash`; what is usual is left out."""
-        options = [f"{name}={value}" for name, value in self.overrides.items()]
-        options += ["logits=all"] if self.logits == "all" else []
-        options += [] if self.contender == "ours" else [f"by={self.contender}"]
-        return " ".join([f"{MODELS}/{self.model}", self.mode, self.dtype, f"{self.batch}x{self.length}", *options])
+        name, *rest = model_words(self.model, self.config, self.contender)
+        return " ".join([f"{MODELS}/{name}", self.mode, self.dtype, f"{self.batch}x{self.length}", *rest])
 
     @property
     def tokens(self) -> int:
@@ -98,6 +96,13 @@ class ModelsSection(Section):
                 for shape in expand_grids(self.grid):
                     logits = {"logits": shape.get("logits", "last") if shape["mode"] == "prefill" else None}
                     yield {**shape, **logits, "model": name, "overrides": overrides, "baseline": self.baseline}
+
+
+def model_words(model: str, config: Mapping[str, Any], contender: str) -> list[str]:
+    """A model in words: its preset, what was changed in it, and who computes it unless that is `ours`."""
+    options = [f"{name}={value}" for name, value in config.items() if name not in ("preset", "logits")]
+    options += ["logits=all"] if config.get("logits") == "all" else []
+    return [model, *options, *([] if contender == "ours" else [f"by={contender}"])]
 
 
 def _check_keys(grid: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ def test_a_plugin_is_checked_timed_and_shown(
         (["--suite", "quick-thruput"], "did you mean 'quick-throughput'?"),
         (["--suite", "figure2"], "is a recall suite"),
         (["--contender", "our"], "did you mean 'ours'?"),
-        (["--contender", "mamba_ssm"], "has no operator that mamba_ssm computes"),
+        (["--contender", "mamba_ssm"], "has no operator or model that mamba_ssm computes"),
         (["--mode", "bwd"], "--mode 'bwd'"),
         (["--mode", "decode"], "has no case of mode decode"),
         (["--device", "tpu"], "unknown device 'tpu'"),
