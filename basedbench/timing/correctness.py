@@ -78,18 +78,27 @@ def _results(case: Case, contender: Contender, call: Call, device: str) -> dict[
 
 
 def judge(
-    results: dict[str, Tensor], same: dict[str, Tensor], truth: dict[str, Tensor], dtype: str, name: str
+    results: dict[str, Tensor],
+    same: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    dtype: str,
+    name: str,
+    floor: float | None = None,
 ) -> Verdict:
-    """The verdict over all results; the one that is furthest beyond its bound gives the reason."""
+    """The verdict over all results; the one that is furthest beyond its bound gives the reason.
+
+    `floor` takes the place of the dtype's.
+    """
+    floor = FLOOR[dtype] if floor is None else floor
     if set(results) != set(truth):
         missing = ", ".join(sorted(set(truth) ^ set(results)))
         return Verdict(math.nan, 0.0, name, f"it does not return what the operator returns: {missing}")
-    largest, allowed, worst, reason = 0.0, FLOOR[dtype], 1.0, None
+    largest, allowed, worst, reason = 0.0, floor, 1.0, None
     for key, right in truth.items():
         if results[key].shape != right.shape:
             shapes = f"{tuple(results[key].shape)} where {tuple(right.shape)} is due"
             return Verdict(math.nan, 0.0, name, f"{key} has shape {shapes}")
-        for kind, error, bound in _errors(results[key], same[key], right, dtype):
+        for kind, error, bound in _errors(results[key], same[key], right, floor):
             if kind == "relative error" and (error > largest or math.isnan(error)):
                 largest, allowed = error, bound  # a NaN stays: nothing is larger
             if not error / bound <= worst:
@@ -98,15 +107,15 @@ def judge(
     return Verdict(largest, allowed, name, reason)
 
 
-def _errors(result: Tensor, same: Tensor, truth: Tensor, dtype: str) -> list[tuple[str, float, float]]:
+def _errors(result: Tensor, same: Tensor, truth: Tensor, floor: float) -> list[tuple[str, float, float]]:
     """(what, error, allowed) of one tensor."""
     if not truth.is_floating_point():
         share, own = (float((x != truth).double().mean()) for x in (result, same))
         return [("share of wrong values", share, 2 * own + FLAG_FLOOR)]
     (whole, row), (own_whole, own_row) = relative_errors(result, truth), relative_errors(same, truth)
     return [
-        ("relative error", whole, 2 * own_whole + FLOOR[dtype]),
-        ("relative error of the worst row", row, 2 * own_row + ROW_FACTOR * FLOOR[dtype]),
+        ("relative error", whole, 2 * own_whole + floor),
+        ("relative error of the worst row", row, 2 * own_row + ROW_FACTOR * floor),
     ]
 
 
