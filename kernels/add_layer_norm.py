@@ -40,7 +40,7 @@ def reference(
     if center:
         y_xD = F.layer_norm(wide_xD, weight_D.shape, weight_D, bias_D, eps)
     else:
-        y_xD = F.rms_norm(wide_xD, weight_D.shape, weight_D, eps)
+        y_xD = F.rms_norm(wide_xD, weight_D.shape, weight_D.to(wide_xD.dtype), eps)
     return y_xD if dtype is None else y_xD.to(dtype), r_xD
 
 

@@ -48,7 +48,7 @@ class Mixer(nn.Module):
         try:
             resolved = cls.Options.model_validate(options)
         except ValidationError as error:
-            raise UserError(f"mixer {cls.name!r}: {_describe(error, cls.Options)}") from None
+            raise UserError(f"mixer {cls.name!r}: {describe(error, cls.Options)}") from None
         cls.check(d_model, resolved)
         return resolved
 
@@ -131,7 +131,7 @@ def require_heads(mixer: str, d_model: int, heads: int) -> None:
         raise UserError(f"mixer {mixer!r}: heads = {heads} does not divide d_model = {d_model}; nearest: {closest}.")
 
 
-def _describe(error: ValidationError, options: type[MixerOptions]) -> str:
+def describe(error: ValidationError, options: type[BaseModel]) -> str:
     """Every problem of a validation error in one sentence."""
     parts = []
     for problem in error.errors(include_url=False):

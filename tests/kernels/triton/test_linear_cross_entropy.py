@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import linear_cross_entropy as public
-from basedbench.kernels import linear_cross_entropy_triton as operators
 from basedbench.kernels.linear_cross_entropy import reference
 from basedbench.kernels.linear_cross_entropy_triton import forward_operator, linear_cross_entropy, shares
 from basedbench.kernels.linear_cross_entropy_triton import weight_gradient_operator as weight_gradient
@@ -74,21 +73,17 @@ def test_float32_follows_the_precision_of_products(precision, most, device, rela
 
 
 @pytest.mark.parametrize("low", [0.0, -150.0])
-@pytest.mark.parametrize("origin", ["peak", "lazy", "guess"])
-def test_where_exponentials_are_measured_from(origin, low, dtypes, device, monkeypatch, relative_error):
-    """Also where the first words, whose peak is the guess, are far below the others."""
-    blocks = operators.Blocks(64, 64, 4, 2, None, origin)
-    monkeypatch.setattr(operators, "forward_blocks", lambda *_: blocks)
-    for dtype in dtypes[2:] or (torch.float16,) if origin == "guess" else dtypes:
+def test_words_far_below_the_others(low, dtypes, device, relative_error):
+    """The running peak starts with the first words, which here hardly count beside those that follow."""
+    for dtype in dtypes:
         x, weight, target = inputs((70, 48, 300), dtype, device)
         x[:, 0], weight[:, 0], weight[:64, 0] = 1, 0, low
         exact = both(reference, x.double(), weight.double(), target)
         ours, theirs = both(linear_cross_entropy, x, weight, target), both(reference, x, weight, target)
         assert torch.equal(ours[1], exact[1]), dtype
         for one, other, true in zip(ours, theirs, exact, strict=True):
-            assert one.dtype == torch.bool or relative_error(one, true) <= 2 * relative_error(other, true) + LEAST, (
-                dtype
-            )
+            bound = 0 if one.dtype == torch.bool else 2 * relative_error(other, true) + LEAST
+            assert one.dtype == torch.bool or relative_error(one, true) <= bound, dtype
 
 
 def test_every_output_is_written(device, monkeypatch):

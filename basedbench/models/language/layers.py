@@ -1,0 +1,166 @@
+"""The parts of a language model that the recall mixers do not have: rotary attention, its window, BaseConv, the MLP.
+
+All projections of attention and MLP are without bias. Each mixer has the four forms of the mixer contract; attention
+is told the positions besides, since its queries and keys turn with them.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from basedbench.kernels import sliding_window, sliding_window_step
+from basedbench.mixers.attention import causal_attention
+from basedbench.mixers.base import State
+from basedbench.mixers.conv import ShortConv
+from basedbench.mixers.registry import get_mixer
+from basedbench.mixers.sliding_window import empty_ring, filled_ring
+from basedbench.models.language.attention_step import attention_step
+from basedbench.models.language.config import LanguageConfig, LayerKind
+from basedbench.models.language.rotary import Positions, rotate
+
+
+class RotaryMixer(nn.Module):
+    """Fused qkv of equal heads, the first `fraction` of each query and key turned; what lies between is derived."""
+
+    def __init__(self, d_model: int, heads: int, fraction: float) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, d_model // heads
+        self.rotated = int(fraction * self.head_dim)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def project(self, x_xD: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k turned, and v, each (..., H, K)."""
+        q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        if self.rotated:
+            cos, sin = positions.rotation(self.rotated)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
+
+    def output(self, y_xHK: Tensor) -> Tensor:
+        """(..., H, K) -> (..., D)."""
+        return self.out_proj(y_xHK.flatten(-2))
+
+
+class RotaryAttention(RotaryMixer):
+    """Causal softmax attention. State: keys and values of `max_length` tokens."""
+
+    implementation = "auto"  # of the decode step; the names are in attention_step.py
+
+    def forward(self, x_BLD: Tensor, positions: Positions) -> Tensor:
+        return self.output(causal_attention(*self.project(x_BLD, positions)))
+
+    def prefill(self, x_BLD: Tensor, positions: Positions) -> tuple[Tensor, State]:
+        """The outputs, and keys and values of the prompt alone."""
+        q_BLHK, k_BLHK, v_BLHK = self.project(x_BLD, positions)
+        return self.output(causal_attention(q_BLHK, k_BLHK, v_BLHK)), {"k": k_BLHK, "v": v_BLHK}
+
+    def init_state(
+        self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> State:
+        shape = (batch_size, max_length, self.heads, self.head_dim)
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
+
+    def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
+        q_BHK, k_BHK, v_BHK = self.project(x_BD, positions)
+        slot_BxHK = positions.tensor.long().view(-1, 1, 1, 1).expand(-1, 1, *k_BHK.shape[1:])
+        state["k"].scatter_(1, slot_BxHK, k_BHK[:, None])
+        state["v"].scatter_(1, slot_BxHK, v_BHK[:, None])
+        y_BHK = attention_step(
+            q_BHK,
+            state["k"],
+            state["v"],
+            positions.tensor + 1,
+            implementation=self.implementation,
+            extent=positions.extent,
+        )
+        return self.output(y_BHK), state
+
+
+class RotaryWindow(RotaryMixer):
+    """Causal softmax attention over the last `window` tokens and the current one. State: a ring of keys and values."""
+
+    def __init__(self, d_model: int, heads: int, fraction: float, window: int) -> None:
+        super().__init__(d_model, heads, fraction)
+        self.window = window
+
+    def forward(self, x_BLD: Tensor, positions: Positions) -> Tensor:
+        return self.output(sliding_window(*self.project(x_BLD, positions), self.window))
+
+    def prefill(self, x_BLD: Tensor, positions: Positions) -> tuple[Tensor, State]:
+        q_BLHK, k_BLHK, v_BLHK = self.project(x_BLD, positions)
+        y_BLHK = sliding_window(q_BLHK, k_BLHK, v_BLHK, self.window)
+        return self.output(y_BLHK), filled_ring(k_BLHK, v_BLHK, self.window)
+
+    def init_state(
+        self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> State:
+        return empty_ring((batch_size, self.window, self.heads, self.head_dim), dtype, device)
+
+    def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
+        q_BHK, k_BHK, v_BHK = self.project(x_BD, positions)
+        y_BHK = sliding_window_step(q_BHK, k_BHK, v_BHK, state["k"], state["v"], state["position"])
+        return self.output(y_BHK), state
+
+
+class LanguageConv(nn.Module):
+    """BaseConv as in the BASED language models: out = W_out (silu(conv(u)) * g), u and g the halves of W_in x + b.
+
+    u and g are 2 D wide; the convolution is depthwise, causal, without bias. State: its last inputs.
+    """
+
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(d_model, 4 * d_model)
+        self.conv = ShortConv(2 * d_model, width, activation="silu", bias=False)
+        self.out_proj = nn.Linear(2 * d_model, d_model)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        u_BLE, gate_BLE = self.in_proj(x_BLD).chunk(2, -1)
+        return self.out_proj(self.conv(u_BLE) * gate_BLE)
+
+    def prefill(self, x_BLD: Tensor) -> tuple[Tensor, State]:
+        u_BLE, gate_BLE = self.in_proj(x_BLD).chunk(2, -1)
+        y_BLE, state_BES = self.conv.prefill(u_BLE)
+        return self.out_proj(y_BLE * gate_BLE), {"conv": state_BES}
+
+    def init_state(
+        self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> State:
+        return {"conv": self.conv.init_state(batch_size, dtype, device)}
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        u_BE, gate_BE = self.in_proj(x_BD).chunk(2, -1)
+        return self.out_proj(self.conv.step(u_BE, state["conv"]) * gate_BE), state
+
+
+class SwiGLU(nn.Module):
+    """y = W_2 (a * silu(b)), a and b the halves of W_1 x (arXiv 2002.05202)."""
+
+    def __init__(self, d_model: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, 2 * inner, bias=False)
+        self.fc2 = nn.Linear(inner, d_model, bias=False)
+
+    def forward(self, x_xD: Tensor) -> Tensor:
+        a_xE, b_xE = self.fc1(x_xD).chunk(2, -1)
+        return self.fc2(a_xE * F.silu(b_xE))
+
+
+def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:
+    """The mixer of a layer of this kind."""
+    d_model = config.d_model
+    if kind == "window":
+        return RotaryWindow(d_model, config.window_heads or config.heads, config.rotary_fraction, config.window)
+    if kind == "attention":
+        return RotaryAttention(d_model, config.heads, config.rotary_fraction)
+    if kind == "conv":
+        return LanguageConv(d_model, config.conv_width)
+    if kind == "linear":
+        return get_mixer("based")(d_model, feature_dim=config.feature_dim, heads=config.heads)
+    options = {"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand}
+    if kind == "mamba2":
+        options["head_dim"] = config.ssm_head_dim
+    return cast(nn.Module, get_mixer(kind)(d_model, **options))
