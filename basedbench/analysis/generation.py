@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from basedbench.analysis.language import at_place, language_rows, with_names
-from basedbench.errors import UserError
 
 PAPER_SUITE, GENERATION_SUITE, PREFILL_SUITE = "paper-table1", "generation", "prefill"
 # Preset, prompt length of its prefill, tokens per ms in prefill and in generation.

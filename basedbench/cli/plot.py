@@ -1,8 +1,9 @@
 """`basedbench plot`: figures from stored rows. Nothing here needs a GPU, or torch."""
 
 import textwrap
+from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -137,6 +138,44 @@ def throughput(
     _report(path, "At the largest length (or batch) that was timed", heading, lines, rows, [note])
 
 
+@group.command()
+def generation(
+    results: _Results = Path("results"),
+    suite: _Suites = None,
+    filter: Annotated[str | None, typer.Option(help="Only models whose name this regular expression finds.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Of the panel against context.  [default: 128]")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Of the panel against batch.  [default: 1024]")] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="A line for every implementation, not only the fastest.")
+    ] = False,
+    out: _Out = None,
+    width: _Width = "double",
+    as_json: _Json = False,
+) -> None:
+    """Draw tokens per second of whole models against batch and against context, one line per model."""
+    from basedbench.analysis import language
+    from basedbench.analysis.suites import of_suites
+    from basedbench.plots.generation import generation as draw
+    from basedbench.plots.style import save
+    from basedbench.store import load
+
+    path = _target(out, results, "generation", width)
+    rows = language.language_rows(of_suites(load(results, "throughput"), suite or ()), "generation")
+    rows = rows if each else language.fastest(rows)
+    rows = language.named_like(rows, filter) if filter else rows
+    at = {"batch": (batch, 128), "length": (context, 1024)}
+    place = {name: given or language.usual(rows, name, usual) for name, (given, usual) in at.items()}
+    language.check_place(rows, **place)
+    note = language.conditions(rows)
+    save(draw(rows, **place, note=note, width=width), path)
+    if as_json:
+        _print_json(path, rows, rows, note=note, **{name: str(value) for name, value in place.items()})
+        return
+    lines = [_generation_line(row) for row in rows.to_dict("records")]
+    heading = ["model", "batch", "context", "tokens/s", "95 % interval", "state", "by"]
+    _report(path, "Generation", heading, lines, rows, [note])
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.add_typer(group, name="plot")
@@ -183,6 +222,17 @@ def _series_line(panel: "Panel", series: "Series", measure: str) -> list[str]:
     last = [count_text(done[panel.x].iloc[-1]), quantity(done["value"].iloc[-1], measure)] if len(done) else ["-", "-"]
     shape = " ".join(filter(None, [panel.conditions, series.variant]))
     return [first["subject"], first["mode"], series.contender, shape, *last, counts_text(failures(series.rows))]
+
+
+def _generation_line(row: dict[Hashable, Any]) -> list[str]:
+    """A line of the generation table: a model at one batch and context."""
+    from basedbench.plots.scales import quantity
+
+    place = [str(row["name"]), f"{row['batch']:,}", f"{row['length']:,}"]
+    if row["status"] != "ok":
+        return [*place, str(row["status"]), "-", "-", str(row["contender"])]
+    rates = [quantity(row[name], "tokens_per_s") for name in ("value", "low", "high")]
+    return [*place, rates[0], f"{rates[1]} - {rates[2]}", quantity(row["state_bytes"], "bytes"), str(row["contender"])]
 
 
 def _report(

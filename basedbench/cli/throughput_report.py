@@ -73,7 +73,7 @@ def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: b
         return
     for title, heading, lines in timing_tables(ordered, rows):
         _say(title)
-        print_table("", heading, lines, whole=heading)
+        print_table("", heading, lines, whole=[name for name in heading if name != "model"])
     _explain(ordered)
     left = len(cases) - len(ordered)
     if left:

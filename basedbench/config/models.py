@@ -100,9 +100,18 @@ class ModelsSection(Section):
 
 def model_words(model: str, config: Mapping[str, Any], contender: str) -> list[str]:
     """A model in words: its preset, what was changed in it, and who computes it unless that is `ours`."""
-    options = [f"{name}={value}" for name, value in config.items() if name not in ("preset", "logits")]
-    options += ["logits=all"] if config.get("logits") == "all" else []
-    return [model, *options, *([] if contender == "ours" else [f"by={contender}"])]
+    return [model, *changes(config), *([] if contender == "ours" else [f"by={contender}"])]
+
+
+def changes(config: Mapping[str, Any]) -> list[str]:
+    """What is not as usual in a model's row or case: overrides of its preset, and all logits of a prompt."""
+    changed = sorted(name for name in config if name not in ("preset", "logits"))
+    words = [f"{name}={_text(config[name])}" for name in changed]
+    return words + (["logits=all"] if config.get("logits") == "all" else [])
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _check_keys(grid: dict[str, Any]) -> None:

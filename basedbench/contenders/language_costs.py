@@ -5,6 +5,8 @@ all logits are asked for), and what each layer's operator counts. Bytes: a step'
 reads the weights once and writes the state.
 """
 
+from torch import nn
+
 from basedbench.config.models import ModelCase
 from basedbench.contenders.costs import attention_flops
 from basedbench.kernels.selective_scan import flops as scan_flops
@@ -14,7 +16,6 @@ from basedbench.kernels.ssd import flops as ssd_flops
 from basedbench.kernels.taylor_attention import flops as taylor_flops
 from basedbench.models.language import LanguageConfig, LanguageModel
 from basedbench.models.language.config import LayerKind
-from torch import nn
 
 
 def bytes_of(model: LanguageModel, case: ModelCase) -> int:

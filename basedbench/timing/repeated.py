@@ -8,9 +8,7 @@ from torch import Tensor
 from basedbench.mixers import State
 
 
-def repeated_step(
-    step: Callable[[State], tuple[Tensor, State]], state: State, position: int
-) -> Callable[[], Tensor]:
+def repeated_step(step: Callable[[State], tuple[Tensor, State]], state: State, position: int) -> Callable[[], Tensor]:
     """`step` from `state` behind `position` tokens; what it counts is put back after every call, in one launch.
 
     The state's other tensors go on as the step leaves them: new ones are copied into the old, which a graph knows.
