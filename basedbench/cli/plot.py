@@ -75,6 +75,43 @@ def pareto(
 
 
 @group.command()
+def tradeoff(
+    results: _Results = Path("results"),
+    y: Annotated[str, typer.Option(help="accuracy, or of one slice: accuracy@K (pairs), accuracy@LxK.")] = "accuracy",
+    suite: _Suites = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once.  [default: the most]")] = None,
+    out: _Out = None,
+    select: _Select = "best-lr",
+    table: Annotated[bool, typer.Option("--table", help="Set the table of all points under the figure.")] = False,
+    width: _Width = "double",
+    as_json: _Json = False,
+) -> None:
+    """Draw recall against decoded tokens per second, with the frontier; `throughput --models SUITE` times them."""
+    from basedbench import analysis
+    from basedbench.analysis.decoding import COLUMN, decoding_note, with_decode_rate
+    from basedbench.plots import pareto as figures
+    from basedbench.plots.style import save
+    from basedbench.plots.tables import point_table
+    from basedbench.store import load
+
+    path = _target(out, results, "tradeoff", width)
+    frame, times = _recall_rows(results, suite), load(results, "throughput")
+    analysis.check_accuracy(frame, y)
+    points = with_decode_rate(analysis.select(frame, [y], select), times, batch)
+    shown = figures.drawable(points, COLUMN, y)
+    note = f"{analysis.selection_note(points, select)} {decoding_note(points, times)}"
+    rows = point_table(shown, COLUMN, y)
+    save(figures.pareto(shown, COLUMN, y, note=note, table=rows if table else None, width=width), path)
+    if as_json:
+        front = analysis.pareto_front(shown, COLUMN, y).index
+        _print_json(path, frame, shown.assign(frontier=shown.index.isin(front)), x=COLUMN, y=y, note=note)
+        return
+    undrawn = len(points) - len(shown)
+    notes = [note] + ([f"Not shown: {undrawn} that were not decoded."] if undrawn else [])
+    _report(path, "Recall against decoded tokens per second; * = on the frontier", rows[0], rows[1:], frame, notes)
+
+
+@group.command()
 def slices(
     results: _Results = Path("results"),
     suite: _Suites = None,
