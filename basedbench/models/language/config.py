@@ -36,6 +36,9 @@ class LanguageConfig(BaseModel):
     rotary_fraction: float = Field(default=1.0, ge=0, le=1, description="Part of a head that is rotated.")
     rotary_base: float = Field(default=10_000.0, gt=1)
     conv_width: int = Field(default=3, ge=2, le=64, description="Tokens under the convolution of conv layers.")
+    conv_bias: bool = Field(
+        default=False, description="Whether that convolution has a bias; the released ones have none."
+    )
     d_state: int = Field(default=16, ge=1, description="State numbers per channel of mamba and mamba2 layers.")
     d_conv: int = Field(default=4, ge=2, le=64, description="Tokens under the convolution of mamba and mamba2 layers.")
     expand: int = Field(default=2, ge=1, description="Channels per unit of d_model in mamba and mamba2 layers.")

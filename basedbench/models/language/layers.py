@@ -108,13 +108,13 @@ class RotaryWindow(RotaryMixer):
 class LanguageConv(nn.Module):
     """BaseConv as in the BASED language models: out = W_out (silu(conv(u)) * g), u and g the halves of W_in x + b.
 
-    u and g are 2 D wide; the convolution is depthwise, causal, without bias. State: its last inputs.
+    u and g are 2 D wide; the convolution is depthwise and causal. State: its last inputs.
     """
 
-    def __init__(self, d_model: int, width: int) -> None:
+    def __init__(self, d_model: int, width: int, bias: bool) -> None:
         super().__init__()
         self.in_proj = nn.Linear(d_model, 4 * d_model)
-        self.conv = ShortConv(2 * d_model, width, activation="silu", bias=False)
+        self.conv = ShortConv(2 * d_model, width, activation="silu", bias=bias)
         self.out_proj = nn.Linear(2 * d_model, d_model)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:
     if kind == "attention":
         return RotaryAttention(d_model, config.heads, config.rotary_fraction)
     if kind == "conv":
-        return LanguageConv(d_model, config.conv_width)
+        return LanguageConv(d_model, config.conv_width, config.conv_bias)
     if kind == "linear":
         return get_mixer("based")(d_model, feature_dim=config.feature_dim, heads=config.heads)
     options = {"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand}
