@@ -5,11 +5,12 @@ prompt, prefill at batch 2.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from basedbench.analysis.language import at_place, language_rows, with_names
+from basedbench.analysis.language import at_place, fastest, with_names
 
 PAPER_SUITE, GENERATION_SUITE, PREFILL_SUITE = "paper-table1", "generation", "prefill"
 # Preset, prompt length of its prefill, tokens per ms in prefill and in generation.
@@ -21,6 +22,8 @@ PUBLISHED = (
     ("based-360m", 16384, 514.57, 47.23),
     ("mamba-360m", 16384, 267.09, 39.95),
 )
+OURS = "ours"
+PAPER_CONTENDERS = {"attention-1.3b": "sdpa-flash", "attention-360m": "sdpa-flash"}  # it used FlashAttention-2
 PAPER_BATCH, PAPER_PREFILL_BATCH = 128, 2
 WIDTHS = ("attention-1.3b", "attention-1.3b-h64", "attention-1.3b-h128")  # heads of 70, 64 and 128
 
@@ -48,21 +51,39 @@ def generation_sections(frame: pd.DataFrame | None) -> dict[str, str]:
 
 
 def published_table(rows: pd.DataFrame) -> str:
-    """What the paper printed, and the same conditions here: tokens per millisecond."""
+    """What the paper printed, and the same conditions here: tokens per millisecond, then Based over attention."""
     generation, prefill = _mode(rows, "generation", PAPER_BATCH), _mode(rows, "prefill", PAPER_PREFILL_BATCH)
     contexts = sorted(generation["length"].unique())
-    heading = ["model", "by", "prompt", "prefill, published", "prefill, here", "generation, published"]
-    heading += [f"generation, here, context {length:,}" for length in contexts]
+    known = pd.concat([generation, prefill])
     lines = []
-    for model, prompt, published_prefill, published_generation in PUBLISHED:
-        known = pd.concat([generation, prefill])
+    for model, prompt, *printed in PUBLISHED:
         for contender in known.loc[known["model"] == model, "contender"].unique():
-            ours = _pick(prefill, model=model, contender=contender, length=prompt)
-            line = [model, contender, f"{prompt:,}", f"{published_prefill:g}", _per_ms(ours)]
-            line += [f"{published_generation:g}"]
-            line += [_per_ms(_pick(generation, model=model, contender=contender, length=at)) for at in contexts]
-            lines.append(line)
-    return _table(rows, PAPER_SUITE, "tokens per millisecond", heading, lines)
+            ours = [_pick(prefill, model=model, contender=contender, length=prompt)]
+            ours += [_pick(generation, model=model, contender=contender, length=at) for at in contexts]
+            theirs = printed if contender == PAPER_CONTENDERS.get(model, OURS) else ("-", "-")
+            lines.append([model, contender, f"{prompt:,}", *map(str, theirs), *map(_per_ms, ours)])
+    heading = ["model", "by", "prompt", "prefill, published", "generation, published", "prefill, here"]
+    heading += [f"generation, here, context {length:,}" for length in contexts]
+    rates = _table(rows, PAPER_SUITE, "tokens per millisecond", heading, lines)
+    return "\n\n".join(filter(None, [rates, _published_ratios(rows, generation, prefill, contexts)]))
+
+
+def _published_ratios(rows: pd.DataFrame, generation: pd.DataFrame, prefill: pd.DataFrame, contexts: list[int]) -> str:
+    """Based over attention as the paper has it."""
+    printed = {model: numbers for model, _, *numbers in PUBLISHED}
+    lines = []
+    for (attention, contender), (based, prompt, *_) in zip(PAPER_CONTENDERS.items(), PUBLISHED[1::3], strict=True):
+        pairs = [(prefill, prompt), *((generation, length) for length in contexts)]
+        here = [
+            _times(_pick(part, model=attention, contender=contender, length=at), _pick(part, model=based, length=at))
+            for part, at in pairs
+        ]
+        theirs = [f"{a / b:.2f}" for a, b in zip(printed[based], printed[attention], strict=True)]
+        if any(text != "-" for text in here):
+            lines.append([f"{based} over {attention} by {contender}", *theirs, *here])
+    heading = ["ratio", "prefill, published", "generation, published", "prefill, here"]
+    heading += [f"generation, here, context {length:,}" for length in contexts]
+    return _table(rows, PAPER_SUITE, "times as fast", heading, lines)
 
 
 def heads_table(rows: pd.DataFrame) -> str:
@@ -81,32 +102,25 @@ def heads_table(rows: pd.DataFrame) -> str:
 
 def ratio_tables(rows: pd.DataFrame) -> str:
     """Tokens per second of Based over the fastest attention model of its size, batch by context."""
-    generation = language_rows(rows, "generation")
     parts = []
-    for size, group in generation.groupby("size"):
+    for size, group in _mode(rows, "generation").groupby("size"):
         contexts = sorted(group.loc[group["family"] == "attention", "length"].unique())
-        used: set[str] = set()
-        spread = 0.0
-        lines = []
-        for batch in sorted(group["batch"].unique()):
-            cells = []
-            for length in contexts:
-                text, name, error = _ratio(at_place(group, batch, length))
-                used |= {name} if name else set()
-                spread = max(spread, error)
-                cells.append(text)
-            lines.append([str(batch), *cells])
-        if not used:
+        batches = sorted(group["batch"].unique())
+        cells = {(batch, length): _ratio(at_place(group, batch, length)) for batch in batches for length in contexts}
+        names = sorted({cell.attention for cell in cells.values() if cell.attention})
+        if not names:
             continue
-        note = f"based-{size}, times as fast as the fastest of {', '.join(sorted(used))}"
-        note += f"; each ratio to within {100 * spread:.1f} %"
-        parts.append(_table(group, GENERATION_SUITE, note, ["batch", *(f"context {at:,}" for at in contexts)], lines))
+        error = max(cell.error for cell in cells.values())
+        what = f"Based {size.upper()}, times as fast as the fastest of {', '.join(names)}"
+        lines = [[f"{batch:,}", *(cells[batch, length].text for length in contexts)] for batch in batches]
+        heading = ["batch", *(f"context {length:,}" for length in contexts)]
+        parts.append(_table(group, GENERATION_SUITE, f"{what} (each to within {100 * error:.1f} %)", heading, lines))
     return "\n\n".join(parts)
 
 
 def memory_table(rows: pd.DataFrame) -> str:
     """What a sequence carries, how many fit, and the rate at the largest batch that was timed."""
-    generation = language_rows(rows, "generation")
+    generation = fastest(_mode(rows, "generation"))
     lines = []
     for (name, length), group in generation.groupby(["name", "length"], sort=False):
         timed = group[group["value"].notna()]
@@ -138,7 +152,7 @@ def memory_table(rows: pd.DataFrame) -> str:
 
 def prefill_table(rows: pd.DataFrame) -> str:
     """Tokens per millisecond by the prompt's length."""
-    prefill = language_rows(rows, "prefill")
+    prefill = _mode(rows, "prefill")
     lengths = sorted(prefill["length"].unique())
     lines = []
     for (name, batch), group in prefill.groupby(["name", "batch"], sort=False):
@@ -159,8 +173,10 @@ def _by_machine(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield part
 
 
-def _mode(rows: pd.DataFrame, mode: str, batch: int) -> pd.DataFrame:
-    return with_names(rows[(rows["mode"] == mode) & (rows["batch"] == batch)])
+def _mode(rows: pd.DataFrame, mode: str, batch: int | None = None) -> pd.DataFrame:
+    """The rows of a mode, at one batch if it is given, named; those that nobody can compute are left out."""
+    there = (rows["mode"] == mode) & (rows["status"] != "unsupported")
+    return with_names(rows[there & (rows["batch"] == batch)] if batch else rows[there])
 
 
 def _pick(rows: pd.DataFrame, **columns: Any) -> pd.Series | None:
@@ -170,18 +186,27 @@ def _pick(rows: pd.DataFrame, **columns: Any) -> pd.Series | None:
     return rows.iloc[0] if len(rows) else None
 
 
-def _ratio(rows: pd.DataFrame) -> tuple[str, str | None, float]:
-    """(cell, attention model, relative error) at one place; what became of attention where it has no time."""
+@dataclass(frozen=True)
+class Ratio:
+    """A cell of the table of ratios: its text, the attention model behind it, and its relative error."""
+
+    text: str
+    attention: str | None = None
+    error: float = 0.0
+
+
+def _ratio(rows: pd.DataFrame) -> Ratio:
+    """Based against attention at one place, or what became of attention where it has no time."""
     based, attention = (rows[rows["family"] == family] for family in ("based", "attention"))
     based, timed = based[based["value"].notna()], attention[attention["value"].notna()]
     if based.empty or attention.empty:
-        return "-", None, 0.0
+        return Ratio("-")
     if timed.empty:
-        return str(attention["status"].iloc[0]), None, 0.0
-    ours, theirs = based.loc[based["value"].idxmax()], timed.loc[timed["value"].idxmax()]
+        return Ratio(str(attention["status"].iloc[0]))
+    ours, theirs = (part.loc[part["value"].idxmax()] for part in (based, timed))
     halves = [(row["high"] - row["low"]) / 2 / row["value"] for row in (ours, theirs)]
     error = sum(half**2 for half in halves if pd.notna(half)) ** 0.5
-    return f"{ours['value'] / theirs['value']:.2f}", str(theirs["name"]), error
+    return Ratio(f"{ours['value'] / theirs['value']:.2f}", str(theirs["name"]), error)
 
 
 def _per_ms(row: pd.Series | None) -> str:
@@ -197,8 +222,9 @@ def _time(row: pd.Series) -> str:
     return f"{row['median_ms']:.4g} ms ({row['ci_low_ms']:.4g} - {row['ci_high_ms']:.4g})"
 
 
-def _times(row: pd.Series, base: pd.Series | None) -> str:
-    if base is None or pd.isna(row["value"]) or pd.isna(base["value"]):
+def _times(row: pd.Series | None, base: pd.Series | None) -> str:
+    """How many times as long as the base a row takes."""
+    if row is None or base is None or pd.isna(row["value"]) or pd.isna(base["value"]):
         return "-"
     return f"{row['median_ms'] / base['median_ms']:.2f}"
 

@@ -7,6 +7,8 @@ import typer
 
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
+TABLES = ("kernels", "generation")
+
 group = typer.Typer(help="Look at a stored row, merge a folder's files, or print a table.", no_args_is_help=True)
 
 
@@ -53,35 +55,42 @@ def show(
 
 @group.command()
 def table(
-    name: Annotated[str, typer.Argument(help="kernels: our kernels, the ceilings and the best peers.")],
+    name: Annotated[
+        str, typer.Argument(help="kernels: ours, the ceilings, the best peers. generation: docs/TWENTYFOUR.md.")
+    ],
     results: _RESULTS = Path("results"),
     write: Annotated[
-        Path | None, typer.Option(help="A Markdown file whose section between the table's markers is replaced.")
+        Path | None, typer.Option(help="A Markdown file whose sections between the tables' markers are replaced.")
     ] = None,
 ) -> None:
-    """Print a table of the documentation as Markdown, made from rows."""
+    """Print tables of the documentation as Markdown, made from rows."""
     from basedbench.analysis.kernels import replace_section
     from basedbench.errors import UserError, nearest
 
-    if name != "kernels":
-        raise UserError(f"no table is called {name!r}: {nearest(name, ['kernels'])}")
-    text = kernels_markdown(results)
+    if name not in TABLES:
+        raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
+    sections = tables_markdown(name, results)
     if write is None:
-        typer.echo(text)
+        typer.echo("\n\n".join(sections.values()))
         return
     if not write.is_file():
         raise UserError(f"--write {str(write)!r}: there is no such file.")
-    write.write_text(replace_section(write.read_text(), name, text))
-    typer.echo(f"Wrote the section {name!r} of {write}.")
+    text = write.read_text()
+    for section, content in sections.items():
+        text = replace_section(text, section, content)
+    write.write_text(text)
+    what = "section" if len(sections) == 1 else "sections"
+    typer.echo(f"Wrote the {what} {', '.join(map(repr, sections))} of {write}.")
 
 
-def kernels_markdown(results: Path) -> str:
-    """The kernel table of a results folder; a sentence where it has no times."""
+def tables_markdown(name: str, results: Path) -> dict[str, str]:
+    """The sections of a table of the documentation, by name; a sentence where the results folder has no times."""
+    from basedbench.analysis.generation import generation_sections
     from basedbench.analysis.kernels import kernel_table
     from basedbench.store import dataset
 
     frame = dataset.load(results, "throughput") if "throughput" in dataset.kinds_in(results) else None
-    return kernel_table(frame)
+    return {"kernels": kernel_table(frame)} if name == "kernels" else generation_sections(frame)
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from basedbench.analysis.kernels import NOTHING, kernel_cases, kernel_table, replace_section, section
-from basedbench.cli.results import kernels_markdown
+from basedbench.cli.results import tables_markdown
 from basedbench.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_a_section_is_replaced_and_nothing_else() -> None:
 
 
 def test_the_table_of_the_readme_is_what_the_committed_rows_give() -> None:
-    committed = kernels_markdown(ROOT / "results" / "reference" / "h200")
+    committed = tables_markdown("kernels", ROOT / "results" / "reference" / "h200")["kernels"]
     assert section((ROOT / "README.md").read_text(), "kernels") == committed, (
         "run: basedbench results table kernels --results results/reference/h200 --write README.md"
     )
