@@ -95,7 +95,7 @@ def heads_table(rows: pd.DataFrame) -> str:
         for model in WIDTHS:
             row = _pick(group, model=model)
             if row is not None:
-                lines.append([contender, f"{length:,}", model, _time(row), _times(row, base)])
+                lines.append([str(contender), f"{length:,}", model, _time(row), _times(row, base)])
     heading = ["by", "context", "model", "one step (95 % interval)", "times heads of 64"]
     return _table(rows, PAPER_SUITE, f"batch {PAPER_BATCH}", heading, lines)
 
@@ -111,7 +111,7 @@ def ratio_tables(rows: pd.DataFrame) -> str:
         if not names:
             continue
         error = max(cell.error for cell in cells.values())
-        what = f"Based {size.upper()}, times as fast as the fastest of {', '.join(names)}"
+        what = f"Based {str(size).upper()}, times as fast as the fastest of {', '.join(names)}"
         lines = [[f"{batch:,}", *(cells[batch, length].text for length in contexts)] for batch in batches]
         heading = ["batch", *(f"context {length:,}" for length in contexts)]
         parts.append(_table(group, GENERATION_SUITE, f"{what} (each to within {100 * error:.1f} %)", heading, lines))
@@ -126,7 +126,7 @@ def memory_table(rows: pd.DataFrame) -> str:
         timed = group[group["value"].notna()]
         if timed.empty:
             continue
-        best = timed.loc[timed["value"].idxmax()]
+        best = _best(timed)
         fits = timed["largest_batch"].dropna()
         refused = group.loc[group["status"] == "oom", "batch"]
         lines.append(
@@ -203,10 +203,15 @@ def _ratio(rows: pd.DataFrame) -> Ratio:
         return Ratio("-")
     if timed.empty:
         return Ratio(str(attention["status"].iloc[0]))
-    ours, theirs = (part.loc[part["value"].idxmax()] for part in (based, timed))
+    ours, theirs = _best(based), _best(timed)
     halves = [(row["high"] - row["low"]) / 2 / row["value"] for row in (ours, theirs)]
     error = sum(half**2 for half in halves if pd.notna(half)) ** 0.5
     return Ratio(f"{ours['value'] / theirs['value']:.2f}", str(theirs["name"]), error)
+
+
+def _best(rows: pd.DataFrame) -> pd.Series:
+    """The row of the highest rate."""
+    return rows.sort_values("value").iloc[-1]
 
 
 def _per_ms(row: pd.Series | None) -> str:

@@ -16,7 +16,6 @@ An axis that an operator does not have is 1. Whole models stand in a section of 
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -212,7 +211,8 @@ class ThroughputSuite(Suite):
         Decode steps are always hot: that is how they run.
         """
         found: dict[str, AnyCase] = {}
-        for case in chain(self._operators(device, contenders), self._models(device, contenders)):
+        cases: list[AnyCase] = [*self._operators(device, contenders), *self._models(device, contenders)]
+        for case in cases:
             found.setdefault(case.id, case)
         return list(found.values())
 

@@ -5,6 +5,8 @@ all logits are asked for), and what each layer's operator counts. Bytes: a step'
 reads the weights once and writes the state.
 """
 
+from typing import Any
+
 from torch import nn
 
 from basedbench.config.models import ModelCase
@@ -41,7 +43,8 @@ def flops_of(model: LanguageModel, case: ModelCase) -> int:
 
 def _mixing(config: LanguageConfig, kind: LayerKind, batch: int, context: int, step: bool) -> int:
     """Operations of one layer's operator; of a step, only attention's grow with the context."""
-    rows = {"batch": batch, "length": 1 if step else context}
+    rows: dict[str, Any] = {"batch": batch, "length": 1 if step else context}
+    widths: dict[str, Any]
     if kind == "attention":
         widths = {"heads": config.heads, "key_dim": config.head_dim, "value_dim": config.head_dim}
         return attention_flops(batch=batch, length=context, state=step, **widths)
@@ -57,7 +60,8 @@ def _mixing(config: LanguageConfig, kind: LayerKind, batch: int, context: int, s
     if kind == "mamba":
         scan = scan_flops(**rows, state=step, channels=config.inner, states=config.d_state)
         return scan + conv_flops(**rows, state=step, channels=config.inner, taps=config.d_conv)
-    sizes = {"heads": config.inner // config.ssm_head_dim, "head_dim": config.ssm_head_dim, "states": config.d_state}
+    width = config.ssm_head_dim
+    widths = {"heads": config.inner // width, "head_dim": width, "states": config.d_state, "groups": 1}
     convolved = config.inner + 2 * config.d_state
-    ssd = ssd_flops(**rows, state=step, groups=1, **sizes)
+    ssd = ssd_flops(**rows, state=step, **widths)
     return ssd + conv_flops(**rows, state=step, channels=convolved, taps=config.d_conv)

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from basedbench.cli import app
 from basedbench.contenders import registry
-from basedbench.store import compact, load
+from basedbench.store import load
 from tests.cli.conftest import RunCli
 
 SUITE = """
@@ -37,24 +35,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("suites") / "own.yaml"
     path.write_text(SUITE)
     return path
-
-
-@pytest.fixture
-def out(tmp_path: Path, calibrated: bytes) -> Path:
-    """A results folder with this machine's ceilings in it."""
-    folder = tmp_path / "results" / "calibration"
-    folder.mkdir(parents=True)
-    (folder / "all.parquet").write_bytes(calibrated)
-    return folder.parent
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    folder = tmp_path_factory.mktemp("calibrated")
-    command = ["calibrate", "--device", "cpu", "--seconds", "0.01", "--threads", "1", "--out", str(folder)]
-    assert CliRunner().invoke(app, command).exit_code == 0
-    compact(folder, "calibration")
-    return next((folder / "calibration").glob("*.parquet")).read_bytes()
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from basedbench.config import load_suite, parse_suite, suite_names
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case, MeasureSection, ThroughputSuite
 from basedbench.contenders import get_contender
+from basedbench.contenders.language import check_case
 from basedbench.errors import UserError
 
 HEAD = "kind: throughput\ncases:\n"
@@ -117,9 +119,12 @@ def test_shipped_suites_name_what_exists(name: str, device: str) -> None:
     suite = load_suite(name, "throughput")
     assert suite.description
     cases = suite.expand(device)
-    timed = {(case.operator, case.contender) for case in cases}
+    timed = {case.implementation for case in cases}
     for case in cases:
-        assert case.operator in get_contender(case.contender).operators
+        if isinstance(case, ModelCase):
+            check_case(case)
+        else:
+            assert case.operator in get_contender(case.contender).operators
         assert case.baseline_key in timed
 
 
