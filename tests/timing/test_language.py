@@ -1,5 +1,7 @@
 """Whole models as they are timed: the state behind a context, a step that can be repeated, and the check before."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,20 @@ def test_a_prompt_whose_logits_are_wrong_is_incorrect(monkeypatch: pytest.Monkey
     monkeypatch.setattr(layers.RotaryAttention, "prefill", late)
     case = make_model_case("attention", mode="prefill", logits="all", length=20)
     assert Session(case, MEASURE, "cpu", WallClock()).prepare()["status"] == "incorrect"
+
+
+@pytest.mark.parametrize("mode", ["generation", "prefill"])
+def test_a_closed_session_holds_no_model(mode: str) -> None:
+    session = Session(make_model_case(mode=mode, length=20), MEASURE, "cpu", WallClock())
+    session.prepare()
+    model = weakref.ref(session.subject.model)
+    gc.collect()
+    gc.disable()  # what is frozen before the rounds is never collected: nothing may refer to itself
+    try:
+        session.close()
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_the_largest_batch_is_what_memory_leaves_for_sequences() -> None:
