@@ -167,14 +167,16 @@ def generation(
 ) -> None:
     """Draw tokens per second of whole models against batch and against context, one line per model."""
     from basedbench.analysis import language
-    from basedbench.analysis.suites import of_suites
+    from basedbench.analysis.suites import finished, of_suites
     from basedbench.cli.plot_report import generation_line, print_points, report
     from basedbench.plots.generation import generation as draw
     from basedbench.plots.style import save
     from basedbench.store import load
 
     path = _target(out, results, "generation", width)
-    rows = language.language_rows(of_suites(load(results, "throughput"), suite or ()), "generation")
+    timed = language.language_rows(of_suites(load(results, "throughput"), suite or ()), "generation")
+    finished(timed)
+    rows = timed[timed["status"] != "unsupported"]  # nobody's failure: it is told under the table
     rows = rows if each else language.fastest(rows)
     rows = language.named_like(rows, filter) if filter else rows
     at = {"batch": (batch, 128), "length": (context, 1024)}
@@ -183,11 +185,11 @@ def generation(
     note = language.conditions(rows)
     save(draw(rows, **place, note=note, width=width), path)
     if as_json:
-        print_points(path, rows, rows, note=note, **{name: str(value) for name, value in place.items()})
+        print_points(path, timed, rows, note=note, **{name: str(value) for name, value in place.items()})
         return
     lines = [generation_line(row) for row in rows.to_dict("records")]
     heading = ["model", "batch", "context", "tokens/s", "95 % interval", "state", "by"]
-    report(path, "Generation", heading, lines, rows, [note])
+    report(path, "Generation", heading, lines, timed, [note])
 
 
 def register(app: typer.Typer) -> None:

@@ -32,9 +32,7 @@ def generated(tmp_path: Path) -> Path:
     """A results folder with a few rows that nobody timed."""
     store = Store(tmp_path / "generated")
     for index, (batch, length) in enumerate(((1, 8), (2, 8), (1, 16))):
-        row = language_row("attention-360m", batch, length, 2.0) | {"case_id": f"{index:012}", "baseline": "x/y"}
-        known = {name: value for name, value in row.items() if name in THROUGHPUT.names}
-        store.write("throughput", blank_row("throughput") | known)
+        _write(store, language_row("attention-360m", batch, length, 2.0), f"{index:012}")
     return store.root
 
 
@@ -145,3 +143,24 @@ def test_plot_generation_refuses_what_is_not_there(
     outcome = run_cli("plot", "generation", "--results", generated, *arguments)
     assert outcome.exit_code == 2
     assert message in outcome.stderr
+
+
+def test_what_nobody_can_compute_is_counted_and_not_drawn(run_cli: RunCli, generated: Path) -> None:
+    lost = language_row("attention-360m", 1, 8, None, status="unsupported", contender="ours", reason="none of its own")
+    _write(Store(generated), lost, "unsupported")
+    outcome = run_cli("plot", "generation", "--results", generated, "--each")
+    assert "Failed: 1 unsupported." in outcome.stdout
+    assert outcome.stdout.count("by=sdpa-flash") == 3
+    assert outcome.stdout.count("attention-360m") == 3
+    for path in (generated / "throughput").iterdir():
+        path.unlink()
+    _write(Store(generated), lost, "unsupported")
+    nothing = run_cli("plot", "generation", "--results", generated)
+    assert nothing.exit_code == 2
+    assert "there is nothing to draw" in nothing.stderr
+
+
+def _write(store: Store, row: dict[str, Any], case_id: str) -> None:
+    """Store a row of `language_row`."""
+    known = {name: value for name, value in row.items() if name in THROUGHPUT.names}
+    store.write("throughput", blank_row("throughput") | known | {"case_id": case_id})
