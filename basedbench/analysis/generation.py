@@ -34,7 +34,7 @@ def nothing(suite: str) -> str:
 
 
 def generation_sections(frame: pd.DataFrame | None) -> dict[str, str]:
-    """The page's sections by name, as Markdown."""
+    """The page's sections by name, `generation-...`, as Markdown."""
     makers = {
         "published": (PAPER_SUITE, published_table),
         "heads": (PAPER_SUITE, heads_table),
@@ -46,7 +46,7 @@ def generation_sections(frame: pd.DataFrame | None) -> dict[str, str]:
     for name, (suite, make) in makers.items():
         rows = _rows(frame, suite)
         parts = [make(part) for part in _by_machine(rows)] if len(rows) else []
-        sections[name] = "\n\n".join(filter(None, parts)) or nothing(suite)
+        sections[f"generation-{name}"] = "\n\n".join(filter(None, parts)) or nothing(suite)
     return sections
 
 
