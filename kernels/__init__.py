@@ -2,28 +2,47 @@
 
 from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
+from .attention_decode import attention_decode
 from .block_boundary import block_boundary
+from .cache_append import cache_append
+from .conv_gate import conv_gate, conv_gate_step
+from .delta_rule import delta_rule, delta_rule_step
 from .embedding import embedding
 from .gated_conv import gated_conv
+from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
+from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .ssd import ssd, ssd_step
-from .taylor_attention import taylor_attention, taylor_attention_step, taylor_feature_map
+from .swiglu import swiglu
+from .taylor_attention import taylor_attention, taylor_attention_step
+from .taylor_features import taylor_feature_map
+from .wkv4 import wkv4, wkv4_step
 
 __all__ = [
     "adamw_step",
     "add_layer_norm",
+    "attention_decode",
     "block_boundary",
+    "cache_append",
+    "conv_gate",
+    "conv_gate_step",
+    "delta_rule",
+    "delta_rule_step",
     "embedding",
     "gated_conv",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear",
     "linear_attention",
     "linear_attention_step",
     "linear_cross_entropy",
+    "rotary",
+    "rotary_angles",
     "selective_scan",
     "selective_scan_step",
     "short_conv",
@@ -32,7 +51,10 @@ __all__ = [
     "sliding_window_step",
     "ssd",
     "ssd_step",
+    "swiglu",
     "taylor_attention",
     "taylor_attention_step",
     "taylor_feature_map",
+    "wkv4",
+    "wkv4_step",
 ]

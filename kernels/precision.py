@@ -22,6 +22,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def negative_exp(A_log: Tensor) -> Tensor:
+    """A = -exp(A_log), in fp32 at least."""
+    return -A_log.to(accumulation_dtype(A_log.dtype)).exp()
+
+
 def product_dtype(x: Tensor) -> torch.dtype | None:
     """Autocast's dtype where it is on: who writes what products read should write that, or it would be cast first."""
     device = x.device.type

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .costs import total_bytes, total_flops
-from .precision import accumulation_dtype, without_autocast
+from .precision import accumulation_dtype, negative_exp, without_autocast
 
 # Elements in a block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
 BLOCK_ELEMENTS = {"cpu": 2**19}
@@ -189,8 +189,11 @@ def selective_scan_step(
     z_BD: Tensor | None = None,
     delta_bias_D: Tensor | None = None,
     delta_softplus: bool = False,
+    log_A: bool = False,
 ) -> Tensor:
     """One decode step. Updates `state_BDN` in place; returns y (B,D) in the dtype of u.
+
+    With `log_A`, `A_DN` holds log(-A), as models keep it: its exponential costs no launch of its own.
 
     On CUDA a Triton kernel computes it, except for gradients, and states in float64 or not contiguous.
     """
@@ -199,8 +202,8 @@ def selective_scan_step(
         from . import selective_scan_step_triton as fused
 
         if fused.supported(*tensors):
-            return fused.step(*tensors, delta_softplus)
-    return step_reference(*tensors, delta_softplus)
+            return fused.step(*tensors, delta_softplus, log_A)
+    return step_reference(*tensors, delta_softplus, log_A)
 
 
 @without_autocast
@@ -215,9 +218,11 @@ def step_reference(
     z_BD: Tensor | None = None,
     delta_bias_D: Tensor | None = None,
     delta_softplus: bool = False,
+    log_A: bool = False,
 ) -> Tensor:
     """`selective_scan_step` in PyTorch."""
     dtype = state_BDN.dtype
+    A_DN = negative_exp(A_DN) if log_A else A_DN
     u = u_BD.to(dtype)
     delta = _step_sizes(delta_BD, delta_bias_D, delta_softplus, dtype)
     state_BDN *= (delta.unsqueeze(-1) * A_DN.to(dtype)).exp()

@@ -17,9 +17,12 @@ WARPS = 4
 def step_kernel(
     u, delta, A, B, C, D_skip, z, bias, state, y, channels, row_u, row_delta, row_z, row_B, row_C,
     N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr,
 ):  # fmt: skip
-    """State (B,D,N) in place. A tile has at least as many elements as threads, so that each element has one owner."""
+    """State (B,D,N) in place; LOG_A: A holds log(-A).
+
+    A tile has at least as many elements as threads, so that each element has one owner.
+    """
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, STATES)
     b = tl.program_id(0).to(tl.int64)
@@ -28,7 +31,10 @@ def step_kernel(
     place_DN = d[:, None] * N + n[None, :]
     state += b * channels * N
     state_DN = tl.load(state + place_DN, mask=inside_DN, other=0.0)
-    A_DN = tl.load(A + place_DN, mask=inside_DN, other=0.0).to(tl.float32) * LOG2E
+    A_DN = tl.load(A + place_DN, mask=inside_DN, other=0.0).to(tl.float32)
+    if LOG_A:
+        A_DN = -tl.exp(A_DN)
+    A_DN *= LOG2E
     B_N = tl.load(B + b * row_B + n, mask=n < N, other=0.0).to(tl.float32)
     C_N = tl.load(C + b * row_C + n, mask=n < N, other=0.0).to(tl.float32)
     u_D = tl.load(u + b * row_u + d, mask=inside, other=0.0).to(tl.float32)
@@ -52,7 +58,7 @@ def _rows(x: Tensor) -> Tensor:
 @torch.library.custom_op("basedbench::selective_scan_step", mutates_args=("state",))
 def step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, D: Tensor | None, z: Tensor | None,
-    bias: Tensor | None, softplus: bool,
+    bias: Tensor | None, softplus: bool, log_A: bool = False,
 ) -> Tensor:  # fmt: skip
     """y (B,D) in the dtype of u; `state` (B,D,N), float32 and contiguous, takes the token in."""
     gated = z is not None
@@ -65,13 +71,13 @@ def step(
     step_kernel[(batch, triton.cdiv(channels, block))](
         u, delta, A.contiguous(), B, C, D, z, bias, state, y, channels, *(x.stride(0) for x in (u, delta, z, B, C)),
         N=states, STATES=padded, BLOCK_D=block, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=gated,
-        HAS_BIAS=bias is not None, num_warps=WARPS,
+        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS,
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(u, delta, A, B, C, state, D, z, bias, softplus):
+def _(u, delta, A, B, C, state, D, z, bias, softplus, log_A=False):
     return u.new_empty(u.shape)
 
 

@@ -1,4 +1,4 @@
-"""`short_conv`, its decode step and `gated_conv` in Triton.
+"""`short_conv` and its decode step, `gated_conv` and the decode step of `conv_gate` in Triton.
 
 Tiles are tokens x channels over the flattened rows of (B, L): a tap reaches into the rows before, and stops at the
 start of its own sequence. Every tap loads its tile anew; all but the first come from the cache. The backward needs the
@@ -160,10 +160,13 @@ def conv_backward_kernel(
 def conv_step_kernel(
     x, weight, bias, state, y, elements, stride,
     D: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+    GATED: tl.constexpr,
 ):  # fmt: skip
+    """GATED: x holds D channels of the convolution, then D that its output is multiplied with."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, channel = element < elements, element % D
-    token = tl.load(x + element // D * stride + channel, mask=inside, other=0.0)
+    x += (element // D).to(tl.int64) * stride + channel
+    token = tl.load(x, mask=inside, other=0.0)
     slot = state + element.to(tl.int64) * (TAPS - 1)
     c = token.to(tl.float32) * tl.load(weight + channel * TAPS + TAPS - 1, mask=inside, other=0.0).to(tl.float32)
     for tap in tl.static_range(TAPS - 1):
@@ -177,6 +180,8 @@ def conv_step_kernel(
         c += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     if SILU:
         c = c * tl.sigmoid(c)
+    if GATED:
+        c *= tl.load(x + D, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + element, c.to(y.dtype.element_ty), mask=inside)
 
 
@@ -297,22 +302,23 @@ _conv.register_autograd(_gradients, setup_context=_setup)
 
 
 @torch.library.custom_op("basedbench::conv_step", mutates_args=("state",))
-def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    """One token into the state, in place; its output."""
+def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
+    """One token into the state, in place; its output. Gated: x holds the convolution's channels, then their gates."""
     if x.stride(1) != 1:
         x = x.contiguous()
-    y = x.new_empty(x.shape)
+    width, taps = weight.shape
+    y = x.new_empty((len(x), width))
     block = 256
     conv_step_kernel[(triton.cdiv(y.numel(), block),)](
         x, weight.contiguous(), bias, state, y, y.numel(), x.stride(0),
-        D=x.shape[1], BLOCK=block, TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu,
+        D=width, BLOCK=block, TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated,
     )  # fmt: skip
     return y
 
 
 @_conv_step.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    return x.new_empty(x.shape)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
+    return x.new_empty((len(x), len(weight)))
 
 
 def short_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, *, activation: str | None) -> Tensor:
@@ -329,4 +335,9 @@ def short_conv_step(
     x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None
 ) -> Tensor:
     """`short_conv.reference_step` by the kernel above. `state_BDS` is contiguous."""
-    return _conv_step(x_BD, weight_DW, bias_D, state_BDS, activation == "silu")
+    return _conv_step(x_BD, weight_DW, bias_D, state_BDS, activation == "silu", False)
+
+
+def conv_gate_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:
+    """`conv_gate.reference_step` by the kernel above. `state_BDS` is contiguous."""
+    return _conv_step(x_BE, weight_DW, bias_D, state_BDS, True, True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .costs import causal_pairs, total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
+from .rotary import Angles, turned
 
 # Below this many tokens one block is cheaper than cutting; below this many rows a block's products are too small.
 SHORT_SEQUENCE = 64
@@ -78,7 +79,7 @@ def sliding_window(
 
 
 @without_autocast
-def sliding_window_step(
+def reference_step(
     q_BHK: Tensor,
     k_BHK: Tensor,
     v_BHV: Tensor,
@@ -87,12 +88,12 @@ def sliding_window_step(
     position_B: Tensor,
     *,
     scale: float | None = None,
+    angles: Angles | None = None,
+    count: bool = True,
 ) -> Tensor:
-    """One decode step against a ring buffer of the last W = window keys and values; returns y (B,H,V).
-
-    The new token attends to itself and to the filled slots, then takes slot `position % W`, the oldest. The buffers and
-    `position_B` (int32, tokens seen so far) are updated in place, without reading anything back to the host.
-    """
+    """`sliding_window_step` in PyTorch: any device."""
+    if angles is not None:
+        q_BHK, k_BHK = turned(q_BHK, angles), turned(k_BHK, angles)
     window = k_BWHK.shape[1]
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(v_BHV.dtype)
@@ -106,8 +107,41 @@ def sliding_window_step(
     slot = (position_B % window).long().view(-1, 1, 1, 1)
     k_BWHK.scatter_(1, slot.expand(-1, 1, *k_BHK.shape[1:]), k_BHK.to(k_BWHK.dtype).unsqueeze(1))
     v_BWHV.scatter_(1, slot.expand(-1, 1, *v_BHV.shape[1:]), v_BHV.to(v_BWHV.dtype).unsqueeze(1))
-    position_B += 1
+    if count:
+        position_B += 1
     return y.to(v_BHV.dtype)
+
+
+def sliding_window_step(
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    k_BWHK: Tensor,
+    v_BWHV: Tensor,
+    position_B: Tensor,
+    *,
+    scale: float | None = None,
+    angles: Angles | None = None,
+    count: bool = True,
+) -> Tensor:
+    """One decode step against a ring buffer of the last W = window keys and values; returns y (B,H,V).
+
+    The new token attends to itself and to the filled slots, then takes slot `position % W`, the oldest. The buffers and
+    `position_B` (int32, tokens seen so far) are updated in place, without reading anything back to the host. With
+    `angles` (B,R) (module `rotary`) q and k are turned first. `count=False` leaves `position_B` to the caller, for
+    layers that share it. On CUDA one launch, and one that counts; no gradient.
+    """
+    if q_BHK.is_cuda and q_BHK.shape[1] == k_BHK.shape[1]:
+        from . import attention_decode_triton as kernels
+
+        if kernels.unsupported(q_BHK, k_BHK, v_BHV, k_BWHK, v_BWHV, angles) is None:
+            y_BHV = kernels.attention_decode(
+                q_BHK, k_BHK, v_BHV, k_BWHK, v_BWHV, position_B, scale=scale, angles=angles, ring=True
+            )
+            if count:
+                position_B += 1
+            return y_BHV
+    return reference_step(q_BHK, k_BHK, v_BHV, k_BWHK, v_BWHV, position_B, scale=scale, angles=angles, count=count)
 
 
 def flops(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
-from .precision import accumulation_dtype, without_autocast
+from .precision import accumulation_dtype, negative_exp, without_autocast
 
 
 def _decays(total: Tensor) -> Tensor:
@@ -154,15 +154,19 @@ def ssd_step(
     z_BHP: Tensor | None = None,
     dt_bias_H: Tensor | None = None,
     dt_softplus: bool = False,
+    log_A: bool = False,
 ) -> Tensor:
-    """One decode step. Updates `state_BHPN` in place; returns y (B,H,P) in the dtype of x."""
+    """One decode step. Updates `state_BHPN` in place; returns y (B,H,P) in the dtype of x.
+
+    With `log_A`, `A_H` holds log(-A), as models keep it: its exponential costs no launch of its own.
+    """
     tensors = x_BHP, dt_BH, A_H, B_BGN, C_BGN, state_BHPN
     if state_BHPN.is_cuda:
         from . import ssd_step_triton as kernels
 
         if kernels.unsupported(*tensors, D_H, z_BHP, dt_bias_H) is None:
-            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus)
-    return step_reference(*tensors, D_H=D_H, z_BHP=z_BHP, dt_bias_H=dt_bias_H, dt_softplus=dt_softplus)
+            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus, log_A)
+    return step_reference(*tensors, D_H=D_H, z_BHP=z_BHP, dt_bias_H=dt_bias_H, dt_softplus=dt_softplus, log_A=log_A)
 
 
 @without_autocast
@@ -178,9 +182,11 @@ def step_reference(
     z_BHP: Tensor | None = None,
     dt_bias_H: Tensor | None = None,
     dt_softplus: bool = False,
+    log_A: bool = False,
 ) -> Tensor:
     """`ssd_step` in PyTorch."""
     dtype = state_BHPN.dtype
+    A_H = negative_exp(A_H) if log_A else A_H
     x = x_BHP.to(dtype)
     dt = _step_sizes(dt_BH, dt_bias_H, dt_softplus, dtype)
     repeats = x.shape[1] // B_BGN.shape[1]

@@ -23,7 +23,7 @@ def step_kernel(
     y_pointer,
     x_batch, x_head, dt_batch, dt_head, B_batch, B_group, C_batch, C_group, z_batch, z_head, heads, per_group,
     P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, BN: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, LOG_A: tl.constexpr,
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (P + PB - 1) // PB
     program = tl.program_id(0)
@@ -42,7 +42,10 @@ def step_kernel(
     dt += load_scalar(bias_pointer, head, HAS_BIAS)
     if SOFTPLUS:
         dt = softplus(dt)
-    decay = tl.exp2(dt * tl.load(A_pointer + head).to(tl.float32) * LOG2E)
+    A = tl.load(A_pointer + head).to(tl.float32)
+    if LOG_A:  # log(-A) is given
+        A = -tl.exp(A)
+    decay = tl.exp2(dt * A * LOG2E)
     state = state * decay + (x * dt)[:, None] * B[None, :]
     tl.store(state_pointer + place, state, mask=inside)
     y = tl.sum(state * C[None, :], 1) + x * load_scalar(D_pointer, head, HAS_D)
@@ -72,6 +75,7 @@ def step(
     z: Tensor | None,
     dt_bias: Tensor | None,
     softplus: bool,
+    log_A: bool = False,
 ) -> Tensor:
     """y (B,H,P) in the dtype of x; `state` (B,H,P,N), float32 and contiguous, takes the token in."""
     x, B, C = (part if part.stride(-1) == 1 else part.contiguous() for part in (x, B, C))
@@ -89,13 +93,13 @@ def step(
         x, dt, A, B, C, A if D is None else D, gate, A if dt_bias is None else dt_bias, state, y,
         *x.stride()[:2], *dt.stride(), *B.stride()[:2], *C.stride()[:2], *gate.stride()[:2], heads,
         heads // B.shape[1], P=width, N=B.shape[-1], HAS_D=D is not None, HAS_Z=z is not None,
-        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, **shape,
+        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, LOG_A=log_A, **shape,
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(x, dt, A, B, C, state, D, z, dt_bias, softplus):
+def _(x, dt, A, B, C, state, D, z, dt_bias, softplus, log_A=False):
     return x.new_empty(x.shape)
 
 

@@ -3,3 +3,19 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test registers, and the plugins that it loads, are forgotten after it."""
+    from basedbench import plugins
+    from basedbench.contenders import registry as contenders
+    from basedbench.mixers import mixer_names
+    from basedbench.mixers import registry as mixers
+
+    mixer_names()
+    monkeypatch.setattr(mixers, "_mixers", mixers.registered())
+    monkeypatch.setattr(contenders, "_REGISTERED", contenders.registered())
+    monkeypatch.setattr(plugins, "_loaded", {})

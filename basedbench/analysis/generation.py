@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from basedbench.analysis.language import at_place, fastest, with_names
+from basedbench.analysis.markdown import table
 
 PAPER_SUITE, GENERATION_SUITE, PREFILL_SUITE = "paper-table1", "generation", "prefill"
 # Preset, prompt length of its prefill, tokens per ms in prefill and in generation.
@@ -33,8 +34,8 @@ def nothing(suite: str) -> str:
     return f"No rows of the suite `{suite}` are here yet; `basedbench throughput --suite {suite}` on a GPU makes them."
 
 
-def generation_sections(frame: pd.DataFrame | None) -> dict[str, str]:
-    """The page's sections by name, `generation-...`, as Markdown."""
+def generation_section(name: str, frame: pd.DataFrame | None) -> str:
+    """A section of the page: published, heads, ratio, memory or prefill."""
     makers = {
         "published": (PAPER_SUITE, published_table),
         "heads": (PAPER_SUITE, heads_table),
@@ -42,12 +43,10 @@ def generation_sections(frame: pd.DataFrame | None) -> dict[str, str]:
         "memory": (GENERATION_SUITE, memory_table),
         "prefill": (PREFILL_SUITE, prefill_table),
     }
-    sections = {}
-    for name, (suite, make) in makers.items():
-        rows = _rows(frame, suite)
-        parts = [make(part) for part in _by_machine(rows)] if len(rows) else []
-        sections[f"generation-{name}"] = "\n\n".join(filter(None, parts)) or nothing(suite)
-    return sections
+    suite, make = makers[name]
+    rows = _rows(frame, suite)
+    parts = [make(part) for part in _by_machine(rows)] if len(rows) else []
+    return "\n\n".join(filter(None, parts)) or nothing(suite)
 
 
 def published_table(rows: pd.DataFrame) -> str:
@@ -239,5 +238,4 @@ def _table(rows: pd.DataFrame, suite: str, what: str, heading: list[str], lines:
     if not lines:
         return ""
     device, dtype = rows["device_name"].iloc[0], rows["dtype"].iloc[0]
-    texts = [heading, ["---"] * len(heading), *lines]
-    return "\n".join([f"{device}, suite `{suite}`, {dtype}, {what}:", "", *(f"| {' | '.join(t)} |" for t in texts)])
+    return f"{device}, suite `{suite}`, {dtype}, {what}:\n\n{table(heading, lines)}"

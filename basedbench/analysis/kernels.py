@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from basedbench.errors import UserError
+from basedbench.analysis.markdown import table
 
 SUITE = "kernels"
 OURS = "ours"
@@ -54,30 +54,9 @@ def kernel_table(frame: pd.DataFrame | None) -> str:
         return NOTHING
     parts = []
     for device, rows in cases.groupby("device_name", sort=False):
-        lines = [
-            f"{device}, suite `{SUITE}`, {_shared_dtype(rows)}:",
-            "",
-            _line(COLUMNS),
-            _line(["---"] * len(COLUMNS)),
-        ]
-        lines += [_line(_cells(row)) for row in rows.to_dict("records")]
-        parts.append("\n".join(lines))
+        lines = table(COLUMNS, [_cells(row) for row in rows.to_dict("records")])
+        parts.append(f"{device}, suite `{SUITE}`, {_shared_dtype(rows)}:\n\n{lines}")
     return "\n\n".join(parts)
-
-
-def replace_section(text: str, name: str, content: str) -> str:
-    """The text with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced; UserError without."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise UserError(f"there is no section between {begin} and {end}; write these two lines where it belongs.")
-    return f"{before}{begin}\n{content}\n{end}{after}"
-
-
-def section(text: str, name: str) -> str:
-    """What stands between the two markers."""
-    return text.partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]
 
 
 def _on_a_gpu(frame: pd.DataFrame) -> pd.Series:
@@ -119,7 +98,3 @@ def _object(text: Any) -> dict[str, Any]:
     if isinstance(text, dict):
         return text
     return dict(json.loads(text)) if isinstance(text, str) and text else {}
-
-
-def _line(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -7,16 +7,18 @@ from typing import Any
 import pandas as pd
 
 _TITLES = {"mamba2": "Mamba-2", "rwkv7": "RWKV-7", "gla": "GLA", "h3": "H3", "delta_net": "DeltaNet"}
-_TITLES |= {"gated_delta_net": "Gated DeltaNet", "base_conv": "BaseConv"}
+_TITLES |= {"gated_delta_net": "Gated DeltaNet", "base_conv": "BaseConv", "kda": "KDA"}
+_TITLES |= {"retnet": "RetNet", "rwkv4": "RWKV-4", "relu": "ReLU", "cosformer": "CosFormer"}
+_TITLES |= {f"taylor{order}": f"Taylor {order}" for order in (1, 2, 3)}
 _SIZES = {"feature_dim": "f", "window": "w", "d_state": "N"}  # they set the state's size, so they are always named
 _LETTERS = _SIZES | {"heads": "h", "expand": "e", "layers": "layers ", "epochs": "epochs ", "learning_rate": "lr "}
 _VARIED = ("layers", "layer_mixers", "init", "precision", "epochs", "suite")
 
 
 def family_title(name: str) -> str:
-    """`sliding_window` -> `Sliding window`."""
-    words = name.replace("_", " ")
-    return _TITLES.get(name, words[:1].upper() + words[1:])
+    """`sliding_window` -> `Sliding window`, `linear_attention/relu` -> `Linear attention, ReLU`."""
+    words = [_TITLES.get(part, part[:1].upper() + part[1:]).replace("_", " ") for part in name.split("/")]
+    return ", ".join(words)
 
 
 def point_labels(points: pd.DataFrame, always_width: bool = False) -> pd.Series:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basedbench.kernels import rotary_angles
 from basedbench.kernels.adamw import Coefficients, Moments
 from basedbench.kernels.batch import count_reference, count_step, take_batch, take_reference
 
@@ -46,6 +47,40 @@ def of_adamw(function: Function) -> Function:
         return moments.parameters - parameters, moments.first, moments.second, half
 
     return call
+
+
+def of_rotary(function: Function) -> Function:
+    """The angles are made on the way."""
+
+    def call(q_BLHK: Tensor, k_BLGK: Tensor, rotated: int) -> Any:
+        position_L = torch.arange(q_BLHK.shape[1], device=q_BLHK.device)
+        return function(q_BLHK, k_BLGK, _angles(position_L, rotated, q_BLHK))
+
+    return call
+
+
+def of_cache_step(function: Function) -> Function:
+    """One step on copies of the caches: its output, and both caches after it."""
+
+    def call(
+        q_BHK: Tensor,
+        k_BGK: Tensor,
+        v_BGV: Tensor,
+        k_BLGK: Tensor,
+        v_BLGV: Tensor,
+        length_B: Tensor,
+        rotated: int,
+    ) -> tuple[Tensor, ...]:
+        angles = _angles(length_B, rotated, q_BHK) if rotated else None
+        caches = k_BLGK.clone(), v_BLGV.clone()
+        return function(q_BHK, k_BGK, v_BGV, *caches, length_B, angles=angles), *caches
+
+    return call
+
+
+def _angles(position: Tensor, rotated: int, x: Tensor) -> Any:
+    """As a model has them: float32, with float64 inputs float64."""
+    return rotary_angles(position, rotated, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def batch(tokens_NL: Tensor, pairs_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor) -> tuple[Tensor, ...]:

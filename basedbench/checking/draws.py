@@ -9,6 +9,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench.checking.problems import BATCH, Problem
@@ -64,6 +65,15 @@ def heads(source: Source) -> Arguments:
     return dict(zip(("q_BLHK", "k_BLHK", "v_BLHV"), (x.unflatten(-1, (size["H"], -1)) for x in parts), strict=True))
 
 
+def gated_heads(source: Source) -> Arguments:
+    """Queries, keys, values and logarithms of decays as an initialised layer makes them; if asked for, strong ones."""
+    given, shape = heads(source), (source.size["H"], source.size["K"])
+    gate_BLHK = F.logsigmoid(source.rows(*shape).float()) / 16
+    if source.has("strong decays"):
+        gate_BLHK = gate_BLHK * source.uniform(0, 1000, BATCH, source.length, *shape)
+    return given | {"g_BLHK": gate_BLHK.to(source.dtype)}
+
+
 def sliding_window(source: Source) -> Arguments:
     """Queries, keys, values and the window."""
     return heads(source) | {"window": source.size["W"]}
@@ -101,6 +111,27 @@ def ssd(source: Source) -> Arguments:
     return given | {"dt_softplus": source.has("softplus")}
 
 
+def delta_rule(source: Source) -> Arguments:
+    """Keys of unit norm; a takes back a part of what stands under b, with channel decays another of each channel."""
+    heads, width = source.size["H"], source.size["K"]
+    channels = width if source.has("channel decay") else 1
+    q_BLHK, k_BLHK, b_BLHK = (F.normalize(source.rows(heads, width).float(), dim=-1) for _ in range(3))
+    a_BLHK = -b_BLHK * source.rows(heads, channels).float().sigmoid()
+    given: Arguments = {"q_BLHK": q_BLHK, "k_BLHK": k_BLHK, "v_BLHV": source.rows(heads, source.size["V"])}
+    given = {name: x.to(source.dtype) for name, x in (given | {"a_BLHK": a_BLHK, "b_BLHK": b_BLHK}).items()}
+    decays = source.has("channel decay") or source.has("head decay")
+    given["g_BLHK"] = F.logsigmoid(2 + source.rows(heads, channels).float()) if decays else None
+    return given
+
+
+def wkv4(source: Source) -> Arguments:
+    """RWKV-4's mean: keys, or if asked for keys whose exponentials overflow, and decays as an initialised layer's."""
+    channels = source.size["D"]
+    keys = source.rows(channels) * (100 if source.has("large keys") else 1)
+    given: Arguments = {"k_BLD": keys, "v_BLD": source.rows(channels)}
+    return given | {"w_D": -source.uniform(-5, 3, channels).exp(), "u_D": source.normal(channels, dtype=torch.float32)}
+
+
 def short_conv(source: Source) -> Arguments:
     """x, a filter, and a bias if asked for."""
     channels, taps = source.size["D"], source.size["W"]
@@ -110,6 +141,13 @@ def short_conv(source: Source) -> Arguments:
         "bias_D": source.normal(channels) if source.has("bias") else None,
         "activation": "silu" if source.has("silu") else None,
     }
+
+
+def conv_gate(source: Source) -> Arguments:
+    """x = [u, g], a filter and its bias."""
+    channels, taps = source.size["D"], source.size["W"]
+    parameters = {"weight_DW": source.normal(channels, taps), "bias_D": source.normal(channels)}
+    return {"x_BLE": source.rows(2 * channels)} | parameters
 
 
 def gated_conv(source: Source) -> Arguments:
@@ -132,6 +170,35 @@ def linear_cross_entropy(source: Source) -> Arguments:
         "weight_VD": source.normal(vocabulary, width) * width**-0.5,
         "target_N": source.below(vocabulary, source.length),
     }
+
+
+def swiglu(source: Source) -> Arguments:
+    """Both halves of a product's output."""
+    return {"x_xE": source.rows(2 * source.size["I"])}
+
+
+def rotary(source: Source) -> Arguments:
+    """Queries and keys."""
+    parts = source.rows(source.size["H"] + source.size["G"], source.size["K"]).split(
+        [source.size["H"], source.size["G"]], -2
+    )
+    return dict(zip(("q_BLHK", "k_BLGK"), parts, strict=True)) | {"rotated": source.size["R"]}
+
+
+def attention_decode(source: Source) -> Arguments:
+    """A token behind `length` others and one behind a third of them, in a cache with room for three more."""
+    heads, groups, width, values = (source.size[name] for name in ("H", "G", "K", "V"))
+    parts = source.normal(BATCH, heads * width + groups * (width + values)).split(
+        [heads * width, groups * width, groups * values], -1
+    )
+    names = ("q_BHK", "k_BGK", "v_BGV")
+    given: Arguments = {
+        name: x.unflatten(-1, (count, -1)) for name, x, count in zip(names, parts, (heads, groups, groups), strict=True)
+    }
+    given["k_BLGK"] = source.normal(BATCH, source.length + 3, groups, width)
+    given["v_BLGV"] = source.normal(BATCH, source.length + 3, groups, values)
+    given["length_B"] = torch.tensor([source.length, source.length // 3], dtype=torch.int32)
+    return given | {"rotated": width // 2 if source.has("angles") else 0}
 
 
 def add_layer_norm(source: Source) -> Arguments:

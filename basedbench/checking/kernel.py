@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from basedbench.checking.errors import Finding, Results, compare
 from basedbench.checking.operators import (
     FORMS,
     STEPS,
@@ -19,6 +18,7 @@ from basedbench.checking.operators import (
     widened,
 )
 from basedbench.checking.problems import Problem
+from basedbench.timing.errors import Finding, Results, compare
 
 OPERATOR_NAMESPACE = "basedbench"  # where the Triton operators are registered with PyTorch
 

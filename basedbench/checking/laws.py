@@ -25,7 +25,7 @@ from basedbench.checking.subject import (
     stated_formula,
     steps,
 )
-from basedbench.mixers import check_options, get_mixer
+from basedbench.mixers import get_mixer
 
 CHANGED = 20  # from this position on causality's two inputs differ
 ROOM = LENGTH + 5
@@ -167,7 +167,7 @@ def state_has_the_stated_size(subject: Subject) -> Iterator[Breach]:
     formula = stated_formula(subject.name)
     if formula is None:
         return
-    given = check_options(subject.name, subject.d_model, subject.options)
+    given = dict(get_mixer(subject.name).resolve(subject.d_model, subject.options))
     mixer = subject.build(torch.float32)
     for dtype in ALL_DTYPES:
         for length in (1, 48):

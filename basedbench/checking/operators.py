@@ -13,17 +13,25 @@ from basedbench.checking.draws import Arguments, Source
 from basedbench.checking.problems import Problem
 from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
+from basedbench.kernels.attention_decode import reference as decode_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
+from basedbench.kernels.cache_append import reference as append_reference
+from basedbench.kernels.conv_gate import reference as conv_gate_reference
+from basedbench.kernels.delta_rule import reference as delta_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
+from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
+from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.ssd import reference as ssd_reference
+from basedbench.kernels.swiglu import reference as swiglu_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
+from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 Function = Callable[..., Any]
 STEPS = 3  # decode steps in a row: a ring's position and a state's update count, not only what is read
@@ -48,6 +56,13 @@ FORMS: dict[str, Form] = {
     "linear_attention": Form(
         draws.heads, kernels.linear_attention, linear_reference, kernels.linear_attention_step, "state_BHKW"
     ),
+    "gated_linear_attention": Form(
+        draws.gated_heads,
+        kernels.gated_linear_attention,
+        gated_linear_reference,
+        kernels.gated_linear_attention_step,
+        "state_BHKV",
+    ),
     "sliding_window": Form(
         draws.sliding_window, kernels.sliding_window, window_reference, kernels.sliding_window_step, "ring"
     ),
@@ -55,7 +70,10 @@ FORMS: dict[str, Form] = {
         draws.selective_scan, kernels.selective_scan, scan_reference, kernels.selective_scan_step, "state_BDN"
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
+    "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
+    "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
+    "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),
@@ -69,6 +87,18 @@ FORMS: dict[str, Form] = {
         draws.block_boundary,
         adapters.of_block_boundary(kernels.block_boundary),
         adapters.of_block_boundary(boundary_reference),
+    ),
+    "swiglu": Form(draws.swiglu, kernels.swiglu, swiglu_reference),
+    "rotary": Form(draws.rotary, adapters.of_rotary(kernels.rotary), adapters.of_rotary(rotary_reference)),
+    "attention_decode": Form(
+        draws.attention_decode,
+        adapters.of_cache_step(kernels.attention_decode),
+        adapters.of_cache_step(decode_reference),
+    ),
+    "cache_append": Form(
+        draws.attention_decode,
+        adapters.of_cache_step(kernels.cache_append),
+        adapters.of_cache_step(append_reference),
     ),
     "adamw_step": Form(draws.adamw, adapters.of_adamw(kernels.adamw_step), adapters.of_adamw(adamw_reference)),
     "take_batch": Form(draws.batch, adapters.batch, adapters.batch_reference),
@@ -162,9 +192,13 @@ def _sliced(own: Arguments) -> Arguments:
 
 def _tokens(given: Arguments) -> tuple[Arguments, Arguments]:
     """Inputs with a length, under the names that the step gives them (x_BLD: x_BD), and all others."""
-    tokens = {name: x for name, x in given.items() if "_BL" in name}
+    tokens = {name: x for name, x in given.items() if "_BL" in name and x is not None}
     others = {name: x for name, x in given.items() if name not in tokens}
-    return {name.replace("_BL", "_B"): x for name, x in tokens.items() if x is not None}, others
+    return _of_a_step(tokens), _of_a_step(others)
+
+
+def _of_a_step(given: Arguments) -> Arguments:
+    return {name.replace("_BL", "_B"): x for name, x in given.items()}
 
 
 def _state_behind(problem: Problem, length: int, dtype: torch.dtype) -> Tensor:
@@ -173,7 +207,7 @@ def _state_behind(problem: Problem, length: int, dtype: torch.dtype) -> Tensor:
     given = widened(form.draw(Source(problem, length, salt="prefix")))
     with torch.no_grad():
         state: Tensor = _called(form.reference, given | {"return_state": True})[1]
-    return state.to(dtype if problem.operator == "short_conv" else torch.float32).contiguous()
+    return state.to(dtype if form.state == "state_BDS" else torch.float32).contiguous()
 
 
 def _ring(problem: Problem) -> Arguments:

@@ -60,6 +60,7 @@ _HEADS = (
     {"H": 2, "K": 8, "V": 64},
     {"H": 2, "K": 24, "V": 48},
     {"H": 2, "K": 32, "V": 128},
+    {"H": 2, "K": 16, "V": 112},
 )
 _STATE = ((), ("initial state",), ("initial state", "last state"))
 _MAMBA = ("skip", "gate", "bias", "softplus")
@@ -67,12 +68,19 @@ _MAMBA = ("skip", "gate", "bias", "softplus")
 COVERAGE: dict[str, Coverage] = {
     "taylor_attention": Coverage(_HEADS, _STATE, wide=({"H": 128, "K": 16, "V": 64},)),
     "linear_attention": Coverage(({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 48}), _STATE),
+    "gated_linear_attention": Coverage(
+        ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 32}),
+        (*_STATE, ("strong decays",)),
+        wide=({"H": 2, "K": 48, "V": 112},),
+    ),
     "sliding_window": Coverage(
         (
             {"H": 2, "K": 64, "V": 64, "W": 64},
             {"H": 2, "K": 64, "V": 64, "W": 16},
             {"H": 2, "K": 48, "V": 48, "W": 100},
             {"H": 2, "K": 128, "V": 128, "W": 128},
+            {"H": 2, "K": 112, "V": 112, "W": 128},
+            {"H": 2, "K": 70, "V": 70, "W": 64},
         )
     ),
     "selective_scan": Coverage(
@@ -93,11 +101,30 @@ COVERAGE: dict[str, Coverage] = {
         step_options=(("skip", "bias", "softplus"), _MAMBA),
         wide=({"H": 128, "P": 64, "N": 128, "G": 1},),
     ),
+    "delta_rule": Coverage(
+        (
+            {"H": 2, "K": 64, "V": 64},
+            {"H": 2, "K": 32, "V": 64},
+            {"H": 2, "K": 48, "V": 80},
+            {"H": 1, "K": 128, "V": 256},
+        ),
+        (
+            ("channel decay",),
+            (),
+            ("head decay",),
+            ("channel decay", "initial state"),
+            ("channel decay", "initial state", "last state"),
+        ),
+        step_options=(("channel decay",), ("head decay",), ()),
+        wide=({"H": 16, "K": 128, "V": 128},),
+    ),
+    "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
     "short_conv": Coverage(
         ({"D": 64, "W": 4}, {"D": 40, "W": 3}, {"D": 64, "W": 2}),
         (("bias", "silu"), (), ("bias", "silu", "initial state", "last state")),
         step_options=(("bias", "silu"), ()),
     ),
+    "conv_gate": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), ((), ("initial state", "last state"))),
     "gated_conv": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), modes=("fwd", "gradients")),
     "linear_cross_entropy": Coverage(
         ({"D": 64, "V": 1000}, {"D": 128, "V": 8192}, {"D": 256, "V": 1000}), modes=("fwd", "gradients")
@@ -113,6 +140,28 @@ COVERAGE: dict[str, Coverage] = {
         ({"D": 64}, {"D": 200}),
         ((), ("two norms",), ("two norms", "some positions"), ("root mean square",)),
         modes=("fwd", "gradients"),
+    ),
+    "swiglu": Coverage(({"I": 64}, {"I": 200}), modes=("fwd", "gradients")),
+    "rotary": Coverage(
+        ({"H": 4, "G": 4, "K": 64, "R": 64}, {"H": 4, "G": 2, "K": 70, "R": 35}, {"H": 3, "G": 3, "K": 112, "R": 112}),
+        modes=("fwd", "gradients"),
+    ),
+    "attention_decode": Coverage(
+        (
+            {"H": 4, "G": 4, "K": 64, "V": 64},
+            {"H": 2, "G": 2, "K": 70, "V": 70},
+            {"H": 2, "G": 2, "K": 112, "V": 112},
+            {"H": 4, "G": 2, "K": 128, "V": 128},
+            {"H": 2, "G": 2, "K": 48, "V": 24},
+        ),
+        ((), ("angles",)),
+        modes=("fwd",),
+        wide=({"H": 512, "G": 512, "K": 16, "V": 16},),
+    ),
+    "cache_append": Coverage(
+        ({"H": 4, "G": 4, "K": 64, "V": 64}, {"H": 2, "G": 2, "K": 70, "V": 70}, {"H": 20, "G": 5, "K": 48, "V": 24}),
+        (("angles",), ()),
+        modes=("fwd",),
     ),
     "adamw_step": Coverage(({"E": 16},), modes=("fwd",)),
     "take_batch": Coverage(({"K": 7},), modes=("fwd",)),

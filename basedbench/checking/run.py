@@ -41,14 +41,13 @@ def set_up(device: str, plugins: Sequence[str]) -> Callable[..., Attempt]:
     """What a worker does first: one thread each on a CPU, the device, the user's contenders."""
     import torch
 
-    from basedbench.contenders import load_plugin
+    from basedbench.plugins import load_plugins
 
     if device == "cpu":
         torch.set_num_threads(1)
     else:
         torch.cuda.set_device(device)
-    for path in plugins:
-        load_plugin(path)
+    load_plugins(plugins)
     return lambda problem, _: Attempt(problem, device)
 
 

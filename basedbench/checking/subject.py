@@ -65,12 +65,12 @@ def size(state: State) -> int:
 
 
 def stated_formula(name: str) -> str | None:
-    """What stands behind `state_bytes =` in the docstring of a mixer's class or module."""
+    """What stands behind `state_bytes =` in the docstring of a mixer's class or module; deeper lines are its rest."""
     cls = get_mixer(name)
     for text in (cls.__doc__, sys.modules[cls.__module__].__doc__):
-        found = re.search(r"^ *state_bytes = (.+)$", text or "", re.M)
+        found = re.search(r"^( *)state_bytes = (.+(?:\n\1 +.+)*)$", text or "", re.M)
         if found:
-            return found[1]
+            return " ".join(found[2].split())
     return None
 
 

@@ -37,11 +37,11 @@ def kernels(
     from basedbench.checking.run import FAILURES, run_checks
     from basedbench.cli import check_report as report
     from basedbench.config.matching import matching
-    from basedbench.contenders import load_plugin
     from basedbench.engines import cores, resolve_devices
+    from basedbench.plugins import load_plugins
 
     place = resolve_devices(device)[0]
-    own = [one for path in plugin or [] for one in load_plugin(path)]
+    own = load_plugins(plugin or [])
     chosen = contender_problems(own) if own else problems(place.partition(":")[0])
     chosen = chosen if filter is None else matching(chosen, filter, "problems")
     listener = report.Progress(len(chosen), silent=quiet or as_json)
@@ -67,8 +67,9 @@ def mixer(
     from basedbench.checking.laws import LAWS, broken
     from basedbench.checking.subject import Subject, stated_formula
     from basedbench.cli import check_report as report
-    from basedbench.cli.recall_input import given_options, load_plugins
+    from basedbench.cli.recall_input import given_options
     from basedbench.mixers import check_options
+    from basedbench.plugins import load_plugins
 
     load_plugins(plugin or [])
     options = given_options(context.args)

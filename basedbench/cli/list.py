@@ -22,10 +22,10 @@ group = typer.Typer(help="List mixers, suites, contenders or stored runs.", no_a
 def mixers(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
     """The registered sequence mixers, with their options and defaults."""
     from basedbench.cli.tables import cell, print_json, print_table
-    from basedbench.mixers import get_mixer, load_plugin, mixer_names
+    from basedbench.mixers import get_mixer, mixer_names
+    from basedbench.plugins import load_plugins
 
-    for path in plugin or []:
-        load_plugin(path)
+    load_plugins(plugin or [])
     found = [_describe_mixer(get_mixer(name)) for name in mixer_names()]
     if as_json:
         print_json(found)
@@ -52,10 +52,10 @@ def suites(as_json: _JSON = False) -> None:
 def contenders(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
     """What throughput compares, and why some of it cannot run here."""
     from basedbench.cli.tables import print_json, print_table
-    from basedbench.contenders import all_contenders, load_plugin
+    from basedbench.contenders import all_contenders
+    from basedbench.plugins import load_plugins
 
-    for path in plugin or []:
-        load_plugin(path)
+    load_plugins(plugin or [])
     found = all_contenders()
     if as_json:
         columns = ("name", "operators", "version", "unavailable")

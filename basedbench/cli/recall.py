@@ -56,11 +56,12 @@ def recall(
     from basedbench.cli import recall_input as given
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, resolve_devices
+    from basedbench.plugins import load_plugins
     from basedbench.store import Store
     from basedbench.training.cases import recall_cases
     from basedbench.training.sweep import borrow, parse_statuses, plan
 
-    given.load_plugins(plugin or [])
+    load_plugins(plugin or [])
     devices = resolve_devices(device)
     chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
     chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args)

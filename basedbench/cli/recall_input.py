@@ -1,7 +1,6 @@
 """What the options of `basedbench recall` mean: a suite, possibly narrowed to one model, and the places to run it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,15 +10,9 @@ from basedbench.config import RecallSuite, load_suite
 from basedbench.config.load import explain
 from basedbench.engines import Place, cores
 from basedbench.errors import UserError
-from basedbench.mixers import get_mixer, load_plugin
+from basedbench.mixers import get_mixer
 
 GPU_SLOTS = 8
-
-
-def load_plugins(files: Sequence[Path]) -> None:
-    """Import the user's own mixers."""
-    for file in files:
-        load_plugin(file)
 
 
 def choose_suite(

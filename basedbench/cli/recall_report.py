@@ -33,19 +33,27 @@ def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | 
         sizes = (f(model, length) for f in (state_bytes, state_bytes_zoology, state_bytes_paper))
         shown = (quantity(size, "bytes") for size in sizes)
         rows.append((label, len(runs), done, model.parameters_count(), *shown, clock(seconds)))
-    print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN)
+    print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN[1:])
     side_by_side = len(places(devices, jobs)) if devices[0] == "cpu" else len(devices)
     left = f"{clock(total_s / side_by_side)} for what is left on {', '.join(devices)}"
     typer.echo(f"Roughly {left}. Nothing was run.")
 
 
 def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
-    """Every run with its case id, and whether it has a row."""
+    """Every run with its case id, whether it has a row, and its model's sizes."""
     finished = Store(out).finished("recall")
-    plan = [
-        case.meaning() | {"label": case.label, "case_id": case.case_id, "done": (case.suite, case.case_id) in finished}
-        for case in cases
-    ]
+    plan = []
+    for runs in by_model(cases).values():
+        model, length = build_model(runs[0]), runs[0].longest
+        sizes = {
+            "parameters": model.parameters_count(),
+            "state_bytes": state_bytes(model, length),
+            "state_bytes_zoology": state_bytes_zoology(model, length),
+            "state_bytes_paper": state_bytes_paper(model, length),
+        }
+        for case in runs:
+            done = (case.suite, case.case_id) in finished
+            plan.append(case.meaning() | {"label": case.label, "case_id": case.case_id, "done": done} | sizes)
     print_json(plan)
 
 
@@ -76,7 +84,8 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
         if best:
             shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
         rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(found) - len(good)))
-    print_table("Best run of each model: accuracy on the test split after its last epoch", RESULTS, rows, whole=RESULTS)
+    title = "Best run of each model: accuracy on the test split after its last epoch"
+    print_table(title, RESULTS, rows, whole=RESULTS[1:])
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit goes on.")
     typer.echo(f"Rows: {out / 'recall'}. Next: basedbench plot pareto --results {out}")

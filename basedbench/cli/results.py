@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-_RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
+from basedbench.cli.documents import TABLES
 
-TABLES = ("kernels", "generation")
+_RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
 group = typer.Typer(help="Look at a stored row, merge a folder's files, or print a table.", no_args_is_help=True)
 
@@ -55,21 +55,20 @@ def show(
 
 @group.command()
 def table(
-    name: Annotated[
-        str, typer.Argument(help="kernels: ours, the ceilings, the best peers. generation: docs/TWENTYFOUR.md.")
-    ],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}; generation: all of those.")],
     results: _RESULTS = Path("results"),
     write: Annotated[
         Path | None, typer.Option(help="A Markdown file whose sections between the tables' markers are replaced.")
     ] = None,
 ) -> None:
-    """Print tables of the documentation as Markdown, made from rows."""
-    from basedbench.analysis.kernels import replace_section
+    """Print a table of the documentation as Markdown, made from rows."""
+    from basedbench.analysis.markdown import replace_section
     from basedbench.errors import UserError, nearest
 
-    if name not in TABLES:
+    names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
+    if not names:
         raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
-    sections = tables_markdown(name, results)
+    sections = {one: TABLES[one](results) for one in names}
     if write is None:
         typer.echo("\n\n".join(sections.values()))
         return
@@ -81,16 +80,6 @@ def table(
     write.write_text(text)
     what = "section" if len(sections) == 1 else "sections"
     typer.echo(f"Wrote the {what} {', '.join(map(repr, sections))} of {write}.")
-
-
-def tables_markdown(name: str, results: Path) -> dict[str, str]:
-    """The sections of a table of the documentation, by name; a sentence where the results folder has no times."""
-    from basedbench.analysis.generation import generation_sections
-    from basedbench.analysis.kernels import kernel_table
-    from basedbench.store import dataset
-
-    frame = dataset.load(results, "throughput") if "throughput" in dataset.kinds_in(results) else None
-    return {"kernels": kernel_table(frame)} if name == "kernels" else generation_sections(frame)
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:

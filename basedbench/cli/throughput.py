@@ -39,7 +39,7 @@ def throughput(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Time again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Time rows with these statuses again, such as oom,crashed.")] = None,
-    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers contenders.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file of your own contenders or mixers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
 ) -> None:
@@ -51,17 +51,17 @@ def throughput(
     from basedbench.cli import throughput_report as report
     from basedbench.cli.decode import time_models
     from basedbench.config import load_suite
-    from basedbench.contenders import load_plugin
     from basedbench.engines import resolve_devices
+    from basedbench.plugins import load_plugins
     from basedbench.store import Store
     from basedbench.timing.choose import choose, pending
     from basedbench.timing.sweep import Sweep
     from basedbench.training.sweep import parse_statuses
 
+    own = load_plugins(plugin or [])
     if models is not None:
         time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json)
         return
-    own = [one for path in plugin or [] for one in load_plugin(path)]
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]
     chosen = load_suite(suite or ("quick-throughput" if kind == "cpu" else "kernels"), "throughput")

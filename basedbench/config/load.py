@@ -1,4 +1,9 @@
-"""Suite files: found by name or path, read with yaml.safe_load, checked, or refused in one sentence."""
+"""Suite files: found by name or path, read with yaml.safe_load, checked, or refused in one sentence.
+
+A suite may begin with another: `extends: figure2` takes that suite (a shipped one by name, or a file beside this one)
+and changes what is written here. Mappings (task, train, test, measure) are changed key by key, other keys replaced;
+`add_models` and `add_cases` come behind the other suite's `models` and `cases`.
+"""
 
 from importlib import resources
 from pathlib import Path
@@ -12,6 +17,7 @@ from basedbench.config.section import Suite
 from basedbench.config.throughput import ThroughputSuite
 from basedbench.errors import UserError, nearest
 
+LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
 
 
@@ -34,14 +40,7 @@ def load_suite(name_or_path: str, kind: str | None = None) -> Any:
 
 def parse_suite(text: str, name: str, origin: str) -> Suite:
     """A suite from YAML; `origin` names the file in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{origin}{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{origin}: a suite is a mapping that begins with `kind: recall` or `kind: throughput`.")
+    data = _extended(text, origin, ())
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{origin}: kind: got {kind!r}; valid: {', '.join(KINDS)}.")
@@ -49,6 +48,52 @@ def parse_suite(text: str, name: str, origin: str) -> Suite:
         return KINDS[kind].model_validate({**data, "name": data.get("name", name)})
     except ValidationError as error:
         raise UserError(f"{origin}: {explain(error)}") from None
+
+
+def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping of a suite with those that it extends merged in; `within` are the suites being extended."""
+    data = _mapping(text, origin)
+    base_name = data.pop("extends", None)
+    if base_name is None:
+        return data
+    if not isinstance(base_name, str):
+        raise UserError(f"{origin}: extends: takes a suite's name or file, got {base_name!r}.")
+    beside = Path(origin).parent / base_name
+    _, base_origin, base_text = _read(str(beside) if _is_path(base_name) else base_name)
+    if base_origin in (*within, origin):
+        raise UserError(f"{origin}: extends: {base_name!r} extends this suite in turn; leave one of them away.")
+    base = _extended(base_text, base_origin, (*within, origin))
+    base.pop("name", None)
+    return _merged(base, data, origin)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        listed = key.removeprefix("add_")
+        if key.startswith("add_") and listed in LISTS:
+            if not isinstance(value, list):
+                raise UserError(f"{origin}: {key}: takes a list, got {value!r}.")
+            merged[listed] = [*(merged.get(listed) or []), *value]
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _mapping(text: str, origin: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{origin}{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{origin}: a suite is a mapping that begins with `kind: recall`, `kind: throughput` or `extends: SUITE`."
+        )
+    return data
 
 
 def explain(error: ValidationError) -> str:
@@ -71,8 +116,7 @@ def _read(name_or_path: str) -> tuple[str, str, str]:
     """(name, origin, text) of a shipped suite or of the user's file."""
     shipped = resources.files("basedbench.suites") / f"{name_or_path}.yaml"
     path = Path(name_or_path)
-    looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
-    if not looks_like_path:
+    if not _is_path(name_or_path):
         if not shipped.is_file():
             raise UserError(f"no suite is called {name_or_path!r}; {_nearest_suite(name_or_path)}")
         return name_or_path, f"suite {name_or_path}", shipped.read_text(encoding="utf-8")
@@ -81,6 +125,11 @@ def _read(name_or_path: str) -> tuple[str, str, str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"cannot read the suite file {path}: {reason}.") from None
+
+
+def _is_path(name_or_path: str) -> bool:
+    path = Path(name_or_path)
+    return path.suffix in (".yaml", ".yml") or len(path.parts) > 1
 
 
 def _nearest_suite(name: str) -> str:

@@ -6,7 +6,7 @@ from basedbench.contenders.flex import Flex
 from basedbench.contenders.mamba import MambaSsm
 from basedbench.contenders.operators import Operator, operator_of
 from basedbench.contenders.ours import Ours, Reference
-from basedbench.contenders.registry import all_contenders, contender, get_contender, load_plugin, register
+from basedbench.contenders.registry import all_contenders, contender, get_contender, register
 from basedbench.contenders.sdpa import BACKENDS
 
 for _one in (Ours(), Reference(), *BACKENDS, Flex(), FusedChunkBased(), ParallelBased(), ChunkLinear(), MambaSsm()):
@@ -20,7 +20,6 @@ __all__ = [
     "all_contenders",
     "contender",
     "get_contender",
-    "load_plugin",
     "operator_of",
     "register",
 ]

@@ -1,9 +1,6 @@
 """The registered contenders: those of this package, then those of the user's plugins."""
 
-import importlib.util
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from basedbench.config.throughput import OPERATOR_AXES, Case
@@ -12,7 +9,6 @@ from basedbench.contenders.operators import bind
 from basedbench.errors import UserError, nearest
 
 _REGISTERED: dict[str, Contender] = {}
-_PLUGINS: dict[Path, list[Contender]] = {}
 
 
 def register(contender: Contender) -> Contender:
@@ -70,38 +66,12 @@ def contender(
     return add
 
 
-def load_plugin(path: str | Path) -> list[Contender]:
-    """Run a Python file that registers contenders; returns those. Running one twice does nothing.
-
-    Raises UserError if it fails, with the error, or registers nothing.
-    """
-    file = Path(path).resolve()
-    if file not in _PLUGINS:
-        if not file.is_file() or file.suffix != ".py":
-            raise UserError(f"{path} is no Python file; --plugin takes a .py file that registers contenders.")
-        _PLUGINS[file] = _run(file)
-    return _PLUGINS[file]
+def registered() -> dict[str, Contender]:
+    """What is registered by now, by name; `restore` goes back to it."""
+    return dict(_REGISTERED)
 
 
-def _run(file: Path) -> list[Contender]:
-    before = dict(_REGISTERED)
-    try:
-        _import_file(file)
-        added = [one for one in _REGISTERED.values() if one.name not in before]
-        if not added:
-            raise UserError("it registers no contender; docs/PLUGINS.md shows how")
-    except Exception as error:
-        _REGISTERED.clear()
-        _REGISTERED.update(before)
-        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"plugin {file.name}: {what.rstrip('.')}.") from error
-    return added
-
-
-def _import_file(file: Path) -> None:
-    name = f"basedbench_contenders_{file.stem}_{len(_PLUGINS)}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # the suffix is .py
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look their module up
-    spec.loader.exec_module(module)
+def restore(before: Mapping[str, Contender]) -> None:
+    """Forget whatever has been registered since."""
+    _REGISTERED.clear()
+    _REGISTERED.update(before)

@@ -45,14 +45,13 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     import torch
 
     from basedbench.engines.worker import set_precision
-    from basedbench.mixers import load_plugin
+    from basedbench.plugins import load_plugins
     from basedbench.training.data import recall_data
     from basedbench.training.run import RecallRun
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    for plugin in plugins:
-        load_plugin(plugin)
+    load_plugins(plugins)
     for case in cases:
         set_precision(case.train.precision)
         try:

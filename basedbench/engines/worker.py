@@ -1,7 +1,8 @@
 """A worker process: one device, and up to `slots` recall runs on it side by side.
 
 Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the
-run ends, from here, so that neither another run's failure nor the end of the sweep can lose it.
+run ends, from here, so that neither another run's failure nor the end of the sweep can lose it. Where a failure broke
+the device for the whole process, the process ends, and the engine tries what it had in hand again, one by one.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import torch
 
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError
-from basedbench.mixers import load_plugin
+from basedbench.plugins import load_plugins
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
@@ -100,6 +101,8 @@ class Worker:
         except UserError:
             raise
         except Exception as error:
+            if not device_answers(self.device):
+                raise SystemExit(f"{self.device} fails every call since {entry.case.label}: {error}") from error
             self._fail(entry, "runtime_error", error)
             return True
         self._tell(entry)
@@ -134,6 +137,9 @@ class Worker:
         self._send(Finished(entry.case.case_id, row))
 
     def _drop(self, entry: Active) -> None:
+        """Forget a run, once its stream is idle: data shared by runs would else be freed while it still reads them."""
+        if entry.stream is not None:
+            entry.stream.synchronize()
         self.active.remove(entry)
         entry.steps = iter(())
         entry.run = None
@@ -145,6 +151,17 @@ class Worker:
 
     def _send(self, message: Message) -> None:
         self.connection.send(message)
+
+
+def device_answers(device: str) -> bool:
+    """False after an illegal access: the process's CUDA context is then lost, and with it the runs beside the cause."""
+    if device == "cpu":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def set_precision(precision: str) -> None:
@@ -160,8 +177,7 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     if device != "cpu":
         torch.cuda.set_device(device)
     try:
-        for plugin in plugins:
-            load_plugin(plugin)
+        load_plugins(plugins)
         Worker(connection, device, root).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))

@@ -6,6 +6,7 @@ no more. A new mixer defines `name`, `Options`, `forward`, `init_state` and `ste
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -60,6 +61,11 @@ class Mixer(nn.Module):
     @classmethod
     def check(cls, d_model: int, options: Any) -> None:
         """Refuse, with a UserError, options that are valid alone but not with this `d_model`."""
+
+    @classmethod
+    def family_of(cls, options: Mapping[str, Any]) -> str:
+        """The line in plots of a model with these options: `family`, or `family/variant` for a line of its own."""
+        return cls.family
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """The parallel form, used in training."""
@@ -139,6 +145,9 @@ def describe(error: ValidationError, options: type[BaseModel]) -> str:
         message = problem["msg"][0].lower() + problem["msg"][1:]
         if problem["type"] == "extra_forbidden":
             parts.append(f"unknown option {key!r} (given {problem['input']!r}): {nearest(key, options.model_fields)}")
+        elif problem["type"] == "literal_error":
+            choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            parts.append(f"option {key!r} = {problem['input']!r}: {nearest(str(problem['input']), choices)}")
         else:
             subject = f"option {key!r} = {problem['input']!r}" if key else "options"
             parts.append(f"{subject}: {message}")

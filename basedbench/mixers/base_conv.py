@@ -10,7 +10,7 @@ State: the last kernel_size - 1 inputs.
 (d = d_model, e = bytes of the asked dtype.) zoology counts kernel_size * d elements; the printed figure counts none.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class BaseConv(Mixer):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         gate_BLD = F.linear(x_BLD, self.proj.weight)
-        return gated_conv(x_BLD, gate_BLD, self.conv.weight, self.conv.bias, self.proj.bias)
+        return gated_conv(x_BLD, gate_BLD, self.conv.weight, cast(Tensor, self.conv.bias), self.proj.bias)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         y_BLD, state_BDS = self.conv.prefill(x_BLD)

@@ -10,10 +10,10 @@ from basedbench.kernels import short_conv, short_conv_step
 
 
 class ShortConv(nn.Module):
-    """y[t, d] = act(b[d] + sum_w weight[d, w] x[t - width + 1 + w, d]), zeros before the start.
+    """y[t, d] = act(b[d] + sum_w weight[d, w] x[t - width + 1 + w, d]), zeros before the start; b is optional.
 
-    Parameters start as in PyTorch's Conv1d: uniform within 1 / sqrt(width); b may be left out. The state is the last
-    width - 1 inputs, (B, D, width - 1), oldest first.
+    Parameters start as in PyTorch's Conv1d: uniform within 1 / sqrt(width). The state is the last width - 1 inputs,
+    (B, D, width - 1), oldest first.
     """
 
     def __init__(
@@ -23,9 +23,7 @@ class ShortConv(nn.Module):
         self.activation = activation
         bound = 1 / math.sqrt(width)
         self.weight = nn.Parameter(torch.empty(channels, width).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
-        if not bias:
-            self.register_parameter("bias", None)
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return cast(Tensor, short_conv(x_BLD, self.weight, self.bias, activation=self.activation))

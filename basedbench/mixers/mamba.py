@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import selective_scan, selective_scan_step
+from basedbench.kernels.precision import negative_exp
 from basedbench.mixers.base import (
     Init,
     Mixer,
@@ -62,10 +63,10 @@ class Mamba(Mixer):
         self.out_proj = nn.Linear(inner, d_model, bias=False)
         self.initialise(layers=1, init="correct")
 
-    def _scan_inputs(self, x_xE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """delta, A, B, C of the scan over x."""
+    def _scan_inputs(self, x_xE: Tensor, *, log_A: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """delta, A (or log(-A)), B, C of the scan over x."""
         dt, B, C = self.x_proj(x_xE).split(self.widths, -1)
-        return F.linear(dt, self.dt_proj.weight), negative_exp(self.A_log), B, C
+        return F.linear(dt, self.dt_proj.weight), self.A_log if log_A else negative_exp(self.A_log), B, C
 
     def _constants(self) -> dict[str, Any]:
         return {"D_D": self.D, "delta_bias_D": self.dt_proj.bias, "delta_softplus": True}
@@ -99,7 +100,8 @@ class Mamba(Mixer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
         x_BE = self.conv.step(x_BE, state["conv"])
-        y_BE = selective_scan_step(x_BE, *self._scan_inputs(x_BE), state["state"], z_BD=z_BE, **self._constants())
+        inputs = self._scan_inputs(x_BE, log_A=True)
+        y_BE = selective_scan_step(x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, **self._constants())
         return self.out_proj(y_BE), state
 
     def zoology_elements(self, length: int) -> int:
@@ -120,11 +122,6 @@ class Mamba(Mixer):
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(layers)
             self.dt_proj.bias.copy_(step_size_bias(len(self.dt_proj.bias)))
-
-
-def negative_exp(A_log: Tensor) -> Tensor:
-    """A = -exp(A_log), in fp32 at least."""
-    return -A_log.to(accumulator_dtype(A_log.dtype)).exp()
 
 
 def step_size_bias(size: int) -> Tensor:

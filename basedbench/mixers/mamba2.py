@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm, ssd, ssd_step
-from basedbench.kernels.precision import product_dtype
+from basedbench.kernels.precision import negative_exp, product_dtype
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
-from basedbench.mixers.mamba import negative_exp, step_size_bias
+from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
 
@@ -124,7 +124,7 @@ class Mamba2(Mixer):
         z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
-        y_BHP = ssd_step(x, dt_BH, negative_exp(self.A_log), B, C, state["state"], **options)
+        y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)
         return self._output(y_BHP), state
 
     def zoology_elements(self, length: int) -> int:

@@ -1,18 +1,12 @@
 """The registry of mixers: built-in ones, those of installed packages, and those of a user's file.
 
 A package offers a mixer through the entry-point group `basedbench.mixers` (the value names the class, or a module that
-registers it); a file through `load_plugin`. Suites name registered mixers only; they never import.
+registers it); a file through `basedbench.plugins`. Suites name registered mixers only; they never import.
 """
 
-import importlib.util
-import sys
-import traceback
 from collections.abc import Mapping
 from functools import cache
-from hashlib import sha256
 from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from basedbench.errors import UserError, nearest
@@ -22,7 +16,6 @@ ENTRY_POINTS = "basedbench.mixers"
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 
 _mixers: dict[str, type[Mixer]] = {}
-_plugins: dict[Path, list[str]] = {}
 
 
 def register(cls: MixerClass) -> MixerClass:
@@ -64,52 +57,15 @@ def check_options(name: str, d_model: int, options: Mapping[str, Any]) -> dict[s
     return get_mixer(name).resolve(d_model, options).model_dump()
 
 
-def load_plugin(path: Path | str) -> list[str]:
-    """Import a Python file and return the names of the mixers it registers. Loading a file again does nothing.
-
-    UserError names the file, and the line where it fails; nothing of a failed file stays registered.
-    """
-    path = Path(path).resolve()
-    if path not in _plugins:
-        if not path.is_file() or path.suffix != ".py":
-            raise UserError(f"plugin {path}: no such Python file; give the path of a .py file that registers mixers.")
-        _plugins[path] = _import_plugin(path)
-    return _plugins[path]
+def registered() -> dict[str, type[Mixer]]:
+    """What is registered by now, by name; `restore` goes back to it."""
+    return dict(_mixers)
 
 
-def _import_plugin(path: Path) -> list[str]:
-    module_name = f"basedbench_plugin_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
-    before = dict(_mixers)
-    try:
-        _execute(path, module_name)
-    except Exception as error:
-        _mixers.clear()
-        _mixers.update(before)
-        sys.modules.pop(module_name, None)
-        reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-        raise UserError(f"plugin {path}, line {_line(error, path)}: {reason}") from error
-    names = sorted(_mixers.keys() - before.keys())
-    if not names:
-        raise UserError(f"plugin {path} registers no mixer; decorate a Mixer class with @register.")
-    return names
-
-
-def _execute(path: Path, module_name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # the suffix is .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # where pydantic and pickle look its classes up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _line(error: Exception, path: Path) -> int:
-    """The last line of the file that was running, or the line that does not parse."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        return error.lineno or 1
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return (lines[-1] if lines else None) or 1
+def restore(before: Mapping[str, type[Mixer]]) -> None:
+    """Forget whatever has been registered since."""
+    _mixers.clear()
+    _mixers.update(before)
 
 
 @cache

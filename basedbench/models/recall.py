@@ -79,7 +79,8 @@ class MambaBlock(nn.Module):
 class RecallModel(nn.Module):
     """Embedding, layers of mixers, tied head: tokens (B, L) int64 to logits (B, L, V), or (B, K, V) where asked.
 
-    `init` matters to Mamba and Mamba-2 alone: `published` (the older init behind every published point) or `correct`.
+    `init` matters to Mamba, Mamba-2 and the feature map performer: `published` (what every published point had) or
+    `correct`.
     Weights come from PyTorch's global generator: seed it before. UserError on sizes or options that are not valid.
     """
 

@@ -74,6 +74,7 @@ _KNOWN = {
     "gated_delta_net": Mark("#D55E00", ">", "--"),
     "gla": Mark("#009E73", "p", "--"),
     "rwkv7": Mark("#CC79A7", "h", "--"),
+    "kda": Mark("#56B4E9", "*", "--"),
 }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from basedbench.config.models import ModelCase
 from basedbench.contenders.language import context
 from basedbench.models.language import LanguageModel
-from basedbench.timing.correctness import FLOOR, Verdict, judge
+from basedbench.timing.correctness import Verdict, verdict
+from basedbench.timing.errors import findings
 
 SEQUENCES = 2
 PROMPT, STEPS, FIRST_STEPS = 136, 8, 16
@@ -33,9 +34,9 @@ def check_steps(model: LanguageModel, case: ModelCase, tokens: Callable[..., Ten
     wide.attention = "auto"
     truth_BLV, same_BLV = wide(tokens_BL), model(tokens_BL)
     del wide
-    floor = FLOAT32_FLOOR if case.dtype == "fp32" else FLOOR[case.dtype]
+    floor = FLOAT32_FLOOR if case.dtype == "fp32" else None
     truth, same = (_by_position(logits_BLV, results) for logits_BLV in (truth_BLV, same_BLV))
-    return judge(results, same, truth, case.dtype, "the parallel form in float32", floor)
+    return verdict(findings(results, same, truth, case.dtype, 0, floor), "the parallel form in float32")
 
 
 def _results(model: LanguageModel, case: ModelCase, tokens_BL: Tensor) -> dict[str, Tensor]:

@@ -134,14 +134,13 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import torch
 
-    from basedbench.contenders import load_plugin
+    from basedbench.plugins import load_plugins
     from basedbench.timing.clock import WallClock
     from basedbench.timing.session import Session
 
     if device != "cpu":
         torch.cuda.set_device(device)
-    for path in plugins:
-        load_plugin(path)
+    load_plugins(plugins)
     return lambda case, measure: Session(case, measure, device, WallClock())
 
 

@@ -3,7 +3,7 @@
 from basedbench.training.cases import RecallCase
 
 # Microseconds per trained position, head and update included, at d_model 64 and a vocabulary of 8192.
-CPU_US = {"mamba": 12.0, "mamba2": 6.0}
+CPU_US = {"mamba": 12.0, "mamba2": 6.0, "gla": 6.0, "retnet": 6.0, "rwkv4": 6.0}
 CPU_DEFAULT_US = 2.0
 GPU_US = {"mamba": 0.2, "mamba2": 0.05}
 GPU_DEFAULT_US = 0.02

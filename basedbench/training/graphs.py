@@ -6,6 +6,7 @@ On a CPU `Recorder` calls the step itself, so that the trainer is one piece of c
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -102,6 +103,9 @@ class Recorder:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             step(part, size)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # "capture invalidated" would hide that memory ran out
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph

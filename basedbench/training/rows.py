@@ -57,7 +57,7 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
         "case_id": case.case_id,
         "suite": case.suite,
         "mixer": case.mixer,
-        "family": get_mixer(case.mixer).family,
+        "family": get_mixer(case.mixer).family_of(case.config),
         "config": case.config_json,
         "d_model": case.d_model,
         "layers": len(case.layers),

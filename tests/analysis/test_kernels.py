@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from basedbench.analysis.kernels import NOTHING, kernel_cases, kernel_table, replace_section, section
-from basedbench.cli.results import tables_markdown
+from basedbench.analysis.kernels import NOTHING, kernel_cases, kernel_table
+from basedbench.analysis.markdown import replace_section, section
+from basedbench.cli.documents import TABLES
 from basedbench.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_a_section_is_replaced_and_nothing_else() -> None:
 
 
 def test_the_table_of_the_readme_is_what_the_committed_rows_give() -> None:
-    committed = tables_markdown("kernels", ROOT / "results" / "reference" / "h200")["kernels"]
+    committed = TABLES["kernels"](ROOT / "results" / "reference" / "h200")
     assert section((ROOT / "README.md").read_text(), "kernels") == committed, (
         "run: basedbench results table kernels --results results/reference/h200 --write README.md"
     )

@@ -15,7 +15,13 @@ def labels(*models, **more):
 
 @pytest.mark.parametrize(
     ("name", "title"),
-    [("sliding_window", "Sliding window"), ("mamba2", "Mamba-2"), ("my_mixer", "My mixer"), ("gla", "GLA")],
+    [
+        *(("sliding_window", "Sliding window"), ("mamba2", "Mamba-2"), ("my_mixer", "My mixer"), ("gla", "GLA")),
+        *(
+            ("linear_attention/all_poly", "Linear attention, All poly"),
+            ("linear_attention/relu", "Linear attention, ReLU"),
+        ),
+    ],
 )
 def test_titles(name, title):
     assert family_title(name) == title

@@ -104,10 +104,8 @@ class Breaks(Average):
 
 
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch):
+def _own_registry(own_registries):
     """Whatever a test registers is gone after it."""
-    registry.mixer_names()
-    monkeypatch.setattr(registry, "_mixers", dict(registry._mixers))
 
 
 def breaches(cls: type[Mixer]) -> dict[str, list[str]]:

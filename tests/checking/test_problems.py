@@ -14,7 +14,8 @@ from basedbench.checking.problems import COVERAGE, DTYPES, LENGTHS, Problem, pro
 
 STEPPING = [name for name, form in FORMS.items() if form.step]
 # Names of basedbench.kernels that have no kernel.
-OTHERS = {"taylor_feature_map"}
+OTHERS = {"taylor_feature_map", "rotary_angles"}
+WITHOUT_GRADIENTS = {"adamw_step", "take_batch", "attention_decode", "cache_append"}
 
 
 def problem(operator: str, mode: str, dtype: str = "fp32", length: int = 70, options: tuple[str, ...] = ()) -> Problem:
@@ -33,8 +34,9 @@ def test_a_gpu_is_asked_everything_and_a_cpu_in_fp32() -> None:
     assert set(quick) < set(everything)
     seen = Counter((one.operator, one.mode, one.dtype) for one in everything)
     assert all(seen[name, "fwd", dtype] >= len(LENGTHS) for name in COVERAGE for dtype in DTYPES)
-    assert {name for name in COVERAGE if not seen[name, "gradients", "bf16"]} == {"adamw_step", "take_batch"}
-    assert len(quick) < 400
+    assert {name for name in COVERAGE if not seen[name, "gradients", "bf16"]} == WITHOUT_GRADIENTS
+    assert len(quick) < len(everything) / 2
+    assert max(Counter(one.operator for one in quick).values()) < 40  # a few seconds for an operator
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.contenders import registry as contenders
-from basedbench.mixers import registry as mixers
-
 CONTENDERS = """
 import os
 from basedbench.contenders import contender
@@ -73,19 +70,14 @@ register(Sound)
 
 
 @pytest.fixture
-def contender_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(contenders, "_REGISTERED", dict(contenders._REGISTERED))
-    monkeypatch.setattr(contenders, "_PLUGINS", {})
+def contender_plugin(tmp_path: Path, own_registries: None) -> Path:
     path = tmp_path / "mine.py"
     path.write_text(CONTENDERS)
     return path
 
 
 @pytest.fixture
-def mixer_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    mixers.mixer_names()
-    monkeypatch.setattr(mixers, "_mixers", dict(mixers._mixers))
-    monkeypatch.setattr(mixers, "_plugins", {})
+def mixer_plugin(tmp_path: Path, own_registries: None) -> Path:
     path = tmp_path / "mine.py"
     path.write_text(MIXERS)
     return path

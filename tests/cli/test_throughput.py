@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from basedbench.contenders import registry
 from basedbench.store import load
 from tests.cli.conftest import RunCli
 
@@ -63,7 +62,7 @@ def test_a_suite_runs_is_shown_and_goes_on(run: Any, out: Path) -> None:
 
 
 def test_rows_say_what_they_are(run: Any, out: Path) -> None:
-    outcome = run("--contender", "ours", "--filter", "1x16", "--json", "--quiet")
+    outcome = run("--contender", "ours", "--filter", "taylor.* 1x16", "--json", "--quiet")
     assert outcome.stderr == ""
     (row,) = json.loads(outcome.stdout)
     assert (row["operator"], row["contender"], row["length"], row["status"]) == ("taylor_attention", "ours", 16, "ok")
@@ -75,12 +74,10 @@ def test_rows_say_what_they_are(run: Any, out: Path) -> None:
 
 
 def test_fresh_and_retry_time_again(run: Any, out: Path) -> None:
-    run("--contender", "ours", "--contender", "fla-parallel")
+    both = ("--contender", "ours", "--contender", "fla-parallel", "--filter", "^taylor")
+    run(*both)
     before = load(out, "throughput").set_index("case_id")["created_at"]
-    assert (
-        "2 of 4 cases to do"
-        in run("--retry", "unsupported,oom", "--contender", "ours", "--contender", "fla-parallel").stderr
-    )
+    assert "2 of 4 cases to do" in run("--retry", "unsupported,oom", *both).stderr
     assert "1 of 1 cases to do" in run("--fresh", "--filter", "ours.*1x8 ").stderr
     after = load(out, "throughput").set_index("case_id")["created_at"]
     assert sorted(before.index) == sorted(after.index)
@@ -88,7 +85,7 @@ def test_fresh_and_retry_time_again(run: Any, out: Path) -> None:
 
 
 def test_more_rounds_on_demand(run: Any, out: Path) -> None:
-    run("--contender", "ours", "--filter", "1x8 ", "--rounds", 9)
+    run("--contender", "ours", "--filter", "taylor.* 1x8 ", "--rounds", 9)
     assert load(out, "throughput")["rounds"].tolist() == [9]
 
 
@@ -101,10 +98,8 @@ def test_a_dry_run_writes_nothing(run: Any, out: Path) -> None:
     assert not (out / "throughput").exists()
 
 
-def test_a_plugin_is_checked_timed_and_shown(
-    run: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))  # other tests are not to see the plugin
+@pytest.mark.usefixtures("own_registries")
+def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(
         "from basedbench.contenders import contender\n"
@@ -136,7 +131,7 @@ def test_a_plugin_is_checked_timed_and_shown(
         (["--filter", "nothing"], "matches none of 6 cases"),
         (["--filter", "("], "is not a regular expression"),
         (["--retry", "failed"], "unknown status 'failed'"),
-        (["--plugin", "absent.py"], "no Python file"),
+        (["--plugin", "absent.py"], "no such Python file"),
         (["--out", "/proc/nowhere"], "cannot write results"),
     ],
 )

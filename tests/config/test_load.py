@@ -95,3 +95,49 @@ def test_every_shipped_suite_loads() -> None:
     assert all(load_suite(name).name == name for name in names)
     assert "figure2" in suite_names("recall")
     assert "figure2" not in suite_names("throughput")
+
+
+def test_a_suite_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(VALID)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: base.yaml\ndescription: more seeds\ntrain: {seeds: [0, 1]}\n"
+        "add_models:\n  - {mixer: attention, grid: {d_model: 16}}\n"
+    )
+    base, suite = load_suite(str(tmp_path / "base.yaml")), load_suite(str(path))
+    assert (suite.name, suite.description, suite.train.seeds) == ("mine", "more seeds", [0, 1])
+    assert suite.train.segments == base.train.segments
+    assert [section.mixer for section in suite.models] == ["based", "attention"]
+    path.write_text("extends: base.yaml\nmodels:\n  - {mixer: attention, grid: {d_model: 16}}\n")
+    assert [section.mixer for section in load_suite(str(path)).models] == ["attention"]
+
+
+def test_a_shipped_suite_can_be_extended_by_name() -> None:
+    suite = parse("extends: quick\ntrain: {epochs: 2}\n")
+    quick = load_suite("quick")
+    assert suite.train == quick.train.model_copy(update={"epochs": 2})
+    assert suite.models == quick.models
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("extends: qiuck", ["'quick'"]),
+        ("extends: absent.yaml", ["absent.yaml"]),
+        ("extends: 3", ["mine.yaml", "3"]),
+        ("extends: quick\nadd_models: based", ["mine.yaml", "add_models", "'based'"]),
+        ("extends: quick\ntrain: {epoch: 2}", ["mine.yaml", "'epoch'", "'epochs'"]),
+        ("add_models: []", ["mine.yaml"]),
+    ],
+)
+def test_what_cannot_be_extended_is_said_in_one_sentence(text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(text)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_suites_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.yaml").write_text(f"extends: {other}.yaml\n")
+    with pytest.raises(UserError, match="in turn"):
+        load_suite(str(tmp_path / "a.yaml"))

@@ -1,21 +1,14 @@
 """Contenders by name, what they refuse, and the user's own."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from basedbench.contenders import all_contenders, contender, get_contender, load_plugin, operator_of, registry
+from basedbench.contenders import all_contenders, contender, get_contender, operator_of
 from basedbench.contenders.draw import Draw
 from basedbench.errors import UserError
 from tests.contenders.conftest import FORMS, small
 
-
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
-    monkeypatch.setattr(registry, "_PLUGINS", {})
+pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 def test_every_contender_says_what_it_is_without_importing_its_package() -> None:
@@ -40,6 +33,7 @@ def test_a_missing_package_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPa
         ("sdpa-cudnn", "attention", {"value_dim": 8}, "needs a CUDA device"),
         ("sdpa-cudnn", "attention", {"value_dim": 8, "device": "cuda"}, "bf16 and fp16 only"),
         ("sdpa-efficient", "attention", {}, "needs a CUDA device"),
+        ("ours", "attention", {}, "in decoding only"),
         ("flex", "attention", {"mode": "decode"}, "whole sequences only"),
         ("flex", "attention", {"mode": "fwd_bwd"}, "no backward on a CPU"),
     ],
@@ -70,45 +64,3 @@ def test_names_are_found_or_corrected() -> None:
         contender("ssd", modes=("bwd",))
     with pytest.raises(UserError, match="two contenders are called 'ours'"):
         contender("ssd", name="ours")(lambda x: x)
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "own.py"
-    path.write_text(text)
-    return path
-
-
-def test_a_plugin_registers_once(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
-        "from basedbench.contenders import contender\n"
-        "from basedbench.kernels import taylor_attention\n"
-        "@contender('taylor_attention', name='mine', modes=('fwd',))\n"
-        "def copy(q, k, v):\n    return taylor_attention(q, k, v)\n",
-    )
-    added = load_plugin(path)
-    assert [one.name for one in added] == ["mine"]
-    assert load_plugin(path) is added
-    assert get_contender("mine").supports(small("taylor_attention", "fwd")) is None
-    assert get_contender("mine").supports(small("taylor_attention", "decode")) == "registered for fwd only"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x = 1", "registers no contender"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("def f(:", "SyntaxError"),
-        ("from basedbench.contenders import contender\ncontender('ssd', name='half')(print)\n1/0", "ZeroDivisionError"),
-    ],
-)
-def test_a_plugin_that_fails_leaves_nothing_behind(tmp_path: Path, text: str, message: str) -> None:
-    before = all_contenders()
-    with pytest.raises(UserError, match=message):
-        load_plugin(write(tmp_path, text))
-    assert all_contenders() == before
-
-
-def test_a_plugin_must_be_a_python_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no Python file"):
-        load_plugin(tmp_path / "absent.py")

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from basedbench.mixers import load_plugin
+from basedbench.plugins import load_plugin
 from basedbench.training.cases import RecallCase
 
 PLUGIN = """
 import os
 import torch
+from basedbench.engines import worker
 from basedbench.mixers import Mixer, State, register
 
 
@@ -53,6 +54,15 @@ class Greedy(Broken):
         if Greedy.tried == 1:
             raise torch.OutOfMemoryError("no memory left beside the others")
         return x_BLD
+
+
+@register
+class Breaks(Broken):
+    name = "breaks"
+
+    def forward(self, x_BLD):
+        worker.device_answers = lambda device: False
+        raise RuntimeError("an illegal memory access was encountered")
 
 
 @register

@@ -55,6 +55,13 @@ def test_a_dying_process_costs_only_the_case_that_kills_it(tmp_path: Path, plugi
     assert set(memory.rows) == {"dies", "based", "attention"}
 
 
+def test_a_run_that_breaks_the_device_costs_the_others_nothing(tmp_path: Path, plugin: Path) -> None:
+    """After an illegal access every call of the process fails: no row may be written from what then comes."""
+    memory, rows = run(cases_of("breaks"), tmp_path, [Place("cpu", slots=3)], plugin)
+    assert rows["status"].to_dict() == {"breaks": "crashed", "based": "ok", "attention": "ok"}
+    assert memory.began.count("breaks") == 2
+
+
 def test_rows_say_everything_promised(tmp_path: Path, plugin: Path) -> None:
     cases = cases_of()
     _, rows = run(cases, tmp_path, [Place("cpu", slots=1)] * 2, plugin)

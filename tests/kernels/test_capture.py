@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench import kernels
@@ -20,19 +21,40 @@ def loss(x: Tensor, weight: Tensor) -> Tensor:
     return kernels.linear_cross_entropy(x, weight, torch.arange(len(x), device=x.device))[0]
 
 
+def angles(q: Tensor) -> tuple[Tensor, Tensor]:
+    return kernels.rotary_angles(torch.arange(L, device=q.device), 12)
+
+
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
+    "gated_linear_attention": (
+        lambda q, k, v, g: kernels.gated_linear_attention(q, k, v, F.logsigmoid(g)),
+        [*ATTENTION, (B, L, H, K)],
+    ),
     "sliding_window": (lambda q, k, v: kernels.sliding_window(q, k, v, 20), ATTENTION),
     "selective_scan": (lambda u, d, A, B, C: kernels.selective_scan(u, d, -A.exp(), B, C, delta_softplus=True), SCAN),
     "ssd": (lambda x, dt, A, B, C: kernels.ssd(x, dt, -A.exp(), B, C, dt_softplus=True), SSD),
+    "delta_rule": (
+        lambda q, k, v, g: kernels.delta_rule(q, k, v, -0.1 * k, 0.1 * k, -g.abs()),
+        [*ATTENTION, (B, L, H, K)],
+    ),
+    "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
+    "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
+    "swiglu": (kernels.swiglu, [(B, L, 2 * D)]),
+    "rotary": (lambda q, k: torch.cat(kernels.rotary(q, k, angles(q))), ATTENTION[:2]),
     "linear_cross_entropy": (loss, [(L, D), (500, D)]),
 }
 FEATURES = 1 + K + K * (K + 1) // 2
 STEPS = {
     "taylor_attention": (kernels.taylor_attention_step, ATTENTION, [(B, H, FEATURES, V + 1)]),
     "linear_attention": (kernels.linear_attention_step, ATTENTION, [(B, H, K, V + 1)]),
+    "gated_linear_attention": (
+        lambda q, k, v, g, s: kernels.gated_linear_attention_step(q, k, v, F.logsigmoid(g), s),
+        [*ATTENTION, (B, L, H, K)],
+        [(B, H, K, V)],
+    ),
     "sliding_window": (kernels.sliding_window_step, ATTENTION, [(B, 5, H, K), (B, 5, H, V), (B,)]),
     "selective_scan": (
         lambda u, d, A, B, C, state: kernels.selective_scan_step(u, d, -A.exp(), B, C, state, delta_softplus=True),
@@ -40,6 +62,22 @@ STEPS = {
         [(B, D, N)],
     ),
     "ssd": (lambda x, d, A, B, C, s: kernels.ssd_step(x, d, -A.exp(), B, C, s, dt_softplus=True), SSD, [(B, H, V, N)]),
+    "delta_rule": (
+        lambda q, k, v, g, s: kernels.delta_rule_step(q, k, v, -0.1 * k, 0.1 * k, -g.abs(), s),
+        [*ATTENTION, (B, L, H, K)],
+        [(B, H, K, V)],
+    ),
+    "wkv4": (
+        lambda k, v, w, u, s: kernels.wkv4_step(k, v, -w.exp(), u, s),
+        [(B, L, D), (B, L, D), (D,), (D,)],
+        [(B, 3, D)],
+    ),
+    "attention_decode": (kernels.attention_decode, ATTENTION, [(B, 700, H, K), (B, 700, H, V), (B,)]),
+    "conv_gate": (
+        lambda x, w, s: kernels.conv_gate_step(x, w, None, s),
+        [(B, L, 2 * D), (D, 3)],
+        [(B, D, 2)],
+    ),
     "short_conv": (lambda x, w, s: kernels.short_conv_step(x, w, None, s), [(B, L, D), (D, 4)], [(B, D, 3)]),
 }
 

@@ -11,9 +11,12 @@ OPERATORS = {
     for name in (
         "taylor_attention",
         "linear_attention",
+        "gated_linear_attention",
         "sliding_window",
         "selective_scan",
         "ssd",
+        "delta_rule",
+        "wkv4",
         "short_conv",
         "linear_cross_entropy",
     )
@@ -22,9 +25,12 @@ ATTENTION = {"batch": 1, "length": 4096, "heads": 1, "key_dim": 16, "value_dim":
 SHAPES = {
     "taylor_attention": ATTENTION,
     "linear_attention": ATTENTION,
+    "gated_linear_attention": ATTENTION,
     "sliding_window": {**ATTENTION, "window": 64},
     "selective_scan": {"batch": 1, "length": 4096, "channels": 128, "states": 16},
     "ssd": {"batch": 1, "length": 4096, "heads": 2, "head_dim": 64, "states": 128},
+    "delta_rule": ATTENTION,
+    "wkv4": {"batch": 1, "length": 4096, "channels": 128},
     "short_conv": {"batch": 1, "length": 4096, "channels": 128, "taps": 4},
     "linear_cross_entropy": {"positions": 4096, "width": 64, "vocabulary": 8192},
 }
@@ -71,6 +77,14 @@ def test_linear_attention_and_window():
     assert window.bytes_moved(**step) == 320 + 2 * (64 + 1) * (16 + 64)
 
 
+def test_gated_linear_attention():
+    gated = OPERATORS["gated_linear_attention"]
+    assert gated.bytes_moved(**ATTENTION) == 4096 * 352  # q 32, k 32, g 32, v 128, y 128 bytes per token
+    assert gated.flops(**ATTENTION) == 4096 * 4 * 16 * 64
+    step = {**ATTENTION, "length": 1, "state": True}
+    assert gated.bytes_moved(**step) == 352 + 2 * 16 * 64 * 4
+
+
 def test_scan_and_ssd():
     scan = SHAPES["selective_scan"]
     assert OPERATORS["selective_scan"].flops(**scan, gate=False) == 4096 * 128 * (7 * 16 + 3)
@@ -80,6 +94,25 @@ def test_scan_and_ssd():
     assert OPERATORS["ssd"].flops(**SHAPES["ssd"]) == 4096 * 2 * 4 * 64 * 128
     per_token = 3 * 128 + 2 + 2 * 128  # x, z, y; dt; B, C
     assert OPERATORS["ssd"].bytes_moved(**SHAPES["ssd"]) == 2 * (4096 * per_token + 2 * 2)
+
+
+def test_delta_rule():
+    delta = OPERATORS["delta_rule"]
+    assert delta.flops(**ATTENTION) == 4096 * 8 * 16 * 64
+    assert delta.flops(**{**ATTENTION, "length": 3}) == 6 * 8 * (16 + 64)  # six pairs, four weights and what they weigh
+    assert delta.bytes_moved(**ATTENTION) == 2 * 4096 * (4 * 16 + 2 * 64)
+    assert delta.bytes_moved(**ATTENTION, decay_dim=16) == 2 * 4096 * (5 * 16 + 2 * 64)
+    step = {**ATTENTION, "length": 1, "decay_dim": 1, "state": True}
+    assert delta.flops(**{name: step[name] for name in step if name != "decay_dim"}) == 8 * 16 * 64
+    assert delta.bytes_moved(**step) == 2 * (4 * 16 + 1 + 2 * 64) + 2 * 4 * 16 * 64
+
+
+def test_wkv4():
+    wkv4 = OPERATORS["wkv4"]
+    assert wkv4.flops(**SHAPES["wkv4"]) == 4096 * 128 * 23
+    assert wkv4.bytes_moved(**SHAPES["wkv4"]) == 2 * (3 * 4096 * 128 + 2 * 128)  # k, v, y; w, u
+    step = {"batch": 2, "length": 1, "channels": 128, "state": True}
+    assert wkv4.bytes_moved(**step) == 2 * (3 * 2 * 128 + 2 * 128) + 2 * 2 * 3 * 128 * 4
 
 
 def test_convolution_and_cross_entropy():

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "triton"
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the tests of tests/kernels/triton run on the GPU itself")
 def test_kernels_by_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(FOLDER)]
+    command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "-p", "no:cacheprovider", str(FOLDER)]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=600, cwd=FOLDER.parents[2], check=False
     )

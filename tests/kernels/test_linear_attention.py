@@ -70,6 +70,30 @@ def test_prefix_and_rest_give_the_whole_and_so_do_steps(randn):
     torch.testing.assert_close(state, last)
 
 
+@pytest.mark.parametrize("length", [17, 300])
+def test_features_that_are_given(randn, gradients, relative_error, length):
+    """Squares of their own, wider than the keys that elu + 1 would take: through the block, states and steps."""
+
+    def features(x):
+        return torch.cat([x**2, x.roll(1, -1) ** 2], -1)
+
+    def ours(q, k, v):
+        return linear_attention(features(q), features(k), v, feature_map=None)
+
+    def formula(q, k, v):
+        weights = torch.einsum("blhf,bmhf->bhlm", features(q), features(k)).tril()
+        return torch.einsum("bhlm,bmhv->blhv", weights / weights.sum(-1, keepdim=True), v)
+
+    inputs = shapes(randn, length, key_dim=8, value_dim=5)
+    assert relative_error(ours(*inputs), formula(*inputs)) < 1e-10
+    for found, exact in zip(gradients(ours, *inputs), gradients(formula, *inputs), strict=True):
+        assert relative_error(found, exact) < 1e-9
+    torch.testing.assert_close(linear_attention(*inputs, feature_map=features), ours(*inputs))
+    state = torch.zeros(2, 2, 16, 6, dtype=torch.float64)
+    steps = [linear_attention_step(*(x[:, t] for x in inputs), state, feature_map=features) for t in range(length)]
+    torch.testing.assert_close(torch.stack(steps, 1), ours(*inputs))
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("length", [64, 300])
 def test_error_of_each_dtype(randn, gradients, relative_error, dtype, length):

@@ -112,9 +112,10 @@ def test_steps_give_the_parallel_form(randn):
     ]
     torch.testing.assert_close(torch.stack(steps, 1), whole)
     torch.testing.assert_close(state, last)
-    bare = torch.zeros_like(state)
-    y = selective_scan_step(u[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], bare)
-    torch.testing.assert_close(y, selective_scan(u, delta, A, B, C)[:, 0])
+    for rates, log_A in ((A, False), ((-A).log(), True)):
+        bare = torch.zeros_like(state)
+        y = selective_scan_step(u[:, 0], delta[:, 0], rates, B[:, 0], C[:, 0], bare, log_A=log_A)
+        torch.testing.assert_close(y, selective_scan(u, delta, A, B, C)[:, 0])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basedbench.kernels import sliding_window, sliding_window_step
+from basedbench.kernels import rotary, rotary_angles, sliding_window, sliding_window_step
 
 # Relative error against float64 on the same (rounded) inputs: outputs and gradients.
 TOLERANCE = {torch.float32: (5e-7, 1e-6), torch.float16: (4e-4, 4e-4), torch.bfloat16: (3e-3, 3e-3)}
@@ -114,6 +114,20 @@ def test_sequences_of_a_batch_may_be_at_different_positions(randn):
     torch.testing.assert_close(y[0], sliding_window(q, k, v, 4)[0, 6])
     torch.testing.assert_close(y[1], v[1, 0])
     assert position.tolist() == [7, 1]
+
+
+def test_a_shared_position_and_angles(randn, relative_error):
+    """Steps that turn q and k and leave the position to the caller, against turning first."""
+    q, k, v = shapes(randn, 12, value_dim=48)
+    turned = rotary(q, k, rotary_angles(torch.arange(12), 10, dtype=torch.float64))
+    ring = torch.zeros(2, 5, 2, 16).double(), torch.zeros(2, 5, 2, 48).double()
+    position, steps = torch.zeros(2, dtype=torch.int32), []
+    for t in range(12):
+        angles = rotary_angles(position, 10, dtype=torch.float64)
+        steps.append(sliding_window_step(q[:, t], k[:, t], v[:, t], *ring, position, angles=angles, count=False))
+        assert position.tolist() == [t, t]
+        position += 1
+    assert relative_error(torch.stack(steps, 1), naive(*turned, v, 5)) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -104,9 +104,9 @@ def test_steps_give_the_parallel_form(randn):
     steps = [ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state, z_BHP=z[:, t], **options) for t in range(17)]
     torch.testing.assert_close(torch.stack(steps, 1), whole)
     torch.testing.assert_close(state, last)
-    bare = torch.zeros_like(state)
-    y = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], bare)
-    torch.testing.assert_close(y, ssd(x, dt, A, B, C)[:, 0])
+    for rates, log_A in ((A, False), ((-A).log(), True)):
+        y = ssd_step(x[:, 0], dt[:, 0], rates, B[:, 0], C[:, 0], torch.zeros_like(state), log_A=log_A)
+        torch.testing.assert_close(y, ssd(x, dt, A, B, C)[:, 0])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

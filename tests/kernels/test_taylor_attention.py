@@ -88,6 +88,29 @@ def test_steps_give_the_parallel_form(randn):
     torch.testing.assert_close(state, last)
 
 
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("limit", [0, 256])
+def test_other_orders(randn, monkeypatch, relative_error, order, limit):
+    """In one block and through states. Queries and keys are short, so that sums of A stay away from zero."""
+    monkeypatch.setattr(chunked, "QUADRATIC_LIMIT", limit)
+    q, k, v = (0.5 * x.requires_grad_() for x in shapes(randn, 7, key_dim=3, value_dim=2, batch=1))
+    s = torch.einsum("blhk,bmhk->bhlm", q, k) * 3**-0.5
+    weights = (1 + s if order == 1 else 1 + s + s**2 / 2 + s**3 / 6).tril()
+    exact = torch.einsum("bhlm,bmhv->blhv", weights / weights.sum(-1, keepdim=True), v)
+    y, state = taylor_attention(q, k, v, order=order, return_state=True, chunk=3)
+    assert relative_error(y, exact) < 1e-10
+    assert state.shape == (1, 2, 4 if order == 1 else 20, 3)
+
+    def run(q, k, v, state):
+        return taylor_attention(q, k, v, order=order, initial_state=state, return_state=True, chunk=3)
+
+    assert torch.autograd.gradcheck(run, tuple(x.detach().requires_grad_() for x in (q, k, v, state)))
+    stepped = torch.zeros_like(state)
+    steps = [taylor_attention_step(*(x[:, t] for x in (q, k, v)), stepped, order=order) for t in range(7)]
+    torch.testing.assert_close(torch.stack(steps, 1), y)
+    torch.testing.assert_close(stepped, state)
+
+
 @pytest.mark.parametrize("key_dim", [8, 16, 24, 32])
 def test_features_factor_the_polynomial(randn, key_dim):
     q, k = randn(5, key_dim), randn(5, key_dim)

@@ -17,6 +17,17 @@ CASES = [
     ("based", 16, {"feature_dim": 4, "heads": 2, "window": 5}),
     ("linear_attention", 24, {"feature_dim": 8}),
     ("linear_attention", 24, {"feature_dim": 5, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "identity", "feature_dim": 8}),
+    ("linear_attention", 24, {"feature_map": "relu", "feature_dim": 8}),
+    ("linear_attention", 24, {"feature_map": "square", "feature_dim": 6, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "cosformer", "feature_dim": 8, "max_length": 50}),
+    ("linear_attention", 24, {"feature_map": "performer", "feature_dim": 5, "features": 13, "heads": 2}),
+    ("linear_attention", 16, {"feature_map": "performer", "feature_dim": 4}),
+    ("linear_attention", 24, {"feature_map": "hedgehog", "feature_dim": 4, "heads": 3}),
+    ("linear_attention", 24, {"feature_map": "taylor1", "feature_dim": 8}),
+    ("linear_attention", 24, {"feature_map": "taylor2", "feature_dim": 5, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "taylor3", "feature_dim": 4, "heads": 2}),
+    ("linear_attention", 24, {"feature_map": "all_poly", "feature_dim": 8, "features": 6}),
     ("hyena", 24, {}),
     ("hyena", 16, {"filter_order": 8, "emb_dim": 5, "short_filter": 2, "max_length": 48}),
     ("h3", 24, {}),
@@ -27,7 +38,24 @@ CASES = [
     ("mamba", 16, {"d_state": 8, "d_conv": 2, "expand": 1}),
     ("mamba2", 24, {"head_dim": 16, "d_state": 4}),
     ("mamba2", 16, {"head_dim": 8, "d_state": 8, "groups": 2, "d_conv": 3}),
+    ("delta_net", 24, {}),
+    ("delta_net", 12, {"heads": 3, "d_conv": 2, "expand_v": 2}),
+    ("gated_delta_net", 24, {}),
+    ("gated_delta_net", 12, {"heads": 1, "expand_v": 1, "gate": True}),
+    ("kda", 24, {}),
+    ("kda", 12, {"heads": 3, "expand_v": 2, "rank": 5}),
+    ("rwkv7", 24, {"head_dim": 12}),
+    ("rwkv7", 16, {"head_dim": 16, "decay_rank": 3, "gate_rank": 5, "rate_rank": 2}),
+    ("gla", 24, {}),
+    ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "decay_rank": 3, "d_conv": 4}),
+    ("retnet", 24, {}),
+    ("retnet", 16, {"heads": 1, "expand_v": 1.0}),
+    ("rwkv4", 24, {}),
+    ("rwkv4", 16, {"depth": 0.0}),
 ]
+# identity divides by sums of either sign, which come close to zero: rounding is magnified, in any implementation.
+# test_feature_maps.py holds it to a bound that knows how much.
+MAGNIFIED = ("gradients are right", "bfloat16 is close")
 IDS = [f"{name}-{d_model}-{options}" for name, d_model, options in CASES]
 
 pytestmark = pytest.mark.parametrize("subject", [Subject(*case) for case in CASES], ids=IDS)
@@ -35,6 +63,8 @@ pytestmark = pytest.mark.parametrize("subject", [Subject(*case) for case in CASE
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 def test_law(law: Law, subject: Subject) -> None:
+    if subject.options.get("feature_map") == "identity" and law.name in MAGNIFIED:
+        pytest.skip("identity magnifies rounding")
     assert broken(law, subject) == []
 
 

@@ -1,5 +1,7 @@
 """The statistics of freshly built models: the recipe's init, and both inits of Mamba."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,6 +93,25 @@ def test_init_of_mamba2(init):
     assert decay.max() <= 16
     assert decay.mean().item() == pytest.approx(8.5, abs=1)
     assert (mixer.D == 1).all()
+
+
+@pytest.mark.parametrize("init", ["published", "correct"])
+def test_init_leaves_decays_bonuses_and_gains_alone(init):
+    torch.manual_seed(0)
+    layers = [CONV, LayerSpec("gla"), LayerSpec("retnet"), LayerSpec("rwkv4")]
+    _, gla, retnet, rwkv4 = RecallModel(VOCAB, 128, layers, init=init).mixers
+    for linear in (gla.in_proj, gla.decay_proj, gla.out_proj, retnet.in_proj, retnet.out_proj, rwkv4.k_proj):
+        assert is_normal(linear.weight, 0.02)
+    assert not gla.decay_proj.bias.any()
+    assert (gla.norm.weight == 1).all()
+    assert rwkv4.decay[0] == -5
+    assert rwkv4.decay[-1] == 3
+    channel = 31  # of the last of four layers: the shift's power is 1/4, the decays' 2
+    assert rwkv4.decay[channel].item() == pytest.approx(8 * (channel / 127) ** 2 - 5)
+    assert rwkv4.mix_k[channel].item() == pytest.approx((channel / 128) ** 0.25)
+    assert rwkv4.mix_v[channel].item() == pytest.approx((channel / 128) ** 0.25 + 0.3)
+    assert rwkv4.mix_r[channel].item() == pytest.approx((channel / 128) ** 0.125)
+    assert rwkv4.bonus[:3].tolist() == pytest.approx([math.log(0.3), math.log(0.3) + 0.5, math.log(0.3) - 0.5])
 
 
 def test_the_seed_decides_the_weights():

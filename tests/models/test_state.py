@@ -89,6 +89,20 @@ def test_h3(d_model):
     assert state_bytes(built, 1024) == 3 * 2 * d_model**2 - 2 * 4 * d_model
 
 
+@pytest.mark.parametrize(("d_model", "total"), [(64, 4_864), (128, 17_920), (256, 68_608)])
+def test_gla(d_model, total):
+    built = behind_base_conv(d_model, "gla")
+    assert state_bytes_zoology(built) == total
+    assert state_bytes(built, 1024) == total - 4 * d_model  # a convolution keeps 2 inputs, not 3
+
+
+def test_retnet_and_rwkv4():
+    retention, time_mix = behind_base_conv(64, "retnet"), behind_base_conv(64, "rwkv4")
+    assert state_bytes(retention, 1024) == 4 * 2 * 32 * 64 + 4 + 4 * 2 * 64  # 2 heads; one position
+    assert state_bytes(time_mix, 1024) == 4 * 4 * 64 + 4 * 2 * 64  # the last token, two sums, a maximum
+    assert state_bytes(time_mix, 1024, torch.bfloat16) == (2 + 12) * 64 + 2 * 2 * 64
+
+
 @pytest.mark.parametrize(
     ("name", "options", "elements"),
     [
@@ -101,6 +115,9 @@ def test_h3(d_model):
         ("mamba", {"d_state": 8}, 2 * 64 * 8),
         ("mamba2", {"d_state": 8}, 2 * 64 * 8),
         ("linear_attention", {"feature_dim": 8}, 8 * 65),
+        ("gla", {"heads": 4, "d_conv": 4}, 32 * 64 // 4),
+        ("retnet", {"heads": 4}, 64 * 128 // 4),
+        ("rwkv4", {}, 4 * 64),
         ("hyena", {}, 64 * 500),
         ("h3", {"d_state": 8}, 64 * 8),
     ],

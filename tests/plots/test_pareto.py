@@ -56,6 +56,23 @@ def test_every_point_has_a_marker_of_its_familys_kind(figure, points):
     assert sorted(drawn) == sorted(expected)
 
 
+def test_variants_of_one_mixer_have_a_line_and_a_title_each(make_row):
+    names = ["linear_attention", *(f"linear_attention/{name}" for name in ("identity", "relu", "cosformer"))]
+    rows = [
+        make_row(
+            name, d_model, {"feature_dim": d_model}, 0.1 * place, mixer="linear_attention", state_bytes=4 * d_model**2
+        )
+        for place, name in enumerate(names, start=1)
+        for d_model in (64, 128)
+    ]
+    points = select(pd.DataFrame(rows), ["state_bytes", "accuracy@256"])
+    drawn = pareto(points, y="accuracy@256")
+    titles = [text.get_text() for text in drawn.legends[0].get_texts()]
+    variants = [f"Linear attention, {title}" for title in ("CosFormer", "Identity", "ReLU")]
+    assert titles == ["Linear attention", *variants, FRONTIER]
+    assert all(len(lines(drawn.axes[0], name)) == 1 for name in names)
+
+
 def test_the_frontier_is_a_stair_over_all_points(figure, points):
     (stair,) = lines(figure.axes[0], FRONTIER)
     x, y = stair.get_data()

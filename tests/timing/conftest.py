@@ -7,7 +7,6 @@ import pytest
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case, MeasureSection
-from basedbench.contenders import registry
 from basedbench.timing.samples import Round
 from basedbench.timing.worker import Failure
 
@@ -28,13 +27,6 @@ class MockClock:
 @pytest.fixture
 def clock() -> MockClock:
     return MockClock()
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
-    monkeypatch.setattr(registry, "_PLUGINS", {})
 
 
 def make_case(contender: str = "ours", **changes: Any) -> Case:

@@ -7,7 +7,8 @@ import torch
 
 from basedbench.contenders import Contender, get_contender
 from basedbench.timing import correctness
-from basedbench.timing.correctness import FLOOR, check, judge, relative_errors
+from basedbench.timing.correctness import check, judge
+from basedbench.timing.errors import FLOOR
 from tests.contenders.conftest import FORMS, small
 
 
@@ -51,7 +52,9 @@ def test_the_bound_is_twice_the_references_own_error_and_a_floor() -> None:
     truth = {"y": torch.ones(1000, 4, dtype=torch.float64)}
     same = {"y": truth["y"] * (1 + 1e-3)}
     for error, passes in ((3.9e-3, True), (4.1e-3, False)):
-        result = judge({"y": truth["y"] * (1 + error)}, same, truth, "bf16", "float64")
+        result = judge(
+            {"y": truth["y"] * (1 + error)}, same, truth, small("ssd", "fwd", "ours", dtype="bf16"), "float64"
+        )
         assert (result.reason is None) is passes
         assert result.bound == pytest.approx(2e-3 + FLOOR["bf16"])
 
@@ -63,13 +66,7 @@ def test_one_wrong_row_in_many_is_refused() -> None:
         return y
 
     many = {"batch": 64, "length": 512, "dtype": "bf16"}  # 65 thousand rows: one adds 0.8 % to the norm at most
-    result = verdict(last_row, **many)
-    assert "worst row" in result.reason
-    rows = torch.ones(65536, 6, dtype=torch.float64)
-    wrong = rows.clone()
-    wrong[-1] *= 0.5
-    whole, worst = relative_errors(wrong, rows)
-    assert (whole, worst) == pytest.approx((0.5 / 256, 0.5))
+    assert verdict(last_row, **many).reason.startswith("the output, one row of tokens 511: relative error")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -101,8 +98,11 @@ def test_a_state_left_behind_is_refused() -> None:
 
 
 def test_wrong_shapes_and_missing_outputs_are_refused() -> None:
-    assert "has shape (2, 39, 2, 6) where (2, 40, 2, 6) is due" in verdict(lambda y, _: y[:, :-1]).reason
-    assert "does not return" in verdict(lambda y, _: y[0], "linear_cross_entropy").reason
+    assert "shape (2, 39, 2, 6) where (2, 40, 2, 6) is due" in verdict(lambda y, _: y[:, :-1]).reason
+    assert (
+        "not what the operator returns: output 1, output 2, the output"
+        in verdict(lambda y, _: y[0], "linear_cross_entropy").reason
+    )
 
 
 def test_wrong_flags_are_refused() -> None:
@@ -145,3 +145,13 @@ def test_a_single_sequence_that_does_not_fit_is_out_of_memory(monkeypatch: pytes
     monkeypatch.setattr(correctness, "_check", full)
     with pytest.raises(torch.OutOfMemoryError):
         verdict(lambda y, _: y, batch=1)
+
+
+@pytest.mark.parametrize("length", [257, 2048])
+def test_the_librarys_own_gradients_pass_in_half_precision(length: int) -> None:
+    """Rows of a query's gradient nearly cancel early in a sequence, in every kernel that keeps y in 16 bits."""
+    case = small("attention", "fwd_bwd", "sdpa-flash", dtype="bf16", batch=1, length=length, key_dim=64, value_dim=64)
+    contender = get_contender("sdpa-flash")
+    result = check(case, contender, contender.build(case), "cpu")
+    assert result.reason is None
+    assert result.error > 1e-3

@@ -61,7 +61,7 @@ class Slow(Contender):
         return call
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
     slow = register(Slow(clock, 5.0))
     session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(round_ms=50), "cpu", clock)
@@ -73,7 +73,7 @@ def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
     assert len(set(slow.calls[before:])) == INPUT_SETS
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 def test_long_calls_have_no_warm_up_and_few_estimates(clock: MockClock) -> None:
     slow = register(Slow(clock, 400.0))
     session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(round_ms=50), "cpu", clock)
@@ -83,7 +83,7 @@ def test_long_calls_have_no_warm_up_and_few_estimates(clock: MockClock) -> None:
     assert len(slow.calls) - before == 1
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
     slow = register(Slow(clock, 5.0, wrong=True))
     session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(), "cpu", clock)

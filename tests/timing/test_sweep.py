@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from basedbench.config.throughput import MeasureSection
-from basedbench.contenders import load_plugin
+from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing.choose import pending
 from basedbench.timing.sweep import Sweep, groups
@@ -41,7 +41,7 @@ def test_what_is_left_to_do() -> None:
     assert pending(cases, rows, fresh=True, retry=[]) == cases
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("own_registries")
 def test_every_case_has_a_row_whatever_happens_to_it(tmp_path: Path) -> None:
     load_plugin(PLUGIN)
     names = ["ours", "dies", "wrong", "mamba_ssm", "reference"]

@@ -6,11 +6,15 @@ The cache has room for more tokens than it holds. How many count is a tensor on 
 serves every length. Not every implementation can use it:
 
     name             reads                      length            in a CUDA graph
+    ours             `length` keys              device            yes
     sdpa-math        the whole cache, masked    device            yes
     sdpa-efficient   the whole cache, masked    device            yes
     sdpa-cudnn       the whole cache, masked    device            yes
     sdpa-flash       the first `extent` keys    host (`extent`)   one graph per length
     flash-varlen     `length` keys              device            yes
+
+`ours` is `kernels.attention_decode`, which also turns the query and the new key and writes the cache: layers call it
+for the whole step (layers.py). Here, where the cache holds the new token already, it writes the same token once more.
 
 PyTorch's FlashAttention takes no mask. `sdpa-flash` therefore slices the cache, whose end the host must know; a graph
 of it is right for one length only. `flash-varlen` is the same library through its interface for sequences of different
@@ -27,9 +31,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from basedbench.errors import UserError, nearest
+from basedbench.kernels import attention_decode
 
 Implementation = Callable[[Tensor, Tensor, Tensor, Tensor, "int | None"], Tensor]
 FLASH_MULTIPLE = 8
+OURS = "ours"
 HOST_LENGTH = ("sdpa-flash",)  # these need `extent`
 
 
@@ -99,7 +105,13 @@ def _varlen(q_BHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, length_B: Tensor, ext
     return y_BHV[..., : v_BLHV.shape[-1]]
 
 
+def _ours(q_BHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, length_B: Tensor, extent: int | None) -> Tensor:
+    row_B, last_B = torch.arange(len(q_BHK), device=q_BHK.device), length_B - 1
+    return attention_decode(q_BHK, k_BLHK[row_B, last_B], v_BLHV[row_B, last_B], k_BLHK, v_BLHV, last_B)
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    OURS: _ours,
     "sdpa-math": _masked(SDPBackend.MATH),
     "sdpa-efficient": _masked(SDPBackend.EFFICIENT_ATTENTION),
     "sdpa-cudnn": _masked(SDPBackend.CUDNN_ATTENTION),

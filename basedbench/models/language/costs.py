@@ -9,7 +9,7 @@
     mamba2      expand d d_state                 (expand d + 2 d_state) (d_conv - 1)
 
 A step reads and writes recurrent states and convolution inputs whole; of keys and values it reads those in reach and
-writes one of each. Positions (4 bytes a sequence, and 4 for each window) are left out.
+writes one of each. The position (4 bytes a sequence) is left out.
 """
 
 import torch

@@ -7,18 +7,27 @@ is told the positions besides, since its queries and keys turn with them.
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basedbench.kernels import sliding_window, sliding_window_step
+from basedbench.kernels import (
+    attention_decode,
+    cache_append,
+    conv_gate,
+    conv_gate_step,
+    rotary,
+    sliding_window,
+    sliding_window_step,
+    swiglu,
+)
+from basedbench.kernels.rotary import Angles
 from basedbench.mixers.attention import causal_attention
 from basedbench.mixers.base import State
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import get_mixer
 from basedbench.mixers.sliding_window import empty_ring, filled_ring
-from basedbench.models.language.attention_step import attention_step
+from basedbench.models.language.attention_step import OURS, attention_step
 from basedbench.models.language.config import LanguageConfig, LayerKind
-from basedbench.models.language.rotary import Positions, rotate
+from basedbench.models.language.positions import Positions
 
 
 class RotaryMixer(nn.Module):
@@ -33,11 +42,18 @@ class RotaryMixer(nn.Module):
 
     def project(self, x_xD: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """q and k turned, and v, each (..., H, K)."""
+        q, k, v = self.heads_of(x_xD)
+        angles = self.angles(positions)
+        return (q, k, v) if angles is None else (*rotary(q, k, angles), v)
+
+    def heads_of(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v as projected, each (..., H, K)."""
         q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
-        if self.rotated:
-            cos, sin = positions.rotation(self.rotated)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
+
+    def angles(self, positions: Positions) -> Angles | None:
+        """What q and k turn by, if they do."""
+        return positions.angles(self.rotated) if self.rotated else None
 
     def output(self, y_xHK: Tensor) -> Tensor:
         """(..., H, K) -> (..., D)."""
@@ -64,10 +80,11 @@ class RotaryAttention(RotaryMixer):
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
 
     def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
-        q_BHK, k_BHK, v_BHK = self.project(x_BD, positions)
-        slot_BxHK = positions.tensor.long().view(-1, 1, 1, 1).expand(-1, 1, *k_BHK.shape[1:])
-        state["k"].scatter_(1, slot_BxHK, k_BHK[:, None])
-        state["v"].scatter_(1, slot_BxHK, v_BHK[:, None])
+        heads, angles = self.heads_of(x_BD), self.angles(positions)
+        if self.implementation == OURS:
+            y_BHK = attention_decode(*heads, state["k"], state["v"], positions.tensor, angles=angles)
+            return self.output(y_BHK), state
+        q_BHK = cache_append(*heads, state["k"], state["v"], positions.tensor, angles=angles)
         y_BHK = attention_step(
             q_BHK,
             state["k"],
@@ -92,17 +109,23 @@ class RotaryWindow(RotaryMixer):
     def prefill(self, x_BLD: Tensor, positions: Positions) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHK = self.project(x_BLD, positions)
         y_BLHK = sliding_window(q_BLHK, k_BLHK, v_BLHK, self.window)
-        return self.output(y_BLHK), filled_ring(k_BLHK, v_BLHK, self.window)
+        return self.output(y_BLHK), _without_position(filled_ring(k_BLHK, v_BLHK, self.window))
 
     def init_state(
         self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device | str | None = None
     ) -> State:
-        return empty_ring((batch_size, self.window, self.heads, self.head_dim), dtype, device)
+        shape = (batch_size, self.window, self.heads, self.head_dim)
+        return _without_position(empty_ring(shape, dtype, device))
 
     def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
-        q_BHK, k_BHK, v_BHK = self.project(x_BD, positions)
-        y_BHK = sliding_window_step(q_BHK, k_BHK, v_BHK, state["k"], state["v"], state["position"])
-        return self.output(y_BHK), state
+        heads, angles = self.heads_of(x_BD), self.angles(positions)
+        ring = state["k"], state["v"], positions.tensor
+        return self.output(sliding_window_step(*heads, *ring, angles=angles, count=False)), state
+
+
+def _without_position(ring: State) -> State:
+    """The model counts tokens, once for all layers."""
+    return {name: tensor for name, tensor in ring.items() if name != "position"}
 
 
 class LanguageConv(nn.Module):
@@ -118,13 +141,11 @@ class LanguageConv(nn.Module):
         self.out_proj = nn.Linear(2 * d_model, d_model)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        u_BLE, gate_BLE = self.in_proj(x_BLD).chunk(2, -1)
-        return self.out_proj(self.conv(u_BLE) * gate_BLE)
+        return self.out_proj(conv_gate(self.in_proj(x_BLD), self.conv.weight, self.conv.bias))
 
     def prefill(self, x_BLD: Tensor) -> tuple[Tensor, State]:
-        u_BLE, gate_BLE = self.in_proj(x_BLD).chunk(2, -1)
-        y_BLE, state_BES = self.conv.prefill(u_BLE)
-        return self.out_proj(y_BLE * gate_BLE), {"conv": state_BES}
+        y_BLE, state_BES = conv_gate(self.in_proj(x_BLD), self.conv.weight, self.conv.bias, return_state=True)
+        return self.out_proj(y_BLE), {"conv": state_BES}
 
     def init_state(
         self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device | str | None = None
@@ -132,8 +153,8 @@ class LanguageConv(nn.Module):
         return {"conv": self.conv.init_state(batch_size, dtype, device)}
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        u_BE, gate_BE = self.in_proj(x_BD).chunk(2, -1)
-        return self.out_proj(self.conv.step(u_BE, state["conv"]) * gate_BE), state
+        y_BE = conv_gate_step(self.in_proj(x_BD), self.conv.weight, self.conv.bias, state["conv"])
+        return self.out_proj(y_BE), state
 
 
 class SwiGLU(nn.Module):
@@ -145,8 +166,7 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(inner, d_model, bias=False)
 
     def forward(self, x_xD: Tensor) -> Tensor:
-        a_xE, b_xE = self.fc1(x_xD).chunk(2, -1)
-        return self.fc2(a_xE * F.silu(b_xE))
+        return self.fc2(swiglu(self.fc1(x_xD)))
 
 
 def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:

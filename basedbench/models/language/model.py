@@ -34,7 +34,7 @@ from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
 from basedbench.models.language.config import STATE_SPACE, LanguageConfig, LayerKind
 from basedbench.models.language.layers import RotaryAttention, RotaryMixer, SwiGLU, build_mixer
-from basedbench.models.language.rotary import Positions
+from basedbench.models.language.positions import Positions
 from basedbench.models.state import state_bytes
 
 NORM_EPS = 1e-5

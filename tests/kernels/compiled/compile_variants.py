@@ -54,7 +54,7 @@ class Hopper:
 def variants(operator: str) -> Iterator[Problem]:
     """What is trained and decoded in bf16, in all widths and with all options at once; other dtypes in the main size.
 
-    Forwards without gradients, which may be other kernels, at the main size alone.
+    Forwards without gradients, which may be other kernels, at the main size alone, unless there is nothing else.
     """
     coverage = COVERAGE[operator]
     sizes, bare, full = (tuple(coverage.sizes[0].items()), coverage.options[0], coverage.options[-1])
@@ -68,7 +68,7 @@ def variants(operator: str) -> Iterator[Problem]:
                 yield replace(problem, length=17)
         elif usual:
             yield from (replace(problem, length=length) for length in LENGTHS[problem.mode].get(problem.length, ()))
-        elif problem.mode == "gradients" and problem.options in (bare, full):
+        elif problem.options in (bare, full) and (problem.mode == "gradients" or coverage.modes == ("fwd",)):
             yield problem
 
 

@@ -5,6 +5,7 @@ other users of Triton, leaves this folder out. Interpreted dots of bfloat16 are 
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,3 +32,27 @@ def device() -> torch.device:
 def dtypes() -> tuple[torch.dtype, ...]:
     """The dtypes the kernels can be tested in here."""
     return (torch.float32, torch.float16) if interpreted else (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floating-point buffers from `new_empty` start as NaN: an element that nobody writes shows."""
+    new_empty = torch.Tensor.new_empty
+
+    def filled(self: torch.Tensor, *size: int, **options: object) -> torch.Tensor:
+        buffer = new_empty(self, *size, **options)
+        return buffer.fill_(torch.nan) if buffer.is_floating_point() else buffer
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_guarded() -> Iterator[None]:
+    """Interpreted, every kernel's memory accesses are checked."""
+    if not interpreted:
+        yield
+        return
+    from tests.kernels.guard import guarded
+
+    with guarded():
+        yield

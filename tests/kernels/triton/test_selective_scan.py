@@ -132,19 +132,20 @@ def make_step(randn, device, dtype, batch, channels, states) -> list[Tensor]:
 @pytest.mark.parametrize(
     "size", [(1, 3, 3), (2, 130, 16)] if interpreted else [(1, 3, 3), (3, 500, 24), (128, 2048, 16)]
 )
-@pytest.mark.parametrize("options", [True, False])
-def test_decode_step(randn, relative_error, device, dtypes, size, options):
+@pytest.mark.parametrize(("options", "log_A"), [(True, False), (False, False), (True, True)])
+def test_decode_step(randn, relative_error, device, dtypes, size, options, log_A):
     for dtype in dtypes:
         inputs = make_step(randn, device, dtype, *size)
+        inputs[2] = (-inputs[2]).log() if log_A else inputs[2]
         inputs = inputs if options else [*inputs[:6], None, None, None]
         inputs[1] = inputs[1] if options else inputs[1].abs()
         exact, theirs = (
             [x if x is None else x.to(kind or x.dtype, copy=True) for x in inputs] for kind in (torch.float64, None)
         )
         truth, other, y = (
-            module.step_reference(*exact, options),
-            module.step_reference(*theirs, options),
-            steps.step(*inputs, options),
+            module.step_reference(*exact, options, log_A),
+            module.step_reference(*theirs, options, log_A),
+            steps.step(*inputs, options, log_A),
         )
         assert y.dtype == dtype
         assert relative_error(y, truth) <= 2 * relative_error(other, truth) + FLOOR

@@ -120,7 +120,7 @@ def test_registration(randn, device):
     torch.library.opcheck(triton._conv, (x, None, weight, None, None, True))
     with torch.no_grad():
         state = torch.zeros(2, 16, 2, device=device)
-        arguments = (x[:, 0].detach(), weight.detach(), bias.detach(), state, True)
+        arguments = (x[:, 0].detach(), weight.detach(), bias.detach(), state, True, False)
         torch.library.opcheck(triton._conv_step, arguments)
 
 
@@ -137,3 +137,22 @@ def test_the_public_functions_take_the_kernels_on_cuda(randn, device):
     assert not state_of_one[:, :, 0].any()
     with torch.no_grad():
         torch.testing.assert_close(kernels.short_conv_step(x[:, 1], weight, bias, state_of_one), y[:, 1])
+
+
+@pytest.mark.parametrize(("batch", "width", "taps"), [(1, 48, 3), (3, 112, 2), (3, 70, 4)])
+def test_gated_steps(randn, relative_error, device, dtypes, batch, width, taps):
+    """The decode step of conv_gate, its input a slice of something wider."""
+    conv_gate = import_module("basedbench.kernels.conv_gate")
+    for dtype in dtypes:
+        x, weight, bias = draw(randn, device, dtype, (batch, 6, 2 * width + 8), (width, taps), (width,))
+        state, expected_state = (torch.zeros(batch, width, taps - 1, device=device, dtype=dtype) for _ in range(2))
+        for t in range(6):
+            token, given = x[:, t, 8:], bias if t else None
+            exact = conv_gate.reference_step(
+                token.double(), weight.double(), None if given is None else given.double(), state.double()
+            )
+            expected = conv_gate.reference_step(token, weight, given, expected_state)
+            y = triton.conv_gate_step(token, weight, given, state)
+            assert y.dtype == dtype
+            assert relative_error(y, exact) <= 2 * relative_error(expected, exact) + FLOOR[dtype]
+            assert torch.equal(state, expected_state)

@@ -187,10 +187,10 @@ def test_decode_steps(randn, relative_error, device, heads, groups, width, state
         exact = step_reference(*exact_token, exact_state, z_BHP=z[:, t].double(), **exact_more)
         assert relative_error(y, exact) < 1e-6
     assert relative_error(state, exact_state) < 1e-6
-    bare = torch.zeros_like(state)
-    y = step(*token, bare, None, None, None, False)
     exact = step_reference(*(part.double() for part in token), torch.zeros_like(exact_state))
-    assert relative_error(y, exact) < 1e-6
+    for rates, log_A in ((A, False), ((-A).log(), True)):
+        y = step(*token[:2], rates, *token[3:], torch.zeros_like(state), None, None, None, False, log_A)
+        assert relative_error(y, exact) < 1e-6
 
 
 def test_operators_keep_torchs_rules(randn, device):

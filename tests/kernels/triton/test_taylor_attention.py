@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
-from basedbench.kernels.taylor_attention import feature_count, reference, step_reference
+from basedbench.kernels.taylor_attention import reference, step_reference
+from basedbench.kernels.taylor_features import feature_count
 from basedbench.kernels.taylor_step_triton import step
 
 FLOOR = 2e-6

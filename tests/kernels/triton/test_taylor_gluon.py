@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import taylor_gluon
-from basedbench.kernels.taylor_attention import reference, taylor_attention_step, taylor_feature_map
+from basedbench.kernels.taylor_attention import reference, taylor_attention_step
 from basedbench.kernels.taylor_attention_triton import attention
+from basedbench.kernels.taylor_features import taylor_feature_map
 from basedbench.kernels.taylor_gluon_states import (
     CONSTANT,
     COUNT,

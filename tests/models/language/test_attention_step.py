@@ -25,10 +25,14 @@ def expected(q_BHK, k_BLHK, v_BLHV, lengths):
     return torch.stack(rows)
 
 
-def test_only_the_tokens_in_the_cache_count():
+@pytest.mark.parametrize("name", ["auto", "ours"])
+def test_only_the_tokens_in_the_cache_count(name):
     q, k, v = draw(14)
-    y = attention_step(q, k, v, torch.tensor(LENGTHS, dtype=torch.int32))
+    before = k.clone(), v.clone()
+    y = attention_step(q, k, v, torch.tensor(LENGTHS, dtype=torch.int32), implementation=name)
     torch.testing.assert_close(y, expected(q, k, v, LENGTHS))
+    assert torch.equal(k, before[0])
+    assert torch.equal(v, before[1])
 
 
 @pytest.mark.gpu

@@ -8,8 +8,7 @@ from basedbench.models.language.costs import state_size, state_traffic
 
 
 def positions_bytes(config):
-    windows = config.layers.count("window")
-    return 4 * windows + 4 * bool(windows or "attention" in config.layers)
+    return 4 * bool({"window", "attention"} & set(config.layers))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

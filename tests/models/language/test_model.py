@@ -107,8 +107,10 @@ def test_prefill_and_steps_give_the_forward(tiny, tokens, family, prompt, dtype)
     torch.testing.assert_close(torch.stack(outputs, 1), expected, **tolerance)
 
 
-def test_steps_from_an_empty_state_give_the_forward(tiny, tokens, family):
+@pytest.mark.parametrize("attention", ["auto", "ours"])
+def test_steps_from_an_empty_state_give_the_forward(tiny, tokens, family, attention):
     model, tokens_BL = tiny(family), tokens()
+    model.attention = attention
     state, outputs = model.init_state(3, 17), []
     addresses = {name: tensor.data_ptr() for name, tensor in state.items()}
     for tokens_B in tokens_BL.unbind(1):

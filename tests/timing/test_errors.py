@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from basedbench.checking.errors import compare
+from basedbench.timing.errors import compare
 
 LENGTH = 1000
 
@@ -81,3 +81,32 @@ def test_missing_outputs_and_shapes_are_named() -> None:
     y = normal(2, 5, 8)
     assert "output 2" in compare({"a": y}, {"a": y, "output 2": y}, {"a": y, "output 2": y}, "fp32", 5).where
     assert "shape (2, 5, 7) where (2, 5, 8) is due" in judged(y[..., :7], y).where
+
+
+def test_one_wrong_row_shows_however_many_are_right() -> None:
+    y = normal(64, LENGTH, 8)
+    wrong = y.clone()
+    wrong[17, 300] *= -1
+    finding = judged(wrong, y, dtype="bf16")
+    assert not finding.right
+    assert finding.where == "output 1, one row of tokens 300"
+
+
+def test_a_row_is_held_against_the_rows_around_it() -> None:
+    """Early rows ten times the others: what their rounding leaves in a row that cancels is no error."""
+    y = normal(2, LENGTH, 8)
+    y[:, :64] *= 10
+    y[0, 3] = 0
+    rounding = torch.zeros_like(y)
+    rounding[0, 3] = 0.03
+    assert judged(y + rounding, y, dtype="bf16").right
+    assert not judged(y + 40 * rounding, y, dtype="bf16").right
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 3), (2, 3, 5), (2, 3, 4, 5), (2, LENGTH, 3)])
+def test_every_shape_is_compared(shape: tuple[int, ...]) -> None:
+    x = normal(*shape)
+    assert judged(x.clone(), x).error == 0
+    finding = judged(1.5 * x, x)
+    assert finding.error == pytest.approx(0.5, rel=0.6)
+    assert not finding.right

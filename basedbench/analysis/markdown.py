@@ -1,0 +1,26 @@
+"""Tables of the documentation: Markdown made from rows, kept between two markers of a page."""
+
+from collections.abc import Iterable, Sequence
+
+from basedbench.errors import UserError
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, a line per row."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """The text with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced; UserError without."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"there is no section between {begin} and {end}; write these two lines where it belongs.")
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def section(text: str, name: str) -> str:
+    """What stands between the two markers."""
+    return text.partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]

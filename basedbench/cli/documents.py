@@ -1,0 +1,50 @@
+"""The tables of the documentation that `basedbench results table` prints, each from the rows of a results folder."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GENERATION = ("published", "heads", "ratio", "memory", "prefill")  # sections of docs/TWENTYFOUR.md
+
+
+def kernels(results: Path) -> str:
+    """Our kernels, the ceilings and the best peers."""
+    from basedbench.analysis.kernels import kernel_table
+
+    return kernel_table(_rows(results, "throughput"))
+
+
+def published(results: Path) -> str:
+    """The published recall points and ours."""
+    from basedbench.analysis.reproduction import published_table
+
+    return published_table(_rows(results, "recall"))
+
+
+def states(_: Path) -> str:
+    """The state sizes of every model in the recall suites; they need no rows."""
+    from basedbench.training.state_table import state_table
+
+    return state_table()
+
+
+def generation(section: str, results: Path) -> str:
+    """One section of the page about the paper's 24x."""
+    from basedbench.analysis.generation import generation_section
+
+    return generation_section(section, _rows(results, "throughput"))
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published, "states": states}
+TABLES |= {f"generation-{name}": partial(generation, name) for name in GENERATION}
+
+
+def _rows(results: Path, kind: str) -> "pd.DataFrame | None":
+    """A folder's rows of a kind, None if it has none."""
+    from basedbench.store import dataset
+
+    return dataset.load(results, kind) if kind in dataset.kinds_in(results) else None

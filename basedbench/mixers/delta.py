@@ -1,0 +1,117 @@
+"""What DeltaNet, Gated DeltaNet and Kimi delta attention share; each file says what is its own.
+
+    q, k, v = silu(conv(W x));   q, k = q / |q| / sqrt(K), k / |k|  a head;   beta = sigmoid(W_b x)
+    S_t = (I - beta_t k_t k_t^T) diag(alpha_t) S_{t-1} + beta_t k_t v_t^T;   y_t = S_t^T q_t
+    out = W_out gated(rmsnorm(y))
+
+K = d / heads; |k| is sqrt(sum k^2 + 1e-6); the norm is a head's, with one gain for all heads. No biases in convolution,
+projections in and projection out. The recall recipe draws every Linear from N(0, .02), the projection out too (it has
+another name in the released layers than those that are scaled down); convolutions, gains, A_log, dt_bias stay as they
+were constructed. That is what Mixer.initialise does, whatever the init.
+"""
+
+from typing import Any, ClassVar, TypeAlias, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from basedbench.kernels import add_layer_norm, delta_rule, delta_rule_step
+from basedbench.kernels.precision import product_dtype
+from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
+from basedbench.mixers.conv import ShortConv
+
+Rule: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+
+
+class DeltaOptions(MixerOptions):
+    heads: int = Field(2, ge=1, description="Heads; they divide d_model, and the state is d_model^2 / heads numbers.")
+    d_conv: int = Field(4, ge=2, le=64, description="Tokens under the short convolution.")
+    expand_v: int = Field(1, ge=1, description="Values per unit of d_model.")
+
+
+class DeltaMixer(Mixer):
+    """Projections, convolution, delta rule, norm. `_further` adds projections; `_decay` and `_gated` use them."""
+
+    Options: ClassVar[type[DeltaOptions]] = DeltaOptions
+    options: DeltaOptions
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        values = self.options.expand_v * d_model
+        self.widths = [d_model, d_model, values]
+        self.in_widths = [sum(self.widths), self.options.heads, *self._further()]
+        self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=False)
+        self.conv = ShortConv(sum(self.widths), self.options.d_conv, activation="silu", bias=False)
+        self.norm = nn.RMSNorm(values // self.options.heads, eps=1e-5)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+
+    @classmethod
+    def check(cls, d_model: int, options: Any) -> None:
+        require_heads(cls.name, d_model, options.heads)
+
+    def _further(self) -> list[int]:
+        """Widths of projections beside those to q, k, v and beta; `_decay` and `_gated` get them."""
+        return []
+
+    def _decay(self, further: list[Tensor]) -> Tensor | None:
+        """log alpha (..., H, K or 1), in fp32 at least, or None for alpha = 1."""
+        return None
+
+    def _gated(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
+        """The normed outputs, gated."""
+        return y_xHV
+
+    def _rule(self, mixed: Tensor, beta: Tensor, further: list[Tensor]) -> Rule:
+        """The convolution's outputs (..., C) and beta's inputs (..., H) -> q, k, v, a, b, g of the delta rule."""
+        q, k, v = (x.unflatten(-1, (self.options.heads, -1)) for x in mixed.split(self.widths, -1))
+        wide = accumulator_dtype(v.dtype)
+        q, k, g = unit(q.to(wide)) * q.shape[-1] ** -0.5, unit(k.to(wide)), self._decay(further)
+        written = beta.to(wide).sigmoid().unsqueeze(-1) * k
+        read = k if g is None else g.exp() * k
+        q, k, a, b = (x.to(v.dtype) for x in (q, written, -written, read))
+        return q, k, v, a, b, g
+
+    def _output(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
+        dtype = product_dtype(y_xHV) or y_xHV.dtype
+        normed, _ = add_layer_norm(y_xHV, None, self.norm.weight, eps=1e-5, center=False, dtype=dtype)
+        return self.out_proj(self._gated(normed, further).flatten(-2))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        mixed, beta, *further = self.in_proj(x_BLD).split(self.in_widths, -1)
+        y_BLHV = delta_rule(*self._rule(self.conv(mixed), beta, further))
+        return self._output(cast(Tensor, y_BLHV), further)
+
+    def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
+        mixed, beta, *further = self.in_proj(x_BLD).split(self.in_widths, -1)
+        mixed, conv_BES = self.conv.prefill(mixed)
+        y_BLHV, state_BHKV = delta_rule(*self._rule(mixed, beta, further), return_state=True)
+        return self._output(y_BLHV, further), {"conv": conv_BES, "state": state_BHKV}
+
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> State:
+        heads = self.options.heads
+        shape = (batch_size, heads, self.d_model // heads, self.options.expand_v * self.d_model // heads)
+        return {
+            "conv": self.conv.init_state(batch_size, dtype, device),
+            "state": torch.zeros(shape, dtype=accumulator_dtype(dtype), device=device),
+        }
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        mixed, beta, *further = self.in_proj(x_BD).split(self.in_widths, -1)
+        mixed = self.conv.step(mixed, state["conv"])
+        y_BHV = delta_rule_step(*self._rule(mixed, beta, further), state["state"])
+        return self._output(y_BHV, further), state
+
+    def zoology_elements(self, length: int) -> int:
+        return self.options.expand_v * self.d_model**2 // self.options.heads
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

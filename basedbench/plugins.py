@@ -1,0 +1,81 @@
+"""The user's own Python files, given with `--plugin`: sequence mixers, contenders, or both in one file."""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from basedbench.contenders import Contender
+from basedbench.contenders import registry as contenders
+from basedbench.errors import UserError
+from basedbench.mixers import registry as mixers
+
+_loaded: dict[Path, "Plugin"] = {}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What a file registered."""
+
+    mixers: tuple[str, ...]
+    contenders: tuple[Contender, ...]
+
+
+def load_plugin(path: Path | str) -> Plugin:
+    """Run a Python file that registers mixers or contenders. Loading a file again does nothing.
+
+    UserError names the file, and the line where it fails; nothing of a failed file stays registered.
+    """
+    file = Path(path).resolve()
+    if file not in _loaded:
+        if not file.is_file() or file.suffix != ".py":
+            raise UserError(f"plugin {path}: no such Python file; --plugin takes a .py file.")
+        _loaded[file] = _run(file)
+    return _loaded[file]
+
+
+def load_plugins(paths: Sequence[Path | str]) -> list[Contender]:
+    """Load several files; returns the contenders among what they register."""
+    return [one for path in paths for one in load_plugin(path).contenders]
+
+
+def _run(file: Path) -> Plugin:
+    name = f"basedbench_plugin_{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"
+    before, contenders_before = mixers.registered(), contenders.registered()
+    try:
+        _execute(file, name)
+        plugin = Plugin(
+            tuple(sorted(mixers.registered().keys() - before.keys())),
+            tuple(one for key, one in contenders.registered().items() if key not in contenders_before),
+        )
+        if not (plugin.mixers or plugin.contenders):
+            raise UserError(
+                "it registers neither a mixer nor a contender; docs/YOUR_MIXER.md and docs/PLUGINS.md show how."
+            )
+    except Exception as error:
+        mixers.restore(before)
+        contenders.restore(contenders_before)
+        sys.modules.pop(name, None)
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"plugin {file}, line {_line(error, file)}: {reason}") from error
+    return plugin
+
+
+def _execute(file: Path, name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # the suffix is .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where pydantic, dataclasses and pickle look its classes up
+    spec.loader.exec_module(module)
+
+
+def _line(error: Exception, file: Path) -> int:
+    """The last line of the file that was running, or the line that does not parse."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno or 1
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return (lines[-1] if lines else None) or 1
