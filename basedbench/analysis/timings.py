@@ -124,14 +124,21 @@ def _fixed(rows: pd.DataFrame, name: str) -> bool:
 
 
 def _describe(name: str, value: Any) -> str:
-    """A column's value in words; nothing for a null, an axis that an operator does not have (1), or no options."""
+    """A column's value in words; nothing for a null, an axis that an operator does not have (1), or no options.
+
+    The preset of a whole model is its name already.
+    """
     if pd.isna(value) or (name in ("heads", "key_dim", "value_dim") and value == 1):
         return ""
     if name == "config":
-        return " ".join(f"{key} {item}" for key, item in json.loads(value).items())
+        return " ".join(f"{key} {_item(item)}" for key, item in json.loads(value).items() if key != "preset")
     if name in ("dtype", "device_name"):
         return str(value)
     return f"{value} cache" if name == "cache" else f"{_LETTERS[name]} {value:g}"
+
+
+def _item(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _words(name: str) -> str:

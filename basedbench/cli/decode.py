@@ -44,4 +44,4 @@ def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | 
     ]
     title = f"Decode step, batch {batch}, behind {decoders[0].length} tokens, fp32 on {device}"
     print_table(title, ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
-    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot pareto --x decode_tokens_per_s --results {out}")
+    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {out}")

@@ -1,11 +1,14 @@
 """The tables of the documentation that `basedbench results table` prints, each from the rows of a results folder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+GENERATION = ("published", "heads", "ratio", "memory", "prefill")  # sections of docs/TWENTYFOUR.md
 
 
 def kernels(results: Path) -> str:
@@ -29,7 +32,15 @@ def states(_: Path) -> str:
     return state_table()
 
 
+def generation(section: str, results: Path) -> str:
+    """One section of the page about the paper's 24x."""
+    from basedbench.analysis.generation import generation_section
+
+    return generation_section(section, _rows(results, "throughput"))
+
+
 TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published, "states": states}
+TABLES |= {f"generation-{name}": partial(generation, name) for name in GENERATION}
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame | None":

@@ -55,26 +55,31 @@ def show(
 
 @group.command()
 def table(
-    name: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}; generation: all of those.")],
     results: _RESULTS = Path("results"),
     write: Annotated[
-        Path | None, typer.Option(help="A Markdown file whose section between the table's markers is replaced.")
+        Path | None, typer.Option(help="A Markdown file whose sections between the tables' markers are replaced.")
     ] = None,
 ) -> None:
     """Print a table of the documentation as Markdown, made from rows."""
     from basedbench.analysis.markdown import replace_section
     from basedbench.errors import UserError, nearest
 
-    if name not in TABLES:
+    names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
+    if not names:
         raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
-    text = TABLES[name](results)
+    sections = {one: TABLES[one](results) for one in names}
     if write is None:
-        typer.echo(text)
+        typer.echo("\n\n".join(sections.values()))
         return
     if not write.is_file():
         raise UserError(f"--write {str(write)!r}: there is no such file.")
-    write.write_text(replace_section(write.read_text(), name, text))
-    typer.echo(f"Wrote the section {name!r} of {write}.")
+    text = write.read_text()
+    for section, content in sections.items():
+        text = replace_section(text, section, content)
+    write.write_text(text)
+    what = "section" if len(sections) == 1 else "sections"
+    typer.echo(f"Wrote the {what} {', '.join(map(repr, sections))} of {write}.")
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:

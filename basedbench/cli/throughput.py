@@ -1,4 +1,4 @@
-"""`basedbench throughput`: time kernels and their peers, check them first, store one row each."""
+"""`basedbench throughput`: time kernels, their peers and whole models, check them first, store one row each."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +27,7 @@ def throughput(
         list[str] | None, typer.Option(help="Only these, in the suite or not; may be repeated.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
-    mode: Annotated[str | None, typer.Option(help="Only fwd, fwd_bwd or decode.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Only fwd, fwd_bwd, decode, generation or prefill.")] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many cases.")] = None,
     rounds: Annotated[
@@ -43,10 +43,10 @@ def throughput(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
 ) -> None:
-    """Time kernels and their peers on this machine and store one row per case.
+    """Time kernels, their peers and whole models on this machine and store one row per case.
 
-    Every contender is checked against the reference before it is timed. The same command again goes on where the last
-    one stopped.
+    Every contender is checked against the reference before it is timed, and every model's steps against its parallel
+    form. The same command again goes on where the last one stopped.
     """
     from basedbench.cli import throughput_report as report
     from basedbench.cli.decode import time_models

@@ -10,23 +10,22 @@ operator:
     short_conv                      value_dim = channels D
     linear_cross_entropy            key_dim = model width D, value_dim = vocabulary V; batch x length positions
 
-An axis that an operator does not have is 1.
+An axis that an operator does not have is 1. Whole models stand in a section of their own: see `models`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from basedbench.config.grid import expand_grid
-from basedbench.config.identity import case_id
+from basedbench.config.models import MODELS, ModelCase, ModelsSection
 from basedbench.config.section import Section, Suite
+from basedbench.config.timed import Cache, Timed, expand_grids, refused
 from basedbench.errors import nearest
 
 Mode = Literal["fwd", "fwd_bwd", "decode"]
-Dtype = Literal["fp32", "bf16", "fp16"]
-Cache = Literal["cold", "hot"]
 
 # Per operator: the axes it has besides batch and length, and its options with their defaults.
 OPERATOR_AXES: dict[str, tuple[str, ...]] = {
@@ -46,25 +45,18 @@ OPERATOR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 _COMMON_AXES = ("mode", "dtype", "batch", "length")
 _COUNTS = {"window", "groups", "width"}
+_COLUMNS = ("operator", "contender", "mode", "dtype", "batch", "length", "heads", "key_dim", "value_dim", "config")
 
 
-class Case(Section):
-    """One contender at one shape. `device` is the kind of device, not which one; no `threads` means torch's default."""
+class Case(Timed):
+    """One contender of an operator at one shape."""
 
     operator: str
-    contender: str
     mode: Mode = "fwd"
-    dtype: Dtype = "fp32"
-    batch: PositiveInt = 1
-    length: PositiveInt
     heads: PositiveInt = 1
     key_dim: PositiveInt = 1
     value_dim: PositiveInt = 1
     config: dict[str, Any] = {}
-    cache: Cache = "hot"
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: PositiveInt | None = None
-    baseline: str
 
     @model_validator(mode="after")
     def _possible(self) -> "Case":
@@ -81,20 +73,20 @@ class Case(Section):
         return self
 
     @property
-    def id(self) -> str:
-        """The case's stable identity. What it is compared with does not change what it is."""
-        return case_id(self.model_dump(exclude={"baseline"}))
+    def subject(self) -> str:
+        return self.operator
 
     @property
-    def problem_id(self) -> str:
-        """The same for every contender: what the inputs are drawn from."""
-        return case_id(self.model_dump(exclude={"baseline", "contender", "cache", "device", "threads"}))
+    def place(self) -> tuple[Any, ...]:
+        return (self.mode, self.dtype, self.batch, self.length, self.heads, self.cache, self.baseline_key)
 
     @property
-    def baseline_key(self) -> tuple[str, str]:
-        """(operator, contender) that this case is measured against."""
-        operator, _, contender = self.baseline.rpartition("/")
-        return operator or self.operator, contender
+    def shape(self) -> tuple[Any, ...]:
+        return self.key_dim, self.value_dim, self.config
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _COLUMNS}
 
     @property
     def label(self) -> str:
@@ -108,6 +100,9 @@ class Case(Section):
     def tokens(self) -> int:
         """Tokens that one call processes: a decode step makes one for each sequence."""
         return self.batch if self.mode == "decode" else self.batch * self.length
+
+
+AnyCase = Case | ModelCase
 
 
 class CaseSection(Section):
@@ -135,19 +130,15 @@ class CaseSection(Section):
         base = self.baseline.rpartition("/")[0]
         if base and base not in OPERATOR_AXES:
             raise ValueError(f"baseline: no operator is called {base!r}; {nearest(base, OPERATOR_AXES)}")
-        for grid in self._grids():
+        for grid in self.grid if isinstance(self.grid, list) else [self.grid]:
             self._check_keys(grid)
         for shape in self.shapes():
-            _check(shape)
+            refused(partial(Case, contender="any", **shape))
         return self
 
     def shapes(self) -> Iterator[dict[str, Any]]:
         """Every shape as keyword arguments of `Case`."""
-        for grid in self._grids():
-            yield from map(self._split, expand_grid(grid))
-
-    def _grids(self) -> list[dict[str, Any]]:
-        return self.grid if isinstance(self.grid, list) else [self.grid]
+        yield from map(self._split, expand_grids(self.grid))
 
     def _check_keys(self, grid: dict[str, Any]) -> None:
         required = ("length", *OPERATOR_AXES[self.operator])
@@ -165,16 +156,6 @@ class CaseSection(Section):
         axes = {name: value for name, value in shape.items() if name not in defaults}
         options = {name: shape.get(name, default) for name, default in defaults.items()}
         return {**axes, "operator": self.operator, "config": options, "baseline": self.baseline}
-
-
-def _check(shape: dict[str, Any]) -> None:
-    try:
-        Case(contender="any", **shape)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message, place = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "value_error" else f" {place}: {message}, got {first['input']!r}"
-        raise ValueError(f"grid:{given or ' ' + message}") from None
 
 
 class MeasureSection(Section):
@@ -209,26 +190,50 @@ class MeasureSection(Section):
 
 
 class ThroughputSuite(Suite):
-    """A whole throughput sweep: operators x shapes x contenders."""
+    """A whole throughput sweep: operators x shapes x contenders, whole models x shapes x contenders, or both."""
 
     kind: Literal["throughput"]
     measure: MeasureSection = MeasureSection()
-    cases: Annotated[list[CaseSection], Field(min_length=1)]
+    cases: list[CaseSection] = []
+    models: list[ModelsSection] = []
 
-    def expand(self, device: str, contenders: Sequence[tuple[str, str]] = ()) -> list[Case]:
+    @model_validator(mode="after")
+    def _not_empty(self) -> "ThroughputSuite":
+        if not self.cases and not self.models:
+            raise ValueError("a throughput suite has cases, models or both; see suites/kernels.yaml")
+        return self
+
+    def expand(self, device: str, contenders: Sequence[tuple[str, str]] = ()) -> list[AnyCase]:
         """Every case on a kind of device, in the order of the file.
 
-        `contenders` adds (operator, contender) pairs, such as a plugin's, to the sections of their operators. Only a
-        GPU has a cache to flush: cases on a CPU are hot. Decode steps are always hot: that is how they run.
+        `contenders` adds (operator, contender) pairs, such as a plugin's, to the sections of their operators, and
+        (MODELS, contender) pairs to those of whole models. Only a GPU has a cache to flush: cases on a CPU are hot.
+        Decode steps are always hot: that is how they run.
         """
-        found: dict[str, Case] = {}
+        found: dict[str, AnyCase] = {}
+        cases: list[AnyCase] = [*self._operators(device, contenders), *self._models(device, contenders)]
+        for case in cases:
+            found.setdefault(case.id, case)
+        return list(found.values())
+
+    def _operators(self, device: str, contenders: Sequence[tuple[str, str]]) -> Iterator[Case]:
         for section in self.cases:
             extra = [name for operator, name in contenders if operator == section.operator]
             for shape in section.shapes():
-                cold = device == "cuda" and shape.get("mode") != "decode"
-                threads = self.measure.threads if device == "cpu" else None
-                place = {"cache": self.measure.cache if cold else "hot", "device": device, "threads": threads}
+                place = self._place(device, step=shape.get("mode") == "decode")
                 for name in dict.fromkeys([*section.contenders, *extra]):
-                    case = Case.model_validate({**shape, **place, "contender": name})
-                    found.setdefault(case.id, case)
-        return list(found.values())
+                    yield Case.model_validate({**shape, **place, "contender": name})
+
+    def _models(self, device: str, contenders: Sequence[tuple[str, str]]) -> Iterator[ModelCase]:
+        extra = [name for operator, name in contenders if operator == MODELS]
+        for section in self.models:
+            for shape in section.shapes():
+                place = self._place(device, step=shape["mode"] == "generation")
+                for name in dict.fromkeys([*section.contenders, *extra]):
+                    yield ModelCase.model_validate({**shape, **place, "contender": name})
+
+    def _place(self, device: str, step: bool) -> dict[str, Any]:
+        """Where a case runs, and whether with a cold cache."""
+        cold = device == "cuda" and not step
+        threads = self.measure.threads if device == "cpu" else None
+        return {"cache": self.measure.cache if cold else "hot", "device": device, "threads": threads}

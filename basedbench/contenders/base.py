@@ -8,6 +8,7 @@ from importlib.metadata import version as installed_version
 from torch import Tensor
 
 from basedbench.config.throughput import Case
+from basedbench.config.timed import Timed
 
 # The tensors of a call by name, in the order of the operator's signature.
 Tensors = dict[str, Tensor]
@@ -62,12 +63,12 @@ class Contender:
         return nullcontext()
 
 
-def needs_cuda(case: Case) -> str | None:
+def needs_cuda(case: Timed) -> str | None:
     """The reason of everything that runs on GPUs only."""
     return "needs a CUDA device" if case.device == "cpu" else None
 
 
-def needs_half(case: Case) -> str | None:
+def needs_half(case: Timed) -> str | None:
     """The reason of kernels for 16-bit inputs only."""
     return "takes bf16 and fp16 only" if case.dtype == "fp32" else None
 

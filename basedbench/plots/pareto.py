@@ -131,10 +131,11 @@ def _draw_families(
     for name, family in _in_order(points, style):
         mark = style[name]
         front = pareto_front(family, x, y)[[x, y]].to_numpy()
-        bars = _bars(family, x, y)
+        bars = _bars(family, x, y, axes.get_xlim()[1])
         axes.plot(*front.T, color=mark.colour, linestyle=mark.line, linewidth=1.2, zorder=2, label=name)
         for bar in bars:
-            axes.plot(*bar.T, color=mark.colour, linewidth=0.8, zorder=3, marker="_", markersize=3, label="interval")
+            cap = "|" if bar[0, 1] == bar[1, 1] else "_"
+            axes.plot(*bar.T, color=mark.colour, linewidth=0.8, zorder=3, marker=cap, markersize=3, label="interval")
         for ringed, part in family.groupby(family.index.isin(frontier)):
             look = mark.shape(size) | (_RING if ringed else _RIM)
             axes.plot(part[x], part[y], linestyle="none", zorder=5 if ringed else 4, **look)
@@ -161,10 +162,18 @@ def _in_order(points: pd.DataFrame, style: dict[str, Mark]) -> list[tuple[str, p
     return [(name, points[points["family"] == name]) for name in style if (points["family"] == name).any()]
 
 
-def _bars(points: pd.DataFrame, x: str, y: str) -> list[np.ndarray]:
-    """The intervals as vertical lines, within what an accuracy can be."""
+def _bars(points: pd.DataFrame, x: str, y: str, edge: float) -> list[np.ndarray]:
+    """The intervals as lines: upright ones within what an accuracy can be, level ones where x was measured, too.
+
+    A level one without an upper end reaches the `edge`.
+    """
     ends = points[[x, f"{y}_low", f"{y}_high"]].dropna()
-    return [np.array([(at, max(low, 0.0)), (at, min(high, 1.0))]) for at, low, high in ends.itertuples(index=False)]
+    upright = [np.array([(at, max(low, 0.0)), (at, min(high, 1.0))]) for at, low, high in ends.itertuples(index=False)]
+    if f"{x}_low" not in points.columns:
+        return upright
+    ends = points[[f"{x}_low", f"{x}_high", y]].fillna({f"{x}_high": edge}).dropna()
+    ends = ends[ends[f"{x}_low"] < ends[f"{x}_high"]]
+    return upright + [np.array([(low, at), (high, at)]) for low, high, at in ends.itertuples(index=False)]
 
 
 def _labels(points: pd.DataFrame, x: str, y: str, style: dict[str, Mark]) -> list[Label]:

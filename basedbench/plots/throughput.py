@@ -1,6 +1,7 @@
 """The throughput figure: time per token against length, one line per contender, one panel per operator and mode."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,24 @@ def throughput(rows: pd.DataFrame, measure: str = "time_per_token", *, note: str
         )
     style = marks(series.name for panel in panels for series in panel.series)
     dashes = _dashes({series.variant for panel in panels for series in panel.series})
-    columns = min(_COLUMNS[width], len(panels))
+    return draw_panels(panels, measure, style, dashes, note=note, width=width)
+
+
+def draw_panels(
+    panels: Sequence[Panel],
+    measure: str,
+    style: dict[str, Mark],
+    dashes: dict[str, str],
+    *,
+    note: str = "",
+    width: str = "double",
+    columns: int = 3,
+) -> Figure:
+    """Panels side by side, at most `columns` in a row: lines with intervals, failures along the top, one legend.
+
+    `style` has a mark for every series' name, `dashes` a kind of line for every variant; the mark has the others'.
+    """
+    columns = min(_COLUMNS[width], len(panels), columns)
     figure, axes = panel_grid(len(panels), columns, _HEIGHT[columns], width, share=False)
     for place, panel in zip(axes, panels, strict=True):
         _set_axes(place, panel, measure)
@@ -94,7 +112,7 @@ def _set_axes(axes: Axes, panel: Panel, measure: str) -> None:
     axes.set(xscale="log", xlim=(places[0] / margin, places[-1] * margin))
     ticks = places[:: math.ceil(len(places) / _TICKS)]
     set_ticks(axes.xaxis, ticks, [count_text(at) for at in ticks], minor=places)
-    context = panel.x == "length" and (rows["mode"] == "decode").all()
+    context = panel.x == "length" and rows["mode"].isin(["decode", "generation"]).all()
     axes.set_xlabel("context length" if context else panel.x, size=TINY, color=MUTED, labelpad=1)
     low, high = rows[["value", "low"]].min().min(), rows[["value", "high"]].max().max()
     low, high = (low, high) if np.isfinite(low) else (1.0, 1.0)  # nothing but failures
@@ -112,7 +130,8 @@ def _draw_series(axes: Axes, panel: Panel, style: dict[str, Mark], dashes: dict[
     for series in panel.series:
         done = series.rows[series.rows["value"].notna()]
         mark = style[series.name]
-        look: Look = {"color": mark.colour, "linewidth": 1.1, "linestyle": dashes[series.variant], "label": series.name}
+        look: Look = {"color": mark.colour, "linewidth": 1.1, "label": series.name}
+        look |= {"linestyle": dashes.get(series.variant, mark.line)}
         rim: Look = {"markeredgecolor": "white", "markeredgewidth": 0.3}
         axes.plot(done[panel.x], done["value"], zorder=3, **look, **mark.shape(_MARKER), **rim)
         # An end that is not known, of a few rounds far apart, lies beyond the edge.
@@ -151,7 +170,8 @@ def _draw_legend(figure: Figure, style: dict[str, Mark], dashes: dict[str, str])
     """Contenders by colour and marker, shapes by the kind of line."""
     entries = []
     for name, mark in style.items():
-        entries.append(Line2D([], [], color=mark.colour, linewidth=1.1, label=name, **mark.shape(_MARKER)))
+        look: Look = {"color": mark.colour, "linewidth": 1.1, "linestyle": dashes.get("", mark.line)}
+        entries.append(Line2D([], [], label=name, **look, **mark.shape(_MARKER)))
     for variant, dash in dashes.items():
         plain: Look = {"color": MUTED, "linewidth": 1.1, "linestyle": dash}
         entries += [Line2D([], [], label=variant, **plain)] if variant else []

@@ -118,6 +118,10 @@ _THROUGHPUT = {
 # A row is of an operator or of a whole model: one of `operator` and `model` is null.
 _THROUGHPUT_EXTRA = {
     "model": _TEXT,
+    "parameters": _WHOLE,
+    # What a whole model holds on the device between calls (weights and states), and the most sequences that would fit.
+    "memory_bytes": _WHOLE,
+    "largest_batch": _WHOLE,
     "contender_version": _TEXT,
     "baseline": _TEXT,
     "round_medians_ms": _REALS,

@@ -1,5 +1,6 @@
 """The row of another contender at the same place."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,19 +9,30 @@ _PLACE = ("suite", "mode", "dtype", "batch", "length", "heads", "cache", "device
 _SHAPE = ("key_dim", "value_dim", "config")
 
 
-def counterpart(row: Row, name: str, rows: Sequence[Row]) -> Row | None:
-    """The row of the contender `name`, or `operator/contender`, at the place of `row`; None if there is none.
+def subject(row: Row) -> str:
+    """The operator or the whole model that a row is of."""
+    return str(row["operator"] or row["model"])
 
-    One of the same operator has the same widths and options; one of another operator only the same value width.
+
+def counterpart(row: Row, name: str, rows: Sequence[Row]) -> Row | None:
+    """The row of the contender `name`, or `subject/contender`, at the place of `row`; None if there is none.
+
+    One of the same operator or model has the same widths and options; one of another only the same value width, and
+    the same logits.
     """
-    operator, _, contender = name.rpartition("/")
-    operator = operator or row["operator"]
-    same = (*_PLACE, *(_SHAPE if operator == row["operator"] else ("value_dim",)))
+    own = subject(row)
+    wanted, _, contender = name.rpartition("/")
+    wanted = wanted or own
+    same = (*_PLACE, *(_SHAPE if wanted == own else ("value_dim",)))
     for other in rows:
-        named = (other["operator"], other["contender"]) == (operator, contender)
-        if named and all(other[column] == row[column] for column in same):
+        named = (subject(other), other["contender"]) == (wanted, contender)
+        if named and all(other[column] == row[column] for column in same) and _logits(other) == _logits(row):
             return other
     return None
+
+
+def _logits(row: Row) -> Any:
+    return json.loads(row["config"] or "{}").get("logits")
 
 
 def speed_up(row: Row, rows: Sequence[Row]) -> float | None:

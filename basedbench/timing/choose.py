@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from basedbench.config.matching import matching
-from basedbench.config.throughput import Case, ThroughputSuite
+from basedbench.config.models import MODELS, ModelCase
+from basedbench.config.throughput import AnyCase, ThroughputSuite
 from basedbench.contenders import Contender, get_contender
+from basedbench.contenders.language import IMPLEMENTATIONS, check_case
 from basedbench.errors import UserError, nearest
 
 Row = Mapping[str, Any]
-MODES = ("fwd", "fwd_bwd", "decode")
+MODES = ("fwd", "fwd_bwd", "decode", "generation", "prefill")
 
 
 def choose(
@@ -20,7 +22,7 @@ def choose(
     contenders: Sequence[str] = (),
     mode: str | None = None,
     pattern: str | None = None,
-) -> list[Case]:
+) -> list[AnyCase]:
     """The cases on a kind of device ("cpu" or "cuda") that all the options leave.
 
     `plugins` join the sections of their operators; `contenders` replace those of every section, and need not be in the
@@ -28,13 +30,17 @@ def choose(
     """
     extra = [*plugins, *(get_contender(name) for name in contenders)]
     pairs = [(operator, one.name) for one in extra for operator in one.operators]
+    pairs += [(MODELS, name) for name in contenders if name in IMPLEMENTATIONS]
     cases = suite.expand(device, pairs)
-    for case in cases:
-        get_contender(case.contender)  # a suite that names an unknown one is refused before anything runs
+    for case in cases:  # a suite that names what there is not is refused before anything runs
+        if isinstance(case, ModelCase):
+            check_case(case)
+        else:
+            get_contender(case.contender)
     if contenders:
         cases = _left(
             [case for case in cases if case.contender in contenders],
-            f"suite {suite.name} has no operator that {' or '.join(contenders)} computes",
+            f"suite {suite.name} has no operator or model that {' or '.join(contenders)} computes",
         )
     if mode is not None:
         if mode not in MODES:
@@ -43,13 +49,13 @@ def choose(
     return cases if pattern is None else matching(cases, pattern, "cases")
 
 
-def pending(cases: Sequence[Case], rows: Sequence[Row], *, fresh: bool, retry: Collection[str]) -> list[Case]:
+def pending(cases: Sequence[AnyCase], rows: Sequence[Row], *, fresh: bool, retry: Collection[str]) -> list[AnyCase]:
     """The cases without a row, and those whose row has a status to be tried again; all of them if `fresh`."""
     statuses = {row["case_id"]: row["status"] for row in rows}
     return [case for case in cases if fresh or case.id not in statuses or statuses[case.id] in retry]
 
 
-def _left(cases: list[Case], otherwise: str) -> list[Case]:
+def _left(cases: list[AnyCase], otherwise: str) -> list[AnyCase]:
     if not cases:
         raise UserError(f"{otherwise}.")
     return cases

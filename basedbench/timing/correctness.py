@@ -5,6 +5,7 @@ gradient and state.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,11 @@ def _results(case: Case, contender: Contender, call: Call, device: str) -> dict[
 
 def judge(results: Results, same: Results, truth: Results, case: Case, name: str) -> Verdict:
     """The verdict over all results; the one that is furthest beyond its bound gives the reason."""
-    found = findings(results, same, truth, case.dtype, 0 if case.mode == "decode" else case.length)
+    return verdict(findings(results, same, truth, case.dtype, 0 if case.mode == "decode" else case.length), name)
+
+
+def verdict(found: Sequence[Finding], name: str) -> Verdict:
+    """The verdict on findings; `name` is the truth's."""
     worst = max(found, key=lambda one: one.excess)
     largest = max((one for one in found if one.whole), key=_size, default=worst)
     reason = f"{worst.where}: {worst.measure} {worst.error:.2g}, at most {worst.bound:.2g} is allowed"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from basedbench.config import case_id
-from basedbench.mixers import State
 from basedbench.models.recall import RecallModel
 from basedbench.store.schema import blank_row
 from basedbench.timing.clock import Clock
+from basedbench.timing.repeated import repeated_step
 from basedbench.timing.rows import times
 from basedbench.timing.samplers import CpuSampler, GraphSampler, Sampler
 from basedbench.timing.samples import Round
@@ -93,25 +93,11 @@ def _sampler(decoder: Decoder, device: str, batch: int, clock: Clock) -> Sampler
 
 
 def _step_at_length(decoder: Decoder, device: str, batch: int) -> Callable[[], Tensor]:
-    """One decode step behind `length` - 1 tokens; positions are put back, so that it can be repeated for ever."""
+    """One decode step behind `length` - 1 tokens, repeatable for ever."""
     model, length = decoder.model, decoder.length
-    state: State = model.init_state(batch, length, device=device)
-    counters = {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()}
-    for tensor in counters.values():
-        tensor.fill_(length - 1)
-    before = {name: tensor.clone() for name, tensor in counters.items()}
+    state = model.init_state(batch, length, device=device)
     tokens_B = torch.arange(batch, device=device) % len(model.head_weight)
-
-    def call() -> Tensor:
-        logits, after = model.step(tokens_B, state)
-        for name, tensor in after.items():
-            if tensor is not state[name]:
-                state[name].copy_(tensor)
-        for name, tensor in before.items():
-            state[name].copy_(tensor)
-        return logits
-
-    return call
+    return repeated_step(lambda state: model.step(tokens_B, state), state, length - 1)
 
 
 def _rounds(samplers: dict[int, Sampler], rounds: int, telemetry: Telemetry) -> dict[int, list[Round]]:

@@ -55,8 +55,14 @@ def compare(results: Results, same: Results, truth: Results, dtype: str, length:
     return max(findings(results, same, truth, dtype, length), key=lambda one: one.excess)
 
 
-def findings(results: Results, same: Results, truth: Results, dtype: str, length: int) -> list[Finding]:
-    """Every error that is looked at; a single one with a NaN where results are missing or have another shape."""
+def findings(
+    results: Results, same: Results, truth: Results, dtype: str, length: int, floor: float | None = None
+) -> list[Finding]:
+    """Every error that is looked at; a single one with a NaN where results are missing or have another shape.
+
+    `floor` takes the place of the dtype's.
+    """
+    floor = FLOOR[dtype] if floor is None else floor
     if set(results) != set(truth):
         missing = ", ".join(sorted(set(truth) ^ set(results)))
         return [Finding(math.nan, 0.0, f"not what the operator returns: {missing}")]
@@ -70,7 +76,7 @@ def findings(results: Results, same: Results, truth: Results, dtype: str, length
         if right.is_floating_point():
             typical = largest if sizes.get(name, math.inf) < NOTHING * largest else _typical(right)
             errors, own = (_errors(x[name], right, length, typical) for x in (results, same))
-            found += _bounded(name, errors, own, FLOOR[dtype])
+            found += _bounded(name, errors, own, floor)
         else:
             share, own_share = (float((x[name] != right).double().mean()) for x in (results, same))
             found.append(Finding(share, 2 * own_share + FLAG_FLOOR, name, measure="share of wrong values"))

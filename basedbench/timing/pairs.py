@@ -8,8 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from basedbench.config import suite_names
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case
-from basedbench.timing.baseline import counterpart
+from basedbench.config.timed import Timed
+from basedbench.store.schema import decode_json
+from basedbench.timing.baseline import counterpart, subject
 from basedbench.timing.comparison import Comparison, compare_accuracies, compare_times
 
 Row = Mapping[str, Any]
@@ -40,7 +43,7 @@ def time_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -
 def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: float, out: str) -> list[Pair]:
     """The rows of contender `mine` against those of `against` at the same place; names as `counterpart` takes them."""
     operator, _, name = mine.rpartition("/")
-    chosen = [row for row in rows if row["contender"] == name and operator in ("", row["operator"])]
+    chosen = [row for row in rows if row["contender"] == name and operator in ("", subject(row))]
     both = [(counterpart(row, against, rows), row) for row in chosen]
     timed = [(a, b) for a, b in both if b["status"] == "ok" or (a and a["status"] == "ok")]
     return [_time_pair(a, b, threshold, out) for a, b in timed]
@@ -54,8 +57,19 @@ def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
 
 def case_label(row: Row) -> str:
     """The label of a throughput row's case, which `--filter` matches."""
-    shape = {name: row[name] for name in Case.model_fields if row.get(name) is not None}
-    return Case.model_validate(shape | {"config": json.loads(row["config"])}).label
+    config = decode_json({"config": row["config"]})["config"]
+    if row["mode"] == "decode" and not row["operator"]:  # of a recall suite's model
+        options = [f"{name}={value}" for name, value in config.items()]
+        return " ".join([row["model"], row["mode"], row["dtype"], f"{row['batch']}x{row['length']}", *options])
+    if not row["operator"]:
+        overrides = {name: value for name, value in config.items() if name not in ("preset", "logits")}
+        config = {"logits": config.get("logits"), "overrides": overrides}
+        return ModelCase.model_validate(_fields(ModelCase, row) | config).label
+    return Case.model_validate(_fields(Case, row) | {"config": config}).label
+
+
+def _fields(kind: type[Timed], row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in kind.model_fields if row.get(name) is not None}
 
 
 def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair:
@@ -82,6 +96,9 @@ def _median(row: Row | None) -> float | None:
 
 
 def _time_command(row: Row, labels: Sequence[str], result: Comparison, out: str) -> str:
+    if not row["operator"] and row["mode"] == "decode":
+        place = f"--batch {row['batch']} --device {row['device']}"
+        return f"basedbench throughput --models {_suite(row)} {place} --rounds {result.needed} --out {out}"
     pattern = "|".join(f"^{re.escape(label)}$".replace("\\ ", " ") for label in labels)
     options = f"--filter '{pattern}' --device {row['device']} --rounds {result.needed} --fresh --out {out}"
     return f"basedbench throughput --suite {_suite(row)} {options}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from basedbench.config.throughput import Case, MeasureSection
+from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
 from basedbench.timing.samples import Round
 from basedbench.timing.stopping import StoppingRule
@@ -18,7 +18,7 @@ from basedbench.timing.worker import Failure
 class Runner(Protocol):
     """What can prepare a case and sample it: a Worker, or a test's stand-in."""
 
-    def prepare(self, case: Case, measure: MeasureSection) -> dict[str, Any] | Failure:
+    def prepare(self, case: AnyCase, measure: MeasureSection) -> dict[str, Any] | Failure:
         """The facts known before the first sample."""
 
     def round(self, limit_s: float) -> Round | Failure:
@@ -31,10 +31,10 @@ class Runner(Protocol):
 class Runners(Protocol):
     """Where runners come from."""
 
-    def of(self, case: Case) -> Runner:
+    def of(self, case: AnyCase) -> Runner:
         """The runner of a case's contender."""
 
-    def discard(self, case: Case) -> None:
+    def discard(self, case: AnyCase) -> None:
         """End that runner: the next one is a fresh process."""
 
 
@@ -42,7 +42,7 @@ class Runners(Protocol):
 class Measurement:
     """All that is known about a case when it is done. `facts` holds `status`, and `reason` if that is not ok."""
 
-    case: Case
+    case: AnyCase
     facts: dict[str, Any]
     stop_reason: str | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Competition:
         self.runners, self.measure, self.clock = runners, measure, clock
         self.rule = StoppingRule(measure.precision, measure.min_rounds, measure.max_rounds, measure.seconds)
 
-    def run(self, cases: Sequence[Case]) -> Iterator[Measurement]:
+    def run(self, cases: Sequence[AnyCase]) -> Iterator[Measurement]:
         """Prepare all cases, then sample them in turn; each is yielded as soon as it is done, failed ones included.
 
         A case that runs out of memory while others hold some is tried again by itself.
@@ -90,7 +90,7 @@ class Competition:
         for case in again:
             yield from self.run([case])
 
-    def _prepare(self, case: Case) -> Measurement:
+    def _prepare(self, case: AnyCase) -> Measurement:
         measurement, start = Measurement(case, {}), self.clock.now()
         answer = self.runners.of(case).prepare(case, self.measure)
         measurement.prepare_s = self.clock.now() - start

@@ -5,14 +5,12 @@ from itertools import chain
 from statistics import median
 from typing import Any
 
-from basedbench.config.throughput import Case
+from basedbench.config.throughput import AnyCase
 from basedbench.store.schema import blank_row
 from basedbench.timing.rounds import Measurement
 from basedbench.timing.samples import Round
 from basedbench.timing.statistics import outliers, round_interval
 from basedbench.timing.telemetry import summary
-
-_SHAPE = ("operator", "contender", "mode", "dtype", "batch", "length", "heads", "key_dim", "value_dim", "config")
 
 
 def throughput_row(
@@ -20,7 +18,7 @@ def throughput_row(
 ) -> dict[str, Any]:
     """The whole row. `origin` holds where it comes from; `ceilings` what this machine can do, by name."""
     case = measurement.case
-    row = blank_row("throughput") | {name: getattr(case, name) for name in _SHAPE}
+    row = blank_row("throughput") | case.columns
     row |= {"suite": suite, "case_id": case.id, "cache": case.cache, "device": case.device}
     row |= {"baseline": "/".join(case.baseline_key), "stop_reason": measurement.stop_reason}
     row |= dict(origin) | measurement.facts
@@ -56,7 +54,7 @@ def _quality(rounds: Sequence[Round]) -> dict[str, Any]:
     }
 
 
-def _fractions(case: Case, row: Mapping[str, Any], ceilings: Mapping[str, float]) -> dict[str, float]:
+def _fractions(case: AnyCase, row: Mapping[str, Any], ceilings: Mapping[str, float]) -> dict[str, float]:
     """The share of the measured ceilings that the least work of the case reaches in its time."""
     seconds = row["median_ms"] / 1e3
     fractions = {}

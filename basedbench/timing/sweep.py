@@ -3,32 +3,30 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from basedbench.config.throughput import Case, MeasureSection
-from basedbench.contenders import get_contender
+from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
+from basedbench.timing.subject import unsupported
 from basedbench.timing.worker import Workers
 
 Row = dict[str, Any]
 
 
-def groups(cases: Iterable[Case]) -> list[list[Case]]:
+def groups(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
     """Cases that are compared with each other, together, in the order given; each contender once in a group.
 
-    They share mode, dtype, batch, length, heads and baseline. Where an operator has several widths or options at the
-    same place, its first ones are one group with the first of the others, its second ones the next, and so on.
+    They share a `place`: mode, dtype, batch, length, baseline and such. Where an operator has several widths or options
+    at the same place, its first ones are one group with the first of the others, its second ones the next, and so on.
     """
-    found: dict[tuple[Any, ...], list[Case]] = {}
+    found: dict[tuple[Any, ...], list[AnyCase]] = {}
     variants: dict[tuple[Any, ...], list[Any]] = {}
     for case in cases:
-        place = (case.mode, case.dtype, case.batch, case.length, case.heads, case.cache, case.baseline_key)
-        shapes = variants.setdefault((*place, case.operator), [])
-        shape = (case.key_dim, case.value_dim, case.config)
-        if shape not in shapes:
-            shapes.append(shape)
-        found.setdefault((*place, shapes.index(shape)), []).append(case)
+        shapes = variants.setdefault((*case.place, case.subject), [])
+        if case.shape not in shapes:
+            shapes.append(case.shape)
+        found.setdefault((*case.place, shapes.index(case.shape)), []).append(case)
     return list(found.values())
 
 
@@ -51,7 +49,7 @@ class Sweep:
             "fingerprint": fingerprint(device),
         }
 
-    def run(self, cases: Sequence[Case], on_row: Callable[[Row], None]) -> None:
+    def run(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> None:
         """Time the cases; `on_row` is told of each row once it is on the disk."""
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, WallClock())
@@ -61,9 +59,9 @@ class Sweep:
                 for measurement in competition.run(able):
                     self._store(measurement, on_row)
 
-    def _supported(self, case: Case, on_row: Callable[[Row], None]) -> bool:
+    def _supported(self, case: AnyCase, on_row: Callable[[Row], None]) -> bool:
         """Whether its contender can take the case; if not, that is its row."""
-        reason = get_contender(case.contender).supports(case)
+        reason = unsupported(case)
         if reason:
             self._store(Measurement(case, {"status": "unsupported", "reason": reason}), on_row)
         return reason is None

@@ -152,7 +152,7 @@ def _attempt(action: Any) -> Any:
 
 
 class Workers:
-    """The worker processes of a sweep, one per operator and contender."""
+    """The worker processes of a sweep, one per operator (or model) and contender."""
 
     def __init__(self, device: str, plugins: Sequence[str]) -> None:
         self.device, self.plugins = device, plugins
@@ -160,7 +160,7 @@ class Workers:
 
     def start(self, cases: Sequence[Any]) -> None:
         """Start what these cases need, all at once, and end what they do not need."""
-        needed = {(case.operator, case.contender) for case in cases}
+        needed = {case.implementation for case in cases}
         for key in set(self._running) - needed:
             self._running.pop(key).stop()
         for case in cases:
@@ -168,14 +168,14 @@ class Workers:
 
     def of(self, case: Any) -> Worker:
         """The worker of a case's contender, started if there is none."""
-        key = (case.operator, case.contender)
+        key = case.implementation
         if key not in self._running:
             self._running[key] = Worker(self.device, self.plugins)
         return self._running[key]
 
     def discard(self, case: Any) -> None:
         """End the worker of a case's contender."""
-        self._running.pop((case.operator, case.contender)).stop()
+        self._running.pop(case.implementation).stop()
 
     def __enter__(self) -> "Workers":
         return self

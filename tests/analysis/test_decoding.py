@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from basedbench.analysis.decoding import with_decode_rate
+from basedbench.analysis.decoding import decoding_note, with_decode_rate
 from basedbench.errors import UserError
 
 RECALL = pd.DataFrame(
@@ -18,7 +18,8 @@ RECALL = pd.DataFrame(
 
 def timed(**changes: object) -> dict[str, object]:
     row = {"model": "base_conv+based d_model=64", "config": '{"feature_dim": 8}', "mode": "decode", "status": "ok"}
-    return row | {"batch": 1, "tokens_per_s": 10.0} | changes
+    row |= {"batch": 1, "length": 64, "dtype": "fp32", "device_name": "X", "tokens_per_s": 10.0}
+    return row | {"median_ms": 2.0, "ci_low_ms": 1.6, "ci_high_ms": 2.5} | changes
 
 
 def test_the_rate_of_the_same_model_at_the_largest_batch() -> None:
@@ -32,3 +33,22 @@ def test_the_rate_of_the_same_model_at_the_largest_batch() -> None:
 def test_without_times_it_says_what_to_run(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match="basedbench throughput --models s"):
         with_decode_rate(RECALL, pd.DataFrame([timed(**change)]))
+
+
+def test_the_interval_of_the_rate_is_that_of_the_time() -> None:
+    rows = pd.DataFrame([timed(), timed(batch=64, ci_low_ms=-1.0)])
+    one, many = (with_decode_rate(RECALL, rows, batch).iloc[0] for batch in (1, 64))
+    assert (one["decode_tokens_per_s_low"], one["decode_tokens_per_s_high"]) == (8.0, 12.5)
+    assert math.isnan(many["decode_tokens_per_s_high"])  # an end below no time at all
+    assert (one["decode_batch"], many["decode_batch"]) == (1, 64)
+
+
+def test_a_batch_that_was_not_timed_is_refused_with_those_that_were() -> None:
+    with pytest.raises(UserError, match="at batch 8, only at 1, 64"):
+        with_decode_rate(RECALL, pd.DataFrame([timed(), timed(batch=64)]), 8)
+
+
+def test_the_note_says_how_the_models_were_decoded() -> None:
+    rows = pd.DataFrame([timed(), timed(batch=64, length=1024)])
+    note = decoding_note(with_decode_rate(RECALL, rows), rows)
+    assert note == "Decoded on X, batch 64, behind 1,024 tokens, fp32; level bars: 95% intervals."

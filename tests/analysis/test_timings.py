@@ -111,6 +111,15 @@ def test_models_stand_in_for_operators():
     assert (panel.title, panel.mode) == ("Based-360m", "prefill")
 
 
+def test_what_was_changed_in_a_model_is_told_and_its_preset_is_not():
+    config = '{"layers": ["conv", "linear"], "preset": "based-360m"}'
+    model = row(operator=None, model="based-360m", mode="prefill", heads=None, key_dim=None, value_dim=None)
+    assert (
+        shared_conditions(pd.DataFrame([model | {"config": config}]))
+        == "H200, bf16, B 4, layers conv+linear, cold cache"
+    )
+
+
 def test_shared_conditions():
     rows = timings(pd.DataFrame([row(config='{"window": 64}'), row(config='{"window": 64}', length=2048)]))
     assert shared_conditions(rows) == "H200, bf16, B 4, H 16, K 16, V 64, window 64, cold cache"

@@ -1,12 +1,14 @@
 """The command line run in this process: `outcome = run_cli("list", "mixers")` has exit_code, stdout and stderr."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from basedbench.cli import app
+from basedbench.store import compact
 
 RunCli = Callable[..., Any]
 
@@ -22,3 +24,21 @@ def run_cli() -> RunCli:
         return outcome
 
     return run
+
+
+@pytest.fixture
+def out(tmp_path: Path, calibrated: bytes) -> Path:
+    """A results folder with this machine's ceilings in it."""
+    folder = tmp_path / "results" / "calibration"
+    folder.mkdir(parents=True)
+    (folder / "all.parquet").write_bytes(calibrated)
+    return folder.parent
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("calibrated")
+    command = ["calibrate", "--device", "cpu", "--seconds", "0.01", "--threads", "1", "--out", str(folder)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    compact(folder, "calibration")
+    return next((folder / "calibration").glob("*.parquet")).read_bytes()

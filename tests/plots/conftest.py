@@ -96,3 +96,38 @@ def throughput_rows() -> pd.DataFrame:
             rows.append(timing_row("reference", length, factor * length * 1e-4 if length < 8192 else None, mode=mode))
             rows.append(timing_row("fla", length, None, mode=mode, status="unsupported", reason="not installed"))
     return pd.DataFrame(rows)
+
+
+def language_row(model: str, batch: int, length: int, median_ms: float | None, **more: Any) -> dict[str, Any]:
+    """A whole model's row; without a time it ran out of memory."""
+    attention = model.startswith("attention")
+    values: dict[str, Any] = timing_row("sdpa-flash" if attention else "ours", length, None)
+    values |= {"suite": "generation", "operator": None, "model": model, "mode": "generation", "batch": batch}
+    values |= {"heads": None, "key_dim": None, "value_dim": None, "cache": "hot", "graph": True, "largest_batch": None}
+    values |= {"config": json.dumps({"preset": model}), "state_bytes": None, "baseline": "attention-360m/sdpa-flash"}
+    if median_ms:
+        values |= {
+            "status": "ok",
+            "median_ms": median_ms,
+            "ci_low_ms": 0.99 * median_ms,
+            "ci_high_ms": 1.01 * median_ms,
+        }
+        values |= {"tokens_per_s": batch / median_ms * 1e3, "largest_batch": 1000 if attention else 9000}
+        values |= {"state_bytes": 1000 * length if attention else 5000}
+    return values | more
+
+
+@pytest.fixture(scope="session")
+def language_frame() -> pd.DataFrame:
+    """Two sizes; attention slows with context and ends at 128 x 4096, Based was timed at two contexts."""
+    rows = []
+    for size, scale in (("1.3b", 3.0), ("360m", 1.0)):
+        for batch in (1, 128):
+            for length in (512, 1024, 4096):
+                time = None if batch * length > 2**18 else scale * (1 + batch * length / 2**16)
+                rows.append(language_row(f"attention-{size}", batch, length, time))
+                slower = None if time is None else 2 * time
+                rows.append(language_row(f"attention-{size}", batch, length, slower, contender="sdpa-math"))
+            for length in (1024, 4096):
+                rows.append(language_row(f"based-{size}", batch, length, scale * (1 + batch / 256)))
+    return pd.DataFrame(rows)

@@ -95,6 +95,17 @@ def test_a_rate_makes_the_stair_fall(points):
     assert "10k" in [tick.get_text() for tick in axes.get_xticklabels()]
 
 
+def test_a_measured_rate_has_level_bars_that_may_be_open(points):
+    rate = 1e9 / points["state_bytes"]
+    ends = {"decode_tokens_per_s_low": 0.9 * rate, "decode_tokens_per_s_high": 1.1 * rate}
+    rates = points.assign(decode_tokens_per_s=rate, **ends, accuracy_low=np.nan, accuracy_high=np.nan)
+    rates.loc[rates.index[0], "decode_tokens_per_s_high"] = np.nan  # of rounds so far apart that there is no end
+    axes = pareto(rates, x="decode_tokens_per_s").axes[0]
+    bars = {tuple(line.get_xdata()) for line in lines(axes, "interval")}
+    first, *others = rate
+    assert bars == {(0.9 * first, axes.get_xlim()[1]), *((0.9 * one, 1.1 * one) for one in others)}
+
+
 def test_seeds_are_bars_within_what_is_possible(figure, points):
     bars = sorted(tuple(line.get_ydata()) for line in lines(figure.axes[0], "interval"))
     ends = points[["accuracy_low", "accuracy_high"]].clip(0, 1).itertuples(index=False)

@@ -1,10 +1,11 @@
-"""A clock that only moves when told, cases that need no device, and stand-ins for workers."""
+"""A clock that only moves when told, cases that need no device, tiny models, and stand-ins for workers."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case, MeasureSection
 from basedbench.timing.samples import Round
 from basedbench.timing.worker import Failure
@@ -32,6 +33,23 @@ def make_case(contender: str = "ours", **changes: Any) -> Case:
     """A small Taylor attention."""
     shape = {"operator": "taylor_attention", "length": 24, "heads": 2, "key_dim": 4, "value_dim": 6, "batch": 2}
     return Case.model_validate({**shape, "contender": contender, "baseline": "reference", **changes})
+
+
+TINY = {"d_model": 32, "heads": 2, "mlp_inner": 32, "vocab_size": 64, "window": 16, "feature_dim": 4, "d_state": 4}
+TINY_LAYERS = {
+    "based": ["conv", "linear", "window"],
+    "attention": ["attention", "attention"],
+    "mamba": ["mamba", "mamba"],
+    "mamba2": ["mamba2", "mamba2"],
+}
+
+
+def make_model_case(family: str = "based", **changes: Any) -> ModelCase:
+    """A model of two or three narrow layers; attention by PyTorch."""
+    overrides = TINY | {"layers": TINY_LAYERS[family]} | ({"ssm_head_dim": 8} if family == "mamba2" else {})
+    case = {"model": f"{family}-360m", "mode": "generation", "batch": 3, "length": 300, "overrides": overrides}
+    contender = "sdpa-math" if family == "attention" else "ours"
+    return ModelCase.model_validate({**case, "contender": contender, "baseline": "attention-360m/sdpa-math", **changes})
 
 
 class FakeWorker:

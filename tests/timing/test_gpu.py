@@ -17,7 +17,7 @@ from basedbench.timing.session import Session
 from basedbench.timing.telemetry import Telemetry
 from basedbench.timing.worker import Failure, Workers
 from tests.contenders.conftest import FORMS, small
-from tests.timing.conftest import make_case
+from tests.timing.conftest import TINY_LAYERS, make_case, make_model_case
 
 pytestmark = [
     pytest.mark.gpu,
@@ -133,3 +133,23 @@ def test_other_tools_find_about_the_same() -> None:
     found = cross_check([lambda: x @ x])
     assert found["do_bench_ms"] == pytest.approx(ours, rel=0.25)
     assert found["profiler_ms"] == pytest.approx(ours, rel=0.25)
+
+
+@pytest.mark.parametrize("family", TINY_LAYERS)
+@pytest.mark.parametrize("mode", ["generation", "prefill"])
+def test_whole_models_are_right_and_run_as_their_mode_asks(family: str, mode: str) -> None:
+    wide = {"d_model": 128, "heads": 2, "feature_dim": 16, "d_state": 16, "vocab_size": 512}
+    case = make_model_case(
+        family, device="cuda", dtype="bf16", mode=mode, cache="hot" if mode == "generation" else "cold"
+    )
+    case = case.model_copy(update={"overrides": case.overrides | wide, "contender": "ours"})
+    if family == "attention":
+        case = case.model_copy(update={"contender": "sdpa-flash"})
+    session = Session(case, MEASURE, DEVICE, WallClock())
+    facts = session.prepare()
+    assert facts["status"] == "ok", facts.get("reason")
+    assert facts["graph"] == (mode == "generation")
+    assert (facts["wall_ms"] is not None) == (mode == "generation")
+    assert facts["largest_batch"] > 3
+    assert all(sample > 0 for sample in session.round().samples_ms)
+    session.close()

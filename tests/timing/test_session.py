@@ -7,10 +7,10 @@ import torch
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import Contender, register
-from basedbench.timing import session as module
 from basedbench.timing.clock import WallClock
 from basedbench.timing.memory import peak_memory
-from basedbench.timing.session import Session
+from basedbench.timing.operator import INPUT_SETS
+from basedbench.timing.session import WARM_UP_CALLS, Session
 from tests.contenders.conftest import FORMS, small
 from tests.timing.conftest import MockClock
 
@@ -69,8 +69,8 @@ def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
     assert facts["compile_s"] == pytest.approx(2.0 - 0.005)
     before = len(slow.calls)
     assert session.round().samples_ms == pytest.approx([5.0] * 10)
-    assert len(slow.calls) - before == 10 + module.WARM_UP_CALLS
-    assert len(set(slow.calls[before:])) == module.INPUT_SETS
+    assert len(slow.calls) - before == 10 + WARM_UP_CALLS
+    assert len(set(slow.calls[before:])) == INPUT_SETS
 
 
 @pytest.mark.usefixtures("own_registries")

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from basedbench.config import load_suite, parse_suite, suite_names
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case, MeasureSection, ThroughputSuite
 from basedbench.contenders import get_contender
+from basedbench.contenders.language import check_case
 from basedbench.errors import UserError
 
 HEAD = "kind: throughput\ncases:\n"
@@ -117,7 +119,19 @@ def test_shipped_suites_name_what_exists(name: str, device: str) -> None:
     suite = load_suite(name, "throughput")
     assert suite.description
     cases = suite.expand(device)
-    timed = {(case.operator, case.contender) for case in cases}
+    timed = {case.implementation for case in cases}
     for case in cases:
-        assert case.operator in get_contender(case.contender).operators
+        if isinstance(case, ModelCase):
+            check_case(case)
+        else:
+            assert case.operator in get_contender(case.contender).operators
         assert case.baseline_key in timed
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "first", "last"),
+    [("quick-throughput", "cpu", "1250f38b1ff6", "83384fd12558"), ("steady", "cuda", "907c99f48d8f", "275e5ca7ef54")],
+)
+def test_the_identities_of_stored_rows_stay(name: str, device: str, first: str, last: str) -> None:
+    cases = load_suite(name, "throughput").expand(device)
+    assert (cases[0].id, cases[-1].id) == (first, last)

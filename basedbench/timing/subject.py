@@ -1,0 +1,58 @@
+"""What a session times, whatever it is: something that is loaded, started, checked, and then called again and again."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from basedbench.config.models import ModelCase
+from basedbench.config.throughput import AnyCase
+from basedbench.timing.correctness import Verdict
+
+
+class Subject(Protocol):
+    """One case made ready. The session calls the methods in this order, on one device."""
+
+    grad: bool  # whether it needs autograd
+
+    def context(self) -> AbstractContextManager[object]:
+        """Settings that hold while it runs."""
+
+    def load(self) -> None:
+        """Bring what is there before any implementation runs: inputs, weights, states."""
+
+    def start(self) -> None:
+        """Build it and run it once: compilation happens here."""
+
+    def check(self) -> Verdict:
+        """Whether its results are right."""
+
+    def calls(self) -> list[Callable[[], object]]:
+        """What samples call in turn, one for each set of inputs; each may be repeated for ever."""
+
+    def facts(self) -> dict[str, Any]:
+        """The columns that are known before any sample."""
+
+    def capacity(self, peak_bytes: int) -> dict[str, Any]:
+        """The columns that follow from what a call needs beyond what is held."""
+
+
+def subject_of(case: AnyCase, device: str) -> Subject:
+    """What times a case."""
+    if isinstance(case, ModelCase):
+        from basedbench.timing.language import LanguageSubject
+
+        return LanguageSubject(case, device)
+    from basedbench.timing.operator import OperatorSubject
+
+    return OperatorSubject(case, device)
+
+
+def unsupported(case: AnyCase) -> str | None:
+    """Why a case is beyond its contender, or None."""
+    if isinstance(case, ModelCase):
+        from basedbench.contenders.language import supports
+
+        return supports(case)
+    from basedbench.contenders import get_contender
+
+    return get_contender(case.contender).supports(case)
