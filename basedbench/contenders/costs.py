@@ -57,7 +57,6 @@ def attention_bytes(
     return costs.total_bytes(inputs, queries * value_dim, element_bytes=element_bytes, backward=backward)
 
 
-
 def delta_flops(
     *, batch: int, length: int, heads: int, key_dim: int, value_dim: int, state: bool = False, backward: bool = False
 ) -> int:

@@ -2,10 +2,10 @@
 
     S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_t-1 + beta_t k_t v_t^T        y_t = S_t^T q_t
 
-with keys of unit norm and step sizes beta; `decay` none is DeltaNet, one of a head Gated DeltaNet, one of a channel Kimi
-delta attention. Peers take q, k, v, beta and g. `basedbench.kernels.delta_rule` can do more and takes a = -beta k,
-b = exp(g) k, and beta k for k: these are made in the call, as the mixers make them, so that their time and their
-gradients belong to it.
+with keys of unit norm and step sizes beta. Without decay it is DeltaNet; with one of a head Gated DeltaNet, with one of
+a channel Kimi delta attention. Peers take q, k, v, beta and g. `basedbench.kernels.delta_rule` can do more and takes
+a = -beta k, b = exp(g) k, and beta k for k: these are made in the call, as the mixers make them, so that their time and
+their gradients belong to it.
 """
 
 from typing import Any
