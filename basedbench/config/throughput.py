@@ -44,6 +44,7 @@ OPERATOR_AXES: dict[str, tuple[str, ...]] = {
     "short_conv": ("value_dim",),
     "linear_cross_entropy": ("key_dim", "value_dim"),
 }
+_DECAYS = ("none", "head", "channel")
 OPERATOR_OPTIONS: dict[str, dict[str, Any]] = {
     "sliding_window": {"window": 64},
     "ssd": {"groups": 1},
@@ -52,7 +53,6 @@ OPERATOR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 _COMMON_AXES = ("mode", "dtype", "batch", "length")
 _COUNTS = {"window", "groups", "width"}
-_DECAYS = ("none", "head", "channel")
 
 
 class Case(Section):
