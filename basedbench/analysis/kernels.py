@@ -19,6 +19,7 @@ _LETTERS = {"batch": "B", "length": "L", "heads": "H", "key_dim": "K", "value_di
 _OWN_LETTERS = {
     "selective_scan": {"key_dim": "N", "value_dim": "D"},
     "ssd": {"key_dim": "N", "value_dim": "P"},
+    "wkv4": {"value_dim": "D"},
     "short_conv": {"value_dim": "D"},
     "linear_cross_entropy": {"key_dim": "D"},
 }

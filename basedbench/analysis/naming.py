@@ -8,7 +8,7 @@ import pandas as pd
 
 _TITLES = {"mamba2": "Mamba-2", "rwkv7": "RWKV-7", "gla": "GLA", "h3": "H3", "delta_net": "DeltaNet"}
 _TITLES |= {"gated_delta_net": "Gated DeltaNet", "base_conv": "BaseConv", "kda": "KDA"}
-_TITLES |= {"retnet": "RetNet", "rwkv4": "RWKV-4", "relu": "ReLU", "cosformer": "CosFormer"}
+_TITLES |= {"retnet": "RetNet", "rwkv4": "RWKV-4", "wkv4": "WKV-4", "relu": "ReLU", "cosformer": "CosFormer"}
 _TITLES |= {f"taylor{order}": f"Taylor {order}" for order in (1, 2, 3)}
 _SIZES = {"feature_dim": "f", "window": "w", "d_state": "N"}  # they set the state's size, so they are always named
 _LETTERS = _SIZES | {"heads": "h", "expand": "e", "layers": "layers ", "epochs": "epochs ", "learning_rate": "lr "}

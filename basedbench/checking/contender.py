@@ -18,6 +18,7 @@ _AXES = {"H": "heads", "K": "key_dim", "V": "value_dim", "P": "value_dim", "N": 
 _MORE_AXES = {
     "sliding_window": {"W": "window"},
     "selective_scan": {"D": "value_dim"},
+    "wkv4": {"D": "value_dim"},
     "short_conv": {"D": "value_dim", "W": "width"},
     "linear_cross_entropy": {"D": "key_dim"},
 }

@@ -5,9 +5,11 @@ operator:
 
     attention, taylor_attention,    heads H, key_dim K, value_dim V; decode: `length` is the context already read
     linear_attention, sliding_window
+    delta_rule,                     heads H, key_dim K, value_dim V
+    gated_linear_attention
     ssd                             heads H, key_dim = states N, value_dim = head width P
     selective_scan                  key_dim = states N, value_dim = channels D
-    short_conv                      value_dim = channels D
+    wkv4, short_conv                value_dim = channels D
     linear_cross_entropy            key_dim = model width D, value_dim = vocabulary V; batch x length positions
 
 An axis that an operator does not have is 1. Whole models stand in a section of their own: see `models`.
@@ -35,12 +37,17 @@ OPERATOR_AXES: dict[str, tuple[str, ...]] = {
     "sliding_window": ("heads", "key_dim", "value_dim"),
     "selective_scan": ("key_dim", "value_dim"),
     "ssd": ("heads", "key_dim", "value_dim"),
+    "delta_rule": ("heads", "key_dim", "value_dim"),
+    "gated_linear_attention": ("heads", "key_dim", "value_dim"),
+    "wkv4": ("value_dim",),
     "short_conv": ("value_dim",),
     "linear_cross_entropy": ("key_dim", "value_dim"),
 }
+_DECAYS = ("none", "head", "channel")
 OPERATOR_OPTIONS: dict[str, dict[str, Any]] = {
     "sliding_window": {"window": 64},
     "ssd": {"groups": 1},
+    "delta_rule": {"decay": "none"},
     "short_conv": {"width": 4, "activation": "silu"},
 }
 _COMMON_AXES = ("mode", "dtype", "batch", "length")
@@ -68,6 +75,8 @@ class Case(Timed):
                 raise ValueError(f"{name} takes whole numbers from 1, got {value!r}")
         if self.config.get("activation") not in (None, "silu"):
             raise ValueError(f"activation is silu or null, got {self.config['activation']!r}")
+        if self.config.get("decay", "none") not in _DECAYS:
+            raise ValueError(f"decay is {', '.join(_DECAYS[:-1])} or {_DECAYS[-1]}, got {self.config['decay']!r}")
         if self.heads % self.config.get("groups", 1):
             raise ValueError(f"{self.config['groups']} groups do not divide {self.heads} heads")
         return self

@@ -1,7 +1,7 @@
 """What throughput compares: one file per peer, found by name, and the user's own through `contender`."""
 
 from basedbench.contenders.base import Call, Contender, Tensors
-from basedbench.contenders.fla import ChunkLinear, FusedChunkBased, ParallelBased
+from basedbench.contenders.fla import Chunk, FusedChunkBased, ParallelBased
 from basedbench.contenders.flex import Flex
 from basedbench.contenders.mamba import MambaSsm
 from basedbench.contenders.operators import Operator, operator_of
@@ -9,7 +9,7 @@ from basedbench.contenders.ours import Ours, Reference
 from basedbench.contenders.registry import all_contenders, contender, get_contender, register
 from basedbench.contenders.sdpa import BACKENDS
 
-for _one in (Ours(), Reference(), *BACKENDS, Flex(), FusedChunkBased(), ParallelBased(), ChunkLinear(), MambaSsm()):
+for _one in (Ours(), Reference(), *BACKENDS, Flex(), FusedChunkBased(), ParallelBased(), Chunk(), MambaSsm()):
     register(_one)
 
 __all__ = [

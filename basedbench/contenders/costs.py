@@ -5,6 +5,7 @@ from typing import Any
 
 from basedbench.config.throughput import Case
 from basedbench.kernels import costs
+from basedbench.kernels.gated_linear_attention import flops as gated_linear_flops
 from basedbench.kernels.linear_attention import bytes_moved as linear_bytes
 from basedbench.kernels.linear_attention import flops as linear_flops
 from basedbench.kernels.linear_cross_entropy import bytes_moved as cross_entropy_bytes
@@ -19,6 +20,8 @@ from basedbench.kernels.ssd import bytes_moved as ssd_bytes
 from basedbench.kernels.ssd import flops as ssd_flops
 from basedbench.kernels.taylor_attention import bytes_moved as taylor_bytes
 from basedbench.kernels.taylor_attention import flops as taylor_flops
+from basedbench.kernels.wkv4 import bytes_moved as wkv4_bytes
+from basedbench.kernels.wkv4 import flops as wkv4_flops
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -54,6 +57,39 @@ def attention_bytes(
     return costs.total_bytes(inputs, queries * value_dim, element_bytes=element_bytes, backward=backward)
 
 
+def delta_flops(
+    *, batch: int, length: int, heads: int, key_dim: int, value_dim: int, state: bool = False, backward: bool = False
+) -> int:
+    """Per token-head the lesser of 6 K V (state read twice, updated once) and 2 (L + 1) (K + V) (quadratic).
+
+    Less than the operator's own count: what a case takes back and what it writes lie along the same key.
+    """
+    tokens = batch * length * heads
+    through_state, quadratic = tokens * 6 * key_dim * value_dim, tokens * 2 * (length + 1) * (key_dim + value_dim)
+    return costs.total_flops(through_state if state else min(through_state, quadratic), backward=backward)
+
+
+def gated_bytes(
+    *,
+    batch: int,
+    length: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    decay_dim: int,
+    steps: int = 0,
+    element_bytes: int,
+    state: bool = False,
+    backward: bool = False,
+) -> int:
+    """q, k, v and `steps` step sizes in, y out; beside them `decay_dim` logarithms of decays in, which are float32."""
+    tokens = batch * length * heads
+    states = batch * heads * key_dim * value_dim if state else 0
+    decays = costs.total_bytes(tokens * decay_dim, 0, element_bytes=ELEMENT_BYTES["fp32"], backward=backward)
+    inputs, outputs = tokens * (2 * key_dim + value_dim + steps), tokens * value_dim
+    return decays + costs.total_bytes(inputs, outputs, state=states, element_bytes=element_bytes, backward=backward)
+
+
 _COSTS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     "attention": (attention_flops, attention_bytes),
     "taylor_attention": (taylor_flops, taylor_bytes),
@@ -61,6 +97,9 @@ _COSTS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     "sliding_window": (window_flops, window_bytes),
     "selective_scan": (scan_flops, scan_bytes),
     "ssd": (ssd_flops, ssd_bytes),
+    "delta_rule": (delta_flops, gated_bytes),
+    "gated_linear_attention": (gated_linear_flops, gated_bytes),
+    "wkv4": (wkv4_flops, wkv4_bytes),
     "short_conv": (conv_flops, conv_bytes),
     "linear_cross_entropy": (cross_entropy_flops, cross_entropy_bytes),
 }
@@ -73,14 +112,25 @@ def flops_of(case: Case) -> int:
 
 def bytes_of(case: Case) -> int:
     """Bytes that one call has to move."""
-    gate = {"gate": False} if case.operator == "ssd" else {}
     size = ELEMENT_BYTES[case.dtype]
-    return _COSTS[case.operator][1](**_shape(case), **_passes(case), **gate, element_bytes=size)
+    return _COSTS[case.operator][1](**_shape(case), **_passes(case), **_inputs(case), element_bytes=size)
 
 
 def _passes(case: Case) -> dict[str, bool]:
     passes = {"backward": case.mode == "fwd_bwd", "state": case.mode == "decode"}
     return {"backward": passes["backward"]} if case.operator == "linear_cross_entropy" else passes
+
+
+def _inputs(case: Case) -> dict[str, Any]:
+    """Which inputs there are, where an operator has several kinds."""
+    match case.operator:
+        case "ssd":
+            return {"gate": False}
+        case "delta_rule":
+            return {"decay_dim": {"none": 0, "head": 1, "channel": case.key_dim}[case.config["decay"]], "steps": 1}
+        case "gated_linear_attention":
+            return {"decay_dim": case.key_dim}
+    return {}
 
 
 def _shape(case: Case) -> dict[str, Any]:
@@ -94,6 +144,8 @@ def _shape(case: Case) -> dict[str, Any]:
         case "ssd":
             sizes = {"heads": case.heads, "head_dim": case.value_dim, "states": case.key_dim}
             return {**rows, **sizes, "groups": case.config["groups"]}
+        case "wkv4":
+            return {**rows, "channels": case.value_dim}
         case "short_conv":
             return {**rows, "channels": case.value_dim, "taps": case.config["width"]}
         case "linear_cross_entropy":

@@ -1,15 +1,19 @@
-"""flash-linear-attention (https://github.com/fla-org/flash-linear-attention): Taylor and linear attention in Triton.
+"""flash-linear-attention (https://github.com/fla-org/flash-linear-attention): linear attention of all kinds in Triton.
 
 Its `based` kernels divide by the sum of the weights + 1e-6 and its linear attention by the sum + 1e-10, where the
 operators here add 1e-12: no difference at their precision. Its linear attention takes mapped features, so elu + 1 is
-timed with it.
+timed with it. All its functions scale queries by 1/sqrt(K) unless they are told not to.
 """
 
+import re
+from importlib.util import find_spec
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench.config.throughput import Case
-from basedbench.contenders.base import Call, Contender, Tensors, needs_cuda
+from basedbench.contenders.base import Call, Contender, Tensors, needs_cuda, needs_half
 
 
 class _Fla(Contender):
@@ -53,19 +57,75 @@ class ParallelBased(_Fla):
         return lambda tensors: parallel_based(*tensors.values())
 
 
-class ChunkLinear(_Fla):
-    """Linear attention in chunks."""
+class Chunk(_Fla):
+    """Linear attention, gated linear attention and the delta rule in chunks; a delta rule's decay says by which."""
 
     name = "fla-chunk"
-    operators = ("linear_attention",)
+    operators = ("linear_attention", "gated_linear_attention", "delta_rule")
+
+    def limits(self, case: Case) -> str | None:
+        reason = super().limits(case)
+        return reason or (_delta_limits(case) if case.operator == "delta_rule" else None)
 
     def build(self, case: Case) -> Call:
-        from fla.ops.linear_attn import chunk_linear_attn
+        if case.operator == "delta_rule":
+            return _build_delta(case)
+        return _build_gated() if case.operator == "gated_linear_attention" else _build_linear()
 
-        def call(tensors: Tensors) -> Tensor:
-            q, k, v = tensors.values()
-            # The scale cancels against the normaliser; 1 keeps both away from its small constant.
-            y: Tensor = chunk_linear_attn(F.elu(q) + 1, F.elu(k) + 1, v, scale=1.0, normalize=True)[0]
-            return y
 
-        return call
+def _build_linear() -> Call:
+    from fla.ops.linear_attn import chunk_linear_attn
+
+    def call(tensors: Tensors) -> Tensor:
+        q, k, v = tensors.values()
+        # The scale cancels against the normaliser; 1 keeps both away from its small constant.
+        y: Tensor = chunk_linear_attn(F.elu(q) + 1, F.elu(k) + 1, v, scale=1.0, normalize=True)[0]
+        return y
+
+    return call
+
+
+def _build_gated() -> Call:
+    from fla.ops.gla import chunk_gla
+
+    def call(tensors: Tensors) -> Tensor:
+        q, k, v, g = tensors.values()
+        y: Tensor = chunk_gla(q, k, v, g, scale=1.0)[0]
+        return y
+
+    return call
+
+
+def _build_delta(case: Case) -> Call:
+    """`chunk_delta_rule(q, k, v, beta)`, `chunk_gated_delta_rule` or `chunk_kda(q, k, v, g, beta)`."""
+    match case.config["decay"]:
+        case "none":
+            from fla.ops.delta_rule import chunk_delta_rule as rule
+        case "head":
+            from fla.ops.gated_delta_rule import chunk_gated_delta_rule as rule
+        case _:
+            from fla.ops.kda import chunk_kda as rule
+
+    def call(tensors: Tensors) -> Tensor:
+        q, k, v, beta, *g = tensors.values()
+        y: Tensor = rule(q, k, v, *g, beta, scale=1.0)[0]
+        return y
+
+    return call
+
+
+def _delta_limits(case: Case) -> str | None:
+    if case.key_dim > 256:
+        return "its delta rules take key widths up to 256"
+    if case.config["decay"] == "head" and case.mode == "fwd_bwd" and _refuses_gated_backward():
+        return "its backward of a decay per head refuses Hopper with Triton from 3.4 and below 3.7.1; try Triton 3.7.1"
+    return needs_half(case)
+
+
+def _refuses_gated_backward() -> bool:
+    """Whether it would raise: these versions of Triton miscompile the kernel. TileLang, if installed, replaces it."""
+    import triton
+
+    version = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return hopper and (3, 4) <= version < (3, 7, 1) and find_spec("tilelang") is None

@@ -7,6 +7,7 @@ keep in float32 (decay rates, step-size biases, recurrent states) are float32 he
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench import kernels
@@ -102,6 +103,37 @@ def ssd_step(draw: Draw) -> dict[str, Tensor]:
     return _insert(ssd(draw, (case.batch,), "B"), 5, "state_BHPN", state)
 
 
+def gated_linear_attention(draw: Draw) -> dict[str, Tensor]:
+    """Scaled queries, keys, values, and the logarithms of decays as an initialised layer makes them, float32."""
+    given = queries_keys_values(draw)
+    return _scaled(draw, given) | {"g_BLHK": _log_decays(draw, *given["k_BLHK"].shape)}
+
+
+def gated_linear_attention_step(draw: Draw) -> dict[str, Tensor]:
+    """One token and a state (B,H,K,V)."""
+    given = _token(draw)
+    state = draw.normal(*given["k_BHK"].shape, draw.case.value_dim, dtype=torch.float32)
+    return _scaled(draw, given) | {"g_BHK": _log_decays(draw, *given["k_BHK"].shape), "state_BHKV": state}
+
+
+def wkv4(draw: Draw, rows: tuple[int, ...] | None = None, suffix: str = "BL") -> dict[str, Tensor]:
+    """RWKV-4's keys and values; decays over the range of an initialised layer's, and bonuses: D = value_dim."""
+    case = draw.case
+    rows = rows or (case.batch, case.length)
+    return {
+        f"k_{suffix}D": draw.normal(*rows, case.value_dim),
+        f"v_{suffix}D": draw.normal(*rows, case.value_dim),
+        "w_D": -draw.uniform(-5, 3, case.value_dim).exp(),
+        "u_D": draw.normal(case.value_dim, dtype=torch.float32),
+    }
+
+
+def wkv4_step(draw: Draw) -> dict[str, Tensor]:
+    """One token and a state (B,3,D)."""
+    state: Any = kernels.wkv4(*wkv4(draw, (draw.case.batch, PREFIX)).values(), return_state=True)[1]
+    return wkv4(draw, (draw.case.batch,), "B") | {"state_B3D": state}
+
+
 def short_conv(draw: Draw, rows: tuple[int, ...] | None = None, suffix: str = "BL") -> dict[str, Tensor]:
     """x (B,L,D), a filter of `width` taps and a bias."""
     case = draw.case
@@ -139,6 +171,15 @@ def _token(draw: Draw) -> dict[str, Tensor]:
         "k_BHK": draw.normal(*rows, case.key_dim),
         "v_BHV": draw.normal(*rows, case.value_dim),
     }
+
+
+def _scaled(draw: Draw, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With q / sqrt(K), for an operator that does not scale."""
+    return {name: x * draw.case.key_dim**-0.5 if name.startswith("q_") else x for name, x in tensors.items()}
+
+
+def _log_decays(draw: Draw, *shape: int) -> Tensor:
+    return F.logsigmoid(draw.normal(*shape, dtype=torch.float32)) / 16
 
 
 def _state_of(prefill: Any, draw: Draw) -> Tensor:

@@ -6,10 +6,12 @@ from typing import Any
 
 from basedbench import kernels
 from basedbench.config.throughput import Case
-from basedbench.contenders import inputs, steps
+from basedbench.contenders import delta, inputs, steps
 from basedbench.contenders.attention import attention_reference, attention_step_reference
 from basedbench.contenders.base import Call, Tensors
 from basedbench.contenders.draw import Draw
+from basedbench.kernels.delta_rule import reference as delta_reference
+from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
@@ -17,6 +19,7 @@ from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
+from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 Function = Callable[..., Any]
 
@@ -26,7 +29,8 @@ class Operator:
     """One operator in one form: whole sequences, or one decode step.
 
     The first `positional` tensors are passed by position, the others and the options by name. `states` are the
-    tensors that a step carries along; `public` is None where basedbench has no implementation of its own.
+    tensors that a step carries along; `public` is None where basedbench has no implementation of its own. `arguments`
+    makes what the function takes of what a case draws, where these differ.
     """
 
     draw: Callable[[Draw], Tensors]
@@ -36,6 +40,7 @@ class Operator:
     states: tuple[str, ...] = ()
     options: tuple[str, ...] = ()  # those of the case that the function takes
     constants: dict[str, Any] = field(default_factory=dict)
+    arguments: Callable[[Tensors], dict[str, Any]] | None = None
 
 
 def operator_of(case: Case) -> Operator:
@@ -49,7 +54,8 @@ def bind(function: Function, case: Case) -> Call:
     options = {name: case.config[name] for name in operator.options} | operator.constants
 
     def call(tensors: Tensors) -> Any:
-        named = list(tensors.items())
+        given = tensors if operator.arguments is None else operator.arguments(tensors)
+        named = list(given.items())
         first = (tensor for _, tensor in named[: operator.positional])
         return function(*first, **dict(named[operator.positional :]), **options)
 
@@ -67,6 +73,11 @@ _SEQUENCES = {
         inputs.selective_scan, kernels.selective_scan, scan_reference, 5, constants={"delta_softplus": True}
     ),
     "ssd": Operator(inputs.ssd, kernels.ssd, ssd_reference, 5, constants={"dt_softplus": True}),
+    "delta_rule": Operator(delta.delta_rule, kernels.delta_rule, delta_reference, 6, arguments=delta.arguments),
+    "gated_linear_attention": Operator(
+        inputs.gated_linear_attention, kernels.gated_linear_attention, gated_linear_reference, 4
+    ),
+    "wkv4": Operator(inputs.wkv4, kernels.wkv4, wkv4_reference, 4),
     "short_conv": Operator(inputs.short_conv, kernels.short_conv, conv_reference, options=("activation",)),
     "linear_cross_entropy": Operator(
         inputs.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference
@@ -98,6 +109,22 @@ _STEPS = {
     "ssd": Operator(
         inputs.ssd_step, kernels.ssd_step, steps.ssd_step, 6, ("state_BHPN",), constants={"dt_softplus": True}
     ),
+    "delta_rule": Operator(
+        delta.delta_rule_step,
+        kernels.delta_rule_step,
+        steps.delta_rule_step,
+        7,
+        ("state_BHKV",),
+        arguments=delta.arguments,
+    ),
+    "gated_linear_attention": Operator(
+        inputs.gated_linear_attention_step,
+        kernels.gated_linear_attention_step,
+        steps.gated_linear_attention_step,
+        5,
+        ("state_BHKV",),
+    ),
+    "wkv4": Operator(inputs.wkv4_step, kernels.wkv4_step, steps.wkv4_step, 5, ("state_B3D",)),
     "short_conv": Operator(
         inputs.short_conv_step,
         kernels.short_conv_step,

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from basedbench.contenders.attention import attention_step_reference
+from basedbench.kernels.delta_rule import reference as delta_reference
+from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
+from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 
 def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:
@@ -70,6 +73,32 @@ def ssd_step(
     return _one_token(ssd_reference, state_BHPN, x, dt, A_H, B, C, **options)
 
 
+def delta_rule_step(
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    a_BHK: Tensor,
+    b_BHK: Tensor,
+    g_BHK: Tensor | None,
+    state_BHKV: Tensor,
+) -> Tensor:
+    """`basedbench.kernels.delta_rule_step`."""
+    tokens = _sequences(q_BHK, k_BHK, v_BHV, a_BHK, b_BHK)
+    return _one_token(delta_reference, state_BHKV, *tokens, None if g_BHK is None else g_BHK.unsqueeze(1))
+
+
+def gated_linear_attention_step(
+    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BHK: Tensor, state_BHKV: Tensor
+) -> Tensor:
+    """`basedbench.kernels.gated_linear_attention_step`."""
+    return _one_token(gated_linear_reference, state_BHKV, *_sequences(q_BHK, k_BHK, v_BHV, g_BHK))
+
+
+def wkv4_step(k_BD: Tensor, v_BD: Tensor, w_D: Tensor, u_D: Tensor, state_B3D: Tensor) -> Tensor:
+    """`basedbench.kernels.wkv4_step`."""
+    return _one_token(wkv4_reference, state_B3D, *_sequences(k_BD, v_BD), w_D, u_D)
+
+
 def short_conv_step(
     x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor, state_BDS: Tensor, *, activation: Any = None
 ) -> Tensor:
@@ -81,7 +110,7 @@ def _sequences(*tokens: Tensor) -> tuple[Tensor, ...]:
     return tuple(token.unsqueeze(1) for token in tokens)
 
 
-def _one_token(reference: Callable[..., Any], state: Tensor, *arguments: Tensor, **options: Any) -> Tensor:
+def _one_token(reference: Callable[..., Any], state: Tensor, *arguments: Tensor | None, **options: Any) -> Tensor:
     y, after = reference(*arguments, **options, initial_state=state, return_state=True)
     state.copy_(after)
     return y.squeeze(1)

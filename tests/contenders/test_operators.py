@@ -27,7 +27,7 @@ def test_inputs_depend_on_the_problem_and_the_seed_alone(operator: str, mode: st
 @pytest.mark.parametrize("operator", [operator for operator, mode in FORMS if mode == "decode"])
 def test_a_step_by_the_sequence_reference_is_the_public_step(operator: str) -> None:
     case = small(operator, "decode", config={"window": 5} if operator == "sliding_window" else {})
-    case = small(operator, "decode") if operator in ("ssd", "short_conv") else case
+    case = small(operator, "decode") if operator in ("ssd", "short_conv", "delta_rule") else case
     form = operator_of(case)
     drawn = {name: x.double() if x.is_floating_point() else x for name, x in form.draw(Draw(case, 0, "cpu")).items()}
     one, two = ({name: x.clone() for name, x in drawn.items()} for _ in range(2))

@@ -1,18 +1,19 @@
 """Decode times of whole models: checked first, and repeatable without running out of room."""
 
+import pytest
 import torch
 
-from basedbench.mixers import Mixer, State
+from basedbench.mixers import Mixer, State, mixer_names
 from basedbench.models.recall import LayerSpec, RecallModel
 from basedbench.store.schema import PROMISED, check_row
 from basedbench.timing.clock import WallClock
 from basedbench.timing.decode import Decoder, _step_at_length, decode_rows, step_error
 
 
-def decoder(*mixers: str) -> Decoder:
+def decoder(*mixers: str, d_model: int = 16) -> Decoder:
     torch.manual_seed(0)
-    model = RecallModel(32, 16, [LayerSpec(name) for name in mixers])
-    return Decoder("+".join(mixers) + " d_model=16", "{}", model, length=20)
+    model = RecallModel(32, d_model, [LayerSpec(name) for name in mixers])
+    return Decoder("+".join(mixers) + f" d_model={d_model}", "{}", model, length=20)
 
 
 def test_a_row_for_every_model() -> None:
@@ -26,6 +27,15 @@ def test_a_row_for_every_model() -> None:
         assert row["tokens_per_s"] == 3 / row["median_ms"] * 1e3
     assert rows[0]["state_bytes"] == 4 * (2 * 16 + 2 * 16 * 20) + 4  # two conv inputs; keys, values and their count
     assert rows[0]["case_id"] != rows[1]["case_id"]
+
+
+@pytest.mark.parametrize("name", mixer_names())
+def test_every_mixer_can_be_timed(name: str) -> None:
+    one = decoder("base_conv", name, d_model=64)
+    for weight in one.model.mixers[1].parameters():  # a layer that starts at zero would pass with any step
+        torch.nn.init.normal_(weight, std=0.3)
+    (row,) = decode_rows([one], "mine", "cpu", batch=2, rounds=3, clock=WallClock())
+    assert (row["status"], row["reason"]) == ("ok", None)
 
 
 def test_a_step_that_differs_from_the_parallel_form_is_not_timed() -> None:

@@ -29,6 +29,7 @@ def test_a_grid_is_every_combination_with_the_operators_options() -> None:
     assert {case.contender for case in cases} == {"ours", "mine"}
     assert {case.config["window"] for case in cases} == {4, 8}
     assert parsed("ssd").expand("cpu")[0].config == {"groups": 1}
+    assert parsed("delta_rule").expand("cpu")[0].config == {"decay": "none"}
 
 
 def test_several_grids_are_one_after_the_other() -> None:
@@ -89,6 +90,10 @@ def test_a_decode_step_makes_one_token_for_each_sequence() -> None:
         (
             {"operator": "sliding_window", "grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, window: 0}"},
             "window takes whole numbers from 1, got 0",
+        ),
+        (
+            {"operator": "delta_rule", "grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, decay: heads}"},
+            "decay is none, head or channel, got 'heads'",
         ),
         (
             {"operator": "short_conv", "grid": "{length: 8, value_dim: 4, activation: relu}"},
