@@ -54,6 +54,17 @@ def test_a_step_that_differs_from_the_parallel_form_is_not_timed() -> None:
     assert "differs from the parallel form" in row["reason"]
 
 
+def test_a_wrong_step_behind_a_projection_that_starts_at_zero_is_not_timed() -> None:
+    torch.manual_seed(0)
+    model = RecallModel(32, 64, [LayerSpec("base_conv"), LayerSpec("rwkv7")], init="correct")
+    mixer: Mixer = model.mixers[1]
+    assert not mixer.out_proj.weight.any()
+    right = mixer.step
+    mixer.step = lambda x_BD, state: (2 * right(x_BD, state)[0], state)  # type: ignore[method-assign]
+    (row,) = decode_rows([Decoder("x", "{}", model, 20)], "mine", "cpu", batch=2, rounds=3, clock=WallClock())
+    assert row["status"] == "incorrect"
+
+
 def test_the_same_step_can_be_taken_for_ever() -> None:
     with torch.inference_mode():
         call = _step_at_length(decoder("base_conv", "attention"), "cpu", 2)
