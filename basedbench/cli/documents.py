@@ -22,6 +22,13 @@ def published(results: Path) -> str:
     return published_table(_rows(results, "recall"))
 
 
+def parity(results: Path) -> str:
+    """Accuracy at fp32, tf32 and bf16."""
+    from basedbench.analysis.parity import parity_table
+
+    return parity_table(_rows(results, "recall"))
+
+
 def states(_: Path) -> str:
     """The state sizes of every model in the recall suites; they need no rows."""
     from basedbench.training.state_table import state_table
@@ -29,7 +36,12 @@ def states(_: Path) -> str:
     return state_table()
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published, "states": states}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "kernels": kernels,
+    "parity": parity,
+    "published": published,
+    "states": states,
+}
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame | None":

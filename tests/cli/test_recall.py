@@ -184,3 +184,15 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(suite: Path, tmp_pa
     assert "the same command again goes on" in errors
     assert "Traceback" not in errors
     assert 2 <= len(load(out, "recall")) < 600
+
+
+def test_precisions_are_rows_side_by_side(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    for precision in ("fp32", "tf32", "bf16", "bf16"):
+        sweep(run_cli, suite, out, "--precision", precision, "--filter", "feature_dim=2 lr=0.01")
+    frame = load(out, "recall")
+    assert sorted(frame["precision"]) == ["bf16", "fp32", "tf32"]
+    assert frame["case_id"].nunique() == 3
+    assert set(frame["status"]) == {"ok"}
+    losses = frame.set_index("precision")["loss_by_epoch"]
+    assert losses["fp32"] != losses["bf16"]
