@@ -55,7 +55,7 @@ class _Inputs(NamedTuple):
         return triton.cdiv(self.u.shape[2], CHANNELS), self.u.shape[0]
 
     def constants(self, tile: int, softplus: bool) -> dict[str, Any]:
-        """Whatever the tile, steps are walked to the end of the last chunk: they are WHOLE if that is the sequence's."""
+        """Whatever the tile, steps are walked to the end of the last chunk: WHOLE if that is the sequence's end too."""
         _, length, channels, states, _ = self.shape
         return {
             "channels": channels, "N": states, "T": tile, "BLOCK_D": CHANNELS, "WHOLE": length % CHUNK == 0,
