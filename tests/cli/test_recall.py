@@ -122,6 +122,10 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
     assert re.search(r"based d_model=16 feature_dim=2\s+2\s+0\s", text)
     assert "Nothing was run" in text
     assert not list(out.rglob("*.parquet"))
+    assert "a guess" not in text
+    untimed = run_cli("recall", "--mixer", "retnet", "--suite", suite, "--device", "cpu", "--out", out, "--dry-run")
+    assert re.search(r"retnet d_model=64 .* s \?\s", untimed.stdout)
+    assert "?: a guess" in untimed.stdout
 
 
 @pytest.mark.parametrize(
