@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from basedbench.engines import determinism
 from basedbench.store import load
 from tests.cli.conftest import RunCli
 
@@ -188,6 +189,16 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(suite: Path, tmp_pa
     assert "the same command again goes on" in errors
     assert "Traceback" not in errors
     assert 2 <= len(load(out, "recall")) < 600
+
+
+def test_deterministic_is_told_to_workers(
+    run_cli: RunCli, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (determinism.VARIABLE, determinism.WORKSPACE[0]):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    sweep(run_cli, suite, tmp_path, "--deterministic", "--limit", 1)
+    assert '"BASEDBENCH_DETERMINISTIC": "1"' in load(tmp_path, "recall")["fingerprint"][0]
 
 
 def test_precisions_are_rows_side_by_side(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
