@@ -1,4 +1,4 @@
-"""Student's t: the interval around a mean of few values (seeds, rounds).
+"""Student's t: the interval around a mean of few values (seeds, rounds), and around the difference of two means.
 
 The distribution function is the closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4),
 so that plotting needs no statistics library.
@@ -6,6 +6,7 @@ so that plotting needs no statistics library.
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
@@ -24,10 +25,34 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     count = len(values)
     if count < 2:
         return math.nan, math.nan
-    mean = math.fsum(values) / count
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = t_quantile(count - 1, confidence) * math.sqrt(variance / count)
+    mean = fmean(values)
+    half = t_quantile(count - 1, confidence) * math.sqrt(_variance(values) / count)
     return mean - half, mean + half
+
+
+class Welch:
+    """The difference between the means of two groups, b - a, their variances not assumed equal.
+
+    Degrees of freedom (Welch-Satterthwaite) are rounded down, which errs on the side of no difference. Takes at least
+    two values on each side.
+    """
+
+    def __init__(self, a: Sequence[float], b: Sequence[float]) -> None:
+        self.difference = fmean(b) - fmean(a)
+        parts = [(_variance(values) / len(values), len(values) - 1) for values in (a, b)]
+        variance = sum(part for part, _ in parts)
+        self.error = math.sqrt(variance)
+        spread = sum(part**2 / degrees for part, degrees in parts)
+        self.degrees = variance**2 / spread if spread else float(len(a) + len(b) - 2)
+
+    def significant(self, level: float = 0.01) -> bool:
+        """Whether a difference this large would arise less often than `level` between equal groups."""
+        return abs(self.difference) > t_quantile(max(1, int(self.degrees)), 1 - level) * self.error
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The interval of the difference."""
+        half = t_quantile(max(1, int(self.degrees)), confidence) * self.error
+        return self.difference - half, self.difference + half
 
 
 def _probability_within(angle: float, degrees: int) -> float:
@@ -40,3 +65,8 @@ def _probability_within(angle: float, degrees: int) -> float:
         total += term
     within = math.sin(angle) * total
     return 2 / math.pi * (angle + within) if odd else within
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)

@@ -25,6 +25,13 @@ def published(results: Path) -> str:
     return published_table(_rows(results, "recall"))
 
 
+def parity(results: Path) -> str:
+    """Accuracy at fp32, tf32 and bf16."""
+    from basedbench.analysis.parity import parity_table
+
+    return parity_table(_rows(results, "recall"))
+
+
 def states(_: Path) -> str:
     """The state sizes of every model in the recall suites; they need no rows."""
     from basedbench.training.state_table import state_table
@@ -39,8 +46,12 @@ def generation(section: str, results: Path) -> str:
     return generation_section(section, _rows(results, "throughput"))
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"kernels": kernels, "published": published, "states": states}
-TABLES |= {f"generation-{name}": partial(generation, name) for name in GENERATION}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "kernels": kernels,
+    "published": published,
+    "states": states,
+    "parity": parity,
+} | {f"generation-{name}": partial(generation, name) for name in GENERATION}
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame | None":

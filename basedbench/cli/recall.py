@@ -41,6 +41,9 @@ def recall(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On a GPU: the same bits in every run, attention slower.")
+    ] = False,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows, or the plan, as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
@@ -55,7 +58,7 @@ def recall(
     """
     from basedbench.cli import recall_input as given
     from basedbench.config.matching import matching
-    from basedbench.engines import LocalEngine, resolve_devices
+    from basedbench.engines import LocalEngine, determinism, resolve_devices
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
     from basedbench.training.cases import recall_cases
@@ -71,6 +74,8 @@ def recall(
     if dry_run:
         _show_plan(cases, devices, jobs, out, as_json)
         return
+    if deterministic:
+        determinism.ask()
     store = Store(out)
     todo = plan(cases, store, fresh, statuses)
     borrow(store, todo.borrowed)

@@ -14,7 +14,7 @@ from basedbench.store import Store
 from basedbench.store.dataset import rows as stored_rows
 from basedbench.store.schema import decode_json
 from basedbench.training.cases import RecallCase
-from basedbench.training.cost import estimated_seconds
+from basedbench.training.cost import estimate
 from basedbench.training.run import build_model
 
 PLAN = ("model", "runs", "done", "parameters", "state", "zoology", "paper", "time")
@@ -24,19 +24,31 @@ RESULTS = ("model", "state", "accuracy", "at lr", "runs", "failed")
 def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | None, out: Path) -> None:
     """Print the models of a sweep with their runs, parameters, state sizes and a rough time."""
     finished = Store(out).finished("recall")
-    rows, total_s = [], 0.0
+    rows, total_s, any_guess = [], 0.0, False
     for label, runs in by_model(cases).items():
         model, length = build_model(runs[0]), runs[0].longest
         done = sum((case.suite, case.case_id) in finished for case in runs)
-        seconds = sum(estimated_seconds(case, devices[0]) for case in runs)
-        total_s += seconds * (len(runs) - done) / len(runs)
+        one = estimate(runs[0], devices[0])
+        total_s += one.seconds * (len(runs) - done)
+        any_guess |= one.guessed
         sizes = (f(model, length) for f in (state_bytes, state_bytes_zoology, state_bytes_paper))
         shown = (quantity(size, "bytes") for size in sizes)
-        rows.append((label, len(runs), done, model.parameters_count(), *shown, clock(seconds)))
+        rows.append(
+            (
+                label,
+                len(runs),
+                done,
+                model.parameters_count(),
+                *shown,
+                clock(one.seconds * len(runs)) + " ?" * one.guessed,
+            )
+        )
     print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN[1:])
     side_by_side = len(places(devices, jobs)) if devices[0] == "cpu" else len(devices)
     left = f"{clock(total_s / side_by_side)} for what is left on {', '.join(devices)}"
-    typer.echo(f"Roughly {left}. Nothing was run.")
+    if any_guess:
+        typer.echo("?: a guess, for nobody has timed this mixer's runs on such a device.")
+    typer.echo(f"Roughly {left}, less where runs stop early. Nothing was run.")
 
 
 def plan_json(cases: Sequence[RecallCase], out: Path) -> None:

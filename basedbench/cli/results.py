@@ -1,4 +1,4 @@
-"""`basedbench results`: look at one stored row; merge the many small files of a folder; print a table of the docs."""
+"""`basedbench results`: a stored row, the state of a sweep, small files merged, a table of the docs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from basedbench.cli.documents import TABLES
 
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
-group = typer.Typer(help="Look at a stored row, merge a folder's files, or print a table.", no_args_is_help=True)
+group = typer.Typer(help="A stored row, a sweep's state, a folder's files merged, a table.", no_args_is_help=True)
 
 
 @group.command()
@@ -51,6 +51,34 @@ def show(
         return
     print_table(f"{kind} row {row['case_id']} (suite {row['suite']})", ("column", "value"), flat(printable))
     typer.echo("Long lists: --json prints them whole.")
+
+
+@group.command()
+def status(
+    suite: Annotated[
+        str | None, typer.Option(help="A recall suite's name or file. Default: all that have rows.")
+    ] = None,
+    results: _RESULTS = Path("results"),
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers of the suite.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How far recall sweeps have come: runs done, failed, left, their time, and the commands for what is left."""
+    from basedbench.cli import results_status as report
+    from basedbench.errors import UserError
+    from basedbench.plugins import load_plugins
+    from basedbench.store import dataset
+    from basedbench.training.tally import tallies
+
+    load_plugins(plugin or [])
+    rows = dataset.rows(results, "recall")
+    if not rows and suite is None:
+        raise UserError(dataset.no_rows(results, "recall"))
+    found = tallies(rows, suite)
+    more = ["--out", str(results), *(part for file in plugin or [] for part in ("--plugin", str(file)))]
+    if as_json:
+        report.status_json(found, rows, more)
+    else:
+        report.status_table(found, rows, more)
 
 
 @group.command()

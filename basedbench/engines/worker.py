@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from basedbench.engines import determinism
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError
 from basedbench.plugins import load_plugins
@@ -174,6 +175,7 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    determinism.obey()
     if device != "cpu":
         torch.cuda.set_device(device)
     try:

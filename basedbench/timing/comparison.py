@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from basedbench.timing.statistics import Welch
+from basedbench.analysis.intervals import Welch
 from basedbench.timing.stopping import FEWEST_ROUNDS
 
 LEVEL = 0.01

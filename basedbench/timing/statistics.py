@@ -12,7 +12,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from basedbench.analysis.intervals import t_interval, t_quantile
+from basedbench.analysis.intervals import t_interval
 
 Z_95 = 1.959964
 # A sample is an outlier beyond this many scaled median absolute deviations from the median of its round.
@@ -71,33 +71,3 @@ def _far(samples: Sequence[float]) -> int:
     middle = median(samples)
     spread = _MAD_TO_SIGMA * median(abs(x - middle) for x in samples)
     return sum(abs(x - middle) > OUTLIER_DEVIATIONS * spread for x in samples) if spread else 0
-
-
-class Welch:
-    """The difference between the means of two groups, b - a, their variances not assumed equal.
-
-    Degrees of freedom (Welch-Satterthwaite) are rounded down, which errs on the side of no difference. Takes at least
-    two values on each side.
-    """
-
-    def __init__(self, a: Sequence[float], b: Sequence[float]) -> None:
-        self.difference = fmean(b) - fmean(a)
-        parts = [(_variance(values) / len(values), len(values) - 1) for values in (a, b)]
-        variance = sum(part for part, _ in parts)
-        self.error = math.sqrt(variance)
-        spread = sum(part**2 / degrees for part, degrees in parts)
-        self.degrees = variance**2 / spread if spread else float(len(a) + len(b) - 2)
-
-    def significant(self, level: float = 0.01) -> bool:
-        """Whether a difference this large would arise less often than `level` between equal groups."""
-        return abs(self.difference) > t_quantile(max(1, int(self.degrees)), 1 - level) * self.error
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """The interval of the difference."""
-        half = t_quantile(max(1, int(self.degrees)), confidence) * self.error
-        return self.difference - half, self.difference + half
-
-
-def _variance(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return sum((x - mean) ** 2 for x in values) / (len(values) - 1)

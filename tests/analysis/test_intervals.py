@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from basedbench.analysis.intervals import t_interval, t_quantile
+from basedbench.analysis.intervals import Welch, t_interval, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 10, 29, 100, 1001])
@@ -30,3 +30,26 @@ def test_one_value_has_no_interval():
 def test_impossible_quantiles(degrees, confidence):
     with pytest.raises(ValueError, match="must be"):
         t_quantile(degrees, confidence)
+
+
+def test_welch_is_scipys() -> None:
+    rng = np.random.default_rng(3)
+    for size in (3, 5, 12, 30):
+        a, b = rng.normal(0, 0.02, size), rng.normal(0.01, 0.05, size + 2)
+        ours, theirs = Welch(list(a), list(b)), stats.ttest_ind(b, a, equal_var=False)
+        assert ours.difference / ours.error == pytest.approx(theirs.statistic)
+        assert ours.degrees == pytest.approx(theirs.df)
+        if theirs.pvalue > 0.01:  # whole degrees of freedom err on this side only
+            assert not ours.significant(0.01)
+        if theirs.pvalue < 0.003:
+            assert ours.significant(0.01)
+        low, high = theirs.confidence_interval(0.95)
+        assert ours.interval(0.95)[0] <= low + 1e-9
+        assert ours.interval(0.95)[1] >= high - 1e-9
+        assert ours.interval(0.95) == pytest.approx((low, high), rel=0.25)
+
+
+def test_identical_groups_without_spread_are_not_different() -> None:
+    same = Welch([2.0, 2.0, 2.0], [2.0, 2.0, 2.0])
+    assert not same.significant()
+    assert same.interval() == (0.0, 0.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from basedbench.engines import determinism
 from basedbench.store import load
 from tests.cli.conftest import RunCli
 
@@ -122,6 +123,10 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
     assert re.search(r"based d_model=16 feature_dim=2\s+2\s+0\s", text)
     assert "Nothing was run" in text
     assert not list(out.rglob("*.parquet"))
+    assert "a guess" not in text
+    untimed = run_cli("recall", "--mixer", "retnet", "--suite", suite, "--device", "cpu", "--out", out, "--dry-run")
+    assert re.search(r"retnet d_model=64 .* s \?\s", untimed.stdout)
+    assert "?: a guess" in untimed.stdout
 
 
 @pytest.mark.parametrize(
@@ -184,3 +189,25 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(suite: Path, tmp_pa
     assert "the same command again goes on" in errors
     assert "Traceback" not in errors
     assert 2 <= len(load(out, "recall")) < 600
+
+
+def test_deterministic_is_told_to_workers(
+    run_cli: RunCli, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (determinism.VARIABLE, determinism.WORKSPACE[0]):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    sweep(run_cli, suite, tmp_path, "--deterministic", "--limit", 1)
+    assert '"BASEDBENCH_DETERMINISTIC": "1"' in load(tmp_path, "recall")["fingerprint"][0]
+
+
+def test_precisions_are_rows_side_by_side(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    for precision in ("fp32", "tf32", "bf16", "bf16"):
+        sweep(run_cli, suite, out, "--precision", precision, "--filter", "feature_dim=2 lr=0.01")
+    frame = load(out, "recall")
+    assert sorted(frame["precision"]) == ["bf16", "fp32", "tf32"]
+    assert frame["case_id"].nunique() == 3
+    assert set(frame["status"]) == {"ok"}
+    losses = frame.set_index("precision")["loss_by_epoch"]
+    assert losses["fp32"] != losses["bf16"]

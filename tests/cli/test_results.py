@@ -1,6 +1,7 @@
 """`basedbench results`, and the errors that every command has in common."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,31 @@ def test_table_refuses_what_it_cannot_do(run_cli, results, arguments, message):
     outcome = run_cli("results", "table", *arguments, "--results", results)
     assert outcome.exit_code == 2
     assert message in outcome.stderr
+
+
+def test_status_adds_up_a_sweep_run_in_parts(run_cli, tmp_path):
+    out = tmp_path / "results"
+    run_cli("recall", "--sweep", "--suite", "smoke", "--device", "cpu", "--filter", "^based ", "--out", out, "-q")
+    run_cli("recall", "--sweep", "--suite", "smoke", "--device", "cpu", "--filter", "^mamba ", "--out", out, "-q")
+    found = json.loads(run_cli("results", "status", "--results", out, "--json").stdout)
+    total = found["suites"][0]["total"]
+    assert (total["runs"], total["done"], total["left"]) == (3, 2, 1)
+    assert found["train_s"] == pytest.approx(total["train_s"])
+    assert total["train_s"] > 0
+    printed = run_cli("results", "status", "--suite", "smoke", "--results", out).stdout
+    command = f"basedbench recall --sweep --suite smoke --filter '^attention ' --out {out}"
+    assert command in printed.replace("\n", "")
+    arguments = shlex.split(command)[1:]
+    assert run_cli(*arguments, "--device", "cpu", "-q").exit_code == 0
+    printed = run_cli("results", "status", "--results", out).stdout
+    assert "basedbench recall" not in printed
+
+
+def test_status_without_rows_says_what_to_do(run_cli, tmp_path):
+    outcome = run_cli("results", "status", "--results", tmp_path / "none")
+    assert outcome.exit_code == 2
+    assert "recall --sweep" in outcome.stderr
+    planned = run_cli("results", "status", "--suite", "smoke", "--results", tmp_path / "none")
+    assert planned.exit_code == 0
+    assert "--filter '^mamba '" in planned.stdout
+    assert run_cli("results", "status", "--suite", "kernels").exit_code == 2

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -26,6 +27,26 @@ def test_logspace_is_even_in_the_exponent() -> None:
     assert [math.log10(rate) for rate in rates] == pytest.approx([-3, -2.5, -2, -1.5], abs=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 31])
+def test_logspace_of_any_length(count: int) -> None:
+    rates = [setting["lr"] for setting in expand_grid({"lr": {"logspace": [-3.5, -1.25, count]}})]
+    assert len(set(rates)) == count
+    assert rates == sorted(rates)
+    assert rates[0] == pytest.approx(10**-3.5, rel=1e-5)
+    if count > 1:
+        assert rates[-1] == pytest.approx(10**-1.25, rel=1e-5)
+        steps = [math.log10(b / a) for a, b in pairwise(rates)]
+        assert steps == pytest.approx([2.25 / (count - 1)] * (count - 1), abs=1e-5)
+
+
+def test_a_denser_logspace_holds_the_same_numbers() -> None:
+    """Equal runs are found by their learning rate."""
+    coarse, dense = (
+        {setting["lr"] for setting in expand_grid({"lr": {"logspace": [-3, -1.5, count]}})} for count in (4, 10)
+    )
+    assert coarse < dense
+
+
 @pytest.mark.parametrize(
     "grid",
     [
@@ -35,6 +56,7 @@ def test_logspace_is_even_in_the_exponent() -> None:
         {"a": {"powers_of_two": [16, 8]}},
         {"a": {"linspace": [1, 2, 3]}},
         {"a": {"logspace": [1, 2, 0]}},
+        {"a": {"logspace": [1, 2, 2.5]}},
     ],
 )
 def test_malformed_series_name_their_key(grid: dict[str, object]) -> None:

@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from basedbench.engines import compile_ahead as module
@@ -9,6 +11,14 @@ def cases():
     suite = tiny_suite([{"mixer": "based", "grid": {"d_model": [16, 32]}}, {"mixer": "mamba", "grid": {"d_model": 16}}])
     train = suite.train.model_copy(update={"learning_rates": [0.01, 0.02], "seeds": [0, 1]})
     return recall_cases(suite.model_copy(update={"train": train}))
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """`rehearse` is the body of a process that ignores Ctrl-C; the tests' own, and what it starts, must not."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_model_is_compiled_for_once():

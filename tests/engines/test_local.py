@@ -79,6 +79,30 @@ def test_rows_say_everything_promised(tmp_path: Path, plugin: Path) -> None:
     assert row["train_s"] > 0
 
 
+@pytest.mark.parametrize("slots", [2, 3])
+def test_an_early_stop_leaves_the_runs_beside_it_as_they_are(tmp_path: Path, plugin: Path, slots: int) -> None:
+    """With two slots the third run starts in the middle of the second, where the first has stopped."""
+    window = {"mixer": "sliding_window", "grid": {"d_model": 16, "window": 8}}
+    stopping = recall_cases(tiny_suite(GOOD[1:], epochs=4, stop_accuracy=1e-9))
+    others = recall_cases(tiny_suite([GOOD[0], window], epochs=4))
+    memory, rows = run([*stopping, *others], tmp_path, [Place("cpu", slots=slots)], plugin)
+    stopped = rows.loc["attention"]
+    assert (stopped["status"], stopped["stop_reason"]) == ("ok", "accuracy above 1e-09")
+    never = trained(recall_cases(tiny_suite(GOOD[1:], epochs=4, stop_accuracy=2.0))[0]).progress
+    epochs = next(index for index, accuracy in enumerate(never.accuracies, 1) if accuracy > 0)
+    assert epochs < 4
+    assert stopped["accuracy_by_epoch"] == never.accuracies[:epochs]
+    assert stopped["loss_by_epoch"] == never.losses[:epochs]
+    assert stopped["steps"] == epochs * stopping[0].steps_per_epoch
+    for case in others:
+        alone, beside = trained(case).progress, rows.loc[case.mixer]
+        assert beside["stop_reason"] == "epochs"
+        assert beside["loss_by_epoch"] == alone.losses
+        assert beside["accuracy_by_epoch"] == alone.accuracies
+        assert beside["accuracy_by_slice_by_epoch"] == alone.slices
+        assert memory.epochs.index(("attention", epochs)) < memory.epochs.index((case.mixer, 4))
+
+
 def test_side_by_side_seconds_are_shared(tmp_path: Path, plugin: Path) -> None:
     _, alone = run(cases_of(), tmp_path / "alone", [Place("cpu", slots=1)], plugin)
     _, beside = run(cases_of(), tmp_path / "beside", [Place("cpu", slots=2)], plugin)

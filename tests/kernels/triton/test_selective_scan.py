@@ -15,10 +15,14 @@ module = importlib.import_module("basedbench.kernels.selective_scan")
 reference = module.reference
 
 # Batch, length, channels, states. Short chunks and few states keep the interpreter quick; a device runs the real ones.
+# Among the lengths is one that is whole tiles of the forward, but not whole chunks: 12, or 1000.
 SIZES = (
-    [(1, 1, 3, 3), (2, 9, 5, 2)]
+    [(1, 1, 3, 3), (2, 9, 5, 2), (2, 12, 4, 2)]
     if interpreted
-    else [(2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 24), (1, 4097, 32, 16), (2, 100, 64, 64)]
+    else [
+        *((2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 12), (2, 1000, 96, 24)),
+        *((1, 4097, 32, 16), (2, 100, 64, 64), (2, 100, 64, 1), (2, 24, 40, 20)),
+    ]
 )
 # Of a relative error. The hardware's exp2 is low by 0.8 of 2^-24 on average (measured), PyTorch's exp not: decays
 # multiply, and at 4,097 steps 1.15e-6 were seen where the reference had 3.5e-7.

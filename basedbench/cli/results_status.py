@@ -1,0 +1,72 @@
+"""What `basedbench results status` prints: a table for each suite, then the commands that would run what is left."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from basedbench.cli.progress import clock
+from basedbench.cli.tables import print_json, print_table
+from basedbench.training.tally import Row, SuiteTally, Tally, device_seconds
+
+COLUMNS = ("family", "runs", "done", "failed", "left", "time", "a run", "left takes")
+
+
+def status_table(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence[str]) -> None:
+    """Print the suites, and how the time of all rows adds up. `more` stands at the end of every command."""
+    for one in found:
+        lines = [_line(tally) for tally in one.families]
+        print_table(_title(one), COLUMNS, [*lines, _line(one.total)], whole=COLUMNS[1:])
+        _after(one, more)
+    typer.echo(f"{len(rows)} rows, {clock(device_seconds(rows))} of {_devices(rows)}; shared runs count once.")
+
+
+def status_json(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence[str]) -> None:
+    """The same for other programs; times in seconds."""
+    suites = [
+        {"suite": one.suite, "precision": one.precision, "families": [_plain(tally) for tally in one.families]}
+        | {"total": _plain(one.total), "other_rows": one.other_rows, "unknown": one.unknown}
+        | {"commands": one.commands(*more)}
+        for one in found
+    ]
+    print_json({"suites": suites, "rows": len(rows), "train_s": device_seconds(rows), "devices": _names(rows)})
+
+
+def _title(one: SuiteTally) -> str:
+    return f"Suite {one.suite}" + (f" at {one.precision}" if one.precision else "")
+
+
+def _line(tally: Tally) -> tuple[Any, ...]:
+    failed = ", ".join(f"{count} {status}" for status, count in tally.failed.items())
+    per_run = None if tally.seconds_per_run is None else f"{tally.seconds_per_run:.1f} s"
+    ahead = None if tally.left_s is None else clock(tally.left_s)
+    return (tally.name, tally.runs, tally.done, failed or None, tally.left, clock(tally.train_s), per_run, ahead)
+
+
+def _after(one: SuiteTally, more: Sequence[str]) -> None:
+    """What is beside the suite, and what to do next."""
+    if one.other_rows:
+        typer.echo(f"{one.other_rows} more rows of this suite are of other runs (other options than the suite's).")
+    if one.unknown:
+        typer.echo(f"What is left cannot be told: {one.unknown}")
+    if one.total.failed:
+        typer.echo(f"Failed runs run again with --retry {','.join(one.total.failed)}.")
+    commands = one.commands(*more)
+    if commands:
+        typer.echo("What is left, family by family:")
+    for command in commands:
+        typer.echo(f"  {command}")
+    typer.echo("")
+
+
+def _plain(tally: Tally) -> dict[str, Any]:
+    return vars(tally) | {"left_s": tally.left_s}
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return sorted({row["device_name"] for row in rows if row["device_name"]})
+
+
+def _devices(rows: Sequence[Row]) -> str:
+    names = _names(rows)
+    return "several devices (" + ", ".join(names) + ")" if len(names) > 1 else (names or ["the device"])[0]

@@ -1,0 +1,145 @@
+"""How far a sweep has come, from the rows alone: what is done, what is left, and the device time that it took.
+
+A sweep may be run as several commands, family by family or on several machines. Each row's `train_s` is its run's share
+of the device, so that sums over rows are device seconds, whatever ran side by side.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from basedbench.config import load_suite, suite_names
+from basedbench.config.recall import RecallSuite
+from basedbench.errors import UserError
+from basedbench.training.cases import RecallCase, recall_cases
+
+Row = Mapping[str, Any]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The runs of one mixer, or of several together. `train_s` is the sum over the rows, failed ones too."""
+
+    name: str
+    runs: int
+    done: int
+    failed: dict[str, int]
+    left: int
+    train_s: float
+    seconds_per_run: float | None  # over those that finished
+    left_s: float | None  # what is left, if each family goes on as it did; None if one has no finished run yet
+
+
+@dataclass(frozen=True)
+class SuiteTally:
+    """A suite at one precision. `arguments` choose it on the command line; `other_rows` are of none of its runs."""
+
+    suite: str
+    precision: str | None  # None for the suite's own
+    families: list[Tally]
+    total: Tally
+    other_rows: int
+    arguments: tuple[str, ...]
+    unknown: str | None = None  # why the runs of this suite cannot be told
+
+    def commands(self, *more: str) -> list[str]:
+        """One line for each family with runs left; `more` arguments stand at its end."""
+        head = ["basedbench", "recall", "--sweep", *self.arguments, "--filter"]
+        return [shlex.join([*head, f"^{tally.name} ", *more]) for tally in self.families if tally.left]
+
+
+def tallies(rows: Sequence[Row], suite: str | None) -> list[SuiteTally]:
+    """The suite of this name or file, or every suite that has rows, each at every precision that has rows.
+
+    Runs that another suite has finished count as done, as a sweep would take them over.
+    """
+    if suite is not None:
+        return _of_suite(load_suite(suite, "recall"), suite, rows)
+    shipped, found = suite_names("recall"), []
+    for name in sorted({row["suite"] for row in rows}):
+        try:
+            if name not in shipped:
+                raise UserError(f"no suite {name!r} comes with basedbench; give its file with --suite.")
+            found += _of_suite(load_suite(name, "recall"), name, rows)
+        except UserError as error:
+            found.append(_unknown(name, [row for row in rows if row["suite"] == name], str(error)))
+    return found
+
+
+def device_seconds(rows: Iterable[Row]) -> float:
+    """The sum over rows, a run that several suites share counted once."""
+    shares = {(row["case_id"], row["created_at"]): row["train_s"] or 0.0 for row in rows}
+    return sum(shares.values())
+
+
+def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> list[SuiteTally]:
+    """The suite as it stands, then at the other precisions that its rows have."""
+    mine = [row for row in rows if row["suite"] == suite.name]
+    own = suite.train.precision
+    planned: dict[str, list[RecallCase]] = {}
+    for precision in [own, *sorted({row["precision"] for row in mine if row["precision"]} - {own})]:
+        train = suite.train.model_copy(update={"precision": precision})
+        planned[precision] = recall_cases(suite.model_copy(update={"train": train}))
+    seen = {case.case_id for cases in planned.values() for case in cases}
+    other_rows = sum(row["case_id"] not in seen for row in mine)
+    as_written = _tallied(suite.name, None, planned.pop(own), rows, ("--suite", name_or_path))
+    others = [
+        _tallied(suite.name, precision, cases, rows, ("--suite", name_or_path, "--precision", precision))
+        for precision, cases in planned.items()
+    ]
+    started = [one for one in others if one.total.left < one.total.runs]
+    return [replace(as_written, other_rows=other_rows), *started]
+
+
+def _unknown(suite: str, rows: Sequence[Row], reason: str) -> SuiteTally:
+    """What the rows alone say of a suite that cannot be read."""
+    families = [_tally(mixer, len(own), own) for mixer, own in _by(lambda row: str(row["mixer"]), rows).items()]
+    return SuiteTally(suite, None, families, _total(families, rows), 0, (), reason)
+
+
+def _tallied(
+    suite: str, precision: str | None, cases: Sequence[RecallCase], rows: Sequence[Row], arguments: tuple[str, ...]
+) -> SuiteTally:
+    elsewhere = {row["case_id"]: row for row in rows if row["status"] == "ok"}
+    known = elsewhere | {row["case_id"]: row for row in rows if row["suite"] == suite}
+    found = [known[case.case_id] for case in cases if case.case_id in known]
+    families = [
+        _tally(mixer, len(own), [known[case.case_id] for case in own if case.case_id in known])
+        for mixer, own in _by(lambda case: case.mixer, cases).items()
+    ]
+    return SuiteTally(suite, precision, families, _total(families, found), 0, arguments)
+
+
+def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:
+    finished = [row["train_s"] for row in rows if row["status"] == "ok" and row["train_s"] is not None]
+    failed = Counter(row["status"] for row in rows if row["status"] != "ok")
+    per_run = sum(finished) / len(finished) if finished else None
+    left = runs - len(rows)
+    return Tally(
+        name=name,
+        runs=runs,
+        done=len(rows) - failed.total(),
+        failed=dict(sorted(failed.items())),
+        left=left,
+        train_s=sum(row["train_s"] or 0.0 for row in rows),
+        seconds_per_run=per_run,
+        left_s=left * per_run if left and per_run is not None else None if left else 0.0,
+    )
+
+
+def _total(families: Sequence[Tally], rows: Sequence[Row]) -> Tally:
+    ahead = [family.left_s for family in families]
+    known = [seconds for seconds in ahead if seconds is not None]
+    total = _tally("total", sum(family.runs for family in families), rows)
+    return replace(total, left_s=sum(known) if len(known) == len(ahead) else None)
+
+
+def _by(key: Callable[[Item], str], items: Iterable[Item]) -> dict[str, list[Item]]:
+    """The items of each key, in order of appearance."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
