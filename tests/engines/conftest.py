@@ -74,10 +74,10 @@ class Dies(Broken):
 """
 
 
-@pytest.fixture(scope="session")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def plugin(tmp_path: Path, own_registries: None) -> Path:
     """The file, loaded in this process too."""
-    path = tmp_path_factory.mktemp("plugin") / "misbehaving.py"
+    path = tmp_path / "misbehaving.py"
     path.write_text(PLUGIN)
     load_plugin(path)
     return path
