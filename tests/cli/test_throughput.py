@@ -123,6 +123,7 @@ def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path
         (["--suite", "quick-thruput"], "did you mean 'quick-throughput'?"),
         (["--suite", "figure2"], "is a recall suite"),
         (["--contender", "our"], "did you mean 'ours'?"),
+        (["--contender", "flash-varlen"], "has no operator or model that flash-varlen computes"),
         (["--contender", "mamba_ssm"], "has no operator or model that mamba_ssm computes"),
         (["--mode", "bwd"], "--mode 'bwd'"),
         (["--mode", "decode"], "has no case of mode decode"),

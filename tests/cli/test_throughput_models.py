@@ -115,6 +115,14 @@ def test_a_contender_without_attention_to_compute_is_a_row_that_may_be_retried(r
         ("sdpa-math]", "sdpa-maths]", "did you mean 'sdpa-math'"),
         ("mode: prefill", "mode: prefil", "mode"),
         ("presets: [attention-360m]", "preset: [attention-360m]", "did you mean 'presets'"),
+        ("presets: [attention-360m]", "presets: attention-360m", "models[0].presets: takes a list, got"),
+        ("mode: prefill", "mode: prefill, dtype: [4]", "models[0]: grid: dtype: input should be 'fp32', 'bf16' or"),
+        (
+            "[[conv, linear]]",
+            "[[conv, liner]]",
+            "suite bad, based-360m: language model: option 'layers.1' = 'liner': did",
+        ),
+        ("heads: 2, mlp", "heads: 5, mlp", "heads = 5 does not divide d_model = 32."),
     ],
 )
 def test_a_bad_suite_is_one_sentence(
