@@ -172,3 +172,11 @@ def _write(store: Store, row: dict[str, Any], case_id: str) -> None:
     """Store a row of `language_row`."""
     known = {name: value for name, value in row.items() if name in THROUGHPUT.names}
     store.write("throughput", blank_row("throughput") | known | {"case_id": case_id})
+
+
+def test_an_interval_without_an_upper_end_is_said_so(run_cli: RunCli, generated: Path) -> None:
+    _write(Store(generated), language_row("mamba-360m", 1, 8, 2.0, ci_low_ms=-1.0, ci_high_ms=5.0), "wide")
+    drawn = run_cli("plot", "generation", "--results", generated)
+    assert drawn.exit_code == 0, drawn.stderr
+    assert "over 200" in drawn.stdout
+    assert "- -" not in drawn.stdout
