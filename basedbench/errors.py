@@ -1,7 +1,26 @@
 """Errors that a user can cause and mend: one plain sentence, shown without a traceback, exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
+
+# pydantic says these in words of Python; whoever wrote a suite wrote YAML.
+_PLAIN = {
+    "missing": "is missing",
+    "list_type": "takes a list",
+    "tuple_type": "takes a list",
+    "too_short": "needs at least one entry",
+    "dict_type": "takes a mapping",
+    "model_type": "takes a mapping",
+    "int_type": "takes a whole number",
+    "int_parsing": "takes a whole number",
+    "int_from_float": "takes a whole number",
+    "float_type": "takes a number",
+    "float_parsing": "takes a number",
+    "string_type": "takes text",
+    "bool_type": "takes true or false",
+    "bool_parsing": "takes true or false",
+}
 
 
 class UserError(Exception):
@@ -15,3 +34,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid: {', '.join(valid) or 'none'}."
+
+
+def plain(problem: Mapping[str, Any]) -> str:
+    """What a problem that pydantic found is, in a few words; without where it is and what was given."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return _PLAIN.get(problem["type"], message[0].lower() + message[1:])

@@ -115,7 +115,7 @@ def _panel(part: pd.DataFrame, rows: pd.DataFrame) -> Panel:
 def _title(subjects: list[str]) -> str:
     """`Taylor attention and attention`, or `Attention and 2 others`."""
     several = [*subjects[:1], f"{len(subjects) - 1} others"] if len(subjects) > 2 else subjects
-    title = _words(" and ".join(several))
+    title = " and ".join(map(_words, several))
     return title[:1].upper() + title[1:]
 
 
@@ -142,4 +142,5 @@ def _item(value: Any) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    subject, space, options = name.partition(" ")  # `base_conv+based d_model=64`: an option keeps its name
+    return subject.replace("_", " ") + space + options

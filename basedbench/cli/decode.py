@@ -1,12 +1,24 @@
 """`basedbench throughput --models SUITE`: the decode step of every model of a recall suite."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
 
+from basedbench.errors import UserError
 
-def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool) -> None:
-    """Time, store a row each, and print a table."""
+
+def refuse_with_models(options: Mapping[str, object]) -> None:
+    """UserError if one of these was given: all models take turns, each time anew, and no other contender is there."""
+    for name, value in options.items():
+        if value:
+            raise UserError(f"{name} does not go with --models; choose models with --filter, or leave {name} out.")
+
+
+def time_models(
+    name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool, dry_run: bool
+) -> None:
+    """Time, store a row each, and print a table; with `dry_run` only say which models."""
     from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
@@ -18,10 +30,13 @@ def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | 
     from basedbench.training.cases import recall_cases
     from basedbench.training.run import build_model
 
-    store = Store(out)
     runs = recall_cases(load_suite(name, "recall"))
     runs = runs if pattern is None else matching(runs, pattern, "runs")
     cases = {case.model_label: case for case in runs}
+    if dry_run:
+        _plan(list(cases), as_json)
+        return
+    store = Store(out)
     decoders = [
         Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, build_model(case), case.longest)
         for case in cases.values()
@@ -45,3 +60,13 @@ def time_models(name: str, device: str, batch: int, rounds: int, pattern: str | 
     title = f"Decode step, batch {batch}, behind {decoders[0].length} tokens, fp32 on {device}"
     print_table(title, ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {out}")
+
+
+def _plan(labels: list[str], as_json: bool) -> None:
+    from basedbench.cli.tables import print_json
+
+    if as_json:
+        print_json([{"model": label} for label in labels])
+        return
+    typer.echo("\n".join(labels))
+    typer.echo(f"{len(labels)} models would be timed. Nothing was run.")

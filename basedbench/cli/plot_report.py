@@ -63,8 +63,11 @@ def generation_line(row: dict[Hashable, Any]) -> list[str]:
     place = [str(row["name"]), f"{row['batch']:,}", f"{row['length']:,}"]
     if row["status"] != "ok":
         return [*place, str(row["status"]), "-", "-", str(row["contender"])]
-    rates = [quantity(row[name], "tokens_per_s") for name in ("value", "low", "high")]
-    return [*place, rates[0], f"{rates[1]} - {rates[2]}", quantity(row["state_bytes"], "bytes"), str(row["contender"])]
+    rate, low, high = (quantity(row[name], "tokens_per_s") for name in ("value", "low", "high"))
+    interval = (
+        f"{low} - {high}" if row["high"] == row["high"] else f"over {low}"
+    )  # a time's interval reaches below zero
+    return [*place, rate, interval, quantity(row["state_bytes"], "bytes"), str(row["contender"])]
 
 
 def report(

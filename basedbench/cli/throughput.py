@@ -46,10 +46,10 @@ def throughput(
     """Time kernels, their peers and whole models on this machine and store one row per case.
 
     Every contender is checked against the reference before it is timed, and every model's steps against its parallel
-    form. The same command again goes on where the last one stopped.
+    form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
     from basedbench.cli import throughput_report as report
-    from basedbench.cli.decode import time_models
+    from basedbench.cli.decode import refuse_with_models, time_models
     from basedbench.config import load_suite
     from basedbench.engines import resolve_devices
     from basedbench.plugins import load_plugins
@@ -60,7 +60,9 @@ def throughput(
 
     own = load_plugins(plugin or [])
     if models is not None:
-        time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json)
+        foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
+        refuse_with_models(foreign | {"--cross-check": cross_check})
+        time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json, dry_run)
         return
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]

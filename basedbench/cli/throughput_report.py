@@ -97,7 +97,8 @@ def outcome(row: Row) -> str:
     """A finished case in a few words."""
     if row["status"] != "ok":
         return f"{row['status']}: {row['reason']}"
-    rounds = f"{row['rounds']} rounds, {row['stop_reason']}"
+    # Where the limit of rounds ended it, both say the same.
+    rounds = ", ".join(dict.fromkeys([f"{row['rounds']} rounds", str(row["stop_reason"])]))
     return f"{duration(row['median_ms'])} +- {100 * half_width(row):.1f} %, {rounds}"
 
 
@@ -109,16 +110,16 @@ def _explain(rows: Sequence[Row]) -> None:
     if any(row["largest_batch"] for row in rows):
         _say("state: bytes per sequence. fits: the most sequences that this device's memory holds at that context.")
     for mark, text in (
-        ("throttled", "were taken while the device was held back"),
-        ("exposed_samples", "hold samples in which the device waited for the host"),
+        ("throttled", "taken while the device was held back"),
+        ("exposed_samples", "with samples in which the device waited for the host"),
     ):
         marked = [label(row) for row in rows if row[mark]]
         if marked:
-            _say(f"{len(marked)} rows {text}: {_few(marked)}.")
+            _say(f"{_rows(marked)} {text}: {_few(marked)}.")
     wide = [label(row) for row in rows if row["status"] == "ok" and half_width(row) > WIDE]
     if wide:
         _say(
-            f"{len(wide)} rows are known to no better than {100 * WIDE:g} %: {_few(wide)}. A quieter machine helps, "
+            f"{_rows(wide)} known to no better than {100 * WIDE:g} %: {_few(wide)}. A quieter machine helps, "
             "or more rounds: --rounds 100 --fresh."
         )
     reasons: dict[str, list[str]] = {}
@@ -135,3 +136,7 @@ def _say(text: str) -> None:
 
 def _few(labels: Sequence[str]) -> str:
     return ", ".join(labels[:2]) + (f" and {len(labels) - 2} more" if len(labels) > 2 else "")
+
+
+def _rows(labels: list[str]) -> str:
+    return "1 row" if len(labels) == 1 else f"{len(labels)} rows"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from basedbench.config.recall import RecallSuite
 from basedbench.config.section import Suite
 from basedbench.config.throughput import ThroughputSuite
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, nearest, plain
 
 LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
@@ -100,10 +100,9 @@ def explain(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, as one sentence with the path to the key."""
     first = error.errors()[0]
     path = _path(first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    sentence = f"{path}{message[0].lower()}{message[1:]}{given}".removesuffix(".")
+    sentence = f"{path}{plain(first)}{given}".removesuffix(".")
     return sentence + ("" if sentence.endswith("?") else ".") + more
 
 

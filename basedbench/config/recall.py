@@ -32,8 +32,8 @@ class Segment(Section):
         return f"{self.length}x{self.pairs}"
 
 
-def _series(value: Any) -> list[float]:
-    return [float(rate) for rate in axis_values("learning_rates", value)]
+def _series(value: Any) -> list[Any]:
+    return axis_values("learning_rates", value)
 
 
 def _positive(value: list[float]) -> list[float]:

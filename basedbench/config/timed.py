@@ -8,6 +8,7 @@ from pydantic import PositiveInt, ValidationError
 from basedbench.config.grid import expand_grid
 from basedbench.config.identity import case_id
 from basedbench.config.section import Section
+from basedbench.errors import plain
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Cache = Literal["cold", "hot"]
@@ -89,6 +90,6 @@ def refused(make: Callable[[], object]) -> None:
         make()
     except ValidationError as error:
         first = error.errors()[0]
-        message, place = first["msg"].removeprefix("Value error, "), ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "value_error" else f" {place}: {message}, got {first['input']!r}"
-        raise ValueError(f"grid:{given or ' ' + message}") from None
+        place = "".join(f"{part}: " for part in first["loc"])
+        given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        raise ValueError(f"grid: {place}{plain(first)}{given}") from None

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, nearest, plain
 
 State = dict[str, Tensor]
 Init = Literal["published", "correct"]
@@ -138,17 +138,21 @@ def require_heads(mixer: str, d_model: int, heads: int) -> None:
 
 
 def describe(error: ValidationError, options: type[BaseModel]) -> str:
-    """Every problem of a validation error in one sentence."""
+    """Every problem of a validation error in one sentence; of a list with wrong entries, the entries."""
     parts = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    for problem in [problem for problem in problems if not problem["loc"] or problem["loc"] not in inside]:
         key = ".".join(map(str, problem["loc"]))
-        message = problem["msg"][0].lower() + problem["msg"][1:]
         if problem["type"] == "extra_forbidden":
             parts.append(f"unknown option {key!r} (given {problem['input']!r}): {nearest(key, options.model_fields)}")
         elif problem["type"] == "literal_error":
             choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
             parts.append(f"option {key!r} = {problem['input']!r}: {nearest(str(problem['input']), choices)}")
+        elif problem["type"] == "missing":
+            parts.append(f"option {key!r} {plain(problem)}")
         else:
             subject = f"option {key!r} = {problem['input']!r}" if key else "options"
-            parts.append(f"{subject}: {message}")
-    return "; ".join(parts)
+            parts.append(f"{subject}: {plain(problem)}")
+    sentence = "; ".join(parts)
+    return sentence if sentence.endswith(("?", ".")) else f"{sentence}."

@@ -75,6 +75,9 @@ _KNOWN = {
     "gla": Mark("#009E73", "p", "--"),
     "rwkv7": Mark("#CC79A7", "h", "--"),
     "kda": Mark("#56B4E9", "*", "--"),
+    "linear_attention": Mark("#CC79A7", "P"),
+    "retnet": Mark("#E69F00", "p", "--"),
+    "rwkv4": Mark("#000000", "h", "--"),
 }
 
 

@@ -14,7 +14,7 @@ from basedbench.plots.style import INK, MUTED, TINY, Look
 
 ON_FRONTIER = "*"
 _LINE = 0.125  # inches
-_BLOCKS = {"single": 1, "double": 2}
+_SIDE_BY_SIDE = 7  # columns of a block of which two fit beside each other
 
 
 def point_table(points: pd.DataFrame, x: str, y: str) -> list[list[str]]:
@@ -33,15 +33,16 @@ def point_table(points: pd.DataFrame, x: str, y: str) -> list[list[str]]:
 
 def table_height(rows: Sequence[Sequence[str]], width: str) -> float:
     """Inches the table takes under a figure of that width, heading included."""
-    return (math.ceil((len(rows) - 1) / _BLOCKS[width]) + 1.5) * _LINE
+    return (math.ceil((len(rows) - 1) / _blocks(rows, width)) + 1.5) * _LINE
 
 
 def draw_table(axes: Axes, rows: Sequence[Sequence[str]], width: str) -> None:
-    """Set the rows into axes made for it, on a double width in two blocks side by side; the frontier in bold.
+    """Set the rows into axes made for it, on a double width in two blocks if they fit; the frontier in bold.
 
     The layout must be final: texts are measured to space the columns.
     """
-    count, lines = _BLOCKS[width], math.ceil((len(rows) - 1) / _BLOCKS[width])
+    count = _blocks(rows, width)
+    lines = math.ceil((len(rows) - 1) / count)
     blocks = [[rows[0], *rows[1 + block * lines : 1 + (block + 1) * lines]] for block in range(count)]
     texts = [_set_block(axes, block, lines + 1.5) for block in blocks]
     frame = axes.get_window_extent().width
@@ -52,6 +53,10 @@ def draw_table(axes: Axes, rows: Sequence[Sequence[str]], width: str) -> None:
         for row in block:
             for column, text in enumerate(row):
                 text.set_x(number / count + sum(widths[:column]) + column * gap)
+
+
+def _blocks(rows: Sequence[Sequence[str]], width: str) -> int:
+    return 2 if width == "double" and len(rows[0]) <= _SIDE_BY_SIDE else 1
 
 
 def _set_block(axes: Axes, block: Sequence[Sequence[str]], lines: float) -> list[list[Text]]:

@@ -177,7 +177,7 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    cause = str(error).partition("\n")[0][:80]
+    cause = str(error).partition("\n")[0].partition(". ")[0][:120]
     return (
         f"result file {str(path)!r} cannot be read ({cause}); `basedbench results compact --set-aside-corrupt "
         f"--results {path.parent.parent}` moves it into {path.parent / CORRUPT}, and its case can then be run again."

@@ -6,7 +6,7 @@ from typing import Any
 from basedbench.config.matching import matching
 from basedbench.config.models import MODELS, ModelCase
 from basedbench.config.throughput import AnyCase, ThroughputSuite
-from basedbench.contenders import Contender, get_contender
+from basedbench.contenders import Contender, all_contenders, get_contender
 from basedbench.contenders.language import IMPLEMENTATIONS, check_case
 from basedbench.errors import UserError, nearest
 
@@ -28,15 +28,16 @@ def choose(
     `plugins` join the sections of their operators; `contenders` replace those of every section, and need not be in the
     suite. Raises UserError for an unknown name or mode, a malformed pattern, or if nothing is left.
     """
-    extra = [*plugins, *(get_contender(name) for name in contenders)]
+    named = {one.name: one for one in all_contenders()}
+    for name in contenders:
+        if name not in named and name not in IMPLEMENTATIONS:
+            raise UserError(f"no contender is called {name!r}; {nearest(name, {*named, *IMPLEMENTATIONS})}")
+    extra = [*plugins, *(named[name] for name in contenders if name in named)]
     pairs = [(operator, one.name) for one in extra for operator in one.operators]
     pairs += [(MODELS, name) for name in contenders if name in IMPLEMENTATIONS]
     cases = suite.expand(device, pairs)
     for case in cases:  # a suite that names what there is not is refused before anything runs
-        if isinstance(case, ModelCase):
-            check_case(case)
-        else:
-            get_contender(case.contender)
+        _check(case, f"suite {suite.name}, {case.subject}")
     if contenders:
         cases = _left(
             [case for case in cases if case.contender in contenders],
@@ -53,6 +54,16 @@ def pending(cases: Sequence[AnyCase], rows: Sequence[Row], *, fresh: bool, retry
     """The cases without a row, and those whose row has a status to be tried again; all of them if `fresh`."""
     statuses = {row["case_id"]: row["status"] for row in rows}
     return [case for case in cases if fresh or case.id not in statuses or statuses[case.id] in retry]
+
+
+def _check(case: AnyCase, where: str) -> None:
+    try:
+        if isinstance(case, ModelCase):
+            check_case(case)
+        else:
+            get_contender(case.contender)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _left(cases: list[AnyCase], otherwise: str) -> list[AnyCase]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from basedbench.cli.throughput_report import outcome
 from basedbench.store import load
 from tests.cli.conftest import RunCli
 
@@ -123,6 +124,7 @@ def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path
         (["--suite", "quick-thruput"], "did you mean 'quick-throughput'?"),
         (["--suite", "figure2"], "is a recall suite"),
         (["--contender", "our"], "did you mean 'ours'?"),
+        (["--contender", "flash-varlen"], "has no operator or model that flash-varlen computes"),
         (["--contender", "mamba_ssm"], "has no operator or model that mamba_ssm computes"),
         (["--mode", "bwd"], "--mode 'bwd'"),
         (["--mode", "decode"], "has no case of mode decode"),
@@ -160,3 +162,9 @@ def test_ctrl_c_stops_and_says_how_to_go_on(suite: Path, out: Path) -> None:
     assert "Traceback" not in errors
     stored = len(load(out, "throughput"))
     assert 1 <= stored < 6
+
+
+def test_a_case_that_ran_out_of_rounds_says_so_once() -> None:
+    row = {"status": "ok", "median_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1, "rounds": 25}
+    assert outcome(row | {"stop_reason": "25 rounds"}) == "2 ms +- 5.0 %, 25 rounds"
+    assert outcome(row | {"stop_reason": "time limit of 2 s"}) == "2 ms +- 5.0 %, 25 rounds, time limit of 2 s"

@@ -115,6 +115,14 @@ def test_a_contender_without_attention_to_compute_is_a_row_that_may_be_retried(r
         ("sdpa-math]", "sdpa-maths]", "did you mean 'sdpa-math'"),
         ("mode: prefill", "mode: prefil", "mode"),
         ("presets: [attention-360m]", "preset: [attention-360m]", "did you mean 'presets'"),
+        ("presets: [attention-360m]", "presets: attention-360m", "models[0].presets: takes a list, got"),
+        ("mode: prefill", "mode: prefill, dtype: [4]", "models[0]: grid: dtype: input should be 'fp32', 'bf16' or"),
+        (
+            "[[conv, linear]]",
+            "[[conv, liner]]",
+            "suite bad, based-360m: language model: option 'layers.1' = 'liner': did",
+        ),
+        ("heads: 2, mlp", "heads: 5, mlp", "heads = 5 does not divide d_model = 32."),
     ],
 )
 def test_a_bad_suite_is_one_sentence(
@@ -164,3 +172,11 @@ def _write(store: Store, row: dict[str, Any], case_id: str) -> None:
     """Store a row of `language_row`."""
     known = {name: value for name, value in row.items() if name in THROUGHPUT.names}
     store.write("throughput", blank_row("throughput") | known | {"case_id": case_id})
+
+
+def test_an_interval_without_an_upper_end_is_said_so(run_cli: RunCli, generated: Path) -> None:
+    _write(Store(generated), language_row("mamba-360m", 1, 8, 2.0, ci_low_ms=-1.0, ci_high_ms=5.0), "wide")
+    drawn = run_cli("plot", "generation", "--results", generated)
+    assert drawn.exit_code == 0, drawn.stderr
+    assert "over 200" in drawn.stdout
+    assert "- -" not in drawn.stdout

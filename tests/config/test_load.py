@@ -45,6 +45,10 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
             ["train.segments[0].length", "'x'"],
         ),
         ("mixer: based", "mixer: [based", ["line", "not valid YAML"]),
+        ("[1e-2]", "fast", ["train.learning_rates[0]: takes a number, got 'fast'"]),
+        ("[1e-2]", "[1e-2]\n  batch_size: x", ["train.batch_size: takes a whole number, got 'x'"]),
+        ("  - {mixer: based, grid: {d_model: 16}}", "  - based", ["models[0]: takes a mapping, got 'based'"]),
+        ("  learning_rates: [1e-2]\n", "", ["train.learning_rates: is missing"]),
     ],
 )
 def test_one_sentence_says_what_is_wrong_and_where(old: str, new: str, words: list[str]) -> None:

@@ -16,6 +16,14 @@ def test_known_families_always_look_the_same():
     assert marks(["mamba"])["mamba"] == together["mamba"]
 
 
+def test_every_family_of_the_suites_has_a_look_of_its_own():
+    families = ["delta_net", "gated_delta_net", "kda", "gla", "retnet", "rwkv4", "rwkv7", "linear_attention"]
+    together = marks([*families, "based", "attention", "linear_attention/relu"])
+    assert len({(mark.colour, mark.marker) for mark in together.values()}) == len(together)
+    for name in families:
+        assert marks([name, "ape"])[name] == together[name]
+
+
 def test_no_two_names_look_alike():
     style = marks([f"mixer_{number}" for number in range(20)] + ["based", "attention", "mamba", "gla"])
     looks = [(mark.colour, mark.marker) for mark in style.values()]

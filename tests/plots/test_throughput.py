@@ -111,3 +111,9 @@ def test_too_many_panels_are_refused_with_a_way_out(throughput_rows):
 def test_single_width_has_one_column(throughput_rows):
     figure = throughput(timings(throughput_rows), width="single")
     assert len({round(axes.get_position().x0, 3) for axes in figure.axes}) == 1
+
+
+def test_an_option_in_a_models_name_keeps_its_underscore(throughput_rows):
+    rows = throughput_rows.assign(operator=None, model="base_conv+based d_model=64")
+    titles = {axes.get_title(loc="left") for axes in throughput(timings(rows)).axes}
+    assert titles == {"Base conv+based d_model=64"}

@@ -102,6 +102,8 @@ def test_a_file_that_is_no_result_is_named_and_can_be_set_aside(store, make_row,
         with pytest.raises(UserError, match=r"cannot be read .*--set-aside-corrupt") as error:
             read()
         assert path in str(error.value)
+        cause = str(error.value).partition("(")[2].partition(");")[0]
+        assert not cause.endswith((" is", " this"))  # a whole clause
     (aside,) = dataset.set_aside_corrupt(store.root, "recall")
     assert aside.name == f"{name}.parquet"
     assert aside.parent.name == "corrupt"
