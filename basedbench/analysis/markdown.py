@@ -1,8 +1,14 @@
 """Tables of the documentation: Markdown made from rows, kept between two markers of a page."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from basedbench.errors import UserError
+
+
+def difference(value: float) -> str:
+    """`+0.012`, never `-0.000`; `-` where there is none."""
+    return f"{value:+.3f}".replace("-0.000", "+0.000") if math.isfinite(value) else "-"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,14 +5,13 @@ its 95 % Welch interval. A difference is within the spread of seeds if that inte
 three decimals do not show it.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
 import pandas as pd
 
 from basedbench.analysis.intervals import Welch
-from basedbench.analysis.markdown import table
+from basedbench.analysis.markdown import difference, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.selection import MODEL
 from basedbench.config import expand_grid, load_suite
@@ -41,12 +40,12 @@ def difference(lower: Sequence[float], full: Sequence[float]) -> str:
     if not lower or not full:
         return "-"
     if min(len(lower), len(full)) < 2:
-        return f"{_signed(fmean(lower) - fmean(full))}, too few seeds"
+        return f"{difference(fmean(lower) - fmean(full))}, too few seeds"
     test = Welch(full, lower)
     low, high = test.interval()
     within = low <= 0 <= high or abs(test.difference) < _VISIBLE
     verdict = "within" if within else "outside"
-    return f"{_signed(test.difference)} ({_signed(low)} to {_signed(high)}), {verdict}"
+    return f"{difference(test.difference)} ({difference(low)} to {difference(high)}), {verdict}"
 
 
 def _lines(runs: pd.DataFrame) -> Iterator[list[str]]:
@@ -67,10 +66,6 @@ def _accuracy(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "") + f" ({len(values)})"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-0.000", "+0.000") if math.isfinite(value) else "-"
 
 
 def _missing(runs: pd.DataFrame, suite: RecallSuite) -> str:

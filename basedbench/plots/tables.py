@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from basedbench.analysis.frontier import pareto_front
+from basedbench.analysis.markdown import difference
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.plots.scales import quantity, short_title
 from basedbench.plots.style import INK, MUTED, TINY, Look
@@ -27,7 +28,8 @@ def point_table(points: pd.DataFrame, x: str, y: str) -> list[list[str]]:
     for (index, point), label in zip(points.iterrows(), labels, strict=True):
         row = [ON_FRONTIER if index in front else "", family_title(point["family"]), label]
         row += [quantity(point[x], x), _with_interval(point, y), f"{point['learning_rate']:.3g}", _seeds(point)]
-        rows.append(row + [_accuracy(point[name], sign=name == "difference") for name in extras])
+        written = {"published": _accuracy, "difference": difference}
+        rows.append(row + [written[name](point[name]) for name in extras])
     return rows
 
 
@@ -74,8 +76,8 @@ def _with_interval(point: pd.Series, y: str) -> str:
     return _accuracy(point[y]) + (f" ±{half:.3f}" if math.isfinite(half) else "")
 
 
-def _accuracy(value: float, sign: bool = False) -> str:
-    return f"{value:{'+' if sign else ''}.3f}" if math.isfinite(value) else "-"
+def _accuracy(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
 def _seeds(point: pd.Series) -> str:
