@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from basedbench.errors import UserError
 
 
-def difference(value: float) -> str:
+def signed(value: float) -> str:
     """`+0.012`, never `-0.000`; `-` where there is none."""
     return f"{value:+.3f}".replace("-0.000", "+0.000") if math.isfinite(value) else "-"
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 import pandas as pd
 
 from basedbench.analysis.intervals import Welch
-from basedbench.analysis.markdown import difference, table
+from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.selection import MODEL
 from basedbench.config import expand_grid, load_suite
@@ -40,12 +40,12 @@ def difference(lower: Sequence[float], full: Sequence[float]) -> str:
     if not lower or not full:
         return "-"
     if min(len(lower), len(full)) < 2:
-        return f"{difference(fmean(lower) - fmean(full))}, too few seeds"
+        return f"{signed(fmean(lower) - fmean(full))}, too few seeds"
     test = Welch(full, lower)
     low, high = test.interval()
     within = low <= 0 <= high or abs(test.difference) < _VISIBLE
     verdict = "within" if within else "outside"
-    return f"{difference(test.difference)} ({difference(low)} to {difference(high)}), {verdict}"
+    return f"{signed(test.difference)} ({signed(low)} to {signed(high)}), {verdict}"
 
 
 def _lines(runs: pd.DataFrame) -> Iterator[list[str]]:

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from basedbench.analysis.columns import slices
-from basedbench.analysis.markdown import difference, table
+from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.published import AXES, SLICES, against_published, published
 from basedbench.analysis.selection import select
@@ -37,7 +37,7 @@ def _line(point: pd.Series, label: str) -> list[str]:
     measured = f"{point['accuracy']:.3f}" + (f" ± {half:.3f}" if math.isfinite(half) else "")
     theirs = ["-", "-"]
     if math.isfinite(point["published"]):
-        theirs = [f"{point['published']:.3f}", difference(point["difference"])]
+        theirs = [f"{point['published']:.3f}", signed(point["difference"])]
     seeds = f"{point['seeds']}" + (f" of {point['seeds'] + point['diverged']}" if point["diverged"] else "")
     size = f"{point[AXES[0]]:,.0f}"
     name = f"{family_title(point['family'])}, {label}"

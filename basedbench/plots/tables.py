@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from basedbench.analysis.frontier import pareto_front
-from basedbench.analysis.markdown import difference
+from basedbench.analysis.markdown import signed
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.plots.scales import quantity, short_title
 from basedbench.plots.style import INK, MUTED, TINY, Look
@@ -28,7 +28,7 @@ def point_table(points: pd.DataFrame, x: str, y: str) -> list[list[str]]:
     for (index, point), label in zip(points.iterrows(), labels, strict=True):
         row = [ON_FRONTIER if index in front else "", family_title(point["family"]), label]
         row += [quantity(point[x], x), _with_interval(point, y), f"{point['learning_rate']:.3g}", _seeds(point)]
-        written = {"published": _accuracy, "difference": difference}
+        written = {"published": _accuracy, "difference": signed}
         rows.append(row + [written[name](point[name]) for name in extras])
     return rows
 
