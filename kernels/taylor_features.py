@@ -74,7 +74,7 @@ def _third_order_map(x: Tensor) -> Tensor:
         rest = width - h
         pairs = square[..., -(rest * (rest + 1) // 2) :]
         scale = x.new_ones(pairs.shape[-1])
-        scale[0] = 3**-0.5  # h = i = j
+        scale[:1] = 3**-0.5  # h = i = j; a slice, which is filled: an element would be copied from the host
         scale[1:rest] = 2**-0.5  # h = i < j
         triples.append(pairs * scale * scaled[..., h : h + 1])
     return torch.cat([_first_order_map(x), square, *triples], dim=-1)

@@ -69,6 +69,14 @@ def context(case: ModelCase) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def any_backend() -> AbstractContextManager[object]:
+    """Inside `context`: whatever backend PyTorch would choose."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+    return sdpa_kernel([getattr(SDPBackend, name) for name in names])
+
+
 def version_of(case: ModelCase) -> str:
     """The version of whoever computes it."""
     return __version__ if case.contender == OURS else version("torch")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from basedbench.config.models import ModelCase
-from basedbench.contenders.language import context
+from basedbench.contenders.language import any_backend, context
 from basedbench.models.language import LanguageModel
 from basedbench.timing.correctness import Verdict, verdict
 from basedbench.timing.errors import findings
@@ -32,7 +32,8 @@ def check_steps(model: LanguageModel, case: ModelCase, tokens: Callable[..., Ten
         results = _results(model, case, tokens_BL)
     wide = copy.deepcopy(model).float()
     wide.attention = "auto"
-    truth_BLV, same_BLV = wide(tokens_BL), model(tokens_BL)
+    with any_backend():  # float32 has no FlashAttention, which the case may insist on
+        truth_BLV, same_BLV = wide(tokens_BL), model(tokens_BL)
     del wide
     floor = FLOAT32_FLOOR if case.dtype == "fp32" else None
     truth, same = (_by_position(logits_BLV, results) for logits_BLV in (truth_BLV, same_BLV))

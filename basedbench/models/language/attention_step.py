@@ -58,7 +58,7 @@ def attention_step(
 def resolve(name: str, device: torch.device | str) -> str:
     """The implementation behind `auto`, or the name itself. UserError with the nearest name if there is none."""
     if name == "auto":
-        return "sdpa-efficient" if torch.device(device).type == "cuda" else "sdpa-math"
+        return OURS if torch.device(device).type == "cuda" else "sdpa-math"
     if name not in IMPLEMENTATIONS:
         raise UserError(f"unknown attention implementation {name!r}: {nearest(name, [*IMPLEMENTATIONS, 'auto'])}")
     return name
