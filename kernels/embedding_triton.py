@@ -1,4 +1,4 @@
-"""The backward of `embedding` in Triton, over positions sorted by token.
+"""`embedding` in Triton; its backward goes over positions sorted by token.
 
 The sorted positions are cut into runs of `RUN`. First, a program per run notes where tokens begin and end, and adds up
 its rows if they all belong to one token. Then a program per token adds the rows of its own at the edges, and the sums
@@ -14,6 +14,22 @@ from torch import Tensor
 
 RUN = 64
 ROWS = 8  # of a tile of the second kernel: most tokens occur a few times in a batch
+TILE = 4096  # elements of a tile of the forward
+
+
+@triton.jit
+def embedding_forward_kernel(
+    tokens, weight, out, count, vocabulary, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
+):
+    """Rows of the table; NaN for a token that it does not have."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    token = tl.load(tokens + row, mask=row < count, other=0)
+    known = (token >= 0) & (token < vocabulary)
+    inside = (row < count)[:, None] & (column < D)[None, :]
+    place = token[:, None] * D + column[None, :]
+    values = tl.load(weight + place, mask=inside & known[:, None], other=float("nan"))
+    tl.store(out + row[:, None] * D + column[None, :], values, mask=inside)
 
 
 @triton.jit
@@ -70,7 +86,15 @@ def _gather(dy, positions, start, stop, column, D: tl.constexpr, ROWS: tl.conste
 
 @torch.library.custom_op("basedbench::embedding", mutates_args=())
 def _embedding(tokens: Tensor, weight: Tensor) -> Tensor:
-    return weight.index_select(0, tokens.flatten()).view(*tokens.shape, weight.shape[1])
+    vocabulary, width = weight.shape
+    out = weight.new_empty((*tokens.shape, width))
+    block = triton.next_power_of_2(width)
+    rows, count = max(1, TILE // block), tokens.numel()
+    if count:
+        embedding_forward_kernel[(triton.cdiv(count, rows),)](
+            tokens.contiguous(), weight.contiguous(), out, count, vocabulary, D=width, BLOCK_D=block, ROWS=rows
+        )
+    return out
 
 
 @_embedding.register_fake

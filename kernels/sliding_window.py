@@ -67,13 +67,13 @@ def sliding_window(
 ) -> Tensor:
     """Causal attention to the last `window` keys and the query's own. q, k (B,L,H,K), v (B,L,H,V) -> y (B,L,H,V).
 
-    On CUDA the Triton kernels compute what they were seen to compute right there (`supported`), the reference the rest:
-    float64, heads wider than 128, windows below 32 in half precision. Raises ValueError if `window` is below 1.
+    On CUDA the Triton kernels compute what they can (`supported`), the reference the rest: float64, heads wider than
+    128. Raises ValueError if `window` is below 1.
     """
     if q_BLHK.is_cuda and window >= 1:
         from . import sliding_window_triton as fused
 
-        if fused.supported(q_BLHK, k_BLHK, v_BLHV, window):
+        if fused.supported(q_BLHK, k_BLHK, v_BLHV):
             return fused.sliding_window(q_BLHK, k_BLHK, v_BLHV, window, scale=scale)
     return reference(q_BLHK, k_BLHK, v_BLHV, window, scale=scale)
 

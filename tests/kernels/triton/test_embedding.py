@@ -1,4 +1,4 @@
-"""The backward of `embedding` against float64, and its order of summation."""
+"""`embedding` against float64, and its order of summation."""
 
 from importlib import import_module
 
@@ -51,3 +51,14 @@ def test_rows_without_tokens_are_zeros_and_wide_keys(randn, device, monkeypatch)
 def test_registration(randn, device):
     weight = randn(7, 16).to(device, torch.float32).requires_grad_()
     torch.library.opcheck(_embedding, (draw_tokens(9, 7, "uniform", device), weight))
+
+
+def test_an_unknown_token_has_no_row(randn, device):
+    """Reading beyond the table would give some other tensor's numbers."""
+    weight = randn(5, 12).to(device, torch.float32)
+    tokens = torch.tensor([[4, 5], [-1, 0]], device=device)
+    found = embedding(tokens, weight)
+    assert torch.equal(found[0, 0], weight[4])
+    assert torch.equal(found[1, 1], weight[0])
+    assert found[0, 1].isnan().all()
+    assert found[1, 0].isnan().all()
