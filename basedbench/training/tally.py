@@ -76,7 +76,7 @@ def device_seconds(rows: Iterable[Row]) -> float:
 
 
 def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> list[SuiteTally]:
-    """The suite as it stands, then at the other precisions that its rows have."""
+    """The suite as it stands, unless only other precisions have rows; then at those that have."""
     mine = [row for row in rows if row["suite"] == suite.name]
     own = suite.train.precision
     planned: dict[str, list[RecallCase]] = {}
@@ -91,7 +91,8 @@ def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> lis
         for precision, cases in planned.items()
     ]
     started = [one for one in others if one.total.left < one.total.runs]
-    return [replace(as_written, other_rows=other_rows), *started]
+    found = started if started and as_written.total.left == as_written.total.runs else [as_written, *started]
+    return [replace(found[0], other_rows=other_rows), *found[1:]]
 
 
 def _unknown(suite: str, rows: Sequence[Row], reason: str) -> SuiteTally:

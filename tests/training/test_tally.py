@@ -62,6 +62,9 @@ def test_runs_at_another_precision_are_a_sweep_of_their_own() -> None:
     assert [(one.precision, family(one, "based").done) for one in found] == [(None, 36), ("bf16", 6)]
     assert found[1].commands()[1] == "basedbench recall --sweep --suite figure2 --precision bf16 --filter '^based '"
     assert [one.other_rows for one in found] == [0, 0]
+    stranger = row(of("based")[1], case_id="0123456789ab")
+    (alone,) = tallies([*(row(case) for case in half[:6]), stranger], None)
+    assert (alone.precision, family(alone, "based").done, alone.other_rows) == ("bf16", 6, 1)
 
 
 def test_rows_of_other_runs_are_counted_apart() -> None:
