@@ -75,7 +75,9 @@ class Mamba2(Mixer):
 
     def _split_heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P) and B, C (..., G, N)."""
-        x, B, C = xBC.split(self.conv_widths, -1)
+        return self._heads_and_groups(*xBC.split(self.conv_widths, -1))
+
+    def _heads_and_groups(self, x: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         groups = (self.options.groups, self.options.d_state)
         return x.unflatten(-1, (-1, self.options.head_dim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
@@ -94,8 +96,10 @@ class Mamba2(Mixer):
         return self.out_proj(normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
-        x, B, C = self._split_heads(self.conv(xBC))
+        inner, _, heads = self.in_widths
+        widths = [inner, *self.conv_widths, heads]
+        z_BLE, *xBC, dt_BLH = self.conv.split(self.in_proj(x_BLD), widths, start=inner)
+        x, B, C = self._heads_and_groups(*xBC)
         y_BLHP = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, z_BLHP=self._heads(z_BLE), **self._constants())
         return self._output(cast(Tensor, y_BLHP))
 
