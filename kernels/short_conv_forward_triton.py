@@ -106,9 +106,7 @@ def conv_step_kernel(
         tl.store(slot + TAPS - 3, x1, mask=inside)
     if TAPS > 1:
         tl.store(slot + TAPS - 2, token.to(state.dtype.element_ty), mask=inside)
-    c = convolve(
-        token.to(tl.float32), x1.to(tl.float32), x2.to(tl.float32), x3.to(tl.float32), w0, w1, w2, w3, b, TAPS
-    )
+    c = convolve(token.to(tl.float32), x1.to(tl.float32), x2.to(tl.float32), x3.to(tl.float32), w0, w1, w2, w3, b, TAPS)
     if SILU:
         c = c * tl.sigmoid(c)
     if GATED:
