@@ -145,3 +145,20 @@ def conv_backward_kernel(
         tl.store(part + D * TAPS + line, tl.sum(d_bias, axis=0), mask=line < D)
     if RESIDUAL:
         tl.store(part + D * (TAPS + 1) + line, tl.sum(d_gate_bias, axis=0), mask=line < D)
+
+
+@triton.jit
+def paste_kernel(
+    parts, starts, widths, batches, rows, out, tokens, length, out_batch, out_row,
+    UNIT: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copy each part to its place in the last dimension of out (B,L,E)."""
+    token = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    sequence, t = place(token, length, 1)
+    out += sequence * out_batch * UNIT + t.to(tl.int64) * out_row * UNIT
+    for i in tl.static_range(PARTS):
+        part = parts[i] + sequence * batches[i] + t.to(tl.int64) * rows[i]
+        for first in range(0, widths[i], BLOCK):
+            channel = (first + tl.arange(0, BLOCK))[None, :]
+            inside = (token < tokens) & (channel < widths[i])
+            tl.store(out + starts[i] + channel, tl.load(part + channel, mask=inside), mask=inside)

@@ -9,13 +9,14 @@ number, each leave one row of partial parameter gradients, which `sum_parts` add
 # mypy: allow-untyped-defs
 
 import math
+from itertools import accumulate
 
 import torch
 import triton
 from torch import Tensor
 
 from .partial_sums_triton import sum_parts
-from .short_conv_backward_triton import conv_backward_kernel
+from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
 from .split_conv import cut
 
@@ -24,6 +25,7 @@ WARPS, VECTOR = 4, 4  # of a program; channels of a thread, more would leave roo
 LONGEST, SHORTEST = 32, 8  # tokens of a segment
 THREADS = 1 << 16  # wanted; with fewer, memory waits
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
+PASTED, PASTED_CHANNELS = 2048, 64  # elements of a tile that is only copied
 STEP_CHANNELS, STEP_ROWS = 128, 4  # of a program of the decode step: a thread a channel
 
 
@@ -119,11 +121,8 @@ def _launch_backward(
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     strides, unit = _strides(x, _or(gate, x), dx, dx if gate is None else dgate)
-    starts = [0]
-    for part in dy[:-1]:
-        starts.append(starts[-1] + part.shape[-1])
     conv_backward_kernel[(programs, grid[1])](
-        tuple(dy), tuple(starts), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
+        tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
         x, _or(gate, x), weight.contiguous(), bias, gate_bias, _or(state, x).contiguous(), dx, dgate, partials,
         *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
         HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
@@ -191,20 +190,32 @@ def _split_backward(
     dy: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, start: int, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the parameters. dy: of all parts."""
-    dx, stop = x.new_empty(x.shape), start + len(weight)
-    convolved, at = [], 0
-    for part in dy:
-        if start <= at < stop:
-            convolved.append(part)
-        else:
-            dx[..., at : at + part.shape[-1]].copy_(part)
-        at += part.shape[-1]
-    if at < x.shape[-1]:
-        dx[..., at:].zero_()
-    inner = slice(start, stop)
-    return dx, _launch_backward(
-        convolved, x[..., inner], None, weight, bias, None, None, silu, dx[..., inner], dx[..., inner]
-    )
+    dx, inner = x.new_empty(x.shape), slice(start, start + len(weight))
+    places = dict(zip(_starts(dy), dy, strict=True))
+    convolved = [part for at, part in places.items() if inner.start <= at < inner.stop]
+    _paste({at: part for at, part in places.items() if not inner.start <= at < inner.stop}, dx)
+    dx[..., sum(part.shape[-1] for part in dy) :].zero_()
+    into = dx[..., inner]
+    return dx, _launch_backward(convolved, x[..., inner], None, weight, bias, None, None, silu, into, into)
+
+
+def _starts(parts: list[Tensor]) -> list[int]:
+    """Where each part begins if they lie side by side."""
+    return list(accumulate((part.shape[-1] for part in parts[:-1]), initial=0))
+
+
+def _paste(parts: dict[int, Tensor], out: Tensor) -> None:
+    """Copy parts, by their first channel, into out (B,L,E)."""
+    tensors = tuple(_rows(part) for part in parts.values())
+    batch, length, _ = out.shape
+    strides, unit = _strides(out)
+    rows = PASTED // PASTED_CHANNELS
+    if tensors:
+        paste_kernel[(triton.cdiv(batch * length, rows),)](
+            tensors, tuple(parts), tuple(part.shape[2] for part in tensors), tuple(part.stride(0) for part in tensors),
+            tuple(part.stride(1) for part in tensors), out, batch * length, length, *strides, UNIT=unit,
+            PARTS=len(tensors), ROWS=rows, BLOCK=PASTED_CHANNELS,
+        )  # fmt: skip
 
 
 @_split_backward.register_fake
