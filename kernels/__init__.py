@@ -17,6 +17,7 @@ from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
+from .split_conv import split_conv
 from .ssd import ssd, ssd_step
 from .swiglu import swiglu
 from .taylor_attention import taylor_attention, taylor_attention_step
@@ -49,6 +50,7 @@ __all__ = [
     "short_conv_step",
     "sliding_window",
     "sliding_window_step",
+    "split_conv",
     "ssd",
     "ssd_step",
     "swiglu",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
-from .short_conv import on_triton, short_conv
+from .short_conv import last_inputs, on_triton
 from .short_conv import reference as convolved
 from .short_conv import reference_step as convolved_step
 
@@ -48,13 +48,16 @@ def conv_gate(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """x (B,L,2 D), weight (D,W), bias (D) -> y (B,L,D), and the state (B,D,S) if asked for.
 
-    On CUDA the convolution's kernel and a product, with the convolution rounded to the dtype of x between them.
+    One kernel on CUDA, which has no gradient for the initial state: if that asks for one the reference computes.
     """
-    if initial_state is not None or not on_triton(x_BLE, weight_DW):
+    if not on_triton(x_BLE, weight_DW, initial_state):
         return reference(x_BLE, weight_DW, bias_D, initial_state=initial_state, return_state=return_state)
-    u_BLD, gate_BLD = x_BLE.chunk(2, dim=-1)
-    found = short_conv(u_BLD, weight_DW, bias_D, activation="silu", return_state=return_state)
-    return (found[0] * gate_BLD, found[1]) if isinstance(found, tuple) else found * gate_BLD
+    from .short_conv_triton import conv_gate as by_triton
+
+    y_BLD = by_triton(x_BLE, weight_DW, bias_D, initial_state)
+    if not return_state:
+        return y_BLD
+    return y_BLD, last_inputs(x_BLE[..., : len(weight_DW)], weight_DW.shape[1] - 1, initial_state)
 
 
 def reference_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ weight_D,W-1 multiplies the current token, as in torch.nn.functional.conv1d with
 is the last S = W - 1 inputs, oldest first. float32 accumulation (float64 for float64 inputs).
 
 The reference is W shifted multiply-adds along (B,L,D): channels stay contiguous, and unlike conv1d it needs no
-transposed copy and is never rounded to TF32. On CUDA up to `MOST_TAPS` taps go to the Triton kernels; with an initial
-state, more taps or float64 the reference computes there too.
+transposed copy and is never rounded to TF32. On CUDA up to `MOST_TAPS` taps go to the Triton kernels; with more taps,
+float64 or an initial state that asks for a gradient the reference computes there too.
 """
 
 import torch
@@ -20,13 +20,13 @@ from .precision import accumulation_dtype
 MOST_TAPS = 4
 
 
-def _check(activation: str | None) -> None:
+def check_activation(activation: str | None) -> None:
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be None or 'silu', not {activation!r}")
 
 
 def _activate(y: Tensor, activation: str | None) -> Tensor:
-    _check(activation)
+    check_activation(activation)
     return F.silu(y) if activation else y
 
 
@@ -69,28 +69,33 @@ def short_conv(
 
     `initial_state` (B,D,S) stands in front of x instead of zeros. Raises ValueError for activations other than "silu".
     """
-    if not (initial_state is None and on_triton(x_BLD, weight_DW)):
+    if not on_triton(x_BLD, weight_DW, initial_state):
         return reference(
             x_BLD, weight_DW, bias_D, activation=activation, initial_state=initial_state, return_state=return_state
         )
     from .short_conv_triton import short_conv as by_triton
 
-    _check(activation)
-    y_BLD = by_triton(x_BLD, weight_DW, bias_D, activation=activation)
-    return (y_BLD, _last_inputs(x_BLD, weight_DW.shape[1] - 1)) if return_state else y_BLD
+    check_activation(activation)
+    y_BLD = by_triton(x_BLD, weight_DW, bias_D, activation=activation, initial_state=initial_state)
+    return (y_BLD, last_inputs(x_BLD, weight_DW.shape[1] - 1, initial_state)) if return_state else y_BLD
 
 
-def on_triton(x: Tensor, weight_DW: Tensor) -> bool:
-    """Whether the kernels take a convolution of x with this weight."""
-    return x.is_cuda and weight_DW.shape[1] <= MOST_TAPS and torch.float64 not in (x.dtype, weight_DW.dtype)
+def on_triton(x: Tensor, weight_DW: Tensor, initial_state: Tensor | None = None) -> bool:
+    """Whether the kernels take a convolution of x with this weight. They have no gradient for the initial state."""
+    through_state = initial_state is not None and initial_state.requires_grad and torch.is_grad_enabled()
+    wide = torch.float64 in (x.dtype, weight_DW.dtype)
+    return x.is_cuda and weight_DW.shape[1] <= MOST_TAPS and not wide and not through_state
 
 
-def _last_inputs(x_BLD: Tensor, count: int) -> Tensor:
-    """The last `count` tokens of x as a state (B,D,S): a copy, with zeros where x is shorter."""
-    missing = max(0, count - x_BLD.shape[1])
-    return F.pad(x_BLD[:, x_BLD.shape[1] - (count - missing) :].transpose(1, 2), (missing, 0)).clone(
-        memory_format=torch.contiguous_format
-    )
+def last_inputs(x_BLD: Tensor, count: int, initial_state: Tensor | None = None) -> Tensor:
+    """The last `count` tokens as a state (B,D,S): a copy. Where x is shorter, those of the state before, or zeros."""
+    last_BDS = x_BLD[:, max(0, x_BLD.shape[1] - count) :].transpose(1, 2)
+    missing = count - last_BDS.shape[-1]
+    if missing and initial_state is not None:
+        last_BDS = torch.cat([initial_state[..., -missing:].to(x_BLD.dtype), last_BDS], dim=-1)
+    elif missing:
+        last_BDS = F.pad(last_BDS, (missing, 0))
+    return last_BDS.clone(memory_format=torch.contiguous_format)
 
 
 def reference_step(
@@ -113,7 +118,7 @@ def short_conv_step(
     if on_triton(x_BD, weight_DW) and state_BDS.is_contiguous():
         from .short_conv_triton import short_conv_step as by_triton
 
-        _check(activation)
+        check_activation(activation)
         return by_triton(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
     return reference_step(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
 

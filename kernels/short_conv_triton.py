@@ -1,207 +1,67 @@
-"""`short_conv` and its decode step, `gated_conv` and the decode step of `conv_gate` in Triton.
+"""`short_conv` and its decode step, `gated_conv`, `conv_gate` and `split_conv` in Triton: the torch operators.
 
-Tiles are tokens x channels over the flattened rows of (B, L): a tap reaches into the rows before, and stops at the
-start of its own sequence. Every tap loads its tile anew; all but the first come from the cache. The backward needs the
-gradient before the activation or the gate at the W - 1 tokens that follow: it computes it again for each tap rather
-than pass it through memory. Its programs, fixed in number, walk over the tiles and each leave one row of partial
-parameter gradients, which `sum_parts` adds.
+The kernels walk through time with the last inputs in registers (`short_conv_tiles_triton`). A sequence is cut into
+segments, longer ones where enough threads are left: each loads the few tokens before it again, and the backward those
+behind it. Inputs, gates and the gradient of the input may be slices of wider tensors. The backward's programs, fixed in
+number, each leave one row of partial parameter gradients, which `sum_parts` adds.
 """
 
 # mypy: allow-untyped-defs
 
+import math
+from itertools import accumulate
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from .partial_sums_triton import sum_parts
+from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
+from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
+from .split_conv import cut
 
 CHANNELS = 64  # of a tile, at most
-TILE, BACKWARD_TILE = 2048, 1024  # elements; backward, with eight warps, many values of each are alive at once
+WARPS, VECTOR = 4, 4  # of a program; channels of a thread, more would leave room for few of them
+LONGEST, SHORTEST = 32, 8  # tokens of a segment
+THREADS = 1 << 16  # wanted; with fewer, memory waits
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
+PASTED, PASTED_CHANNELS = 2048, 64  # elements of a tile that is only copied
+STEP_CHANNELS, STEP_ROWS = 128, 4  # of a program of the decode step: a thread a channel
 
 
-@triton.jit
-def _weights(weight, channel, D: tl.constexpr, TAPS: tl.constexpr):
-    """The weights of the current token and of those 1, 2 and 3 back; zeros where there are fewer taps."""
-    inside = channel < D
-    w = weight + channel * TAPS + TAPS - 1
-    w0 = tl.load(w, mask=inside, other=0.0).to(tl.float32)
-    w1 = tl.load(w - 1, mask=inside & (TAPS > 1), other=0.0).to(tl.float32)
-    w2 = tl.load(w - 2, mask=inside & (TAPS > 2), other=0.0).to(tl.float32)
-    w3 = tl.load(w - 3, mask=inside & (TAPS > 3), other=0.0).to(tl.float32)
-    return w0, w1, w2, w3
+def _rows(x: Tensor) -> Tensor:
+    """Channels side by side: the batch and the tokens may lie any distance apart."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@triton.jit
-def _bias(bias, channel, D: tl.constexpr, GIVEN: tl.constexpr):
-    if GIVEN:
-        b = tl.load(bias + channel, mask=channel < D, other=0.0).to(tl.float32)
-    else:
-        b = tl.zeros(channel.shape, tl.float32)
-    return b
+def _strides(*tensors: Tensor) -> tuple[list[int], int]:
+    """Those between sequences and tokens of each tensor, in units: the largest power of two, up to 16, in all of them.
+
+    Triton knows of an integer whether 16 divides it; 8 is enough for loads of 16 bytes.
+    """
+    strides = [stride for x in tensors for stride in x.stride()[:2]]
+    unit = math.gcd(16, *strides)
+    return [stride // unit for stride in strides], unit
 
 
-@triton.jit
-def _token(x, t, stride, inside, BACK: tl.constexpr):
-    """The inputs `BACK` tokens before those at x, zeros before the start; t counts tokens within the sequence."""
-    return tl.load(x - BACK * stride, mask=inside & (t >= BACK), other=0.0).to(tl.float32)
+def _tiles(shape: torch.Size) -> tuple[tuple[int, int], dict[str, int], tuple[int, int, int]]:
+    """The grid, a program per tile; the tiles' shape; and segments, length, segments of a sequence."""
+    batch, length, width = shape
+    narrow = width % CHANNELS and width < 8 * CHANNELS
+    block = min(CHANNELS // 2 if narrow else CHANNELS, triton.next_power_of_2(width))
+    blocks = triton.cdiv(width, block)
+    steps = max(4, min(LONGEST, triton.next_power_of_2(length)))
+    while steps > SHORTEST and batch * length * blocks * block < THREADS * VECTOR * steps:
+        steps //= 2
+    height, per_sequence = 32 * WARPS * VECTOR // block, triton.cdiv(length, steps)
+    segments = batch * per_sequence
+    tile = {"D": width, "BLOCK_D": block, "ROWS": height, "STEPS": steps, "num_warps": WARPS}
+    return (triton.cdiv(segments, height), blocks), tile, (segments, length, per_sequence)
 
 
-@triton.jit
-def _convolve(x, t, stride, inside, w0, w1, w2, w3, b, TAPS: tl.constexpr):
-    """The convolution that ends at x, before any activation."""
-    y = b + w0 * _token(x, t, stride, inside, 0)
-    if TAPS > 1:
-        y += w1 * _token(x, t, stride, inside, 1)
-    if TAPS > 2:
-        y += w2 * _token(x, t, stride, inside, 2)
-    if TAPS > 3:
-        y += w3 * _token(x, t, stride, inside, 3)
-    return y
-
-
-@triton.jit
-def conv_forward_kernel(
-    x, gate, weight, bias, gate_bias, y, rows, length, stride,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
-    channel = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
-    inside = (row < rows) & (channel < D)
-    at = row.to(tl.int64) * D + channel
-    x += row.to(tl.int64) * stride + channel
-    w0, w1, w2, w3 = _weights(weight, channel, D, TAPS)
-    c = _convolve(x, row % length, stride, inside, w0, w1, w2, w3, _bias(bias, channel, D, HAS_BIAS), TAPS)
-    if SILU:
-        c = c * tl.sigmoid(c)
-    if GATED:
-        factor = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32) + _bias(gate_bias, channel, D, True)
-        c = c * factor + tl.load(x, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, c.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _before(
-    dy, x, gate, t, stride, inside, w0, w1, w2, w3, b, gb, TAPS: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr
-):
-    """The gradient of the convolution itself, before activation or gate."""
-    g = tl.load(dy, mask=inside, other=0.0).to(tl.float32)
-    if GATED:
-        g *= tl.load(gate, mask=inside, other=0.0).to(tl.float32) + gb
-    if SILU:
-        c = _convolve(x, t, stride, inside, w0, w1, w2, w3, b, TAPS)
-        s = tl.sigmoid(c)
-        g *= s * (1 + c * (1 - s))
-    return g
-
-
-@triton.jit
-def conv_backward_kernel(
-    dy, x, gate, weight, bias, gate_bias, dx, dgate, partials, rows, length, stride, width,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    line = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    channel = line[None, :]
-    w0, w1, w2, w3 = _weights(weight, channel, D, TAPS)
-    b = _bias(bias, channel, D, HAS_BIAS)
-    gb = _bias(gate_bias, channel, D, GATED)
-    d0 = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    d1, d2, d3, d_bias, d_gate_bias = d0, d0, d0, d0, d0
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
-        row = (tile * ROWS + tl.arange(0, ROWS))[:, None]
-        t = row % length
-        inside = (row < rows) & (channel < D)
-        at = row.to(tl.int64) * D + channel
-        x_at = x + row.to(tl.int64) * stride + channel
-        g = _before(dy + at, x_at, gate + at, t, stride, inside, w0, w1, w2, w3, b, gb, TAPS, SILU, GATED)
-        grad = w0 * g
-        for ahead in tl.static_range(1, TAPS):
-            later = inside & (t + ahead < length)
-            w = w1 if ahead == 1 else (w2 if ahead == 2 else w3)
-            grad += w * _before(
-                dy + at + ahead * D, x_at + ahead * stride, gate + at + ahead * D, t + ahead, stride, later,
-                w0, w1, w2, w3, b, gb, TAPS, SILU, GATED,
-            )  # fmt: skip
-        d0 += g * _token(x_at, t, stride, inside, 0)
-        if TAPS > 1:
-            d1 += g * _token(x_at, t, stride, inside, 1)
-        if TAPS > 2:
-            d2 += g * _token(x_at, t, stride, inside, 2)
-        if TAPS > 3:
-            d3 += g * _token(x_at, t, stride, inside, 3)
-        if HAS_BIAS:
-            d_bias += g
-        if GATED:
-            upper = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-            grad += upper
-            upper *= _convolve(x_at, t, stride, inside, w0, w1, w2, w3, b, TAPS)
-            d_gate_bias += tl.where(inside, upper, 0.0)
-            tl.store(dgate + at, upper.to(dgate.dtype.element_ty), mask=inside)
-        tl.store(dx + at, grad.to(dx.dtype.element_ty), mask=inside)
-    part = partials + tl.program_id(0) * width
-    tap = part + line * TAPS + TAPS - 1
-    tl.store(tap, tl.sum(d0, axis=0), mask=line < D)
-    if TAPS > 1:
-        tl.store(tap - 1, tl.sum(d1, axis=0), mask=line < D)
-    if TAPS > 2:
-        tl.store(tap - 2, tl.sum(d2, axis=0), mask=line < D)
-    if TAPS > 3:
-        tl.store(tap - 3, tl.sum(d3, axis=0), mask=line < D)
-    if HAS_BIAS:
-        tl.store(part + D * TAPS + line, tl.sum(d_bias, axis=0), mask=line < D)
-    if GATED:
-        tl.store(part + D * (TAPS + 1) + line, tl.sum(d_gate_bias, axis=0), mask=line < D)
-
-
-@triton.jit
-def conv_step_kernel(
-    x, weight, bias, state, y, elements, stride,
-    D: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
-    GATED: tl.constexpr,
-):  # fmt: skip
-    """GATED: x holds D channels of the convolution, then D that its output is multiplied with."""
-    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside, channel = element < elements, element % D
-    x += (element // D).to(tl.int64) * stride + channel
-    token = tl.load(x, mask=inside, other=0.0)
-    slot = state + element.to(tl.int64) * (TAPS - 1)
-    c = token.to(tl.float32) * tl.load(weight + channel * TAPS + TAPS - 1, mask=inside, other=0.0).to(tl.float32)
-    for tap in tl.static_range(TAPS - 1):
-        old = tl.load(slot + tap, mask=inside, other=0.0)
-        c += old.to(tl.float32) * tl.load(weight + channel * TAPS + tap, mask=inside, other=0.0).to(tl.float32)
-        if tap > 0:
-            tl.store(slot + tap - 1, old, mask=inside)
-    if TAPS > 1:
-        tl.store(slot + TAPS - 2, token.to(state.dtype.element_ty), mask=inside)
-    if HAS_BIAS:
-        c += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    if SILU:
-        c = c * tl.sigmoid(c)
-    if GATED:
-        c *= tl.load(x + D, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + element, c.to(y.dtype.element_ty), mask=inside)
-
-
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """x with channels side by side and rows of (B, L) evenly apart (a chunk of a wider tensor is), and that stride."""
-    _, length, _ = x.shape
-    if x.stride(2) != 1 or x.stride(0) != length * x.stride(1):
-        x = x.contiguous()
-    return x, x.stride(1)
-
-
-def _blocks(width: int, rows: int, tile: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid, a program per tile, and the tiles' shape."""
-    block = min(CHANNELS, triton.next_power_of_2(width))
-    height = tile // block
-    return (max(1, triton.cdiv(rows, height)), triton.cdiv(width, block)), {
-        "D": width,
-        "BLOCK_D": block,
-        "ROWS": height,
-    }
+def _or(part: Tensor | None, other: Tensor) -> Tensor:
+    """A pointer that is not read stands for what is missing."""
+    return other if part is None else part
 
 
 def _y(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -210,28 +70,65 @@ def _y(x: Tensor, gate: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("basedbench::conv", mutates_args=())
 def _conv(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None, silu: bool
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate_bias: Tensor | None,
+    state: Tensor | None,
+    silu: bool,
 ) -> Tensor:
-    """The convolution of x, with SiLU, or times a gate plus x."""
+    """The convolution of x, with SiLU, times a gate; with the gate's bias, plus x. `state` has no gradient."""
     y = _y(x, gate)
-    x, stride = _rows(x)
-    batch, length, width = x.shape
     if not y.numel():
         return y
-    grid, tile = _blocks(width, batch * length, TILE)
+    x, gate = _rows(x), None if gate is None else _rows(gate)
+    grid, tile, sizes = _tiles(x.shape)
+    strides, unit = _strides(x, _or(gate, x))
     conv_forward_kernel[grid](
-        x, None if gate is None else gate.contiguous(), weight.contiguous(), bias, gate_bias, y,
-        batch * length, length, stride, **tile, TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu,
-        GATED=gate is not None,
+        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _or(state, x).contiguous(), y, *sizes, *strides, **tile,
+        UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
+        GATED=gate is not None, RESIDUAL=gate_bias is not None,
     )  # fmt: skip
     return y
 
 
 @_conv.register_fake
-def _(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None, silu: bool
-) -> Tensor:
+def _(x, gate, weight, bias, gate_bias, state, silu):
     return _y(x, gate)
+
+
+def _sums(weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None) -> int:
+    """How many sums the parameters' gradients are: weight (D W), bias, gate's bias."""
+    return weight.numel() + sum(len(part) for part in (bias, gate_bias) if part is not None)
+
+
+def _launch_backward(
+    dy: list[Tensor],
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate_bias: Tensor | None,
+    state: Tensor | None,
+    silu: bool,
+    dx: Tensor,
+    dgate: Tensor,
+) -> Tensor:
+    """Writes dx and dgate, returns the parameters' gradients. dy: tensors that side by side are the gradient of y."""
+    x, gate, dy = _rows(x), None if gate is None else _rows(gate), [_rows(part) for part in dy]
+    grid, tile, sizes = _tiles(x.shape)
+    programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
+    partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
+    strides, unit = _strides(x, _or(gate, x), dx, dx if gate is None else dgate)
+    conv_backward_kernel[(programs, grid[1])](
+        tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
+        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _or(state, x).contiguous(), dx, dgate, partials,
+        *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
+        HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
+        PIECES=len(dy),
+    )  # fmt: skip
+    return sum_parts(partials, weight.dtype)
 
 
 @torch.library.custom_op("basedbench::conv_backward", mutates_args=())
@@ -242,44 +139,26 @@ def _conv_backward(
     weight: Tensor,
     bias: Tensor | None,
     gate_bias: Tensor | None,
+    state: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the gate (empty without one), and of the parameters: weight (D W), bias, gate's bias."""
-    x, stride = _rows(x)
-    batch, length, width = x.shape
-    taps = weight.shape[1]
-    dx, dgate, parameters = _input_gradients(x, gate, weight, bias)
-    grid, tile = _blocks(width, batch * length, BACKWARD_TILE)
-    programs = min(grid[0], PROGRAMS)
-    partials = torch.empty((programs, len(parameters)), dtype=torch.float32, device=x.device)
-    conv_backward_kernel[(programs, grid[1])](
-        dy.contiguous(), x, x if gate is None else gate.contiguous(), weight.contiguous(), bias, gate_bias,
-        dx, dgate, partials, batch * length, length, stride, len(parameters), **tile, TAPS=taps,
-        HAS_BIAS=bias is not None, SILU=silu, GATED=gate is not None, num_warps=8,
-    )  # fmt: skip
-    return dx, dgate, sum_parts(partials, weight.dtype)
+    dx, dgate, parameters = _input_gradients(x, gate, weight, bias, gate_bias)
+    if x.numel():
+        parameters = _launch_backward([dy], x, gate, weight, bias, gate_bias, state, silu, dx, dgate)
+    return dx, dgate, parameters if x.numel() else parameters.zero_()
 
 
 @_conv_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    gate_bias: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _input_gradients(x, gate, weight, bias)
+def _(dy, x, gate, weight, bias, gate_bias, state, silu):
+    return _input_gradients(x, gate, weight, bias, gate_bias)
 
 
 def _input_gradients(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    width, taps = weight.shape
-    sums = taps + (0 if bias is None else 1) + (0 if gate is None else 1)
     dgate = x.new_empty(0) if gate is None else gate.new_empty(gate.shape)
-    return x.new_empty(x.shape), dgate, weight.new_empty(width * sums)
+    return x.new_empty(x.shape), dgate, weight.new_empty(_sums(weight, bias, gate_bias))
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -287,31 +166,93 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors)
 
 
+def _parameter_gradients(
+    sums: Tensor, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of weight, bias and the gate's bias."""
+    width, count = len(weight), weight.numel()
+    d_bias = None if bias is None else sums[count : count + width]
+    return sums[:count].view_as(weight), d_bias, None if gate_bias is None else sums[-width:]
+
+
 def _gradients(ctx, dy: Tensor):
-    x, gate, weight, bias, gate_bias = ctx.saved_tensors
-    dx, dgate, parameters = _conv_backward(dy, x, gate, weight, bias, gate_bias, ctx.silu)
-    width, taps = weight.shape
-    d_weight = parameters[: width * taps].view(width, taps)
-    d_bias = None if bias is None else parameters[width * taps : width * (taps + 1)]
-    if gate is None:
-        return dx, None, d_weight, d_bias, None, None
-    return dx, dgate, d_weight, d_bias, parameters[width * (taps + 1) :], None
+    x, gate, weight, bias, gate_bias, state = ctx.saved_tensors
+    dx, dgate, sums = _conv_backward(dy, x, gate, weight, bias, gate_bias, state, ctx.silu)
+    parameters = _parameter_gradients(sums, weight, bias, gate_bias)
+    return dx, None if gate is None else dgate, *parameters, None, None
 
 
 _conv.register_autograd(_gradients, setup_context=_setup)
 
 
+@torch.library.custom_op("basedbench::split_conv_backward", mutates_args=())
+def _split_backward(
+    dy: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, start: int, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the parameters. dy: of all parts."""
+    dx, inner = x.new_empty(x.shape), slice(start, start + len(weight))
+    places = dict(zip(_starts(dy), dy, strict=True))
+    convolved = [part for at, part in places.items() if inner.start <= at < inner.stop]
+    _paste({at: part for at, part in places.items() if not inner.start <= at < inner.stop}, dx)
+    dx[..., sum(part.shape[-1] for part in dy) :].zero_()
+    into = dx[..., inner]
+    return dx, _launch_backward(convolved, x[..., inner], None, weight, bias, None, None, silu, into, into)
+
+
+def _starts(parts: list[Tensor]) -> list[int]:
+    """Where each part begins if they lie side by side."""
+    return list(accumulate((part.shape[-1] for part in parts[:-1]), initial=0))
+
+
+def _paste(parts: dict[int, Tensor], out: Tensor) -> None:
+    """Copy parts, by their first channel, into out (B,L,E)."""
+    tensors = tuple(_rows(part) for part in parts.values())
+    batch, length, _ = out.shape
+    strides, unit = _strides(out)
+    rows = PASTED // PASTED_CHANNELS
+    if tensors:
+        paste_kernel[(triton.cdiv(batch * length, rows),)](
+            tensors, tuple(parts), tuple(part.shape[2] for part in tensors), tuple(part.stride(0) for part in tensors),
+            tuple(part.stride(1) for part in tensors), out, batch * length, length, *strides, UNIT=unit,
+            PARTS=len(tensors), ROWS=rows, BLOCK=PASTED_CHANNELS,
+        )  # fmt: skip
+
+
+@_split_backward.register_fake
+def _(dy, x, weight, bias, start, silu):
+    return x.new_empty(x.shape), weight.new_empty(_sums(weight, bias, None))
+
+
+class _SplitConv(torch.autograd.Function):
+    """`_conv` between two cuts, with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx, x, widths, weight, bias, start, silu):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.start, ctx.silu = start, silu
+        y = _conv(x[..., start : start + len(weight)], None, weight, bias, None, None, silu)
+        return cut(x, y, widths, start)
+
+    @staticmethod
+    def backward(ctx, *dy):
+        x, weight, bias = ctx.saved_tensors
+        dx, sums = _split_backward(list(dy), x, weight, bias, ctx.start, ctx.silu)
+        d_weight, d_bias, _ = _parameter_gradients(sums, weight, bias)
+        return dx, None, d_weight, d_bias, None, None
+
+
 @torch.library.custom_op("basedbench::conv_step", mutates_args=("state",))
 def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
     """One token into the state, in place; its output. Gated: x holds the convolution's channels, then their gates."""
-    if x.stride(1) != 1:
-        x = x.contiguous()
+    x = _rows(x)
     width, taps = weight.shape
     y = x.new_empty((len(x), width))
-    block = 256
-    conv_step_kernel[(triton.cdiv(y.numel(), block),)](
-        x, weight.contiguous(), bias, state, y, y.numel(), x.stride(0),
-        D=width, BLOCK=block, TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated,
+    if not y.numel():
+        return y
+    rows = min(STEP_ROWS, triton.next_power_of_2(len(x)))
+    conv_step_kernel[(triton.cdiv(width, STEP_CHANNELS), triton.cdiv(len(x), rows))](
+        x, weight.contiguous(), bias, state, y, len(x), x.stride(0), D=width, BLOCK_D=STEP_CHANNELS, ROWS=rows,
+        TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated, num_warps=STEP_CHANNELS // 32,
     )  # fmt: skip
     return y
 
@@ -321,14 +262,34 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool,
     return x.new_empty((len(x), len(weight)))
 
 
-def short_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, *, activation: str | None) -> Tensor:
-    """`short_conv.reference` by the kernels above, without states."""
-    return _conv(x_BLD, None, weight_DW, bias_D, None, activation == "silu")
+def short_conv(
+    x_BLD: Tensor,
+    weight_DW: Tensor,
+    bias_D: Tensor | None,
+    *,
+    activation: str | None,
+    initial_state: Tensor | None = None,
+) -> Tensor:
+    """`short_conv.reference` by the kernels above; the initial state gets no gradient."""
+    return _conv(x_BLD, None, weight_DW, bias_D, None, initial_state, activation == "silu")
 
 
 def gated_conv(u_BLD: Tensor, gate_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, gate_bias_D: Tensor) -> Tensor:
     """`gated_conv.reference` by the kernels above."""
-    return _conv(u_BLD, gate_BLD, weight_DW, bias_D, gate_bias_D, False)
+    return _conv(u_BLD, gate_BLD, weight_DW, bias_D, gate_bias_D, None, False)
+
+
+def conv_gate(x_BLE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, initial_state: Tensor | None = None) -> Tensor:
+    """`conv_gate.reference` by the kernels above; the initial state gets no gradient."""
+    u_BLD, gate_BLD = x_BLE.chunk(2, dim=-1)
+    return _conv(u_BLD, gate_BLD, weight_DW, bias_D, None, initial_state, True)
+
+
+def split_conv(
+    x_BLE: Tensor, widths: list[int], weight_DW: Tensor, bias_D: Tensor | None, *, start: int, activation: str | None
+) -> tuple[Tensor, ...]:
+    """`split_conv.reference` by the kernels above."""
+    return _SplitConv.apply(x_BLE, widths, weight_DW, bias_D, start, activation == "silu")
 
 
 def short_conv_step(

@@ -143,6 +143,19 @@ def short_conv(source: Source) -> Arguments:
     }
 
 
+def split_conv(source: Source) -> Arguments:
+    """A projection of five parts, the three in the middle convolved, as Mamba-2 has them."""
+    channels, taps = source.size["D"], source.size["W"]
+    return {
+        "x_BLE": source.rows(32 + channels + 2),
+        "widths": [32, channels // 2, channels // 4, channels // 4, 2],
+        "weight_DW": source.normal(channels, taps),
+        "bias_D": source.normal(channels) if source.has("bias") else None,
+        "start": 32,
+        "activation": "silu" if source.has("silu") else None,
+    }
+
+
 def conv_gate(source: Source) -> Arguments:
     """x = [u, g], a filter and its bias."""
     channels, taps = source.size["D"], source.size["W"]

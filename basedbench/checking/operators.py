@@ -28,6 +28,7 @@ from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
+from basedbench.kernels.split_conv import reference as split_conv_reference
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.swiglu import reference as swiglu_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
@@ -73,6 +74,7 @@ FORMS: dict[str, Form] = {
     "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
     "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
+    "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),

@@ -6,7 +6,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from basedbench.kernels import short_conv, short_conv_step
+from basedbench.kernels import short_conv, short_conv_step, split_conv
 
 
 class ShortConv(nn.Module):
@@ -28,10 +28,14 @@ class ShortConv(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         return cast(Tensor, short_conv(x_BLD, self.weight, self.bias, activation=self.activation))
 
+    def split(self, x_BLE: Tensor, widths: list[int], start: int = 0) -> tuple[Tensor, ...]:
+        """x cut into parts of these widths, those of the convolution's channels, from `start` on, convolved."""
+        return split_conv(x_BLE, widths, self.weight, self.bias, start=start, activation=self.activation)
+
     def prefill(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs and the state after the last token."""
         y_BLD, state_BDS = short_conv(x_BLD, self.weight, self.bias, activation=self.activation, return_state=True)
-        return y_BLD, state_BDS.clone(memory_format=torch.contiguous_format)  # not a view that keeps the prompt alive
+        return y_BLD, state_BDS
 
     def step(self, x_BD: Tensor, state_BDS: Tensor) -> Tensor:
         """One token; updates the state in place."""

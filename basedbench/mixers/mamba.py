@@ -72,8 +72,7 @@ class Mamba(Mixer):
         return {"D_D": self.D, "delta_bias_D": self.dt_proj.bias, "delta_softplus": True}
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, -1)
-        x_BLE = self.conv(x_BLE)
+        x_BLE, z_BLE = self.conv.split(self.in_proj(x_BLD), [self.dt_proj.out_features] * 2)
         return self.out_proj(selective_scan(x_BLE, *self._scan_inputs(x_BLE), z_BLD=z_BLE, **self._constants()))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:

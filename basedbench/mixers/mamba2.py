@@ -17,6 +17,7 @@ import math
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
+
+# Rows of other widths, which a few heads' step sizes make, are read in small pieces and multiplied by slower kernels.
+ALIGNED = 16
 
 
 class Mamba2Options(MixerOptions):
@@ -73,9 +77,16 @@ class Mamba2(Mixer):
         if heads % options.groups:
             raise UserError(f"mixer 'mamba2': groups = {options.groups} does not divide the {heads} heads; use 1.")
 
+    def _project(self, x_BLD: Tensor) -> Tensor:
+        """W_in u and as many zeros as make its width a multiple of ALIGNED."""
+        missing = -self.in_proj.out_features % ALIGNED
+        return F.linear(x_BLD, F.pad(self.in_proj.weight, (0, 0, 0, missing))) if missing else self.in_proj(x_BLD)
+
     def _split_heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P) and B, C (..., G, N)."""
-        x, B, C = xBC.split(self.conv_widths, -1)
+        return self._heads_and_groups(*xBC.split(self.conv_widths, -1))
+
+    def _heads_and_groups(self, x: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         groups = (self.options.groups, self.options.d_state)
         return x.unflatten(-1, (-1, self.options.head_dim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
@@ -94,8 +105,10 @@ class Mamba2(Mixer):
         return self.out_proj(normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
-        x, B, C = self._split_heads(self.conv(xBC))
+        inner, _, heads = self.in_widths
+        widths = [inner, *self.conv_widths, heads]
+        z_BLE, *xBC, dt_BLH = self.conv.split(self._project(x_BLD), widths, start=inner)
+        x, B, C = self._heads_and_groups(*xBC)
         y_BLHP = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, z_BLHP=self._heads(z_BLE), **self._constants())
         return self._output(cast(Tensor, y_BLHP))
 

@@ -42,6 +42,10 @@ PARALLEL = {
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
     "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
+    "split_conv": (
+        lambda x, w: torch.cat(kernels.split_conv(x, [9, 32, 16, 2], w, start=9, activation="silu"), -1),
+        [(B, L, 11 + D), (D, 4)],
+    ),
     "swiglu": (kernels.swiglu, [(B, L, 2 * D)]),
     "rotary": (lambda q, k: torch.cat(kernels.rotary(q, k, angles(q))), ATTENTION[:2]),
     "linear_cross_entropy": (loss, [(L, D), (500, D)]),
