@@ -261,15 +261,13 @@ def forward_blocks(width: int, pieces: int, differentiable: bool) -> Blocks:
     """Blocks of the forward for a model width."""
     if pieces > 1:
         return Blocks(64, 64 if width <= 128 else 32, 4, 2)
-    if not differentiable:
-        return (
-            Blocks(128, 128, 8, 3 if width <= 128 else 2, together=1) if width <= 256 else Blocks(64, 64, 8, 2, None, 1)
-        )
     if width <= 64:
         return Blocks(64, 64, 4, 3, 128, 4)
     if width <= 128:
         return Blocks(64, 64, 4, 3, 168, 3)
-    return Blocks(128, 64, 8, 3, None, 1) if width <= 256 else Blocks(64, 64, 8, 2, None, 1)
+    if width <= 256:
+        return Blocks(128, 64, 8, 3, None, 1) if differentiable else Blocks(128, 128, 8, 2, None, 1)
+    return Blocks(64, 64, 8, 2, None, 1)
 
 
 def backward_blocks(width: int, pieces: int) -> Blocks:
