@@ -10,6 +10,10 @@ comes from the same pass, so the backward has only the weight left to do. It rec
 products in all, where recomputing in two backward passes would take five. Leaving the target out of the sums keeps the
 gradient of a nearly certain answer free of cancellation in every precision.
 
+The loops have no branches around a sum that is being multiplied into: with one, the assembler waits for every single
+instruction of the products. So each logit is compared with the target, which most blocks hold for one of their
+positions anyway. Which of equal logits comes first is worked out afterwards, where there are any.
+
 The vocabulary (forward) and the positions (backward) are divided among programs where the grid would be too small for
 the device; partial results are added in a fixed order: results are reproducible bit by bit. Sums, exponentials and
 partial results are float32. float32 operands are taken apart into bfloat16 pieces, by
@@ -29,9 +33,8 @@ from torch import Tensor
 
 from .precision import float32_precision
 
-FINISH_ROWS = 16
 SUM_BLOCK = 1024
-PROGRAMS = 264  # two on each multiprocessor of an H200
+MULTIPROCESSORS = 132  # of an H100 or H200
 
 
 class Blocks(NamedTuple):
@@ -42,6 +45,7 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
     registers: int | None = None  # at most so many for each thread
+    together: int = 2  # programs that a multiprocessor is to run at once
 
 
 @triton.jit
@@ -131,17 +135,11 @@ def lce_forward_kernel(
         )  # fmt: skip
         if not WHOLE:
             logits_NV = tl.where(v[None, :] < V, logits_NV, float("-inf"))
-        here_N = (target_N >= start) & (target_N < start + BLOCK_V)
-        if tl.max(here_N.to(tl.int32), 0) > 0:
-            offset_N = target_N[:, None] - start
-            is_target = tl.arange(0, BLOCK_V)[None, :] == offset_N
-            is_before = tl.arange(0, BLOCK_V)[None, :] < offset_N
-            wanted_N += tl.sum(tl.where(is_target, logits_NV, 0.0), 1)
-            before_N = tl.maximum(before_N, tl.max(tl.where(is_before, logits_NV, float("-inf")), 1))
-            logits_NV = tl.where(is_target, float("-inf"), logits_NV)
-        top_N = tl.max(logits_NV, 1)
-        before_N = tl.maximum(before_N, tl.where(target_N >= start + BLOCK_V, top_N, float("-inf")))
-        top_N = tl.maximum(peak_N, top_N)
+        is_target = tl.arange(0, BLOCK_V)[None, :] == target_N[:, None] - start
+        wanted_N += tl.sum(tl.where(is_target, logits_NV, 0.0), 1)
+        logits_NV = tl.where(is_target, float("-inf"), logits_NV)
+        top_N = tl.maximum(peak_N, tl.max(logits_NV, 1))
+        before_N = tl.where(target_N >= start + BLOCK_V, top_N, before_N)
         shift_N = tl.where(top_N == float("-inf"), 0.0, top_N)
         others_NV = _exponential(logits_NV, shift_N[:, None], PIECES)
         scale_N = tl.exp(peak_N - shift_N)
@@ -162,11 +160,14 @@ def lce_forward_kernel(
 
 @triton.jit(do_not_specialize=["N"])
 def lce_finish_kernel(
-    weight, target, rows, expected, loss, hit, saved, slope, N, V,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, EXPECTED: tl.constexpr,
+    x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr, EXPECTED: tl.constexpr,
 ):  # fmt: skip
     """Put the shares of the vocabulary together. saved (3,N): peak, 1 / total, rest / total; slope (N,D): dloss/dx."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    mask_ND = (n[:, None] < N) & (d[None, :] < D)
     target_N = tl.load(target + n, mask=n < N, other=-1)
     known = (target_N >= 0) & (target_N < V)
     others_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
@@ -185,14 +186,21 @@ def lce_finish_kernel(
     total_N = rest_N + tl.exp(wanted_N - peak_N)
     loss_N = tl.where(known, tl.log(total_N) + (peak_N - wanted_N), float("nan"))
     right = (wanted_N >= others_N) & (wanted_N > before_N) & (loss_N == loss_N)
+    tied = right & (wanted_N == others_N)
+    if tl.max(tied.to(tl.int32), 0) > 0:
+        x_ND = tl.load(x + n[:, None] * D + d[None, :], mask=mask_ND, other=0.0).to(tl.float32)
+        at_ND = weight + target_N[:, None] * D + d[None, :]
+        again_N = tl.sum(x_ND * tl.load(at_ND, mask=mask_ND & tied[:, None], other=0.0).to(tl.float32), 1)
+        for step in range(1, BLOCK_V):
+            earlier = tied & (target_N % BLOCK_V >= step)
+            w_ND = tl.load(at_ND - step * D, mask=mask_ND & earlier[:, None], other=0.0).to(tl.float32)
+            right = right & ~(earlier & (tl.sum(x_ND * w_ND, 1) >= again_N))
     tl.store(loss + n, loss_N, mask=n < N)
     tl.store(hit + n, right, mask=n < N)
     tl.store(saved + n, peak_N, mask=n < N)
     tl.store(saved + N + n, 1.0 / total_N, mask=n < N)
     tl.store(saved + 2 * N + n, rest_N / total_N, mask=n < N)
     if EXPECTED:
-        d = tl.arange(0, BLOCK_D)
-        mask_ND = (n[:, None] < N) & (d[None, :] < D)
         sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for s in tl.static_range(SPLITS):
             scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
@@ -229,7 +237,10 @@ def lce_weight_kernel(
             x_ND, x2_ND, x3_ND, tl.trans(w_VD), tl.trans(w2_VD), tl.trans(w3_VD), zeros_NV, PIECES
         )  # fmt: skip
         slope_NV = _exponential(logits_NV, peak_N[:, None], PIECES) * others_N[:, None]
-        slope_NV = tl.where(v[None, :] == target_N[:, None], wanted_N[:, None], slope_NV)
+        # Always true. Where Triton sees one product go into another, it gives every warp whole rows of the first, and
+        # has 64 rows worked out twice by 8 warps; it does not see through a branch.
+        if N > 0:
+            slope_NV = tl.where(v[None, :] == target_N[:, None], wanted_N[:, None], slope_NV)
         p_NV, p2_NV, p3_NV = _pieces(slope_NV, x_ND, PIECES)
         sum_VD = _product(tl.trans(p_NV), tl.trans(p2_NV), tl.trans(p3_NV), x_ND, x2_ND, x3_ND, sum_VD, PIECES)
     grad_weight += split.to(tl.int64) * V * D
@@ -246,13 +257,17 @@ def _sum(parts, out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
 
 
-def forward_blocks(width: int, pieces: int) -> Blocks:
+def forward_blocks(width: int, pieces: int, differentiable: bool) -> Blocks:
     """Blocks of the forward for a model width."""
     if pieces > 1:
         return Blocks(64, 64 if width <= 128 else 32, 4, 2)
     if width <= 64:
-        return Blocks(64, 64, 4, 3, 168)
-    return Blocks(128, 64, 8, 3) if width <= 128 else Blocks(64, 64, 8, 2)
+        return Blocks(64, 64, 4, 3, 128, 4)
+    if width <= 128:
+        return Blocks(64, 64, 4, 3, 168, 3)
+    if width <= 256:
+        return Blocks(128, 64, 8, 3, None, 1) if differentiable else Blocks(128, 128, 8, 2, None, 1)
+    return Blocks(64, 64, 8, 2, None, 1)
 
 
 def backward_blocks(width: int, pieces: int) -> Blocks:
@@ -260,15 +275,22 @@ def backward_blocks(width: int, pieces: int) -> Blocks:
     if pieces > 1:
         return Blocks(64 if width <= 128 else 32, 64, 4, 2)
     if width <= 64:
-        return Blocks(64, 128, 4, 3, 168)
-    return Blocks(64, 64, 4, 3) if width <= 128 else Blocks(32, 64, 8, 2)
+        return Blocks(128, 64, 8, 3, 128)
+    if width <= 128:
+        return Blocks(64, 64, 4, 3)
+    return Blocks(64, 128, 8, 3, None, 1) if width <= 256 else Blocks(64, 64, 8, 2, None, 1)
 
 
-def shares(blocks: int, length: int, block: int) -> tuple[int, int]:
+def shares(blocks: int, length: int, block: int, together: int = 2) -> tuple[int, int]:
     """Into how many shares, of which length, `length` is divided, so that `blocks` programs become enough."""
-    wanted = max(1, min(PROGRAMS // blocks, 16, triton.cdiv(length, 2 * block)))
+    wanted = max(1, min(MULTIPROCESSORS * together // blocks, 16, triton.cdiv(length, 2 * block)))
     share = triton.cdiv(triton.cdiv(length, wanted), block) * block
     return triton.cdiv(length, share), share
+
+
+def finish_rows(positions: int, width: int) -> int:
+    """Positions that one program finishes: few where rows are wide, or where there would be few programs."""
+    return max(2, min(16, 2048 // padded(width), triton.next_power_of_2(positions // (2 * MULTIPROCESSORS) + 1)))
 
 
 def pieces_of(dtype: torch.dtype) -> int:
@@ -301,8 +323,8 @@ def forward_operator(
     x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
-    blocks = forward_blocks(D, pieces)
-    splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words)
+    blocks = forward_blocks(D, pieces, differentiable)
+    splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words, blocks.together)
     loss, hit, saved, slope = outputs(x, weight, target, differentiable)
     rows = loss.new_empty(splits, 4, N)
     expected = loss.new_empty(splits, N, D) if differentiable else loss
@@ -313,9 +335,10 @@ def forward_operator(
         WHOLE=V % blocks.words == 0, EXPECTED=differentiable,
         num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
     )  # fmt: skip
-    lce_finish_kernel[(triton.cdiv(N, FINISH_ROWS),)](
-        weight, target, rows, expected, loss, hit, saved, slope, N, V,
-        D=D, BLOCK_N=FINISH_ROWS, BLOCK_D=padded(D), SPLITS=splits, EXPECTED=differentiable,
+    finished = finish_rows(N, D)
+    lce_finish_kernel[(triton.cdiv(N, finished),)](
+        x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
+        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D), SPLITS=splits, EXPECTED=differentiable,
     )  # fmt: skip
     return loss, hit, saved, slope
 
@@ -336,7 +359,7 @@ def weight_gradient_operator(x: Tensor, weight: Tensor, target: Tensor, saved: T
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
     blocks = backward_blocks(D, pieces)
-    splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions)
+    splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
     grad_weight = torch.empty_like(weight)
     parts = saved.new_empty(splits, V, D) if splits > 1 else grad_weight
     lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](
@@ -366,8 +389,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
     if grad_loss is None:
         return None, None, None, None
     x, weight, target, saved, slope = ctx.saved_tensors
-    grad_x = (slope * grad_loss.unsqueeze(-1)).to(x.dtype) if ctx.needs_input_grad[0] else None
-    grad_weight = None
+    grad_x, grad_weight = None, None
+    if ctx.needs_input_grad[0]:  # rounded where it is worked out: in one pass
+        grad_x = torch.mul(slope, grad_loss.unsqueeze(-1), out=torch.empty_like(x))
     if ctx.needs_input_grad[1]:
         grad_weight = weight_gradient_operator(x, weight, target, saved, grad_loss)
     return grad_x, grad_weight, None, None
@@ -379,14 +403,14 @@ forward_operator.register_autograd(_backward, setup_context=_keep)
 def supported(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels take these inputs, and were seen on a GPU to be right and faster than the reference there.
 
-    docs/log/linear_cross_entropy.md has the measurements: wider x, "high" and "medium" products of float32 and
-    half precision without gradients are still to be checked there.
+    docs/log/linear_cross_entropy.md has the measurements: "high" and "medium" products of float32 are still to be
+    timed there.
     """
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if x.dtype == torch.float32:
-        seen = float32_precision() == "highest" and x.shape[-1] <= (128 if trained else 64)
+        seen = float32_precision() == "highest" and x.shape[-1] <= (128 if trained else 256)
     else:
-        seen = x.dtype in (torch.float16, torch.bfloat16) and trained and x.shape[-1] <= 128
+        seen = x.dtype in (torch.float16, torch.bfloat16) and x.shape[-1] <= 512
     offsets = len(x) < 2**24 and max(x.numel(), weight.numel()) < 2**30  # 32 bits wide
     return seen and offsets and len(x) > 0 and x.dim() == weight.dim() == 2 and x.dtype == weight.dtype
 

@@ -6,16 +6,22 @@ from torch import Tensor
 
 from basedbench.kernels import linear_cross_entropy as public
 from basedbench.kernels.linear_cross_entropy import reference
-from basedbench.kernels.linear_cross_entropy_triton import forward_operator, linear_cross_entropy, shares
+from basedbench.kernels.linear_cross_entropy_triton import forward_operator, linear_cross_entropy, shares, supported
 from basedbench.kernels.linear_cross_entropy_triton import weight_gradient_operator as weight_gradient
 
-SHAPES = [(1, 16, 64), (17, 24, 101), (130, 48, 200)]
+SHAPES = [(1, 16, 64), (17, 24, 101), (130, 48, 200), (130, 192, 200), (70, 384, 130)]
 GPU_SHAPES = [
     (1000, 64, 8192),
     (4097, 64, 8191),
     (1024, 128, 8192),
+    (16384, 64, 8192),
+    (16384, 256, 8192),
+    (4097, 256, 8191),
     (33, 256, 50257),
+    (1000, 192, 8192),
+    (1000, 384, 8191),
     (257, 512, 1000),
+    (4096, 512, 8192),
     (130, 100, 512),
 ]
 LEAST = 1e-7  # of the norm of the exact value: what the sums' order may change
@@ -102,7 +108,7 @@ def test_every_output_is_written(device, monkeypatch):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("width", [24, 64] + [128, 256, 512] * torch.cuda.is_available())
+@pytest.mark.parametrize("width", [24, 64, 192, 512] + [128, 256] * torch.cuda.is_available())
 def test_without_gradients_the_same_loss_and_hits(width, dtypes, device, relative_error):
     for dtype in dtypes:
         if dtype == torch.float32 and width > 256:
@@ -138,6 +144,44 @@ def test_of_equal_logits_the_first_word_wins(device):
     weight[[399, 150, 71, 72]] = 2
     _, hit = linear_cross_entropy(x + 1, weight, target)
     assert hit.nonzero().flatten().tolist() == [6]
+
+
+@pytest.mark.parametrize("width", [16, 200])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_of_words_with_equal_weights_the_first_wins(width, differentiable, dtypes, device):
+    """Each position's target has a twin later, earlier or nowhere: within a block, in another, in another share."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = [(3, 5), (63, 64), (7, 390), (128, 191), (130, 255), (200, 201)]
+    weight = torch.randn(400, width, generator=generator).sign()
+    if device.type == "cuda":  # sums of interpreted products depend on the column: there they must be exact
+        weight *= torch.rand(width, generator=generator) + 0.5
+    firsts, seconds = zip(*pairs, strict=True)
+    weight[list(seconds)] = weight[list(firsts)]
+    target = torch.tensor([*firsts, *seconds, 66, 399])
+    for dtype in dtypes:
+        operands = weight[target].to(device, dtype), weight.to(device, dtype), target.to(device)
+        _, hit, _, _ = forward_operator(*operands, differentiable)
+        assert hit.tolist() == [True] * 6 + [False] * 6 + [True] * 2, dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "trained", "expected"),
+    [
+        (torch.bfloat16, 16, True, True),
+        (torch.bfloat16, 512, True, True),
+        (torch.float16, 256, False, True),
+        (torch.bfloat16, 513, True, False),
+        (torch.float32, 128, True, True),
+        (torch.float32, 192, True, False),
+        (torch.float32, 256, False, True),
+        (torch.float32, 512, False, False),
+        (torch.float64, 64, False, False),
+    ],
+)
+def test_what_the_kernels_take(dtype, width, trained, expected):
+    x, weight = torch.zeros(3, width, dtype=dtype), torch.zeros(5, width, dtype=dtype, requires_grad=trained)
+    assert supported(x, weight) == expected
+    assert not supported(x[:0], weight)
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
@@ -188,10 +232,11 @@ def test_compiled_whole(device):
         assert torch.equal(one, other)
 
 
-def test_the_public_function_under_autocast_and_compiled(device):
+@pytest.mark.parametrize("width", [64, 128])
+def test_the_public_function_under_autocast_and_compiled(width, device):
     if device.type != "cuda":
         pytest.skip("the public function takes the kernels on CUDA")
-    x, weight, target = inputs((1000, 64, 8192), torch.float32, device)
+    x, weight, target = inputs((1000, width, 8192), torch.float32, device)
     compiled = torch.compile(public, fullgraph=True, backend="aot_eager")
     for function in (public, compiled):
         with torch.autocast("cuda", torch.bfloat16):
