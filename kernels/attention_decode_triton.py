@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .ahead_triton import begin
+from .ahead_triton import options as ahead_options
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,12 +49,15 @@ def _head(x, column, cos, sin, WIDTH: tl.constexpr, HALF: tl.constexpr):
 def decode_kernel(
     q, k, v, keys, values, position, cos, sin, y, parts, H, slots, factor, each,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_rows, values_rows, cos_row, sin_row,
+    ahead, ahead_rows, ahead_pieces, ahead_bytes,
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
+    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     c_K, c_V, row_J = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, ROWS)
     g, part = h // GROUP, tl.program_id(1)
@@ -149,7 +154,7 @@ def _row(x: Tensor) -> Tensor:
 @torch.library.custom_op("basedbench::attention_decode", mutates_args=("keys", "values"))
 def operator(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor | None,
-    sin: Tensor | None, scale: float, ring: bool,
+    sin: Tensor | None, scale: float, ring: bool, ahead: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """y (B,H,V); `keys` and `values` (B,L,G,.) take the token in."""
     q, k, v = _row(q), _row(k), _row(v)
@@ -165,7 +170,7 @@ def operator(
         keys.stride(0) // keys.stride(1), values.stride(0) // values.stride(1), *rows_of_angles,
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
-        num_warps=warps,
+        num_warps=warps, **ahead_options(ahead),
     )  # fmt: skip
     if count > 1:
         block = triton.next_power_of_2(count)
@@ -174,7 +179,7 @@ def operator(
 
 
 @operator.register_fake
-def _(q, k, v, keys, values, position, cos, sin, scale, ring):
+def _(q, k, v, keys, values, position, cos, sin, scale, ring, ahead=None):
     return v.new_empty((*q.shape[:2], v.shape[-1]))
 
 
@@ -196,10 +201,10 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, a
 
 def attention_decode(
     q_BHK: Tensor, k_BGK: Tensor, v_BGV: Tensor, k_BLGK: Tensor, v_BLGV: Tensor, length_B: Tensor, *,
-    scale: float | None, angles: Angles | None, ring: bool,
+    scale: float | None, angles: Angles | None, ring: bool, ahead: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`attention_decode.reference` by the kernels above; `ring`: the caches hold the last L tokens, as equal heads."""
     cos_BR, sin_BR = angles or (None, None)
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
-    y_BHV: Tensor = operator(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, cos_BR, sin_BR, scale, ring)
+    y_BHV: Tensor = operator(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, cos_BR, sin_BR, scale, ring, ahead)
     return y_BHV

@@ -9,11 +9,12 @@ SiLU (`gated_conv`). The state (B,D,S) is the last S = W - 1 rows of u, as `shor
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
-from .short_conv import on_triton, short_conv
+from .short_conv import last_inputs, on_triton, short_conv
 from .short_conv import reference as convolved
 from .short_conv import reference_step as convolved_step
 
@@ -48,11 +49,18 @@ def conv_gate(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """x (B,L,2 D), weight (D,W), bias (D) -> y (B,L,D), and the state (B,D,S) if asked for.
 
-    On CUDA the convolution's kernel and a product, with the convolution rounded to the dtype of x between them.
+    On CUDA one kernel; where a gradient is asked for, the convolution's kernel and a product, with the convolution
+    rounded to the dtype of x between them.
     """
     if initial_state is not None or not on_triton(x_BLE, weight_DW):
         return reference(x_BLE, weight_DW, bias_D, initial_state=initial_state, return_state=return_state)
     u_BLD, gate_BLD = x_BLE.chunk(2, dim=-1)
+    given = (x_BLE, weight_DW) if bias_D is None else (x_BLE, weight_DW, bias_D)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
+        from .short_conv_triton import conv_gate as by_triton
+
+        y_BLD = by_triton(x_BLE, weight_DW, bias_D)
+        return (y_BLD, last_inputs(u_BLD, weight_DW.shape[1] - 1)) if return_state else y_BLD
     found = short_conv(u_BLD, weight_DW, bias_D, activation="silu", return_state=return_state)
     return (found[0] * gate_BLD, found[1]) if isinstance(found, tuple) else found * gate_BLD
 
@@ -63,12 +71,17 @@ def reference_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state
     return (convolved_step(_wide(u_BD), weight_DW, bias_D, state_BDS, activation="silu") * gate_BD).to(x_BE.dtype)
 
 
-def conv_gate_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:
-    """One decode step: x (B,2 D) -> y (B,D). Shifts u into `state_BDS` in place. One launch on CUDA; no gradient."""
+def conv_gate_step(
+    x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, ahead: Tensor | None = None
+) -> Tensor:
+    """One decode step: x (B,2 D) -> y (B,D). Shifts u into `state_BDS` in place. One launch on CUDA; no gradient.
+
+    `ahead` is what the next product reads (ahead_triton.py).
+    """
     if on_triton(x_BE, weight_DW) and state_BDS.is_contiguous():
         from .short_conv_triton import conv_gate_step as by_triton
 
-        return by_triton(x_BE, weight_DW, bias_D, state_BDS)
+        return by_triton(x_BE, weight_DW, bias_D, state_BDS, ahead)
     return reference_step(x_BE, weight_DW, bias_D, state_BDS)
 
 

@@ -77,7 +77,7 @@ def short_conv(
 
     _check(activation)
     y_BLD = by_triton(x_BLD, weight_DW, bias_D, activation=activation)
-    return (y_BLD, _last_inputs(x_BLD, weight_DW.shape[1] - 1)) if return_state else y_BLD
+    return (y_BLD, last_inputs(x_BLD, weight_DW.shape[1] - 1)) if return_state else y_BLD
 
 
 def on_triton(x: Tensor, weight_DW: Tensor) -> bool:
@@ -85,7 +85,7 @@ def on_triton(x: Tensor, weight_DW: Tensor) -> bool:
     return x.is_cuda and weight_DW.shape[1] <= MOST_TAPS and torch.float64 not in (x.dtype, weight_DW.dtype)
 
 
-def _last_inputs(x_BLD: Tensor, count: int) -> Tensor:
+def last_inputs(x_BLD: Tensor, count: int) -> Tensor:
     """The last `count` tokens of x as a state (B,D,S): a copy, with zeros where x is shorter."""
     missing = max(0, count - x_BLD.shape[1])
     return F.pad(x_BLD[:, x_BLD.shape[1] - (count - missing) :].transpose(1, 2), (missing, 0)).clone(
@@ -107,14 +107,23 @@ def reference_step(
 
 
 def short_conv_step(
-    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
+    x_BD: Tensor,
+    weight_DW: Tensor,
+    bias_D: Tensor | None,
+    state_BDS: Tensor,
+    *,
+    activation: str | None = None,
+    ahead: Tensor | None = None,
 ) -> Tensor:
-    """One decode step, without gradients on CUDA. Shifts x into `state_BDS` in place; returns y (B,D)."""
+    """One decode step, without gradients on CUDA. Shifts x into `state_BDS` in place; returns y (B,D).
+
+    `ahead` is what the next product reads (ahead_triton.py).
+    """
     if on_triton(x_BD, weight_DW) and state_BDS.is_contiguous():
         from .short_conv_triton import short_conv_step as by_triton
 
         _check(activation)
-        return by_triton(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
+        return by_triton(x_BD, weight_DW, bias_D, state_BDS, activation=activation, ahead=ahead)
     return reference_step(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
 
 

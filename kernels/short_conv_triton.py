@@ -1,4 +1,4 @@
-"""`short_conv` and its decode step, `gated_conv` and the decode step of `conv_gate` in Triton.
+"""`short_conv`, `gated_conv` and `conv_gate` in Triton, and the decode steps of the first and the last.
 
 Tiles are tokens x channels over the flattened rows of (B, L): a tap reaches into the rows before, and stops at the
 start of its own sequence. Every tap loads its tile anew; all but the first come from the cache. The backward needs the
@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .ahead_triton import begin
+from .ahead_triton import options as ahead_options
 from .partial_sums_triton import sum_parts
 
 CHANNELS = 64  # of a tile, at most
@@ -63,10 +65,11 @@ def _convolve(x, t, stride, inside, w0, w1, w2, w3, b, TAPS: tl.constexpr):
 
 @triton.jit
 def conv_forward_kernel(
-    x, gate, weight, bias, gate_bias, y, rows, length, stride,
+    x, gate, weight, bias, gate_bias, y, rows, length, stride, gate_stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
+    """GATED: times gate; RESIDUAL: times gate + gate_bias, plus x."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     channel = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     inside = (row < rows) & (channel < D)
@@ -77,8 +80,11 @@ def conv_forward_kernel(
     if SILU:
         c = c * tl.sigmoid(c)
     if GATED:
-        factor = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32) + _bias(gate_bias, channel, D, True)
-        c = c * factor + tl.load(x, mask=inside, other=0.0).to(tl.float32)
+        gate += row.to(tl.int64) * gate_stride + channel
+        factor = tl.load(gate, mask=inside, other=0.0).to(tl.float32) + _bias(gate_bias, channel, D, RESIDUAL)
+        c *= factor
+    if RESIDUAL:
+        c += tl.load(x, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, c.to(y.dtype.element_ty), mask=inside)
 
 
@@ -158,23 +164,29 @@ def conv_backward_kernel(
 
 @triton.jit
 def conv_step_kernel(
-    x, weight, bias, state, y, elements, stride,
-    D: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
-    GATED: tl.constexpr,
+    x, weight, bias, state, y, elements, stride, ahead, ahead_rows, ahead_pieces, ahead_bytes,
+    D: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr, PAST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """GATED: x holds D channels of the convolution, then D that its output is multiplied with."""
+    """GATED: x holds D channels of the convolution, then D that its output is multiplied with. PAST: past inputs, padded.
+
+    All of a program's loads are on their way before its first store.
+    """
+    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, channel = element < elements, element % D
     x += (element // D).to(tl.int64) * stride + channel
     token = tl.load(x, mask=inside, other=0.0)
     slot = state + element.to(tl.int64) * (TAPS - 1)
     c = token.to(tl.float32) * tl.load(weight + channel * TAPS + TAPS - 1, mask=inside, other=0.0).to(tl.float32)
-    for tap in tl.static_range(TAPS - 1):
-        old = tl.load(slot + tap, mask=inside, other=0.0)
-        c += old.to(tl.float32) * tl.load(weight + channel * TAPS + tap, mask=inside, other=0.0).to(tl.float32)
-        if tap > 0:
-            tl.store(slot + tap - 1, old, mask=inside)
     if TAPS > 1:
+        tap = tl.arange(0, PAST)[None, :]
+        kept = inside[:, None] & (tap < TAPS - 1)
+        old = tl.load(slot[:, None] + tap, mask=kept, other=0.0)
+        past = tl.load((weight + channel * TAPS)[:, None] + tap, mask=kept, other=0.0)
+        c += tl.sum(old.to(tl.float32) * past.to(tl.float32), 1)
+        tl.debug_barrier()  # a thread may write what another one reads: all have read by now
+        tl.store(slot[:, None] + tap - 1, old, mask=kept & (tap > 0))
         tl.store(slot + TAPS - 2, token.to(state.dtype.element_ty), mask=inside)
     if HAS_BIAS:
         c += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
@@ -213,16 +225,24 @@ def _conv(
     x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None, silu: bool
 ) -> Tensor:
     """The convolution of x, with SiLU, or times a gate plus x."""
+    return _convolved(x, gate, weight, bias, gate_bias, silu)
+
+
+def _convolved(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None, silu: bool
+) -> Tensor:
+    """What the forward kernel makes of x; without `gate_bias` a gate is a factor alone."""
     y = _y(x, gate)
     x, stride = _rows(x)
     batch, length, width = x.shape
     if not y.numel():
         return y
     grid, tile = _blocks(width, batch * length, TILE)
+    gate, gate_stride = (None, 0) if gate is None else _rows(gate)
     conv_forward_kernel[grid](
-        x, None if gate is None else gate.contiguous(), weight.contiguous(), bias, gate_bias, y,
-        batch * length, length, stride, **tile, TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu,
-        GATED=gate is not None,
+        x, gate, weight.contiguous(), bias, gate_bias, y, batch * length, length, stride, gate_stride,
+        **tile, TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu, GATED=gate is not None,
+        RESIDUAL=gate_bias is not None,
     )  # fmt: skip
     return y
 
@@ -301,23 +321,53 @@ def _gradients(ctx, dy: Tensor):
 _conv.register_autograd(_gradients, setup_context=_setup)
 
 
+@torch.library.custom_op("basedbench::conv_gate", mutates_args=())
+def _conv_gate(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Half of x through the convolution and SiLU, times the other half. No gradient."""
+    u, gate = x.chunk(2, dim=-1)
+    return _convolved(u, gate, weight, bias, None, True)
+
+
+@_conv_gate.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
+
+
 @torch.library.custom_op("basedbench::conv_step", mutates_args=("state",))
-def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
+def _conv_step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    silu: bool,
+    gated: bool,
+    ahead: Tensor | None = None,
+) -> Tensor:
     """One token into the state, in place; its output. Gated: x holds the convolution's channels, then their gates."""
     if x.stride(1) != 1:
         x = x.contiguous()
     width, taps = weight.shape
     y = x.new_empty((len(x), width))
-    block = 256
+    past = triton.next_power_of_2(max(1, taps - 1))
+    block = max(16, min(256, 1024 // past))
     conv_step_kernel[(triton.cdiv(y.numel(), block),)](
         x, weight.contiguous(), bias, state, y, y.numel(), x.stride(0),
-        D=width, BLOCK=block, TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated,
+        D=width, BLOCK=block, TAPS=taps, PAST=past, HAS_BIAS=bias is not None, SILU=silu, GATED=gated,
+        **ahead_options(ahead),
     )  # fmt: skip
     return y
 
 
 @_conv_step.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    silu: bool,
+    gated: bool,
+    ahead: Tensor | None = None,
+) -> Tensor:
     return x.new_empty((len(x), len(weight)))
 
 
@@ -331,13 +381,27 @@ def gated_conv(u_BLD: Tensor, gate_BLD: Tensor, weight_DW: Tensor, bias_D: Tenso
     return _conv(u_BLD, gate_BLD, weight_DW, bias_D, gate_bias_D, False)
 
 
+def conv_gate(x_BLE: Tensor, weight_DW: Tensor, bias_D: Tensor | None) -> Tensor:
+    """`conv_gate.reference` by the kernel above, without states and gradients."""
+    y_BLD: Tensor = _conv_gate(x_BLE, weight_DW, bias_D)
+    return y_BLD
+
+
 def short_conv_step(
-    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None
+    x_BD: Tensor,
+    weight_DW: Tensor,
+    bias_D: Tensor | None,
+    state_BDS: Tensor,
+    *,
+    activation: str | None,
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """`short_conv.reference_step` by the kernel above. `state_BDS` is contiguous."""
-    return _conv_step(x_BD, weight_DW, bias_D, state_BDS, activation == "silu", False)
+    return _conv_step(x_BD, weight_DW, bias_D, state_BDS, activation == "silu", False, ahead)
 
 
-def conv_gate_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:
+def conv_gate_step(
+    x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, ahead: Tensor | None = None
+) -> Tensor:
     """`conv_gate.reference_step` by the kernel above. `state_BDS` is contiguous."""
-    return _conv_step(x_BE, weight_DW, bias_D, state_BDS, True, True)
+    return _conv_step(x_BE, weight_DW, bias_D, state_BDS, True, True, ahead)

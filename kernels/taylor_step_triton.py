@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .ahead_triton import begin
+from .ahead_triton import options as ahead_options
+
 
 @triton.jit
 def _dimensions(feature, K: tl.constexpr):
@@ -40,8 +43,10 @@ def _features(pointer, feature, i, j, K: tl.constexpr):
 def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    ahead, ahead_rows, ahead_pieces, ahead_bytes,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
+    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
     head = tl.program_id(0)
     batch = (head // heads).to(tl.int64)
@@ -75,22 +80,28 @@ def step_kernel(
         tl.store(y_place, out.to(y_pointer.dtype.element_ty), mask=values < V)
 
 
+def tiles(keys: int, values: int) -> dict[str, int]:
+    """Values of a tile, features of a block, and as many threads as the block has features."""
+    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
+    return {"TILE": min(64, triton.next_power_of_2(values)), "BLOCK": block, "num_warps": block // 32}
+
+
 @torch.library.custom_op("basedbench::taylor_attention_step", mutates_args=("state",))
-def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
+def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor, ahead: Tensor | None = None) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,F,V+1), float32 and contiguous, takes the token in."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, keys = q.shape
-    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
+    shape = tiles(keys, v.shape[-1])
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     step_kernel[(batch * heads,)](
         q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
-        K=keys, V=v.shape[-1], TILE=min(64, triton.next_power_of_2(v.shape[-1])), BLOCK=block, num_warps=block // 32,
+        K=keys, V=v.shape[-1], **shape, **ahead_options(ahead),
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(q, k, v, state):
+def _(q, k, v, state, ahead=None):
     return v.new_empty(v.shape)
 
 

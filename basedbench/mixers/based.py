@@ -91,7 +91,7 @@ class Based(Mixer):
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         q_BHK, k_BHK, v_BHV, *local = self._project(x_BD)
-        y_BHV = taylor_attention_step(q_BHK, k_BHK, v_BHV, state["state"])
+        y_BHV = taylor_attention_step(q_BHK, k_BHK, v_BHV, state["state"], ahead=self.out_proj.weight)
         if local:
             q_BHK, k_BHK, v_BHV = local
             y_BHV = y_BHV + sliding_window_step(q_BHK, k_BHK, v_BHV, state["k"], state["v"], state["position"])

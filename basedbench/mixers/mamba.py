@@ -99,9 +99,10 @@ class Mamba(Mixer):
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
-        x_BE = self.conv.step(x_BE, state["conv"])
+        x_BE = self.conv.step(x_BE, state["conv"], self.x_proj.weight)
         inputs = self._scan_inputs(x_BE, log_A=True)
-        y_BE = selective_scan_step(x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, **self._constants())
+        options = {"z_BD": z_BE, "log_A": True, "ahead": self.out_proj.weight, **self._constants()}
+        y_BE = selective_scan_step(x_BE, *inputs, state["state"], **options)
         return self.out_proj(y_BE), state
 
     def zoology_elements(self, length: int) -> int:

@@ -85,11 +85,11 @@ class Mamba2(Mixer):
     def _heads(self, z_xE: Tensor) -> Tensor:
         return z_xE.unflatten(-1, (-1, self.options.head_dim))
 
-    def _output(self, y_xHP: Tensor) -> Tensor:
-        """W_out rmsnorm(y) of the gated y."""
+    def _output(self, y_xHP: Tensor, ahead: Tensor | None = None) -> Tensor:
+        """W_out rmsnorm(y) of the gated y; `ahead` in a decode step."""
         y_xE, eps = y_xHP.flatten(-2), self.norm.eps or 0.0
         normed, _ = add_layer_norm(
-            y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype
+            y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype, ahead=ahead
         )
         return self.out_proj(normed)
 
@@ -125,7 +125,7 @@ class Mamba2(Mixer):
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
         y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)
-        return self._output(y_BHP), state
+        return self._output(y_BHP, self.out_proj.weight), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

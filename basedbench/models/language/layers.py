@@ -82,7 +82,8 @@ class RotaryAttention(RotaryMixer):
     def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
         heads, angles = self.heads_of(x_BD), self.angles(positions)
         if self.implementation == OURS:
-            y_BHK = attention_decode(*heads, state["k"], state["v"], positions.tensor, angles=angles)
+            cache = state["k"], state["v"], positions.tensor
+            y_BHK = attention_decode(*heads, *cache, angles=angles, ahead=self.out_proj.weight)
             return self.output(y_BHK), state
         q_BHK = cache_append(*heads, state["k"], state["v"], positions.tensor, angles=angles)
         y_BHK = attention_step(
@@ -120,7 +121,8 @@ class RotaryWindow(RotaryMixer):
     def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
         heads, angles = self.heads_of(x_BD), self.angles(positions)
         ring = state["k"], state["v"], positions.tensor
-        return self.output(sliding_window_step(*heads, *ring, angles=angles, count=False)), state
+        y_BHK = sliding_window_step(*heads, *ring, angles=angles, count=False, ahead=self.out_proj.weight)
+        return self.output(y_BHK), state
 
 
 def _without_position(ring: State) -> State:
@@ -153,7 +155,7 @@ class LanguageConv(nn.Module):
         return {"conv": self.conv.init_state(batch_size, dtype, device)}
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        y_BE = conv_gate_step(self.in_proj(x_BD), self.conv.weight, self.conv.bias, state["conv"])
+        y_BE = conv_gate_step(self.in_proj(x_BD), self.conv.weight, self.conv.bias, state["conv"], ahead=self.out_proj.weight)
         return self.out_proj(y_BE), state
 
 
@@ -167,6 +169,15 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_xD: Tensor) -> Tensor:
         return self.fc2(swiglu(self.fc1(x_xD)))
+
+    def step(self, x_BD: Tensor) -> Tensor:
+        """The same for a row of each sequence."""
+        return self.fc2(swiglu(self.fc1(x_BD), ahead=self.fc2.weight))
+
+
+def first_weight(mixer: nn.Module) -> Tensor:
+    """Of the product that a mixer begins with."""
+    return cast(nn.Linear, getattr(mixer, "qkv", None) or mixer.in_proj).weight
 
 
 def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:
