@@ -28,8 +28,6 @@ LIMIT = 8 * 2**20
 PIECE = tl.constexpr(512)  # bytes in one request, of one row; the instruction below says so too
 FETCHERS = tl.constexpr(256)  # programs that ask: the last ones, which in a long kernel run when the product is near
 LANES = tl.constexpr(128)
-
-
 REQUEST = tl.constexpr(
     "{ .reg .pred p; setp.lt.s32 p, $2, $3; @p cp.async.bulk.prefetch.L2.global [$1], 512; mov.u32 $0, 0; }"
 )
@@ -68,6 +66,12 @@ def options(weight: Tensor | None) -> dict[str, Any]:
         "ahead": weight, "ahead_rows": rows, "ahead_pieces": pieces, "ahead_bytes": row_bytes, "AHEAD": True,
         "launch_pdl": True,
     }  # fmt: skip
+
+
+def launched_early(weight: Tensor) -> dict[str, bool]:
+    """For kernels that ask for their own weight: whether they do and are launched as dependents."""
+    early = LIMIT > 0 and _usable(weight)
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 def _usable(weight: Tensor) -> bool:

@@ -49,8 +49,8 @@ def _head(x, column, cos, sin, WIDTH: tl.constexpr, HALF: tl.constexpr):
 def decode_kernel(
     q, k, v, keys, values, position, cos, sin, y, parts, H, slots, factor, each,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_rows, values_rows, cos_row, sin_row,
-    ahead, ahead_rows, ahead_pieces, ahead_bytes,
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
+    ahead, ahead_rows, ahead_pieces, ahead_bytes,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr,
     AHEAD: tl.constexpr,

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm, ssd, ssd_step
 from basedbench.kernels.precision import negative_exp, product_dtype
-from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
+from basedbench.mixers.base import (
+    Init,
+    Mixer,
+    MixerOptions,
+    State,
+    accumulator_dtype,
+    normal_linear_,
+    residual_std,
+    rows_through,
+)
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
@@ -91,7 +100,7 @@ class Mamba2(Mixer):
         normed, _ = add_layer_norm(
             y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype, ahead=ahead
         )
-        return self.out_proj(normed)
+        return rows_through(self.out_proj, normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
@@ -121,7 +130,7 @@ class Mamba2(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
+        z_BE, xBC, dt_BH = rows_through(self.in_proj, x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
         y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import add_layer_norm, embedding
+from basedbench.kernels import add_layer_norm, embedding, row_linear
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
@@ -227,7 +227,7 @@ class LanguageModel(nn.Module):
 
     def _head(self, h: Tensor, r: Tensor, *, step: bool = False) -> Tensor:
         x, _ = self._add_norm(h, r, self.norm, self.embedding.weight if step else None)
-        return F.linear(x, self.embedding.weight)
+        return row_linear(x, self.embedding.weight) if step else F.linear(x, self.embedding.weight)
 
     def _cast(self, dtype: torch.dtype) -> None:
         """Every weight to `dtype`, except what Mamba and Mamba-2 keep in float32, decays above all."""

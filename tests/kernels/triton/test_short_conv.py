@@ -156,3 +156,31 @@ def test_gated_steps(randn, relative_error, device, dtypes, batch, width, taps):
             assert y.dtype == dtype
             assert relative_error(y, exact) <= 2 * relative_error(expected, exact) + FLOOR[dtype]
             assert torch.equal(state, expected_state)
+
+
+@pytest.mark.parametrize(("batch", "length", "width", "taps"), [(1, 1, 48, 3), (2, 70, 112, 4), (3, 17, 70, 2)])
+@pytest.mark.usefixtures("poisoned")
+def test_gated_sequences(randn, relative_error, device, dtypes, batch, length, width, taps):
+    """conv_gate of whole sequences, its input a slice of something wider."""
+    conv_gate = import_module("basedbench.kernels.conv_gate")
+    for dtype in dtypes:
+        wide, weight, bias = draw(randn, device, dtype, (batch, length, 2 * width + 8), (width, taps), (width,))
+        x = wide[..., 8:]
+        for given in (bias, None):
+            exact_bias = None if given is None else given.double()
+            exact = conv_gate.reference(x.double(), weight.double(), exact_bias)
+            y = triton.conv_gate(x, weight, given)
+            assert y.dtype == dtype
+            theirs = relative_error(conv_gate.reference(x, weight, given), exact)
+            assert relative_error(y, exact) <= 2 * theirs + FLOOR[dtype]
+
+
+def test_steps_of_many_taps(randn, device):
+    """More past inputs than a tile of usual height holds."""
+    x, weight = draw(randn, device, torch.float32, (3, 9, 20), (20, 9))
+    state = torch.zeros(3, 20, 8, device=device)
+    expected_state = state.clone()
+    for t in range(9):
+        y = triton.short_conv_step(x[:, t], weight, None, state, activation=None)
+        torch.testing.assert_close(y, short_conv.reference_step(x[:, t], weight, None, expected_state))
+        assert torch.equal(state, expected_state)
