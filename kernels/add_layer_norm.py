@@ -60,7 +60,8 @@ def add_layer_norm(
     """h, residual (..., D), weight, bias (D) -> y and the new residual r, both (..., D).
 
     `kept_xD` (bool) says which elements of h dropout leaves, each divided by the probability `keep`. Without residual
-    and dropout r is h itself. `ahead` is what the next product reads (ahead_triton.py). Raises ValueError for a bias without centering.
+    and dropout r is h itself. `ahead` is what the next product reads (ahead_triton.py). Raises ValueError for a bias
+    without centering.
     """
     _check(bias_D, center)
     options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}

@@ -37,7 +37,7 @@ def row_linear(
 
     `ahead` is what the product behind a gate reads (ahead_triton.py).
     """
-    tiles = chosen(len(x_BD), *weight_ED.shape, gated) if x_BD.is_cuda else None
+    tiles = chosen(len(x_BD), len(weight_ED), weight_ED.shape[1], gated) if x_BD.is_cuda else None
     if tiles is not None:
         from . import row_linear_triton as kernels
 

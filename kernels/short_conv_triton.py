@@ -168,9 +168,9 @@ def conv_step_kernel(
     D: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr, PAST: tl.constexpr, HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr, GATED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """GATED: x holds D channels of the convolution, then D that its output is multiplied with. PAST: past inputs, padded.
+    """GATED: x holds D channels of the convolution, then D that its output is multiplied with.
 
-    All of a program's loads are on their way before its first store.
+    PAST is the number of past inputs, padded. All of a program's loads are on their way before its first store.
     """
     begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

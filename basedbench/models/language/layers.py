@@ -156,7 +156,13 @@ class LanguageConv(nn.Module):
         return {"conv": self.conv.init_state(batch_size, dtype, device)}
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        y_BE = conv_gate_step(rows_through(self.in_proj, x_BD), self.conv.weight, self.conv.bias, state["conv"], ahead=self.out_proj.weight)
+        y_BE = conv_gate_step(
+            rows_through(self.in_proj, x_BD),
+            self.conv.weight,
+            self.conv.bias,
+            state["conv"],
+            ahead=self.out_proj.weight,
+        )
         return rows_through(self.out_proj, y_BE), state
 
 
