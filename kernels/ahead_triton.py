@@ -34,21 +34,33 @@ REQUEST = tl.constexpr(
 
 
 @triton.jit
+def request(ahead, rows, pieces, row_bytes):
+    """The last programs ask for pieces of `ahead`: the first of every row, then the second of every row, and so on."""
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    first = tl.maximum(programs - FETCHERS, 0)
+    mine = tl.program_id(0) + tl.num_programs(0) * tl.program_id(1) - first
+    if mine >= 0:
+        for start in range(mine * LANES, pieces, (programs - first) * LANES):
+            piece = start + tl.arange(0, LANES)
+            place = ahead.to(tl.int64) + (piece % rows).to(tl.int64) * row_bytes + piece // rows * PIECE
+            tl.inline_asm_elementwise(
+                REQUEST, "=r,l,r,r", [place, piece, pieces], dtype=tl.int32, is_pure=False, pack=1
+            )
+
+
+@triton.jit
+def depend():
+    """Let the next kernel start, and wait for the one before."""
+    tl_cuda.gdc_launch_dependents()
+    tl_cuda.gdc_wait()
+
+
+@triton.jit
 def begin(ahead, rows, pieces, row_bytes, AHEAD: tl.constexpr):
-    """The first statement of a kernel: ask for `ahead`, let the next kernel start, wait for the one before."""
+    """The first statement of a kernel: ask for `ahead`, and wait for the kernel before."""
     if AHEAD:
-        programs = tl.num_programs(0) * tl.num_programs(1)
-        first = tl.maximum(programs - FETCHERS, 0)
-        mine = tl.program_id(0) + tl.num_programs(0) * tl.program_id(1) - first
-        if mine >= 0:
-            for start in range(mine * LANES, pieces, (programs - first) * LANES):
-                piece = start + tl.arange(0, LANES)
-                place = ahead.to(tl.int64) + (piece % rows).to(tl.int64) * row_bytes + piece // rows * PIECE
-                tl.inline_asm_elementwise(
-                    REQUEST, "=r,l,r,r", [place, piece, pieces], dtype=tl.int32, is_pure=False, pack=1
-                )
-        tl_cuda.gdc_launch_dependents()
-        tl_cuda.gdc_wait()
+        request(ahead, rows, pieces, row_bytes)
+        depend()
 
 
 @cache
@@ -57,7 +69,7 @@ def _supported(device: int) -> bool:
 
 
 def options(weight: Tensor | None) -> dict[str, Any]:
-    """The arguments of a launch whose kernel calls `begin`; `weight` (E, D) is what the next product reads."""
+    """The arguments of a launch whose kernel calls `begin` or `request`; the next product reads `weight` (E, D)."""
     if weight is None or LIMIT == 0 or not _usable(weight):
         return {"ahead": None, "ahead_rows": 0, "ahead_pieces": 0, "ahead_bytes": 0, "AHEAD": False}
     rows, row_bytes = weight.shape[0], weight.shape[1] * weight.element_size()

@@ -35,14 +35,14 @@ def row_linear(
 ) -> Tensor:
     """x (B,D), weight (E,D), bias (E,) -> y (B,E), gated (B,E/2).
 
-    `ahead` is what the product behind a gate reads (ahead_triton.py).
+    `ahead` is what the next product reads (ahead_triton.py); PyTorch's product alone cannot ask for it.
     """
     tiles = chosen(len(x_BD), len(weight_ED), weight_ED.shape[1], gated) if x_BD.is_cuda else None
     if tiles is not None:
         from . import row_linear_triton as kernels
 
         if kernels.unsupported(x_BD, weight_ED, bias_E, gated, tiles) is None:
-            return kernels.row_linear(x_BD, weight_ED, bias_E, gated, **tiles)
+            return kernels.row_linear(x_BD, weight_ED, bias_E, gated, ahead=ahead, **tiles)
     y_BE = F.linear(x_BD, weight_ED, bias_E)
     return swiglu(y_BE, ahead=ahead) if gated else y_BE
 

@@ -2,7 +2,7 @@
 
 So few rows still fill the products' units: they are the short side. A program asks the L2 cache for its whole part of
 the weight before it waits for the kernel before it (ahead_triton.py). Gated, half of a tile's rows are values and half
-are their gates: one tile, one product, and the gate where both meet.
+are their gates: one tile, one product, and the gate where both meet. In parts, gates wait for whole sums.
 
 x is read anew for every tile of outputs: with M rows and tiles of E outputs M / E bytes for each of the weight. At 128
 rows that is more than the weight itself, and tiles of 128 outputs over parts of the width (`SPLIT`, summed in a second
@@ -15,12 +15,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda as tl_cuda
 
-from .ahead_triton import LANES, PIECE, REQUEST, launched_early
+from .ahead_triton import LANES, PIECE, REQUEST, depend, launched_early, request
+from .ahead_triton import options as ahead_options
 
 DTYPES = (torch.float16, torch.bfloat16)
-JOIN = 1024  # outputs of a program that sums parts
+JOIN = 512  # outputs of a program that sums parts
 
 
 @triton.jit
@@ -36,9 +36,9 @@ def _weight_row(local, tile, outputs, inner, ROWS: tl.constexpr, GATED: tl.const
 
 @triton.jit
 def product_kernel(
-    x, weight, bias, y, rows, outputs, inner, x_row,
+    x, weight, bias, y, rows, outputs, inner, x_row, ahead, ahead_rows, ahead_pieces, ahead_bytes,
     K: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
-    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """SPLIT > 1: y (SPLIT, rows, outputs) float32, one part of the width each."""
     STEPS: tl.constexpr = K // WIDTH
@@ -55,8 +55,7 @@ def product_kernel(
             tl.inline_asm_elementwise(
                 REQUEST, "=r,l,r,r", [place, piece, pieces], dtype=tl.int32, is_pure=False, pack=1
             )
-        tl_cuda.gdc_launch_dependents()
-        tl_cuda.gdc_wait()
+        depend()
     row = _weight_row(local, tile, outputs, inner, ROWS, GATED)
     b = tl.program_id(2) * BATCH + tl.arange(0, BATCH)
     weight += row.to(tl.int64)[:, None] * K + k[None, :]
@@ -66,6 +65,8 @@ def product_kernel(
         w_ED = tl.load(weight + step * WIDTH, eviction_policy="evict_first")
         x_DB = tl.load(x + step * WIDTH, eviction_policy="evict_last")
         y_EB = tl.dot(w_ED, x_DB, y_EB, input_precision="ieee")
+    if AHEAD:
+        request(ahead, ahead_rows, ahead_pieces, ahead_bytes)
     if HAS_BIAS:
         y_EB += tl.load(bias + row).to(tl.float32)[:, None]
     y += part.to(tl.int64) * rows * outputs
@@ -81,24 +82,37 @@ def product_kernel(
 
 
 @triton.jit
-def join_kernel(parts, bias, y, elements, outputs, SPLIT: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
-                EARLY: tl.constexpr):  # fmt: skip
+def _summed(parts, at, inside, elements, SPLIT: tl.constexpr):
+    total = tl.load(parts + at, mask=inside, other=0.0)
+    for part in tl.static_range(1, SPLIT):
+        total += tl.load(parts + part * elements + at, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit
+def join_kernel(
+    parts, bias, y, rows, outputs, width,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Sum the parts (SPLIT, rows, outputs), in the order of the width, to y (rows, width)."""
     if EARLY:
-        tl_cuda.gdc_launch_dependents()
-        tl_cuda.gdc_wait()
-    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for part in tl.static_range(SPLIT):
-        total += tl.load(parts + part * elements + e, mask=e < elements, other=0.0)
+        depend()
+    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside, e = element < rows * width, element % width
+    at = element // width * outputs + e
+    total = _summed(parts, at, inside, rows * outputs, SPLIT)
     if HAS_BIAS:
-        total += tl.load(bias + e % outputs, mask=e < elements, other=0.0).to(tl.float32)
-    tl.store(y + e, total.to(y.dtype.element_ty), mask=e < elements)
+        total += tl.load(bias + e, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        gate = _summed(parts, at + width, inside, rows * outputs, SPLIT)
+        total *= gate * tl.sigmoid(gate)
+    tl.store(y + element, total.to(y.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("basedbench::row_linear", mutates_args=())
 def operator(
     x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool, outputs: int, width: int, split: int, stages: int,
-    warps: int,
+    warps: int, ahead: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """y (B,E) or (B,E/2). Tiles of `outputs` rows of the weight and `width` columns."""
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -109,20 +123,23 @@ def operator(
     parts = y if split == 1 else x.new_empty((split, rows, E), dtype=torch.float32)
     batch = min(128, max(16, triton.next_power_of_2(rows)))
     early = launched_early(weight)
-    grid = triton.cdiv(y.shape[1], outputs // 2 if gated else outputs), split, triton.cdiv(rows, batch)
+    paired = gated and split == 1
+    grid = triton.cdiv(E, outputs) if not paired else triton.cdiv(E // 2, outputs // 2), split, triton.cdiv(rows, batch)
     product_kernel[grid](
         x, weight, bias, parts, rows, E, E // 2, x.stride(0), K=K, ROWS=outputs, BATCH=batch, WIDTH=width, SPLIT=split,
-        GATED=gated, HAS_BIAS=bias is not None and split == 1, num_warps=warps, num_stages=stages, **early,
+        GATED=paired, HAS_BIAS=bias is not None and split == 1, num_warps=warps, num_stages=stages,
+        **(ahead_options(ahead) | early),
     )  # fmt: skip
     if split > 1:
         join_kernel[(triton.cdiv(y.numel(), JOIN),)](
-            parts, bias, y, y.numel(), E, SPLIT=split, BLOCK=JOIN, HAS_BIAS=bias is not None, **early
-        )
+            parts, bias, y, rows, E, y.shape[1], SPLIT=split, BLOCK=JOIN, GATED=gated, HAS_BIAS=bias is not None,
+            **early,
+        )  # fmt: skip
     return y
 
 
 @operator.register_fake
-def _(x, weight, bias, gated, outputs, width, split, stages, warps):
+def _(x, weight, bias, gated, outputs, width, split, stages, warps, ahead=None):
     return x.new_empty((len(x), len(weight) // 2 if gated else len(weight)))
 
 
@@ -133,8 +150,8 @@ def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool, til
         return "inputs must be float16 or bfloat16, all the same"
     if not weight.is_contiguous() or weight.shape[1] % tiles.get("width", 64):
         return "the weight must be contiguous, its width a multiple of the tiles'"
-    if gated and (tiles.get("split", 1) > 1 or bias is not None or len(weight) % 2):
-        return "a gate has no bias and needs whole sums"
+    if gated and (bias is not None or len(weight) % 2):
+        return "a gate has no bias and an even number of outputs"
     if torch.is_grad_enabled() and any(one.requires_grad for one in given):
         return "no gradient"
     return None
@@ -142,8 +159,8 @@ def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool, til
 
 def row_linear(
     x_BD: Tensor, weight_ED: Tensor, bias_E: Tensor | None, gated: bool, *,
-    outputs: int = 64, width: int = 64, split: int = 1, stages: int = 4, warps: int = 4,
+    ahead: Tensor | None = None, outputs: int = 64, width: int = 64, split: int = 1, stages: int = 4, warps: int = 4,
 ) -> Tensor:  # fmt: skip
     """`row_linear.reference` by the kernels above."""
-    y_BE: Tensor = operator(x_BD, weight_ED, bias_E, gated, outputs, width, split, stages, warps)
+    y_BE: Tensor = operator(x_BD, weight_ED, bias_E, gated, outputs, width, split, stages, warps, ahead)
     return y_BE

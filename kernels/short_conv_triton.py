@@ -359,15 +359,7 @@ def _conv_step(
 
 
 @_conv_step.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    silu: bool,
-    gated: bool,
-    ahead: Tensor | None = None,
-) -> Tensor:
+def _(x, weight, bias, state, silu, gated, ahead=None):
     return x.new_empty((len(x), len(weight)))
 
 

@@ -33,7 +33,7 @@ def test_products(randn, relative_error, device, halves, tiles, rows, outputs, w
         assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + FLOOR[dtype]
 
 
-@pytest.mark.parametrize("tiles", TILES[:2])
+@pytest.mark.parametrize("tiles", [*TILES[:2], {"outputs": 32, "split": 2}])
 @pytest.mark.parametrize(("rows", "outputs"), [(1, 64), (33, 2 * 112), (5, 2 * 20)])
 @pytest.mark.usefixtures("poisoned")
 def test_gated_products(randn, relative_error, device, halves, tiles, rows, outputs):
@@ -52,7 +52,7 @@ def test_what_it_does_not_take(device):
     assert kernels.unsupported(x, weight, None, True, {}) is None
     assert "multiple" in kernels.unsupported(x[:, :48], weight[:, :48].contiguous(), None, False, {})
     assert "contiguous" in kernels.unsupported(x[:, :256], weight[:, :256], None, False, {})
-    assert "whole sums" in kernels.unsupported(x, weight, None, True, {"split": 2})
+    assert "bias" in kernels.unsupported(x, weight, weight[:, 0].contiguous(), True, {})
     assert "float16" in kernels.unsupported(x.float(), weight.float(), None, False, {})
     assert "gradient" in kernels.unsupported(x, weight.requires_grad_(), None, False, {})
 
