@@ -9,6 +9,8 @@ features: then also each feature is formed once, and not by every thread that ne
 
 # mypy: allow-untyped-defs
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -44,7 +46,7 @@ def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
     ahead, ahead_rows, ahead_pieces, ahead_bytes,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, POLICY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
@@ -67,26 +69,27 @@ def step_kernel(
             phi_k = tl.where(exists, _features(k_pointer, feature, i, j, K), 0.0)
             place = state + feature[:, None] * (V + 1) + values[None, :]
             mask = exists[:, None] & (values < V)[None, :]
-            rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
+            rows = tl.load(place, mask=mask, other=0.0, eviction_policy=POLICY) + phi_k[:, None] * v[None, :]
             if tile == 0:
                 place_of_sums = state + feature * (V + 1) + V
-                sums = tl.load(place_of_sums, mask=exists, other=0.0) + phi_k
-                tl.store(place_of_sums, sums, mask=exists)
+                sums = tl.load(place_of_sums, mask=exists, other=0.0, eviction_policy=POLICY) + phi_k
+                tl.store(place_of_sums, sums, mask=exists, eviction_policy=POLICY)
                 z += phi_q * sums
-            tl.store(place, rows, mask=mask)
+            tl.store(place, rows, mask=mask, eviction_policy=POLICY)
             y += tl.sum(phi_q[:, None] * rows, 0)
         out = y / tl.sum(z, 0)
         y_place = y_pointer + head.to(tl.int64) * V + values
         tl.store(y_place, out.to(y_pointer.dtype.element_ty), mask=values < V)
 
 
-def tiles(keys: int, values: int) -> dict[str, int]:
+def tiles(keys: int, values: int) -> dict[str, Any]:
     """Values of a tile, features of a block, as many threads as the block has features, and at most 80 registers each.
 
     That is what three programs of 256 threads can have; the compiler alone takes 90 and leaves two.
     """
     block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
     shape = {"TILE": min(64, triton.next_power_of_2(values)), "BLOCK": block, "num_warps": block // 32}
+    shape["POLICY"] = ""  # of the L2 cache for the state
     return shape | ({"maxnreg": 80} if block == 256 else {})
 
 
