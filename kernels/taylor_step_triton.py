@@ -46,7 +46,8 @@ def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
     ahead, ahead_rows, ahead_pieces, ahead_bytes,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, POLICY: tl.constexpr, AHEAD: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, POLICY: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
