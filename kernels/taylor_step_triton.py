@@ -84,14 +84,16 @@ def step_kernel(
 
 
 def tiles(keys: int, values: int) -> dict[str, Any]:
-    """Values of a tile, features of a block, as many threads as the block has features, and at most 80 registers each.
+    """Values of a tile, features of a block (and threads), the cache's policy for the state.
 
-    That is what three programs of 256 threads can have; the compiler alone takes 90 and leaves two.
+    A state that is one tile of one block fits into 80 registers a thread, which three programs of 256 threads can have;
+    the compiler alone takes 90 and leaves two. Others would spill.
     """
-    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
-    shape = {"TILE": min(64, triton.next_power_of_2(values)), "BLOCK": block, "num_warps": block // 32}
-    shape["POLICY"] = ""  # of the L2 cache for the state
-    return shape | ({"maxnreg": 80} if block == 256 else {})
+    features = 1 + keys + keys * (keys + 1) // 2
+    block = min(256, max(32, triton.next_power_of_2(features)))
+    tile = min(64, triton.next_power_of_2(values))
+    shape: dict[str, Any] = {"TILE": tile, "BLOCK": block, "num_warps": block // 32, "POLICY": ""}
+    return shape | ({"maxnreg": 80} if block == 256 >= features and tile >= values else {})
 
 
 @torch.library.custom_op("basedbench::taylor_attention_step", mutates_args=("state",))
