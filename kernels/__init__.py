@@ -14,6 +14,7 @@ from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .rotary import rotary, rotary_angles
+from .row_linear import row_linear
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
@@ -44,6 +45,7 @@ __all__ = [
     "linear_cross_entropy",
     "rotary",
     "rotary_angles",
+    "row_linear",
     "selective_scan",
     "selective_scan_step",
     "short_conv",
