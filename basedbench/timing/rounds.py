@@ -34,6 +34,9 @@ class Runners(Protocol):
     def of(self, case: AnyCase) -> Runner:
         """The runner of a case's contender."""
 
+    def spare(self, cases: Sequence[AnyCase]) -> None:
+        """Free what the runners of other cases keep."""
+
     def discard(self, case: AnyCase) -> None:
         """End that runner: the next one is a fresh process."""
 
@@ -88,6 +91,7 @@ class Competition:
                 yield answer
         yield from self._sample(running)
         for case in again:
+            self.runners.spare([case])
             yield from self.run([case])
 
     def _prepare(self, case: AnyCase) -> Measurement:

@@ -71,6 +71,7 @@ def test_out_of_memory_beside_others_is_tried_again_alone(clock: MockClock) -> N
     assert list(done) == ["small", "greedy"]
     assert done["greedy"].ok
     assert others.discarded == ["greedy"]
+    assert others.spared == [["greedy"]]  # the others' models make room, too
 
 
 def test_out_of_memory_alone_is_final(clock: MockClock) -> None:
