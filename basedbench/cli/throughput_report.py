@@ -22,11 +22,11 @@ _BULKY = ("samples_ms", "round_sizes", "fingerprint")
 
 
 class Progress:
-    """A line on stderr for each finished case."""
+    """A line on stderr for each finished case. `began` is when the whole command did, imports and ceilings included."""
 
-    def __init__(self, total: int, chosen: int, quiet: bool = False) -> None:
-        self.total, self.done, self.began, self.quiet = total, 0, time.monotonic(), quiet
-        self.sampling_s = 0.0
+    def __init__(self, total: int, chosen: int, began: float, quiet: bool = False) -> None:
+        self.total, self.done, self.began, self.quiet = total, 0, began, quiet
+        self.first, self.sampling_s = time.monotonic(), 0.0
         if not quiet:
             typer.echo(f"{total} of {chosen} cases to do", err=True)
 
@@ -36,7 +36,7 @@ class Progress:
         self.sampling_s += row["sampling_s"] or 0.0
         if self.quiet:
             return
-        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        left = (time.monotonic() - self.first) / self.done * (self.total - self.done)
         rest = f"  (about {clock(left)} left)" if self.done < self.total else ""
         typer.echo(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}", err=True)
 

@@ -49,6 +49,11 @@ def _context() -> Any:
     return context
 
 
+def start_server() -> None:
+    """Let the server import what workers need while this process does something else; not to be waited for."""
+    _context()
+
+
 class Worker:
     """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it.
 
