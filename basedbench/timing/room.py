@@ -22,9 +22,9 @@ def does_not_fit(case: AnyCase, device_bytes: int) -> str | None:
     return f"needs {_gib(needed)}, the device has {_gib(device_bytes)}"
 
 
-def side_by_side(cases: Sequence[AnyCase], device_bytes: int) -> list[list[AnyCase]]:
-    """The cases in parts that a device holds at once, each worker's context included, in their order."""
-    room = device_bytes - CONTEXT_BYTES * len(cases)
+def side_by_side(cases: Sequence[AnyCase], device_bytes: int, processes: int) -> list[list[AnyCase]]:
+    """The cases in parts that a device holds at once beside the contexts of so many processes, in their order."""
+    room = device_bytes - CONTEXT_BYTES * processes
     parts: list[list[AnyCase]] = []
     left: list[float] = []
     for case in cases:

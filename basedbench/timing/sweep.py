@@ -47,6 +47,11 @@ def _made(case: AnyCase) -> tuple[Any, ...]:
     return *case.implementation, *model
 
 
+def _models(found: Iterable[list[AnyCase]]) -> list[AnyCase]:
+    """The cases of whole models: what their workers know of them takes seconds to find out again."""
+    return [case for group in found for case in group if isinstance(case, ModelCase)]
+
+
 class Sweep:
     """Runs cases of a suite on one device and stores their rows."""
 
@@ -68,13 +73,22 @@ class Sweep:
         """Time the cases; `on_row` is told of each row once it is on the disk."""
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, WallClock())
-            for group in neighbours(groups(cases)):
-                able = [case for case in group if self._possible(case, on_row)]
-                workers.start(able)
-                for part in [able] if self.memory_bytes is None else side_by_side(able, self.memory_bytes):
+            todo = self._able(cases, on_row)
+            for index, group in enumerate(todo):
+                workers.start(group, later=_models(todo[index + 1 :]))
+                for part in self._parts(group, len(workers)):
                     workers.spare(part)
                     for measurement in competition.run(part):
                         self._store(measurement, on_row)
+
+    def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
+        """The groups to be timed; what cannot be has its row before anything is."""
+        able = ([case for case in group if self._possible(case, on_row)] for group in groups(cases))
+        return neighbours(group for group in able if group)
+
+    def _parts(self, group: list[AnyCase], processes: int) -> list[list[AnyCase]]:
+        """What of a group the device holds at once."""
+        return [group] if self.memory_bytes is None else side_by_side(group, self.memory_bytes, processes)
 
     def _possible(self, case: AnyCase, on_row: Callable[[Row], None]) -> bool:
         """Whether its contender can take the case and the device hold it; if not, that is its row."""

@@ -177,9 +177,12 @@ class Workers:
         self.device, self.plugins = device, plugins
         self._running: dict[tuple[str, str], Worker] = {}
 
-    def start(self, cases: Sequence[Any]) -> None:
-        """Start what these cases need, all at once, and end what they do not need."""
-        needed = {case.implementation for case in cases}
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, cases: Sequence[Any], later: Sequence[Any] = ()) -> None:
+        """Start what these cases need, all at once, and end what neither they nor `later` ones do."""
+        needed = {case.implementation for case in (*cases, *later)}
         for key in set(self._running) - needed:
             self._running.pop(key).stop()
         for case in cases:

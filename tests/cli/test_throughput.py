@@ -178,14 +178,16 @@ def test_the_share_of_sampling_is_that_of_the_whole_command(
     now = [100.0]
     monkeypatch.setattr(throughput_report.time, "monotonic", lambda: now[0])
     now[0] += 30  # imports and ceilings
-    progress = throughput_report.Progress(total=2, chosen=2, began=100.0)
+    progress = throughput_report.Progress(total=3, chosen=3, began=100.0)
     timed = blank_row("throughput") | {
         "operator": "taylor_attention", "contender": "ours", "mode": "fwd", "dtype": "fp32", "batch": 1, "length": 8
     }  # fmt: skip
+    progress(timed | {"status": "oom", "reason": "needs more", "sampling_s": 0.0, "prepare_s": 0.0})
+    assert "left" not in capsys.readouterr().err
     now[0] += 10
-    progress(timed | {"status": "oom", "reason": "out of memory", "sampling_s": 6.0})
+    progress(timed | {"status": "oom", "reason": "out of memory", "sampling_s": 6.0, "prepare_s": 1.0})
     assert "about 10 s left" in capsys.readouterr().err
     now[0] += 20
-    progress(timed | {"status": "unsupported", "reason": "beyond it", "sampling_s": None})
+    progress(timed | {"status": "unsupported", "reason": "beyond it", "sampling_s": None, "prepare_s": 2.0})
     progress.close()
     assert capsys.readouterr().err.endswith("1 min 0 s, 10 % of it warm-up and sampling\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.config.throughput import MeasureSection
+from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing.choose import pending
@@ -61,11 +61,33 @@ def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(
     cases = [make_model_case("attention", batch=2**10, length=2**7), make_model_case("based", batch=2**10, length=2**7)]
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
     sweep.memory_bytes = 2 * CONTEXT_BYTES + int(1.1 * 2**26)  # the keys and values of the first are 2**26
-    assert side_by_side(cases, sweep.memory_bytes) == [[cases[0]], [cases[1]]]
+    assert side_by_side(cases, sweep.memory_bytes, 2) == [[cases[0]], [cases[1]]]
     seen: list[str] = []
     sweep.run(cases, lambda row: seen.append(row["model"]))
     assert seen == ["attention-360m", "based-360m"]
     assert set(load(tmp_path, "throughput")["status"]) == {"ok"}
+
+
+def test_the_workers_of_models_live_as_long_as_a_later_group_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[set[str], set[str]]] = []
+    start = Workers.start
+
+    def noted(self: Workers, cases: list[AnyCase], later: list[AnyCase]) -> None:
+        started.append(({case.subject for case in cases}, {case.subject for case in later}))
+        start(self, cases, later)
+
+    monkeypatch.setattr(Workers, "start", noted)
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.memory_bytes = 2**33
+    shapes = {"length": 8}, {"length": 2**20, "batch": 2**8}, {"length": 16}
+    cases = [make_model_case(family, **shape) for family in ("based", "attention") for shape in shapes]
+    seen: list[str] = []
+    sweep.run([*cases, make_case("ours", length=8)], lambda row: seen.append(row["status"]))
+    both, based, operator = {"attention-360m", "based-360m"}, {"based-360m"}, {"taylor_attention"}
+    assert started == [(both, both), (both, based), (based, set()), (operator, set())]
+    assert seen == ["oom", *["ok"] * 6]
 
 
 def test_what_is_left_to_do() -> None:

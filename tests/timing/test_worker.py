@@ -126,6 +126,9 @@ def test_workers_are_kept_while_needed_and_ended_after() -> None:
         workers.start([ours, reference])
         first = workers.of(ours)
         gone = workers.of(reference)
+        workers.start([ours], later=[reference])
+        assert workers.of(reference) is gone
+        assert len(workers) == 2
         workers.start([ours])
         assert workers.of(ours) is first
         assert not gone._process.is_alive()
