@@ -10,6 +10,7 @@ import torch
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
 from basedbench.timing.cross_check import cross_check
+from basedbench.timing.failures import NOT_CAPTURED
 from basedbench.timing.kept import Kept
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, wall_ms
@@ -160,7 +161,7 @@ class Session:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise NotImplementedError(f"cannot be captured in a CUDA graph: {error}") from error
+            raise NotImplementedError(f"{NOT_CAPTURED}: {error}") from error
 
     def _warm_up(self, sampler: Sampler) -> None:
         start = self.clock.now()

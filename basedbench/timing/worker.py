@@ -55,7 +55,7 @@ def start_server() -> None:
 
 
 class Worker:
-    """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it.
+    """The near end of a worker process. Whether it is of further use after a failure, `failures.harmless` says.
 
     `set_up(device, plugins)`, called over there, gives what makes a session of `prepare`'s arguments.
     """

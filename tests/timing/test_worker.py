@@ -59,6 +59,12 @@ def test_failures_are_answers(worker: Worker, contender: str, status: str, reaso
     assert re.search(reason, answer.reason)
 
 
+def test_a_worker_that_was_refused_a_case_takes_the_next(worker: Worker) -> None:
+    assert isinstance(worker.prepare(make_case("unable"), MEASURE), Failure)
+    assert worker.close() == {}
+    assert worker.prepare(make_case("good"), MEASURE)["status"] == "ok"
+
+
 def test_wrong_results_are_known_before_any_time(worker: Worker) -> None:
     facts = worker.prepare(make_case("wrong"), MEASURE)
     assert isinstance(facts, dict)
