@@ -1,4 +1,8 @@
-"""All problems on one device, in worker processes: a lost CUDA context or a crash costs one row, not the table."""
+"""All problems on one device, in worker processes: a lost CUDA context or a crash costs one row, not the table.
+
+Most of the time on a GPU is compilation. Problems that share kernels (one operator, dtype and shape, over modes and
+lengths) go to one worker, so that no two compile the same at once.
+"""
 
 import time
 from collections import deque
@@ -13,6 +17,7 @@ from basedbench.timing.worker import Failure, Worker
 
 Row = dict[str, Any]
 Listener = Callable[[Row], None]
+Numbered = list[tuple[int, Problem]]
 LIMIT_S = 300.0  # for one problem, compilation included
 _BLANK: Row = {"implementation": None, "error": None, "bound": None, "verdict": "failed", "reason": None}
 FAILURES = ("WRONG", "failed")
@@ -54,9 +59,9 @@ def set_up(device: str, plugins: Sequence[str]) -> Callable[..., Attempt]:
 def run_checks(
     problems: Sequence[Problem], device: str, plugins: Sequence[str], jobs: int, listener: Listener
 ) -> list[Row]:
-    """A row for every problem, in their order. Workers take the next problem as they get free."""
+    """A row for every problem, in their order. Workers take the next problems as they get free."""
     rows: dict[int, Row] = {}
-    waiting = deque(enumerate(problems))
+    waiting = deque(kin(problems))
     while waiting:  # a worker that is lost leaves its thread; the rest goes on, and new ones start here
         workers = [Worker(device, plugins, set_up) for _ in range(min(jobs, len(waiting)))]
         with ThreadPoolExecutor(len(workers)) as pool:
@@ -69,20 +74,36 @@ def run_checks(
     return [rows[index] for index in range(len(problems))]
 
 
-def _work(worker: Worker, waiting: "deque[tuple[int, Problem]]", rows: dict[int, Row], listener: Listener) -> None:
+def kin(problems: Sequence[Problem]) -> list[Numbered]:
+    """The problems with their numbers, those that share kernels together; the most first, to end at the same time."""
+    found: dict[tuple[Any, ...], Numbered] = {}
+    for index, one in enumerate(problems):
+        found.setdefault((one.operator, one.contender, one.dtype, one.shape), []).append((index, one))
+    return sorted(found.values(), key=len, reverse=True)
+
+
+def _work(worker: Worker, waiting: "deque[Numbered]", rows: dict[int, Row], listener: Listener) -> None:
     while True:
         try:
-            index, problem = waiting.popleft()
+            todo = waiting.popleft()
         except IndexError:
             return
-        started = time.monotonic()
-        answer = worker.prepare(problem, MeasureSection(timeout=LIMIT_S))
-        found = {"reason": f"{answer.status}: {answer.reason}"} if isinstance(answer, Failure) else dict(answer)
-        lost = found.pop("lost", isinstance(answer, Failure))
-        rows[index] = _BLANK | _facts(problem) | found | {"seconds": time.monotonic() - started}
-        listener(rows[index])
-        if lost:
-            return
+        for done, (index, problem) in enumerate(todo, 1):
+            rows[index], lost = _checked(worker, problem)
+            listener(rows[index])
+            if lost:
+                if left := todo[done:]:
+                    waiting.appendleft(left)
+                return
+
+
+def _checked(worker: Worker, problem: Problem) -> tuple[Row, bool]:
+    """A problem's row, and whether the worker is lost."""
+    started = time.monotonic()
+    answer = worker.prepare(problem, MeasureSection(timeout=LIMIT_S))
+    found = {"reason": f"{answer.status}: {answer.reason}"} if isinstance(answer, Failure) else dict(answer)
+    lost = bool(found.pop("lost", isinstance(answer, Failure)))
+    return _BLANK | _facts(problem) | found | {"seconds": time.monotonic() - started}, lost
 
 
 def _facts(problem: Problem) -> Row:

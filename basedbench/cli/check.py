@@ -19,7 +19,10 @@ def kernels(
     plugin: Annotated[
         list[Path] | None, typer.Option(help="A Python file that registers contenders: they are checked instead.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes.  [default: cores, at most 8]")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes.  [default: cores, at most 8; on a GPU cores - 2, at most 12]"),
+    ] = None,
     as_json: _JSON = False,
     quiet: _QUIET = False,
 ) -> None:
@@ -38,6 +41,7 @@ def kernels(
     from basedbench.cli import check_report as report
     from basedbench.config.matching import matching
     from basedbench.engines import cores, resolve_devices
+    from basedbench.engines.compile_ahead import most_processes
     from basedbench.plugins import load_plugins
 
     place = resolve_devices(device)[0]
@@ -45,7 +49,8 @@ def kernels(
     chosen = contender_problems(own) if own else problems(place.partition(":")[0])
     chosen = chosen if filter is None else matching(chosen, filter, "problems")
     listener = report.Progress(len(chosen), silent=quiet or as_json)
-    rows = run_checks(chosen, place, [str(path) for path in plugin or []], jobs or min(8, cores()), listener)
+    usual = min(8, cores()) if place == "cpu" else max(1, most_processes(place, cores()))
+    rows = run_checks(chosen, place, [str(path) for path in plugin or []], jobs or usual, listener)
     report.kernels(rows, place, as_json=as_json, quiet=quiet)
     if any(row["verdict"] in FAILURES for row in rows):
         raise typer.Exit(1)

@@ -1,7 +1,8 @@
-"""How a sweep goes, for a person: live bars in a terminal, one plain line per finished run elsewhere."""
+"""How a sweep goes, for a person: live bars in a terminal, elsewhere a plain line per finished run and half minute."""
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from basedbench.engines import Listener
 from basedbench.training.cases import RecallCase
 
 SHOWN_RUNS = 12
+EVERY_S = 30.0  # where there is no terminal: runs side by side may end minutes apart
 
 
 @contextmanager
@@ -29,7 +31,27 @@ def watch(todo: Sequence[RecallCase], ready: int, quiet: bool) -> Iterator[Liste
             yield live
     else:
         console.print(f"{len(todo)} runs to do, {ready} already done", highlight=False)
-        yield PlainView(todo, console)
+        view = PlainView(todo, console)
+        with repeated(view.report, EVERY_S):
+            yield view
+
+
+@contextmanager
+def repeated(call: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls again and again while the block runs, from a thread of its own."""
+    over = threading.Event()
+
+    def loop() -> None:
+        while not over.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Tally:
@@ -71,9 +93,21 @@ class Tally:
             return None
         return self.elapsed_s * max(0, self.epochs_left - self.epochs_done) / self.epochs_done
 
+    @property
+    def pace(self) -> str:
+        """`2.5 runs/min  3 min 20 s left`."""
+        left = f"{clock(self.remaining_s)} left" if self.remaining_s is not None else ""
+        return f"{self.runs_per_minute:.1f} runs/min  {left}"
+
+    @property
+    def leaders(self) -> str:
+        """`best so far: based 0.912  mamba 0.730`, empty before the first run is done."""
+        best = "  ".join(f"{mixer} {accuracy:.3f}" for mixer, accuracy in sorted(self.best.items()))
+        return f"best so far: {best}" if best else ""
+
 
 class PlainView(Tally):
-    """One line per finished run."""
+    """One line per finished run; `report` gives one in between."""
 
     def __init__(self, todo: Sequence[RecallCase], console: Console) -> None:
         super().__init__(todo)
@@ -83,6 +117,15 @@ class PlainView(Tally):
         super().finished(case, row)
         left = f"about {clock(self.remaining_s)} left" if self.done < self.total and self.remaining_s else ""
         text = f"[{self.done}/{self.total}] {case.label}: {outcome(row)}  {row['train_s']:.1f} s  {left}".rstrip()
+        self._say(text)
+
+    def report(self) -> None:
+        """How far it is: by runs, and by epochs, which go on while no run is done."""
+        epochs = f"{self.epochs_done} of {self.epochs_left} epochs"
+        runs = f"{self.done} of {self.total} runs done, {self.total - self.done} left ({epochs})"
+        self._say("  ".join(part for part in (runs, self.pace, self.leaders) if part).rstrip())
+
+    def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -115,15 +158,13 @@ class LiveView(Tally):
         self.running.pop(case.case_id, None)
 
     def render(self) -> Group:
-        left = f"{clock(self.remaining_s)} left" if self.remaining_s is not None else ""
-        note = f"{self.runs_per_minute:.1f} runs/min  {left}" + (f"  ({self.ready} done before)" if self.ready else "")
+        note = self.pace + (f"  ({self.ready} done before)" if self.ready else "")
         self.bar.update(self.task, completed=self.done, note=note)
         runs = Table.grid(padding=(0, 2))
         for case, epoch, accuracy in list(self.running.values())[:SHOWN_RUNS]:
             shown = f"accuracy {accuracy:.3f}" if epoch else "starting"
             runs.add_row(Text(case.label, style="cyan"), f"epoch {epoch}/{case.train.epochs}", shown)
-        best = "  ".join(f"{mixer} {accuracy:.3f}" for mixer, accuracy in sorted(self.best.items()))
-        return Group(self.bar, runs, Text(f"best so far: {best}" if best else ""))
+        return Group(self.bar, runs, Text(self.leaders))
 
 
 def outcome(row: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`basedbench throughput`: time kernels, their peers and whole models, check them first, store one row each."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,7 @@ def throughput(
     Every contender is checked against the reference before it is timed, and every model's steps against its parallel
     form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
+    began = time.monotonic()
     from basedbench.cli import throughput_report as report
     from basedbench.cli.decode import refuse_with_models, time_models
     from basedbench.config import load_suite
@@ -56,6 +58,7 @@ def throughput(
     from basedbench.store import Store
     from basedbench.timing.choose import choose, pending
     from basedbench.timing.sweep import Sweep
+    from basedbench.timing.worker import start_server
     from basedbench.training.sweep import parse_statuses
 
     own = load_plugins(plugin or [])
@@ -66,6 +69,8 @@ def throughput(
         return
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]
+    if kind != "cpu" and not dry_run:  # on a CPU it would take turns with what measures the ceilings
+        start_server()
     chosen = load_suite(suite or ("quick-throughput" if kind == "cpu" else "kernels"), "throughput")
     cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
     todo = pending(cases, report.stored(out, chosen.name), fresh=fresh, retry=parse_statuses(retry))[:limit]
@@ -78,7 +83,7 @@ def throughput(
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
         sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
-        progress = report.Progress(len(todo), len(cases), quiet)
+        progress = report.Progress(len(todo), len(cases), began, quiet)
         sweep.run(todo, progress)
         progress.close()
     except KeyboardInterrupt:

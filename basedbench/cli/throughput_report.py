@@ -22,22 +22,23 @@ _BULKY = ("samples_ms", "round_sizes", "fingerprint")
 
 
 class Progress:
-    """A line on stderr for each finished case."""
+    """A line on stderr for each finished case. `began` is when the whole command did, imports and ceilings included."""
 
-    def __init__(self, total: int, chosen: int, quiet: bool = False) -> None:
-        self.total, self.done, self.began, self.quiet = total, 0, time.monotonic(), quiet
-        self.sampling_s = 0.0
+    def __init__(self, total: int, chosen: int, began: float, quiet: bool = False) -> None:
+        self.total, self.done, self.began, self.quiet = total, 0, began, quiet
+        self.first, self.timed, self.sampling_s = time.monotonic(), 0, 0.0
         if not quiet:
             typer.echo(f"{total} of {chosen} cases to do", err=True)
 
     def __call__(self, row: Row) -> None:
         """A case is done and stored."""
         self.done += 1
+        self.timed += bool(row["prepare_s"])  # what is refused at once says nothing of how long others take
         self.sampling_s += row["sampling_s"] or 0.0
         if self.quiet:
             return
-        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        rest = f"  (about {clock(left)} left)" if self.done < self.total else ""
+        left = (time.monotonic() - self.first) / max(1, self.timed) * (self.total - self.done)
+        rest = f"  (about {clock(left)} left)" if self.timed and self.done < self.total else ""
         typer.echo(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}", err=True)
 
     def close(self) -> None:

@@ -5,12 +5,16 @@ all logits are asked for), and what each layer's operator counts. Bytes: a step'
 reads the weights once and writes the state.
 """
 
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from basedbench.config.models import ModelCase
 from basedbench.contenders.costs import attention_flops
+from basedbench.contenders.draw import DTYPES
+from basedbench.contenders.language import config_of
 from basedbench.kernels.selective_scan import flops as scan_flops
 from basedbench.kernels.short_conv import flops as conv_flops
 from basedbench.kernels.sliding_window import flops as window_flops
@@ -18,6 +22,7 @@ from basedbench.kernels.ssd import flops as ssd_flops
 from basedbench.kernels.taylor_attention import flops as taylor_flops
 from basedbench.models.language import LanguageConfig, LanguageModel
 from basedbench.models.language.config import LayerKind
+from basedbench.models.language.costs import state_size
 
 
 def bytes_of(model: LanguageModel, case: ModelCase) -> int:
@@ -30,6 +35,17 @@ def bytes_of(model: LanguageModel, case: ModelCase) -> int:
 def weight_bytes(model: LanguageModel) -> int:
     """The size of all weights."""
     return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def held_bytes(case: ModelCase) -> tuple[int, int]:
+    """(weights, states of all sequences): what a case's device holds at the least. Nothing is built."""
+    config, dtype = config_of(case), DTYPES[case.dtype]
+    return _weights_of(config, dtype), case.batch * state_size(config, case.length, dtype)
+
+
+@cache
+def _weights_of(config: LanguageConfig, dtype: torch.dtype) -> int:
+    return weight_bytes(LanguageModel(config, dtype=dtype, device="meta"))
 
 
 def flops_of(model: LanguageModel, case: ModelCase) -> int:

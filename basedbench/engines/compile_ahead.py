@@ -25,12 +25,17 @@ def distinct_models(cases: Sequence[RecallCase]) -> list[RecallCase]:
     return list(models.values())
 
 
+def most_processes(device: str, cores: int) -> int:
+    """How many processes may compile side by side: two cores are left, and the device's free memory is shared."""
+    return max(0, min(cores - 2, MOST_PROCESSES, _free_memory(device) // MEMORY_EACH))
+
+
 def compile_ahead(
     cases: Sequence[RecallCase], device: str, cores: int, plugins: Sequence[str] = ()
 ) -> list[multiprocessing.process.BaseProcess]:
     """Start the processes for all models but the first, which the worker itself compiles at once. Not for CPUs."""
     models = distinct_models(cases)[1:]
-    count = max(0, min(len(models), cores - 2, MOST_PROCESSES, _free_memory(device) // MEMORY_EACH))
+    count = min(len(models), most_processes(device, cores))
     context = multiprocessing.get_context("spawn")
     processes = []
     for index in range(count):

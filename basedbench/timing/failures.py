@@ -13,6 +13,7 @@ UNSUPPORTED = (
     "no execution plans",
 )
 COMPILER_MODULES = ("triton.compiler", "triton.runtime.errors", "torch._inductor", "torch._dynamo", "torch._functorch")
+NOT_CAPTURED = "cannot be captured in a CUDA graph"
 LONGEST_REASON = 300
 
 
@@ -29,6 +30,11 @@ def classify(error: BaseException) -> tuple[str, str]:
     if any(mark in text for mark in UNSUPPORTED):
         return "unsupported", _sentence(error)
     return "runtime_error", _sentence(error)
+
+
+def harmless(status: str, reason: str) -> bool:
+    """Whether the worker is as good as before: it was refused, and neither a capture nor the device went wrong."""
+    return status == "unsupported" and NOT_CAPTURED not in reason and "CUDA error" not in reason
 
 
 def crash(exit_code: int | None, last_words: str) -> tuple[str, str]:

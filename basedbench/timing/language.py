@@ -1,10 +1,10 @@
 """A whole language model as a session times it: one decode step behind a context, or one prompt.
 
-The weights are random, made on the device. Every model is checked first, before its state takes up the memory: what
-prefill and steps give, against the parallel form (`step_check`). Then, for generation, a state as it is behind
-`length` - 1 tokens: a short prompt is read, its recurrent states and rings are copied to every sequence, its keys and
-values repeated up to the context. Reading whole prompts would give the same step and take hours. A step ends with the
-choice of the largest logit, which is the next step's token.
+The weights are random, made on the device, and shared by the cases of a worker (`kept`). Every model is checked first,
+before its state takes up the memory: what prefill and steps give, against the parallel form (`step_check`). Then, for
+generation, a state as it is behind `length` - 1 tokens: a short prompt is read, its recurrent states and rings are
+copied to every sequence, its keys and values repeated up to the context. Reading whole prompts would give the same step
+and take hours. A step ends with the choice of the largest logit, which is the next step's token.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from basedbench.config.models import ModelCase
 from basedbench.contenders import language as contenders
-from basedbench.contenders.draw import DTYPES
 from basedbench.contenders.language_costs import bytes_of, flops_of, weight_bytes
 from basedbench.mixers import State
-from basedbench.models.language import LanguageModel
 from basedbench.timing.correctness import Verdict
+from basedbench.timing.kept import Kept
 from basedbench.timing.repeated import repeated_step
 from basedbench.timing.step_check import check_steps
 
@@ -37,8 +36,8 @@ class LanguageSubject:
 
     grad = False
 
-    def __init__(self, case: ModelCase, device: str) -> None:
-        self.case, self.device = case, device
+    def __init__(self, case: ModelCase, device: str, kept: Kept | None = None) -> None:
+        self.case, self.device, self.kept = case, device, kept or Kept(device)
         self.generator = torch.Generator(device)
         self.state: State = {}
 
@@ -47,10 +46,9 @@ class LanguageSubject:
 
     def load(self) -> None:
         case = self.case
-        config, attention = contenders.config_of(case), contenders.attention_of(case)
-        self.model = LanguageModel(config, dtype=DTYPES[case.dtype], device=self.device, attention=attention).eval()
+        self.model = self.kept.model(case)
+        self.verdict = self.kept.verdict(case, lambda: check_steps(self.model, case))
         self.generator.manual_seed(int(case.problem_id, 16) % 2**63)
-        self.verdict = check_steps(self.model, case, self._tokens)
         self.call = self._step() if case.mode == "generation" else self._prefill()
 
     def start(self) -> None:

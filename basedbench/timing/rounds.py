@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
+from basedbench.timing.failures import harmless
 from basedbench.timing.samples import Round
 from basedbench.timing.stopping import StoppingRule
 from basedbench.timing.worker import Failure
@@ -33,6 +34,9 @@ class Runners(Protocol):
 
     def of(self, case: AnyCase) -> Runner:
         """The runner of a case's contender."""
+
+    def spare(self, cases: Sequence[AnyCase]) -> None:
+        """Free what the runners of other cases keep."""
 
     def discard(self, case: AnyCase) -> None:
         """End that runner: the next one is a fresh process."""
@@ -88,6 +92,7 @@ class Competition:
                 yield answer
         yield from self._sample(running)
         for case in again:
+            self.runners.spare([case])
             yield from self.run([case])
 
     def _prepare(self, case: AnyCase) -> Measurement:
@@ -99,8 +104,14 @@ class Competition:
         else:
             measurement.facts = answer
         if not measurement.ok:
-            self.runners.discard(case)
+            self._let_go(measurement)
         return measurement
+
+    def _let_go(self, measurement: Measurement) -> None:
+        """A case without a time: its runner goes on if nothing can have spoiled it, for a new one takes seconds."""
+        case, facts = measurement.case, measurement.facts
+        if not harmless(facts["status"], facts["reason"]) or isinstance(self.runners.of(case).close(), Failure):
+            self.runners.discard(case)
 
     def _sample(self, running: list[Measurement]) -> Iterator[Measurement]:
         shuffle = random.Random(running[0].case.problem_id if running else 0).shuffle

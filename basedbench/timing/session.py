@@ -10,6 +10,8 @@ import torch
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
 from basedbench.timing.cross_check import cross_check
+from basedbench.timing.failures import NOT_CAPTURED
+from basedbench.timing.kept import Kept
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, wall_ms
 from basedbench.timing.samples import Round
@@ -19,7 +21,7 @@ from basedbench.timing.telemetry import Telemetry
 Thunk = Callable[[], object]
 STEPS = ("decode", "generation")  # modes that run in a CUDA graph: one token for each sequence
 MOST_SAMPLES_A_ROUND = 50
-WALL_CALLS = 50
+FEWEST_WALL_CALLS, MOST_WALL_CALLS, WALL_MS = 5, 50, 200.0
 ESTIMATES, LONGEST_ESTIMATE_S = 3, 0.3
 # A round begins with calls that are no samples, for a while: another process had the device before, so its clocks,
 # caches and address translations are not what this one left. Unless one call takes long: then its beginning hardly
@@ -30,9 +32,12 @@ WARM_UP_CALLS, WARM_UP_MS, LONGEST_WARM_UP_MS = 3, 2.0, 20.0
 class Session:
     """One case being timed on one device."""
 
-    def __init__(self, case: AnyCase, measure: MeasureSection, device: str, clock: Clock) -> None:
+    def __init__(
+        self, case: AnyCase, measure: MeasureSection, device: str, clock: Clock, kept: Kept | None = None
+    ) -> None:
         self.case, self.measure, self.device, self.clock = case, measure, device, clock
-        self.subject = subject_of(case, device)
+        self.kept = kept or Kept(device)
+        self.subject = subject_of(case, device, self.kept)
         self.telemetry = Telemetry(device)
         self.sampler: Sampler | None = None
         self.calls: list[Thunk] = []
@@ -43,8 +48,7 @@ class Session:
         if self.case.threads:
             torch.set_num_threads(self.case.threads)
         with torch.set_grad_enabled(self.subject.grad):
-            with self.subject.context():
-                first_s = self._first_call()
+            first_s = self._started()
             verdict = self.subject.check()
             facts = self.subject.facts() | {
                 "threads": torch.get_num_threads() if self.case.device == "cpu" else None,
@@ -76,12 +80,31 @@ class Session:
         self._release_memory()
         return found
 
+    def forget(self) -> None:
+        """Let go of what the next case would find, too: another worker needs the memory."""
+        self.kept.forget()
+        self._release_memory()
+
     def _cross_checked(self) -> dict[str, float]:
         """As other tools would time it, if that was asked for; states that steps rewrite are no matter here."""
         if not (self.measure.cross_check and isinstance(self.sampler, ColdSampler)):
             return {}
         with self._running():
             return cross_check(self.calls)
+
+    def _started(self) -> float:
+        """The first call; once more without what earlier cases left if memory runs out beside that."""
+        found_some = not self.kept.empty
+        try:
+            with self.subject.context():
+                return self._first_call()
+        except torch.OutOfMemoryError:
+            if not found_some:
+                raise
+        self.subject = subject_of(self.case, self.device, self.kept)  # that of before holds some of the memory
+        self.forget()
+        with self.subject.context():
+            return self._first_call()
 
     def _first_call(self) -> float:
         """Load, build and run once; returns the seconds of the last two."""
@@ -101,12 +124,11 @@ class Session:
         self.sample_ms = self.sampler.sample(2)[-1]
         gc.collect()
         gc.freeze()  # what is there by now is not looked at again
-        on_gpu_step = self.case.mode in STEPS and self.case.device == "cuda"
         return {
             "compile_s": max(0.0, first_s - estimate_ms / 1e3),
             "peak_memory_bytes": memory,
             "graph": isinstance(self.sampler, GraphSampler),
-            "wall_ms": wall_ms(self.calls, self.clock, WALL_CALLS) if on_gpu_step else None,
+            "wall_ms": self._wall_ms(estimate_ms),
         } | self.subject.capacity(memory)
 
     def _estimate(self, calls: Sequence[Thunk]) -> tuple[float, float]:
@@ -122,6 +144,13 @@ class Session:
             whole.append((self.clock.now() - start) * 1e3)
         return min(whole), min(enqueued)
 
+    def _wall_ms(self, estimate_ms: float) -> float | None:
+        """Of a step on a GPU, over fewer calls if they are long."""
+        if self.case.mode not in STEPS or self.case.device != "cuda":
+            return None
+        count = int(WALL_MS / max(estimate_ms, 1e-6))
+        return wall_ms(self.calls, self.clock, max(FEWEST_WALL_CALLS, min(MOST_WALL_CALLS, count)))
+
     def _make_sampler(self, calls: list[Any], estimate_ms: float, enqueue_ms: float) -> Sampler:
         if self.case.device == "cpu":
             return CpuSampler(calls, self.clock, estimate_ms)
@@ -132,7 +161,7 @@ class Session:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise NotImplementedError(f"cannot be captured in a CUDA graph: {error}") from error
+            raise NotImplementedError(f"{NOT_CAPTURED}: {error}") from error
 
     def _warm_up(self, sampler: Sampler) -> None:
         start = self.clock.now()

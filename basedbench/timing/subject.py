@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase
 from basedbench.timing.correctness import Verdict
+
+if TYPE_CHECKING:
+    from basedbench.timing.kept import Kept
 
 
 class Subject(Protocol):
@@ -36,12 +39,12 @@ class Subject(Protocol):
         """The columns that follow from what a call needs beyond what is held."""
 
 
-def subject_of(case: AnyCase, device: str) -> Subject:
-    """What times a case."""
+def subject_of(case: AnyCase, device: str, kept: "Kept | None" = None) -> Subject:
+    """What times a case; `kept` is what earlier cases left."""
     if isinstance(case, ModelCase):
         from basedbench.timing.language import LanguageSubject
 
-        return LanguageSubject(case, device)
+        return LanguageSubject(case, device, kept)
     from basedbench.timing.operator import OperatorSubject
 
     return OperatorSubject(case, device)

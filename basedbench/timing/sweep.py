@@ -1,11 +1,14 @@
 """A whole suite: what is left to do, group by group, each row stored as soon as its case is done."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
+from basedbench.timing.room import does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
 from basedbench.timing.subject import unsupported
@@ -30,6 +33,25 @@ def groups(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
     return list(found.values())
 
 
+def neighbours(found: Iterable[list[AnyCase]]) -> list[list[AnyCase]]:
+    """The groups in the order given, but those of the same workers and models in a row: these are started once."""
+    alike: dict[frozenset[Any], list[list[AnyCase]]] = {}
+    for group in found:
+        alike.setdefault(frozenset(_made(case) for case in group), []).append(group)
+    return list(chain.from_iterable(alike.values()))
+
+
+def _made(case: AnyCase) -> tuple[Any, ...]:
+    """What is there before a case's shape matters: its worker, and the model in it."""
+    model = (case.dtype, str(case.shape)) if isinstance(case, ModelCase) else ()
+    return *case.implementation, *model
+
+
+def _models(found: Iterable[list[AnyCase]]) -> list[AnyCase]:
+    """The cases of whole models: what their workers know of them takes seconds to find out again."""
+    return [case for group in found for case in group if isinstance(case, ModelCase)]
+
+
 class Sweep:
     """Runs cases of a suite on one device and stores their rows."""
 
@@ -43,28 +65,44 @@ class Sweep:
     ) -> None:
         self.suite, self.store, self.device, self.measure, self.plugins = suite, store, device, measure, plugins
         self.ceilings: Mapping[str, float] = {}  # what fractions are taken of; see `ceilings.stored_ceilings`
-        self.origin = {
-            "code_version": code_version(),
-            "device_name": device_name(device),
-            "fingerprint": fingerprint(device),
-        }
+        found = fingerprint(device)
+        self.origin = {"code_version": code_version(), "device_name": device_name(device), "fingerprint": found}
+        self.memory_bytes: int | None = found["gpu_memory_bytes"]  # a CPU's is everybody's
 
     def run(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> None:
         """Time the cases; `on_row` is told of each row once it is on the disk."""
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, WallClock())
-            for group in groups(cases):
-                able = [case for case in group if self._supported(case, on_row)]
-                workers.start(able)
-                for measurement in competition.run(able):
-                    self._store(measurement, on_row)
+            todo = self._able(cases, on_row)
+            for index, group in enumerate(todo):
+                workers.start(group, later=_models(todo[index + 1 :]))
+                for part in self._parts(group, len(workers)):
+                    workers.spare(part)
+                    for measurement in competition.run(part):
+                        self._store(measurement, on_row)
 
-    def _supported(self, case: AnyCase, on_row: Callable[[Row], None]) -> bool:
-        """Whether its contender can take the case; if not, that is its row."""
-        reason = unsupported(case)
-        if reason:
-            self._store(Measurement(case, {"status": "unsupported", "reason": reason}), on_row)
-        return reason is None
+    def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
+        """The groups to be timed; what cannot be has its row before anything is."""
+        able = ([case for case in group if self._possible(case, on_row)] for group in groups(cases))
+        return neighbours(group for group in able if group)
+
+    def _parts(self, group: list[AnyCase], processes: int) -> list[list[AnyCase]]:
+        """What of a group the device holds at once."""
+        return [group] if self.memory_bytes is None else side_by_side(group, self.memory_bytes, processes)
+
+    def _possible(self, case: AnyCase, on_row: Callable[[Row], None]) -> bool:
+        """Whether its contender can take the case and the device hold it; if not, that is its row."""
+        facts = self._refusal(case)
+        if facts:
+            self._store(Measurement(case, facts), on_row)
+        return not facts
+
+    def _refusal(self, case: AnyCase) -> dict[str, Any]:
+        if reason := unsupported(case):
+            return {"status": "unsupported", "reason": reason}
+        if self.memory_bytes is not None and (reason := does_not_fit(case, self.memory_bytes)):
+            return {"status": "oom", "reason": reason}
+        return {}
 
     def _store(self, measurement: Measurement, on_row: Callable[[Row], None]) -> None:
         row = throughput_row(measurement, self.suite, self.origin, self.ceilings)

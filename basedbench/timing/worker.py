@@ -1,8 +1,8 @@
 """Worker processes: one per implementation, so that a CUDA error, a crash or an endless compilation costs one case.
 
 A worker prepares one case at a time and samples it round by round, as it is asked; between its rounds others have
-theirs. The processes are forked from a server that has imported torch and done nothing else: they start at once, and
-each makes a GPU context of its own.
+theirs. The processes are forked from a server that has imported what they need and done nothing else: they start at
+once, and each makes a GPU context of its own.
 """
 
 import os
@@ -18,6 +18,8 @@ from basedbench.timing.failures import classify, crash
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
+# What the server imports besides torch: workers need it all, and none of it touches a GPU.
+PRELOADED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
 _LAST_WORDS = 2000
 
 
@@ -38,7 +40,7 @@ def _context() -> Any:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context.set_forkserver_preload(list(PRELOADED))
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
@@ -47,8 +49,13 @@ def _context() -> Any:
     return context
 
 
+def start_server() -> None:
+    """Let the server import what workers need while this process does something else; not to be waited for."""
+    _context()
+
+
 class Worker:
-    """The near end of a worker process. After a failure other than `oom` it is of no further use: stop it.
+    """The near end of a worker process. Whether it is of further use after a failure, `failures.harmless` says.
 
     `set_up(device, plugins)`, called over there, gives what makes a session of `prepare`'s arguments.
     """
@@ -63,10 +70,11 @@ class Worker:
         )
         self._process.start()
         far.close()
-        self._started = False
+        self._started = self._prepared = False
 
     def prepare(self, case: Any, measure: Any) -> dict[str, Any] | Failure:
         """`Session.prepare` over there."""
+        self._prepared = True
         return self._ask("prepare", case, measure, limit_s=measure.timeout)
 
     def round(self, limit_s: float) -> Any:
@@ -76,6 +84,12 @@ class Worker:
     def close(self) -> dict[str, Any] | Failure:
         """`Session.close` over there: free the case's memory; the process stays for the next case."""
         return self._ask("close", limit_s=START_LIMIT_S) or {}
+
+    def forget(self) -> Failure | None:
+        """`Session.forget` over there, if there is anything to forget."""
+        answer = self._ask("forget", limit_s=START_LIMIT_S) if self._prepared else None
+        self._prepared = False
+        return answer if isinstance(answer, Failure) else None
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -132,16 +146,21 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
 
 
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
+    import gc
+
     import torch
 
     from basedbench.plugins import load_plugins
     from basedbench.timing.clock import WallClock
+    from basedbench.timing.kept import Kept
     from basedbench.timing.session import Session
 
     if device != "cpu":
         torch.cuda.set_device(device)
     load_plugins(plugins)
-    return lambda case, measure: Session(case, measure, device, WallClock())
+    gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second a case
+    kept = Kept(device)
+    return lambda case, measure: Session(case, measure, device, WallClock(), kept)
 
 
 def _attempt(action: Any) -> Any:
@@ -158,9 +177,12 @@ class Workers:
         self.device, self.plugins = device, plugins
         self._running: dict[tuple[str, str], Worker] = {}
 
-    def start(self, cases: Sequence[Any]) -> None:
-        """Start what these cases need, all at once, and end what they do not need."""
-        needed = {case.implementation for case in cases}
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, cases: Sequence[Any], later: Sequence[Any] = ()) -> None:
+        """Start what these cases need, all at once, and end what neither they nor `later` ones do."""
+        needed = {case.implementation for case in (*cases, *later)}
         for key in set(self._running) - needed:
             self._running.pop(key).stop()
         for case in cases:
@@ -172,6 +194,13 @@ class Workers:
         if key not in self._running:
             self._running[key] = Worker(self.device, self.plugins)
         return self._running[key]
+
+    def spare(self, cases: Sequence[Any]) -> None:
+        """Free what the workers of other cases keep: these need the memory."""
+        needed = {case.implementation for case in cases}
+        for key in set(self._running) - needed:
+            if self._running[key].forget() is not None:
+                self._running.pop(key).stop()
 
     def discard(self, case: Any) -> None:
         """End the worker of a case's contender."""

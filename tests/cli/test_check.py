@@ -115,6 +115,25 @@ def test_a_wrong_a_raising_and_a_dying_contender_are_rows(run_cli, contender_plu
     assert "5 ok, 3 WRONG, 4 failed" in outcome.stdout
 
 
+@pytest.mark.parametrize(
+    ("place", "given", "jobs"),
+    [("cpu", [], 8), ("cuda:0", [], 5), ("cuda:0", ["--jobs", 3], 3), ("cpu", ["--jobs", 9], 9)],
+)
+def test_how_many_processes_share_the_work(run_cli, monkeypatch, place, given, jobs):
+    found = []
+
+    def run_checks(chosen, place, plugins, jobs, listener):
+        found.append(jobs)
+        return []
+
+    monkeypatch.setattr("basedbench.checking.run.run_checks", run_checks)
+    monkeypatch.setattr("basedbench.engines.resolve_devices", lambda name: [place])
+    monkeypatch.setattr("basedbench.engines.cores", lambda: 16)
+    monkeypatch.setattr("basedbench.engines.compile_ahead._free_memory", lambda device: 35 * 2**30)
+    run_cli("check", "--filter", "^short_conv", *given)
+    assert found == [jobs]
+
+
 def test_quiet_prints_what_is_wrong_alone(run_cli, contender_plugin):
     outcome = run_cli(
         "check", "-q", "--device", "cpu", "--plugin", contender_plugin, "--filter", "(twin|double) fwd fp32 L17 D64 W4"

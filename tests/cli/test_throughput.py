@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from basedbench.cli import throughput_report
 from basedbench.cli.throughput_report import outcome
 from basedbench.store import load
+from basedbench.store.schema import blank_row
 from tests.cli.conftest import RunCli
 
 SUITE = """
@@ -168,3 +170,24 @@ def test_a_case_that_ran_out_of_rounds_says_so_once() -> None:
     row = {"status": "ok", "median_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1, "rounds": 25}
     assert outcome(row | {"stop_reason": "25 rounds"}) == "2 ms +- 5.0 %, 25 rounds"
     assert outcome(row | {"stop_reason": "time limit of 2 s"}) == "2 ms +- 5.0 %, 25 rounds, time limit of 2 s"
+
+
+def test_the_share_of_sampling_is_that_of_the_whole_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(throughput_report.time, "monotonic", lambda: now[0])
+    now[0] += 30  # imports and ceilings
+    progress = throughput_report.Progress(total=3, chosen=3, began=100.0)
+    timed = blank_row("throughput") | {
+        "operator": "taylor_attention", "contender": "ours", "mode": "fwd", "dtype": "fp32", "batch": 1, "length": 8
+    }  # fmt: skip
+    progress(timed | {"status": "oom", "reason": "needs more", "sampling_s": 0.0, "prepare_s": 0.0})
+    assert "left" not in capsys.readouterr().err
+    now[0] += 10
+    progress(timed | {"status": "oom", "reason": "out of memory", "sampling_s": 6.0, "prepare_s": 1.0})
+    assert "about 10 s left" in capsys.readouterr().err
+    now[0] += 20
+    progress(timed | {"status": "unsupported", "reason": "beyond it", "sampling_s": None, "prepare_s": 2.0})
+    progress.close()
+    assert capsys.readouterr().err.endswith("1 min 0 s, 10 % of it warm-up and sampling\n")

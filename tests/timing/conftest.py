@@ -83,10 +83,14 @@ class FakeWorkers:
         self.workers = workers
         self.asked: list[str] = []
         self.discarded: list[str] = []
+        self.spared: list[list[str]] = []
 
     def of(self, case: Case) -> FakeWorker:
         self.asked.append(case.contender)
         return self.workers[case.contender]
+
+    def spare(self, cases: list[Case]) -> None:
+        self.spared.append([case.contender for case in cases])
 
     def discard(self, case: Case) -> None:
         self.discarded.append(case.contender)

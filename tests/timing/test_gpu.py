@@ -11,6 +11,7 @@ from basedbench.timing.ceilings import calibrate
 from basedbench.timing.clock import WallClock
 from basedbench.timing.cross_check import cross_check
 from basedbench.timing.flush import LONGEST_BLOCKER_MS
+from basedbench.timing.kept import Kept
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, GraphSampler, wall_ms
 from basedbench.timing.session import Session
@@ -153,3 +154,27 @@ def test_whole_models_are_right_and_run_as_their_mode_asks(family: str, mode: st
     assert facts["largest_batch"] > 3
     assert all(sample > 0 for sample in session.round().samples_ms)
     session.close()
+
+
+def test_cases_share_a_model_and_its_memory_is_free_once_it_is_forgotten() -> None:
+    wide = {"d_model": 1024, "heads": 8, "vocab_size": 4096, "layers": ["attention"] * 40}
+    case = make_model_case("attention", device="cuda", dtype="bf16", contender="sdpa-flash")
+    case = case.model_copy(update={"overrides": case.overrides | wide})
+    kept = Kept(DEVICE)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    errors = []
+    for changes in ({}, {"batch": 1, "length": 40}, {"length": 900}):
+        session = Session(case.model_copy(update=changes), MEASURE, DEVICE, WallClock(), kept)
+        facts = session.prepare()
+        assert facts["status"] == "ok", facts.get("reason")
+        assert facts["graph"]
+        errors.append(facts["error"])
+        session.round()
+        session.close()
+        weights = sum(parameter.nbytes for parameter in kept.model(case).parameters())
+        # Besides the weights: what cuBLAS keeps for itself, whatever was timed.
+        assert weights <= torch.cuda.memory_allocated() - before < weights + 2**27
+    assert len(set(errors)) == 1
+    session.forget()
+    assert torch.cuda.memory_allocated() - before < 2**27 < weights

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import MeasureSection
-from basedbench.models.language import layers
+from basedbench.contenders.language import config_of
+from basedbench.models.language import LanguageModel, layers
 from basedbench.store import Store, load
+from basedbench.timing import language
 from basedbench.timing.clock import WallClock
+from basedbench.timing.correctness import Verdict
+from basedbench.timing.kept import Kept
 from basedbench.timing.language import PROMPT, RESERVED_BYTES, LanguageSubject, largest_batch, spread
 from basedbench.timing.repeated import repeated_step
 from basedbench.timing.session import Session
+from basedbench.timing.step_check import check_steps
 from basedbench.timing.sweep import Sweep, groups
 from tests.timing.conftest import TINY_LAYERS, make_case, make_model_case
 
@@ -132,17 +138,97 @@ def test_a_prompt_whose_logits_are_wrong_is_incorrect(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("mode", ["generation", "prefill"])
-def test_a_closed_session_holds_no_model(mode: str) -> None:
-    session = Session(make_model_case(mode=mode, length=20), MEASURE, "cpu", WallClock())
+def test_a_closed_session_holds_a_model_for_the_next_until_it_is_told_to_forget(mode: str) -> None:
+    kept = Kept("cpu")
+    session = Session(make_model_case(mode=mode, length=20), MEASURE, "cpu", WallClock(), kept)
     session.prepare()
-    model = weakref.ref(session.subject.model)
+    model, state = weakref.ref(session.subject.model), [weakref.ref(x) for x in session.subject.state.values()]
     gc.collect()
     gc.disable()  # what is frozen before the rounds is never collected: nothing may refer to itself
     try:
         session.close()
+        assert not any(tensor() is not None for tensor in state)
+        assert kept.model(session.case) is model()
+        session.forget()
         assert model() is None
     finally:
         gc.enable()
+
+
+def test_one_model_is_held_at_a_time_and_only_its_attention_changes() -> None:
+    kept = Kept("cpu")
+    first = kept.model(make_model_case("attention", contender="sdpa-math"))
+    assert first.attention == "sdpa-math"
+    again = kept.model(make_model_case("attention", contender="sdpa-flash", batch=1, length=7, mode="prefill"))
+    assert again is first
+    assert again.attention == "sdpa-flash"
+    fresh = LanguageModel(config_of(make_model_case("attention")), device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), fresh.parameters(), strict=True))
+    gone = weakref.ref(first)
+    del first, again
+    assert kept.model(make_model_case("attention", dtype="bf16")).dtype == torch.bfloat16
+    assert gone() is None
+    assert kept.model(make_model_case("based")).config.layers == ("conv", "linear", "window")
+    assert not kept.empty
+
+
+def test_a_model_is_checked_once_for_all_batches_and_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, asked = Kept("cpu"), []
+
+    def noted(model: LanguageModel, case: ModelCase) -> Verdict:
+        asked.append(case)
+        return check_steps(model, case)
+
+    monkeypatch.setattr(language, "check_steps", noted)
+    case = make_model_case("attention")
+    others = {"contender": "sdpa-flash"}, {"mode": "prefill", "logits": "last"}, {"mode": "prefill", "logits": "all"}
+    errors = []
+    for changes in ({}, {"batch": 1}, {"length": 9}, *others, {"dtype": "bf16"}, {"length": 8}):
+        changed = case.model_copy(update=changes)
+        facts = Session(changed, MEASURE, "cpu", WallClock(), kept).prepare()
+        assert facts["status"] == "ok"
+        errors.append(facts["error"])
+    assert [(one.contender, one.mode, one.logits, one.dtype) for one in asked] == [
+        ("sdpa-math", "generation", None, "fp32"),
+        ("sdpa-flash", "generation", None, "fp32"),
+        ("sdpa-math", "prefill", "last", "fp32"),
+        ("sdpa-math", "prefill", "all", "fp32"),
+        ("sdpa-math", "generation", None, "bf16"),
+    ]
+    assert errors[0] == errors[1] == errors[2] == errors[-1]
+    kept.forget()
+    assert Session(case, MEASURE, "cpu", WallClock(), kept).prepare()["error"] == errors[0]
+    assert len(asked) == 5
+
+
+def test_a_wrong_model_stays_wrong_at_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, wrong = Kept("cpu"), Verdict(0.5, 0.1, "the parallel form in float32", "off by one")
+    monkeypatch.setattr(language, "check_steps", lambda model, case: wrong)
+    for length in (8, 16):
+        facts = Session(make_model_case(length=length), MEASURE, "cpu", WallClock(), kept).prepare()
+        assert (facts["status"], facts["reason"]) == ("incorrect", "off by one")
+
+
+def test_out_of_memory_beside_what_was_kept_is_tried_once_more_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, held = Kept("cpu"), []
+    filled = LanguageSubject._filled
+
+    def hungry(self: LanguageSubject) -> Any:
+        held.append(kept.model(self.case))
+        if len({id(model) for model in held}) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return filled(self)
+
+    case = make_model_case()
+    kept.model(case)
+    monkeypatch.setattr(LanguageSubject, "_filled", hungry)
+    session = Session(case, MEASURE, "cpu", WallClock(), kept)
+    assert session.prepare()["status"] == "ok"
+    assert len(held) == 2
+    held.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # nothing was kept: there is nothing to gain
+        Session(case, MEASURE, "cpu", WallClock()).prepare()
+    assert len(held) == 1
 
 
 def test_the_largest_batch_is_what_memory_leaves_for_sequences() -> None:

@@ -4,6 +4,7 @@ import itertools
 import random
 
 from basedbench.config.throughput import MeasureSection
+from basedbench.timing.failures import NOT_CAPTURED
 from basedbench.timing.rounds import Competition
 from basedbench.timing.worker import Failure
 from tests.timing.conftest import FakeWorker, FakeWorkers, MockClock, make_case
@@ -71,6 +72,22 @@ def test_out_of_memory_beside_others_is_tried_again_alone(clock: MockClock) -> N
     assert list(done) == ["small", "greedy"]
     assert done["greedy"].ok
     assert others.discarded == ["greedy"]
+    assert others.spared == [["greedy"]]  # the others' models make room, too
+
+
+def test_a_runner_that_was_only_refused_a_case_goes_on(clock: MockClock) -> None:
+    refused = Failure("unsupported", "RuntimeError: No available kernel. Aborting execution.")
+    capture = Failure("unsupported", f"NotImplementedError: {NOT_CAPTURED}: it synchronises")
+    device = Failure("unsupported", "RuntimeError: CUDA error: operation not supported")
+    stubborn = FakeWorker(clock, lambda: 1.0, facts=refused)
+    stubborn.close = lambda: Failure("crashed", "it died")  # type: ignore[method-assign]
+    answers = {"refused": refused, "capture": capture, "device": device}
+    workers = FakeWorkers(**{name: FakeWorker(clock, lambda: 1.0, facts=one) for name, one in answers.items()})
+    workers.workers["stubborn"] = stubborn
+    done = run(clock, workers)
+    assert {one.facts["status"] for one in done.values()} == {"unsupported"}
+    assert workers.workers["refused"].closed == 1
+    assert workers.discarded == ["capture", "device", "stubborn"]
 
 
 def test_out_of_memory_alone_is_final(clock: MockClock) -> None:

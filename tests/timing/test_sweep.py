@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.config.throughput import MeasureSection
+from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing.choose import pending
-from basedbench.timing.sweep import Sweep, groups
-from tests.timing.conftest import make_case
+from basedbench.timing.room import CONTEXT_BYTES, side_by_side
+from basedbench.timing.sweep import Sweep, groups, neighbours
+from basedbench.timing.worker import Workers
+from tests.timing.conftest import make_case, make_model_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
 MEASURE = MeasureSection(round_ms=1, min_rounds=3, max_rounds=4, seconds=0.2, timeout=60)
@@ -30,6 +32,62 @@ def test_no_group_has_a_contender_twice() -> None:
     assert [len(group) for group in found] == [2, 2, 2, 2]
     for group in found:
         assert len({(case.operator, case.contender) for case in group}) == len(group)
+
+
+def test_groups_of_the_same_models_are_neighbours_and_keep_their_order() -> None:
+    narrow, wide = ({"overrides": {"window": window}} for window in (4, 8))
+    cases = [make_model_case(length=n, **one) for n in (16, 32) for one in (narrow, wide)]
+    cases += [make_model_case(length=16, dtype="bf16", **narrow), make_model_case(length=64, **narrow)]
+    assert groups(cases) == [[case] for case in cases]
+    assert neighbours(groups(cases)) == [[cases[index]] for index in (0, 2, 5, 1, 3, 4)]
+    operators = [make_case(length=n, key_dim=k) for n in (8, 16) for k in (4, 8)]
+    assert neighbours(groups(operators)) == groups(operators)
+    alone = [make_case("ours", length=8), make_case("reference", length=16), make_case("ours", length=24)]
+    assert neighbours(groups(alone)) == [[alone[0]], [alone[2]], [alone[1]]]
+
+
+def test_what_no_device_could_hold_is_a_row_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workers, "of", lambda self, case: pytest.fail("a worker was started"))
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.memory_bytes = 2**32
+    sweep.run([make_model_case("attention", batch=2**16, length=2**14)], lambda row: None)
+    row = load(tmp_path, "throughput").iloc[0]
+    assert row["status"] == "oom"
+    assert row["reason"] == "needs 512.0 GiB, the device has 4.0 GiB"  # 2 layers, 2 x 32 numbers, 4 bytes
+    assert row["median_ms"] is None or row["median_ms"] != row["median_ms"]
+
+
+def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(tmp_path: Path) -> None:
+    cases = [make_model_case("attention", batch=2**10, length=2**7), make_model_case("based", batch=2**10, length=2**7)]
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.memory_bytes = 2 * CONTEXT_BYTES + int(1.1 * 2**26)  # the keys and values of the first are 2**26
+    assert side_by_side(cases, sweep.memory_bytes, 2) == [[cases[0]], [cases[1]]]
+    seen: list[str] = []
+    sweep.run(cases, lambda row: seen.append(row["model"]))
+    assert seen == ["attention-360m", "based-360m"]
+    assert set(load(tmp_path, "throughput")["status"]) == {"ok"}
+
+
+def test_the_workers_of_models_live_as_long_as_a_later_group_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[set[str], set[str]]] = []
+    start = Workers.start
+
+    def noted(self: Workers, cases: list[AnyCase], later: list[AnyCase]) -> None:
+        started.append(({case.subject for case in cases}, {case.subject for case in later}))
+        start(self, cases, later)
+
+    monkeypatch.setattr(Workers, "start", noted)
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.memory_bytes = 2**33
+    shapes = {"length": 8}, {"length": 2**20, "batch": 2**8}, {"length": 16}
+    cases = [make_model_case(family, **shape) for family in ("based", "attention") for shape in shapes]
+    seen: list[str] = []
+    sweep.run([*cases, make_case("ours", length=8)], lambda row: seen.append(row["status"]))
+    both, based, operator = {"attention-360m", "based-360m"}, {"based-360m"}, {"taylor_attention"}
+    assert started == [(both, both), (both, based), (based, set()), (operator, set())]
+    assert seen == ["oom", *["ok"] * 6]
 
 
 def test_what_is_left_to_do() -> None:

@@ -1,6 +1,8 @@
 """Real worker processes: whatever happens over there is an answer here."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,10 +59,53 @@ def test_failures_are_answers(worker: Worker, contender: str, status: str, reaso
     assert re.search(reason, answer.reason)
 
 
+def test_a_worker_that_was_refused_a_case_takes_the_next(worker: Worker) -> None:
+    assert isinstance(worker.prepare(make_case("unable"), MEASURE), Failure)
+    assert worker.close() == {}
+    assert worker.prepare(make_case("good"), MEASURE)["status"] == "ok"
+
+
 def test_wrong_results_are_known_before_any_time(worker: Worker) -> None:
     facts = worker.prepare(make_case("wrong"), MEASURE)
     assert isinstance(facts, dict)
     assert facts["status"] == "incorrect"
+
+
+def test_a_worker_without_a_case_has_nothing_to_forget_and_goes_on_after_it_has_forgotten(worker: Worker) -> None:
+    assert worker.forget() is None
+    assert not worker._started
+    for _ in range(2):
+        assert worker.prepare(make_case("good"), MEASURE)["status"] == "ok"
+        assert worker.close() == {}
+        assert worker.forget() is None
+
+
+def test_what_the_server_imports_touches_no_gpu() -> None:
+    touched = """
+import importlib, torch
+from basedbench.timing.worker import PRELOADED
+def refuse(*args, **kwargs):
+    raise AssertionError("a process that touched the GPU cannot be forked")
+for name in ("is_available", "device_count", "init", "_lazy_init", "current_device", "get_device_properties"):
+    setattr(torch.cuda, name, refuse)
+for name in PRELOADED:
+    importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", touched], check=True)
+
+
+def test_only_the_workers_of_other_cases_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, reference = make_case("ours"), make_case("reference")
+    asked: list[Worker] = []
+    monkeypatch.setattr(Worker, "forget", lambda self: asked.append(self))
+    with Workers("cpu", []) as workers:
+        workers.start([ours, reference])
+        workers.spare([ours])
+        assert asked == [workers.of(reference)]
+        monkeypatch.setattr(Worker, "forget", lambda self: Failure("crashed", "it died"))
+        gone = workers.of(ours)
+        workers.spare([reference])
+        assert workers.of(ours) is not gone
 
 
 def test_what_takes_too_long_is_ended(worker: Worker) -> None:
@@ -87,6 +132,9 @@ def test_workers_are_kept_while_needed_and_ended_after() -> None:
         workers.start([ours, reference])
         first = workers.of(ours)
         gone = workers.of(reference)
+        workers.start([ours], later=[reference])
+        assert workers.of(reference) is gone
+        assert len(workers) == 2
         workers.start([ours])
         assert workers.of(ours) is first
         assert not gone._process.is_alive()

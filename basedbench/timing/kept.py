@@ -1,0 +1,52 @@
+"""What a worker keeps from case to case: a language model, and the verdicts on models.
+
+Cases of one config, dtype and device differ in batch, context and mode; their weights are the same, from the same seed.
+One model is held at a time: another one takes its place, and `forget` makes room for other workers. A verdict depends
+on neither batch nor context (see `step_check`): the same check is made once.
+"""
+
+from collections.abc import Callable
+
+from torch import device as Device
+
+from basedbench.config.models import ModelCase
+from basedbench.contenders.draw import DTYPES
+from basedbench.contenders.language import attention_of, config_of
+from basedbench.models.language import LanguageConfig, LanguageModel
+from basedbench.timing.correctness import Verdict
+
+_Asked = tuple[LanguageConfig, str, str, str, str | None]
+
+
+class Kept:
+    """One model, and every verdict so far, on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = Device(device)
+        self._model: LanguageModel | None = None
+        self._verdicts: dict[_Asked, Verdict] = {}
+
+    def model(self, case: ModelCase) -> LanguageModel:
+        """The case's model: the one there is if it has the same config and dtype, otherwise a new one."""
+        config, dtype = config_of(case), DTYPES[case.dtype]
+        if self._model is None or (self._model.config, self._model.dtype) != (config, dtype):
+            self._model = None  # before the next one takes its memory
+            self._model = LanguageModel(config, dtype=dtype, device=self.device).eval()
+        self._model.attention = attention_of(case)
+        return self._model
+
+    def verdict(self, case: ModelCase, check: Callable[[], Verdict]) -> Verdict:
+        """What `check` finds, or found before: for the same config, contender, dtype, mode and logits."""
+        asked = (config_of(case), case.contender, case.dtype, case.mode, case.logits)
+        if asked not in self._verdicts:
+            self._verdicts[asked] = check()
+        return self._verdicts[asked]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no model is held."""
+        return self._model is None
+
+    def forget(self) -> None:
+        """Let go of the model; verdicts stay."""
+        self._model = None

@@ -1,0 +1,57 @@
+"""What fits a device's memory, known before any work: weights and states are counted by formula, nothing is built.
+
+A model whose weights and states alone exceed the device has no time to be looked for. Of a group whose models do not
+all fit beside each other, those that do are timed together, then the others, in as few parts as come of filling each
+in turn. The estimate need not be exact: what runs out of memory beside others all the same is tried again alone.
+"""
+
+from collections.abc import Sequence
+
+from basedbench.config.models import ModelCase
+from basedbench.config.throughput import AnyCase
+
+CONTEXT_BYTES = 600 * 2**20  # of every worker: the device's context, libraries, kernels
+BEYOND_STATES = 1.05  # what a step needs besides, in proportion
+
+
+def does_not_fit(case: AnyCase, device_bytes: int) -> str | None:
+    """Why a device can never hold a case, or None."""
+    needed = sum(_held(case))
+    if needed <= device_bytes:
+        return None
+    return f"needs {_gib(needed)}, the device has {_gib(device_bytes)}"
+
+
+def side_by_side(cases: Sequence[AnyCase], device_bytes: int, processes: int) -> list[list[AnyCase]]:
+    """The cases in parts that a device holds at once beside the contexts of so many processes, in their order."""
+    room = device_bytes - CONTEXT_BYTES * processes
+    parts: list[list[AnyCase]] = []
+    left: list[float] = []
+    for case in cases:
+        weights, states = _held(case)
+        beside = weights + max(_check(case, weights), BEYOND_STATES * states)  # the check comes before the state
+        place = next((index for index, free in enumerate(left) if not weights or beside <= free), len(parts))
+        if place == len(parts):
+            parts.append([])
+            left.append(room)
+        parts[place].append(case)
+        left[place] -= weights + BEYOND_STATES * states
+    return parts
+
+
+def _held(case: AnyCase) -> tuple[int, int]:
+    """(weights, states of all sequences) in bytes; operators, whose inputs are small, count as nothing."""
+    if not isinstance(case, ModelCase):
+        return 0, 0
+    from basedbench.contenders.language_costs import held_bytes
+
+    return held_bytes(case)
+
+
+def _check(case: AnyCase, weights: int) -> int:
+    """The copy in float32 that a model is checked against, if its weights have 16 bits."""
+    return 2 * weights if case.dtype != "fp32" else weights
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

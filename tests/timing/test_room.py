@@ -1,0 +1,69 @@
+"""What fits a device, counted before anything is built."""
+
+import pytest
+import torch
+
+from basedbench.config import load_suite
+from basedbench.contenders.language_costs import held_bytes
+from basedbench.timing.choose import choose
+from basedbench.timing.language import LanguageSubject
+from basedbench.timing.room import BEYOND_STATES, CONTEXT_BYTES, does_not_fit, side_by_side
+from tests.timing.conftest import TINY_LAYERS, make_case, make_model_case
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("family", TINY_LAYERS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_what_is_counted_is_what_is_held(family: str, dtype: str) -> None:
+    case = make_model_case(family, dtype=dtype)
+    subject = LanguageSubject(case, "cpu")
+    with torch.no_grad():
+        subject.load()
+    positions = 4 * case.batch if "position" in subject.state else 0  # left out of the formula
+    assert sum(held_bytes(case)) == subject.facts()["memory_bytes"] - positions
+
+
+def test_beyond_the_device_is_said_with_both_numbers() -> None:
+    case = make_model_case("attention")
+    needed = sum(held_bytes(case))
+    assert does_not_fit(case, needed) is None
+    assert does_not_fit(case, needed - 1) == f"needs {needed / GIB:.1f} GiB, the device has {needed / GIB:.1f} GiB"
+    assert does_not_fit(make_case(batch=2**40), 1) is None  # operators are not counted
+
+
+def test_everything_that_fits_stays_side_by_side() -> None:
+    cases = [make_model_case("attention"), make_model_case("based"), make_model_case("mamba")]
+    assert side_by_side(cases, 8 * GIB, 3) == [cases]
+    assert side_by_side([], 8 * GIB, 0) == []
+    operators = [make_case("ours"), make_case("reference")]
+    assert side_by_side(operators, 1, 2) == [operators]
+
+
+def test_small_ones_find_room_beside_large_ones() -> None:
+    large = [make_model_case("attention", batch=2**13, length=2**10, contender=name) for name in ("sdpa-math", "ours")]
+    small = [make_model_case("based"), make_model_case("mamba")]
+    cases = [large[0], small[0], large[1], small[1]]
+    _, states = held_bytes(large[0])
+    room = CONTEXT_BYTES * len(cases) + int(1.5 * BEYOND_STATES * states)
+    assert side_by_side(cases, room, 4) == [[large[0], *small], [large[1]]]
+    assert side_by_side(cases, CONTEXT_BYTES * 4, 4) == [[case] for case in cases]  # each may try alone
+
+
+def test_the_copy_for_the_check_needs_room_beside_what_is_there() -> None:
+    cases = [make_model_case("based", dtype="bf16", batch=1, length=8) for _ in range(2)]
+    weights, states = held_bytes(cases[0])
+    both = CONTEXT_BYTES * 2 + 2 * weights + 2 * int(BEYOND_STATES * states) + 2
+    assert len(side_by_side(cases, both, 2)) == 2
+    assert len(side_by_side(cases, both + 2 * weights, 2)) == 1
+
+
+def test_generation_on_80_gib_has_no_part_that_exceeds_the_device() -> None:
+    device = 80 * GIB
+    cases = choose(load_suite("generation", "throughput"), "cuda")
+    place = [case for case in cases if (case.batch, case.length) == (128, 1024) and "1.3b" in case.model]
+    parts = side_by_side(place, device, 9)
+    assert sorted(case.id for part in parts for case in part) == sorted(case.id for case in place)
+    assert all(sum(map(sum, map(held_bytes, part))) < device for part in parts)
+    assert len(parts) < len(place)
+    assert sum(does_not_fit(case, device) is not None for case in cases) == 63
