@@ -1,4 +1,4 @@
-"""What comes before and after the selective scan's kernels: B, C and A in their layouts, and sums of partial gradients.
+"""Around the selective scan's kernels: states before segments, and sums of partial gradients.
 
 One launch each: at short sequences a launch costs as much as a tenth of a scan.
 """
@@ -8,98 +8,82 @@ One launch each: at short sequences a launch costs as much as a tenth of a scan.
 import triton
 import triton.language as tl
 
-PACKED_STEPS = 64  # of one program, a multiple of the backward's chunk
-PACKED_CHANNELS = 64
+from .selective_scan_tiles_triton import LOG2E
+
+CARRIED_CHANNELS = 32  # of a program
+SUMMED_STEPS = 16
 SUMMED_BLOCKS = 8  # partial sums in flight at once
 SUMMED_CHANNELS = 64
 
 
-@triton.jit
-def _pack_sequence(
-    x, rows, columns, tile, L, padded, row_x,
-    N: tl.constexpr, WIDTH: tl.constexpr, STATES: tl.constexpr, T: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr,
+@triton.jit(do_not_specialize=["slots"])
+def carry(
+    states, steps, A, initial, slots, channels, N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    t = tile * TILE + tl.arange(0, TILE)[:, None]
-    n = tl.arange(0, STATES)[None, :]
-    x_TN = tl.load(x + t * row_x + n, mask=(t < L) & (n < N), other=0.0).to(tl.float32)
-    tl.store(rows + t * (2 * WIDTH) + n, x_TN, mask=(t < padded) & (n < WIDTH))
-    if KEEP:
-        t = tile * TILE + tl.arange(0, TILE)[None, :]
-        n = tl.arange(0, STATES)[:, None]
-        place = (t // T) * (N * 2 * T) + n * (2 * T) + t % T
-        tl.store(columns + place, tl.trans(x_TN), mask=(t < padded) & (n < N))
-
-
-@triton.jit(do_not_specialize=["L", "padded", "programs"])
-def pack(
-    B, C, A, rows, columns, A_ND, L, padded, tiles, programs, channels, row_B, row_C, batch_B, batch_C,
-    N: tl.constexpr, WIDTH: tl.constexpr, STATES: tl.constexpr, T: tl.constexpr, TILE: tl.constexpr,
-    BLOCK_D: tl.constexpr, KEEP: tl.constexpr,
-):  # fmt: skip
-    """B and C (B,L,N) to rows (B,padded,2,WIDTH) and, to KEEP, columns (B,padded/T,N,2,T); A (D,N) to (N,D).
-
-    All float32, with zeros where there is no step or state. The first `programs` programs take B and C.
+    """In place: from the states (B,slots,N,D) that segments 0, 1, ... alone leave in slots 1, 2, ... to those before
+    each segment. `steps` (B,slots,D) has the sums of their steps, `initial` (B,D,N) the state before the first.
     """
-    pid = tl.program_id(0)
-    if pid < programs:
-        b = (pid // tiles).to(tl.int64)
-        tile = pid % tiles
-        rows += b * padded * (2 * WIDTH)
-        columns += b * padded * (2 * N)
-        _pack_sequence(B + b * batch_B, rows, columns, tile, L, padded, row_B, N, WIDTH, STATES, T, TILE, KEEP)
-        _pack_sequence(
-            C + b * batch_C, rows + WIDTH, columns + T, tile, L, padded, row_C, N, WIDTH, STATES, T, TILE, KEEP
-        )
-    else:
-        d = (pid - programs) * BLOCK_D + tl.arange(0, BLOCK_D)
-        n = tl.arange(0, STATES)
-        inside = (d < channels)[:, None] & (n < N)[None, :]
-        A_DN = tl.load(A + d[:, None] * N + n[None, :], mask=inside, other=0.0).to(tl.float32)
-        inside = (d < channels)[None, :] & (n < N)[:, None]
-        tl.store(A_ND + n[:, None] * channels + d[None, :], tl.trans(A_DN), mask=inside)
+    b = tl.program_id(1).to(tl.int64)
+    n = tl.arange(0, STATES)[:, None]
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    inside = (n < N) & (d < channels)
+    A_ND = tl.load(A + d * N + n, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    state_ND = tl.zeros([STATES, BLOCK_D], tl.float32)
+    if HAS_STATE:
+        state_ND = tl.load(initial + (b * channels + d) * N + n, mask=inside, other=0.0).to(tl.float32)
+    states += b * slots * N * channels + n * channels + d
+    steps += b * slots * channels + d
+    tl.store(states, state_ND, mask=inside)
+    step_D = tl.load(steps, mask=d < channels, other=0.0)
+    for _ in range(slots - 1):
+        states += N * channels
+        steps += channels
+        added_ND = tl.load(states, mask=inside, other=0.0)
+        state_ND = tl.exp2(step_D * A_ND) * state_ND + added_ND
+        tl.store(states, state_ND, mask=inside)
+        step_D = tl.load(steps, mask=d < channels, other=0.0)
 
 
 @triton.jit
-def _sum_sequence(
-    partials, out, blocks, stride, first, L,
-    N: tl.constexpr, STATES: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr,
+def _sum_blocks(
+    dBC, dB, dC, tile, blocks, stride, L,
+    N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """(blocks,N,2,T), one of the two, over blocks -> steps from `first` of (L,N)."""
-    n = tl.arange(0, STATES)
-    t = tl.arange(0, T)
+    """A tile of one sequence's (steps,2,WIDTH) over blocks, `stride` apart -> its steps of dB and dC (L,N)."""
+    t = tile * TILE + tl.arange(0, TILE)[:, None]
+    n = tl.arange(0, PLACES)[None, :]
     parts = tl.arange(0, PARTS)
-    place_NT = n[:, None] * (2 * T) + t[None, :]
-    total_PNT = tl.zeros([PARTS, STATES, T], tl.float32)
+    here_TN = dBC + t.to(tl.int64) * (2 * WIDTH) + n
+    inside_TN = (t < L) & (n < 2 * WIDTH)
+    total_PTN = tl.zeros([PARTS, TILE, PLACES], tl.float32)
     for block in range(0, blocks, PARTS):
-        here = block + parts
-        total_PNT += tl.load(
-            partials + here.to(tl.int64)[:, None, None] * stride + place_NT[None],
-            mask=(here < blocks)[:, None, None] & (n < N)[None, :, None],
-            other=0.0,
-        )
-    total_NT = tl.sum(total_PNT, 0)
-    t = first + t
-    mask_TN = (t < L)[:, None] & (n < N)[None, :]
-    tl.store(out + t[:, None] * N + n[None, :], tl.trans(total_NT).to(out.dtype.element_ty), mask=mask_TN)
+        part = (block + parts)[:, None, None]
+        mask = (part < blocks) & inside_TN[None]
+        total_PTN += tl.load(here_TN[None] + part.to(tl.int64) * stride, mask=mask, other=0.0)
+    total_TN = tl.sum(total_PTN, 0)
+    tl.store(dB + t * N + n, total_TN.to(dB.dtype.element_ty), mask=(t < L) & (n < N))
+    mask_C = (t < L) & (n >= WIDTH) & (n < WIDTH + N)
+    tl.store(dC + t * N + n - WIDTH, total_TN.to(dC.dtype.element_ty), mask=mask_C)
 
 
-@triton.jit(do_not_specialize=["L", "chunks", "blocks", "programs"])
+@triton.jit(do_not_specialize=["L", "steps", "tiles", "blocks", "programs"])
 def finish(
-    dBC, dconstants, dB, dC, dA, dD, dbias, L, chunks, blocks, batch, channels, programs,
-    N: tl.constexpr, STATES: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    dBC, dconstants, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, channels, programs,
+    N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,chunks,N,2,T); those of A, D and the bias from the
+    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH); those of A, D and the bias from the
     sequences' dconstants (B,N+2,D). The first `programs` programs take B and C. Every sum has a fixed order.
     """
     pid = tl.program_id(0)
     if pid < programs:
-        b = (pid // chunks).to(tl.int64)
-        first = (pid % chunks) * T
-        stride = (b * 0 + batch) * chunks * (N * 2 * T)  # 64 bits; a batch of 1 is no tensor here
-        dBC += pid.to(tl.int64) * (N * 2 * T)
-        _sum_sequence(dBC, dB + b * L * N, blocks, stride, first, L, N, STATES, T, PARTS)
-        _sum_sequence(dBC + T, dC + b * L * N, blocks, stride, first, L, N, STATES, T, PARTS)
+        b = (pid // tiles).to(tl.int64)
+        one = b * 0 + steps * (2 * WIDTH)  # 64 bits: of one sequence
+        _sum_blocks(
+            dBC + b * one, dB + b * L * N, dC + b * L * N, pid % tiles, blocks, batch * one, L,
+            N, WIDTH, PLACES, TILE, PARTS,
+        )  # fmt: skip
     else:
         pid -= programs
         n = pid % (N + 2)

@@ -29,14 +29,6 @@ SIZES = (
 FLOOR = 6e-7
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    if interpreted:
-        monkeypatch.setattr(kernels, "CHUNK", 8)
-        monkeypatch.setattr(kernels, "STEPS", 4)
-        monkeypatch.setattr(kernels, "CHANNELS", 4)
-
-
 def make_inputs(randn, device, dtype, batch, length, channels, states) -> list[Tensor]:
     """u, delta, A, B, C, D, z, the bias of delta, the initial state."""
     sequences = [randn(batch, length, channels), randn(batch, length, channels) - 1, -4 * randn(channels, states).abs()]
@@ -83,6 +75,33 @@ def test_errors_of_outputs_states_and_gradients(randn, relative_error, device, d
     for dtype in dtypes:
         inputs = make_inputs(randn, device, dtype, *size)
         check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+@pytest.mark.parametrize("size", [(1, 41, 5, 2), (2, 50, 3, 3)] if interpreted else [(1, 4097, 40, 16), (2, 1000, 33, 24)])
+@pytest.mark.parametrize("longest", [1, 3])
+def test_segments_of_few_sequences(randn, relative_error, device, monkeypatch, size, longest):
+    """Several segments, the last one shorter, with a state before the first; few tiles in each."""
+    batch, length, channels, states = size
+    monkeypatch.setattr(kernels, "SHORTEST", longest)
+    _, span = kernels._plan(batch, channels, -(-length // kernels.TILE))
+    assert span < -(-length // kernels.TILE)
+    inputs = make_inputs(randn, device, torch.float32, *size)
+    check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+def test_segments_without_an_initial_state(randn, relative_error, device, monkeypatch):
+    monkeypatch.setattr(kernels, "SHORTEST", 1)
+    inputs = make_inputs(randn, device, torch.float32, 1, 25, 3, 3)[:5]
+    inputs[1] = inputs[1].abs()
+    check(randn, relative_error, nothing, inputs, [(1, 25, 3)])
+
+
+def test_the_plan_cuts_sequences_only_where_programs_are_few():
+    assert kernels._plan(256, 512, 32) == (32, 32)
+    assert kernels._plan(8, 2048, 256) == (8, 256)
+    block, span = kernels._plan(1, 512, 2048)
+    assert (block, -(-2048 // span)) == (8, 32)
+    assert kernels._plan(1, 512, 1) == (8, 1)
 
 
 def test_without_options(randn, relative_error, device):
