@@ -66,18 +66,20 @@ def _added(rows, more):
     return total
 
 
-@gluon.jit(do_not_specialize=["L", "tiles"])
+@gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
-    u, delta, A, B, C, D_skip, z, bias, kept, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate, L, tiles,
+    u, delta, A, B, C, D_skip, z, bias, kept, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate, L, tiles, slots, span,
     batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr,
-    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, DECAYS: gl.constexpr,
+    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
+    STATE_D: gl.constexpr, DECAYS: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels;
     kept (B,tiles,N,D).
 
-    dconstants (B,N+2,D): gradients of A, D and the bias. dstate (B,N,D) leaves as the initial state's gradient.
+    Segments are `span` tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and
+    STATE_D. dconstants (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
     DECAYS: they stay in registers instead of being computed again.
     """
     GROUP: gl.constexpr = LANES * SN
@@ -95,6 +97,8 @@ def backward(
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
+    segment = gl.program_id(2)
+    slot = b * slots + segment
     d = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, TD))
     n = gl.arange(0, PLACES * GROUP, gl.SliceLayout(0, TN))
     tg = gl.arange(0, GROUP, gl.SliceLayout(0, TN))
@@ -112,7 +116,7 @@ def backward(
         dz += b * L * channels
     du += b * L * channels
     ddelta += b * L * channels
-    dconstants += b * (N + 2) * channels
+    dconstants += slot * (N + 2) * channels
     dstate += b * N * channels
     dBC += (gl.program_id(0) * gl.num_programs(1).to(gl.int64) + b) * tiles * (T * 2 * WIDTH)
     ln = gl.expand_dims(gl.arange(0, LANES, gl.SliceLayout(1, STATES)), 1)
@@ -131,7 +135,7 @@ def backward(
         A_G += (A2,)
         dA_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
         if HAS_DLAST:
-            carry_G += (gl.load(dlast + b * N * channels + d3 * N + n_i, mask=inside & (n_i < N), other=0.0).to(gl.float32),)
+            carry_G += (gl.load(dlast + slot * (N * channels) + n_i * STATE_N + d3 * STATE_D, mask=inside & (n_i < N), other=0.0).to(gl.float32),)
         else:
             carry_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
     step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
@@ -141,8 +145,10 @@ def backward(
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     dD_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     dbias_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
-    for walked in range(tiles):
-        tile = tiles - 1 - walked
+    begin = segment * span
+    end = gl.minimum(begin + span, tiles)
+    for walked in range(end - begin):
+        tile = end - 1 - walked
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
         delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
@@ -231,7 +237,7 @@ def backward(
         gl.store(ddelta + here_TD, dstep_TD.to(ddelta.dtype.element_ty), mask=inside_TD)
     for i in gl.static_range(GROUPS):
         n_i = n3 + i * GROUP
-        gl.store(dstate + n_i * channels + d3, carry_G[i], mask=inside & (n_i < N))
+        gl.store(dstate + n_i * channels + d3, carry_G[i], mask=inside & (n_i < N) & (segment == 0))
         gl.store(dconstants + n_i * channels + d3, dA_G[i], mask=inside & (n_i < N))
     gl.store(dconstants + N * channels + d, gl.sum(dD_TD, 0), mask=d < channels)
     gl.store(dconstants + (N + 1) * channels + d, gl.sum(dbias_TD, 0), mask=d < channels)

@@ -18,11 +18,12 @@ SUMMED_CHANNELS = 64
 
 @triton.jit(do_not_specialize=["slots"])
 def carry(
-    states, steps, A, initial, slots, channels, N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_STATE: tl.constexpr,
+    states, steps, A, given, slots, channels, N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_STATE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """In place: from the states (B,slots,N,D) that segments 0, 1, ... alone leave in slots 1, 2, ... to those before
-    each segment. `steps` (B,slots,D) has the sums of their steps, `initial` (B,D,N) the state before the first.
+    """In place: from what each segment alone hands to the next one, in that one's slot of states (B,slots,N,D), to what
+    it hands on after all before it. `steps` (B,slots,D) are the segments' sums, `given` (B,D,N) what the first one gets.
+    In REVERSE the first is the last.
     """
     b = tl.program_id(1).to(tl.int64)
     n = tl.arange(0, STATES)[:, None]
@@ -31,18 +32,20 @@ def carry(
     A_ND = tl.load(A + d * N + n, mask=inside, other=0.0).to(tl.float32) * LOG2E
     state_ND = tl.zeros([STATES, BLOCK_D], tl.float32)
     if HAS_STATE:
-        state_ND = tl.load(initial + (b * channels + d) * N + n, mask=inside, other=0.0).to(tl.float32)
-    states += b * slots * N * channels + n * channels + d
-    steps += b * slots * channels + d
-    tl.store(states, state_ND, mask=inside)
-    step_D = tl.load(steps, mask=d < channels, other=0.0)
+        state_ND = tl.load(given + (b * channels + d) * N + n, mask=inside, other=0.0).to(tl.float32)
+    slot = b * slots
+    if REVERSE:
+        slot += slots - 1
+    tl.store(states + (slot * N + n) * channels + d, state_ND, mask=inside)
     for _ in range(slots - 1):
-        states += N * channels
-        steps += channels
-        added_ND = tl.load(states, mask=inside, other=0.0)
-        state_ND = tl.exp2(step_D * A_ND) * state_ND + added_ND
-        tl.store(states, state_ND, mask=inside)
-        step_D = tl.load(steps, mask=d < channels, other=0.0)
+        step_D = tl.load(steps + slot * channels + d, mask=d < channels, other=0.0)
+        if REVERSE:
+            slot -= 1
+        else:
+            slot += 1
+        here = states + (slot * N + n) * channels + d
+        state_ND = tl.exp2(step_D * A_ND) * state_ND + tl.load(here, mask=inside, other=0.0)
+        tl.store(here, state_ND, mask=inside)
 
 
 @triton.jit
@@ -69,12 +72,12 @@ def _sum_blocks(
 
 @triton.jit(do_not_specialize=["L", "steps", "tiles", "blocks", "programs"])
 def finish(
-    dBC, dconstants, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, channels, programs,
+    dBC, dconstants, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, parts, channels, programs,
     N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH); those of A, D and the bias from the
-    sequences' dconstants (B,N+2,D). The first `programs` programs take B and C. Every sum has a fixed order.
+    segments' dconstants (parts,N+2,D). The first `programs` programs take B and C. Every sum has a fixed order.
     """
     pid = tl.program_id(0)
     if pid < programs:
@@ -88,13 +91,13 @@ def finish(
         pid -= programs
         n = pid % (N + 2)
         d = pid // (N + 2) * BLOCK_D + tl.arange(0, BLOCK_D)
-        parts = tl.arange(0, 4 * PARTS)
+        one = tl.arange(0, 4 * PARTS)
         inside = d < channels
         total_PD = tl.zeros([4 * PARTS, BLOCK_D], tl.float32)
-        for start in range(0, batch, 4 * PARTS):
-            b = start + parts
-            here = dconstants + (b.to(tl.int64) * (N + 2) + n)[:, None] * channels + d[None, :]
-            total_PD += tl.load(here, mask=(b < batch)[:, None] & inside[None, :], other=0.0)
+        for start in range(0, parts, 4 * PARTS):
+            part = start + one
+            here = dconstants + (part.to(tl.int64) * (N + 2) + n)[:, None] * channels + d[None, :]
+            total_PD += tl.load(here, mask=(part < parts)[:, None] & inside[None, :], other=0.0)
         total_D = tl.sum(total_PD, 0)
         tl.store(dA + d * N + n, total_D.to(dA.dtype.element_ty), mask=inside & (n < N))
         if HAS_D:

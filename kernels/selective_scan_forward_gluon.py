@@ -30,17 +30,16 @@ from .selective_scan_tiles_gluon import (
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
-    u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, steps, L, tiles, slots, span,
+    u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, L, tiles, slots, span,
     batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr, STATE: gl.constexpr, ENDS: gl.constexpr,
+    STATE_D: gl.constexpr, STATE: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles.
 
-    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D. ENDS: nothing
-    but the segment's last state from zeros, which goes to the next one's slot, and the sum of its steps (B,slots,D).
+    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -98,10 +97,7 @@ def forward(
     next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
     next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
     next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
-    next_C_TN = next_B_TN
-    if not ENDS:
-        next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
-    total_D = gl.zeros([BLOCK_D], gl.float32, gl.SliceLayout(0, TD))
+    next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
     for tile in range(begin, end):
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
@@ -110,16 +106,13 @@ def forward(
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
         B_shared.store(columns(next_B_TN, SN))
+        C_shared.store(columns(next_C_TN, SN))
         t += T
         next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
         next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
         next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
-        if ENDS:
-            total_D += gl.sum(step_TD, 0)
-        else:
-            C_shared.store(columns(next_C_TN, SN))
-            next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
-        if HAS_Z and not ENDS:
+        next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+        if HAS_Z:
             z_TD = load_rows(z, t - T + tt, d, L, row_z, channels, BLOCK_D).to(gl.float32)
         if KEEP:
             here = kept + (b * tiles + tile) * (N * channels) + d3
@@ -135,35 +128,21 @@ def forward(
                 B_N = B_shared.slice(s * PLACES + i, 1, 2).load(S3)
                 h = gl.exp2(step_D * A_G[i]) * h_G[i] + x_D * B_N
                 new_G += (h,)
-                if not ENDS:
-                    C_N = C_shared.slice(s * PLACES + i, 1, 2).load(S3)
-                    part = gl.sum(h * C_N, 1)
-                    if i == 0:
-                        y_LD = part
-                    else:
-                        y_LD += part
+                part = gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1)
+                if i == 0:
+                    y_LD = part
+                else:
+                    y_LD += part
             h_G = new_G
-            if not ENDS:
-                rows += (y_LD,)
-        if not ENDS:
-            y_shared.store(stacked(rows))
-            y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
-            if HAS_Z:
-                y_TD *= z_TD * sigmoid(z_TD)
-            here_TD = y + (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
-            gl.store(here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
-    if ENDS:
-        slot = b * slots + segment
-        gl.store(steps + slot * channels + d, total_D, mask=d < channels)
-        last += (slot + 1) * (N * channels)
-    else:
-        last += b * (N * channels)
+            rows += (y_LD,)
+        y_shared.store(stacked(rows))
+        y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
+        if HAS_Z:
+            y_TD *= z_TD * sigmoid(z_TD)
+        here_TD = y + (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
+        gl.store(here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
     if STATE:
-        if end == tiles or ENDS:
+        if end == tiles:
             for i in gl.static_range(GROUPS):
                 n_i = n3 + i * GROUP
-                inside = (n_i < N) & d3_inside
-                if ENDS:
-                    gl.store(last + n_i * channels + d3, h_G[i], mask=inside)
-                else:
-                    gl.store(last + d3 * N + n_i, h_G[i], mask=inside)
+                gl.store(last + b * (N * channels) + d3 * N + n_i, h_G[i], mask=(n_i < N) & d3_inside)

@@ -19,13 +19,14 @@ import torch
 import triton
 from torch import Tensor
 
-from . import selective_scan_ends_triton as ends
+from . import selective_scan_ends_triton as around
 from .selective_scan_backward_gluon import backward
+from .selective_scan_ends_gluon import ends
 from .selective_scan_forward_gluon import forward
 
 TILE = 8  # steps
 BLOCKS = 32, 16, 8  # channels of a program of the forward
-PROGRAMS = 2048  # four for each scheduler of a Hopper GPU
+PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each
 SHORTEST = 16  # segment, in tiles
 DECAYS = True  # in the backward: in registers, not computed twice
@@ -56,11 +57,10 @@ class _Inputs(NamedTuple):
         return [*(x.stride(0) for x in tensors), self.B.stride(1), self.C.stride(1)]
 
     def constants(self, block: int, softplus: bool) -> dict[str, Any]:
-        rows = {"u": self.u, "delta": self.delta, "z": self.u if self.z is None else self.z}
+        rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
         return {
             "channels": self.u.shape[2], "N": self.A.shape[1], "SN": _group(self.A.shape[1]) // 4, "BLOCK_D": block,
-            "SOFTPLUS": softplus, "HAS_D": self.D is not None, "HAS_Z": self.z is not None,
-            "HAS_BIAS": self.bias is not None,
+            "SOFTPLUS": softplus, "HAS_Z": self.z is not None, "HAS_BIAS": self.bias is not None,
         } | {f"row_{name}": x.stride(1) for name, x in rows.items()}  # fmt: skip
 
 
@@ -88,9 +88,35 @@ def _plan(batch: int, channels: int, tiles: int) -> tuple[int, int]:
     every exponential twice: they come last.
     """
     block = next((size for size in BLOCKS if batch * channels >= size * PROGRAMS), BLOCKS[-1])
-    programs = batch * triton.cdiv(channels, block)
-    segments = 1 if programs >= ENOUGH else min(PROGRAMS // programs, tiles // SHORTEST)
-    return block, triton.cdiv(tiles, max(segments, 1))
+    return block, _span(batch * triton.cdiv(channels, block), tiles)
+
+
+def _span(warps: int, tiles: int) -> int:
+    """Tiles of a segment where whole sequences make that many warps."""
+    segments = 1 if warps >= ENOUGH else min(PROGRAMS // warps, tiles // SHORTEST)
+    return triton.cdiv(tiles, max(segments, 1))
+
+
+def _between(
+    inputs: _Inputs, x: Tensor, B: Tensor, z: Tensor | None, given: Tensor | None, span: int, softplus: bool, *,
+    reverse: bool,
+) -> Tensor:  # fmt: skip
+    """(B,slots,N,D): the states before segments of `span` tiles, or the gradients of those after (`reverse`, of dy)."""
+    batch, length, channels, states, tiles = inputs.shape
+    slots, block = triton.cdiv(tiles, span), BLOCKS[1]
+    between = x.new_empty((batch, slots, states, channels), dtype=torch.float32)
+    steps = between.new_empty(batch, slots, channels)
+    gate = x if z is None else z
+    ends[(triton.cdiv(channels, block), batch, slots - 1)](
+        x, inputs.delta, inputs.A, B, z, inputs.bias, between, steps, length, tiles, slots, span,
+        *(tensor.stride(0) for tensor in (x, inputs.delta, B, gate)), B.stride(1), row_x=x.stride(1), REVERSE=reverse,
+        num_warps=1, **inputs.constants(block, softplus) | {"HAS_Z": z is not None, "row_z": gate.stride(1)},
+    )  # fmt: skip
+    around.carry[(triton.cdiv(channels, around.CARRIED_CHANNELS), batch)](
+        between, steps, inputs.A, given, slots, channels, N=states, STATES=triton.next_power_of_2(states),
+        BLOCK_D=around.CARRIED_CHANNELS, HAS_STATE=given is not None, REVERSE=reverse, num_warps=4,
+    )  # fmt: skip
+    return between
 
 
 def _backward_block(states: int) -> int:
@@ -112,26 +138,14 @@ def forward_operator(
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
     block, span = _plan(batch, channels, tiles)
-    slots = triton.cdiv(tiles, span)
-    starts, steps, place = last, last, (1, states)
-
-    def launch(segments: int, start: Tensor | None, last: Tensor, **constants: Any) -> None:
-        forward[(triton.cdiv(channels, block), batch, segments)](
-            inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, start, y, last, kept,
-            steps, length, tiles, slots, span, *inputs.strides, HAS_STATE=start is not None, STATE_N=place[0],
-            STATE_D=place[1], num_warps=1, **constants, **inputs.constants(block, softplus),
-        )  # fmt: skip
-
+    slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
-        starts = kept.new_empty(batch, slots, states, channels)
-        steps = kept.new_empty(batch, slots, channels)
-        launch(slots - 1, None, starts, STATE=True, ENDS=True, KEEP=False)
-        ends.carry[(triton.cdiv(channels, ends.CARRIED_CHANNELS), batch)](
-            starts, steps, inputs.A, initial, slots, channels, N=states, STATES=triton.next_power_of_2(states),
-            BLOCK_D=ends.CARRIED_CHANNELS, HAS_STATE=initial is not None, num_warps=4,
-        )  # fmt: skip
-        initial, place = starts, (channels, 1)
-    launch(slots, initial, last, STATE=state, ENDS=False, KEEP=keep)
+        initial, place = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False), (channels, 1)
+    forward[(triton.cdiv(channels, block), batch, slots)](
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
+        length, tiles, slots, span, *inputs.strides, HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1],
+        STATE=state, KEEP=keep, HAS_D=D is not None, row_u=inputs.u.stride(1), num_warps=1, **inputs.constants(block, softplus),
+    )  # fmt: skip
     return y, last, kept
 
 
@@ -160,20 +174,26 @@ def backward_operator(
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
     block, width = _backward_block(states), triton.cdiv(states, _group(states)) * _group(states)
     blocks = triton.cdiv(channels, block)
+    span = _span(batch * blocks * BACKWARD_WARPS, tiles)
+    slots, place = triton.cdiv(tiles, span), (1, states)
+    if slots > 1:
+        dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)
     dstate = kept.new_empty(batch, states, channels)
-    dconstants = kept.new_empty(batch, states + 2, channels)
+    dconstants = kept.new_empty(batch * slots, states + 2, channels)
     dBC = kept.new_empty(blocks, batch, tiles * TILE, 2, width)
-    backward[(blocks, batch)](
+    backward[(blocks, batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
-        ddelta, dz, dconstants, dBC, dstate, length, tiles, *inputs.strides, dy.stride(0), row_dy=dy.stride(1),
-        HAS_DLAST=dlast is not None, DECAYS=DECAYS, WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
+        ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
+        row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
+        STATE_N=place[0], STATE_D=place[1], DECAYS=DECAYS, WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
         **inputs.constants(block, softplus),
     )  # fmt: skip
-    parts_L, parts_D = triton.cdiv(length, ends.SUMMED_STEPS), triton.cdiv(channels, ends.SUMMED_CHANNELS)
-    ends.finish[(batch * parts_L + parts_D * (states + 2),)](
-        dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, channels, batch * parts_L,
-        N=states, WIDTH=width, PLACES=triton.next_power_of_2(2 * width), TILE=ends.SUMMED_STEPS,
-        PARTS=ends.SUMMED_BLOCKS, BLOCK_D=ends.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None,
+    parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
+    around.finish[(batch * parts_L + parts_D * (states + 2),)](
+        dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots, channels,
+        batch * parts_L,
+        N=states, WIDTH=width, PLACES=triton.next_power_of_2(2 * width), TILE=around.SUMMED_STEPS,
+        PARTS=around.SUMMED_BLOCKS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None,
         num_warps=4,
     )  # fmt: skip
     if initial is not None:
