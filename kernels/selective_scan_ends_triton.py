@@ -91,11 +91,11 @@ def finish(
         pid -= programs
         n = pid % (N + 2)
         d = pid // (N + 2) * BLOCK_D + tl.arange(0, BLOCK_D)
-        one = tl.arange(0, 4 * PARTS)
+        lane = tl.arange(0, 4 * PARTS)
         inside = d < channels
         total_PD = tl.zeros([4 * PARTS, BLOCK_D], tl.float32)
         for start in range(0, parts, 4 * PARTS):
-            part = start + one
+            part = start + lane
             here = dconstants + (part.to(tl.int64) * (N + 2) + n)[:, None] * channels + d[None, :]
             total_PD += tl.load(here, mask=(part < parts)[:, None] & inside[None, :], other=0.0)
         total_D = tl.sum(total_PD, 0)
