@@ -5,7 +5,7 @@ the gradient g_t = C_t dy_t + a_t+1 g_t+1 in reverse. The gradients of states an
 Sums over states and over channels are taken as far as a thread goes, then change places in shared memory, once a tile.
 """
 
-# mypy: allow-untyped-defs, disable-error-code="assignment"
+# mypy: allow-untyped-defs, disable-error-code="assignment,var-annotated"
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -20,6 +20,7 @@ from .selective_scan_tiles_gluon import (
     channels_layout,
     columns,
     columns_layout,
+    joined,
     load_columns,
     load_constant,
     load_rows,
@@ -43,15 +44,17 @@ def _sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
 @gluon.jit
 def _sum_of_channels(rows, LSC: gl.constexpr, TN: gl.constexpr, SN: gl.constexpr):
     """Partial sums over a thread's channels, step by step (LANES,SN,threads) -> (T,N)."""
-    four = ()
-    for i in gl.static_range(4):
-        four += (gl.join(rows[i], rows[i + 4]),)
-    two = ()
-    for i in gl.static_range(2):
-        two += (gl.join(four[i], four[i + 2]),)
-    parts = gl.reshape(gl.join(two[0], two[1]), [LANES, SN, rows[0].shape[2], 8])
+    parts = gl.reshape(joined(rows), [LANES, SN, rows[0].shape[2], T])
     total = gl.permute(gl.sum(gl.convert_layout(parts, LSC), 2), (2, 0, 1))
-    return gl.convert_layout(gl.reshape(total, [8, LANES * SN]), TN)
+    return gl.convert_layout(gl.reshape(total, [T, LANES * SN]), TN)
+
+
+@gluon.jit
+def _reversed(rows):
+    turned = ()
+    for i in gl.static_range(len(rows)):
+        turned += (rows[len(rows) - 1 - i],)
+    return turned
 
 
 @gluon.jit
@@ -135,7 +138,8 @@ def backward(
         A_G += (A2,)
         dA_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
         if HAS_DLAST:
-            carry_G += (gl.load(dlast + slot * (N * channels) + n_i * STATE_N + d3 * STATE_D, mask=inside & (n_i < N), other=0.0).to(gl.float32),)
+            here = dlast + slot * (N * channels) + n_i * STATE_N + d3 * STATE_D
+            carry_G += (gl.load(here, mask=inside & (n_i < N), other=0.0).to(gl.float32),)
         else:
             carry_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
     step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
@@ -165,6 +169,7 @@ def backward(
             dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD))
             dy_TD *= z_TD * gate_TD
         dy_shared.store(dy_TD)
+        here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
         y_rows = ()
         dx_rows = ()
         dstep_rows = ()
@@ -189,6 +194,10 @@ def backward(
                     y_more += (gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1),)
                 decays += (decay,)
                 decayed += (p,)
+            y_rows = _added(y_rows, y_more)
+            if HAS_Z and i == GROUPS - 1:
+                dz_TD *= _sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
+                gl.store(dz + here_TD, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
             dB_rows = ()
             dC_rows = ()
@@ -201,32 +210,24 @@ def backward(
                 B_N = B_shared.slice((T - 1 - r) * PLACES + i, 1, 2).load(S3)
                 g = carry + dy_D * C_shared.slice((T - 1 - r) * PLACES + i, 1, 2).load(S3)
                 p = decayed[T - 1 - r]
-                dC_rows = (gl.sum(gl.reshape((p + x_D * B_N) * dy_D, SPLIT), 3),) + dC_rows
-                dB_rows = (gl.sum(gl.reshape(g * x_D, SPLIT), 3),) + dB_rows
-                dx_more = (gl.sum(g * B_N, 1),) + dx_more
-                if DECAYS:
-                    carry = g * decays[T - 1 - r]
-                else:
-                    carry = g * gl.exp2(step_D * A2)
+                dC_rows += (gl.sum(gl.reshape((p + x_D * B_N) * dy_D, SPLIT), 3),)
+                dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
+                dx_more += (gl.sum(g * B_N, 1),)
+                carry = g * decays[T - 1 - r] if DECAYS else g * gl.exp2(step_D * A2)
                 g *= p
-                dstep_more = (gl.sum(g * A2, 1),) + dstep_more
+                dstep_more += (gl.sum(g * A2, 1),)
                 dA += g * step_D
             sums = dBC + (t + tn)[:, None].to(gl.int64) * (2 * WIDTH) + i * GROUP + tg[None, :]
-            gl.store(sums, _sum_of_channels(dB_rows, LSC, TN, SN))
-            gl.store(sums + WIDTH, _sum_of_channels(dC_rows, LSC, TN, SN))
-            y_rows = _added(y_rows, y_more)
+            gl.store(sums, _sum_of_channels(_reversed(dB_rows), LSC, TN, SN))
+            gl.store(sums + WIDTH, _sum_of_channels(_reversed(dC_rows), LSC, TN, SN))
             dx_rows = _added(dx_rows, dx_more)
             dstep_rows = _added(dstep_rows, dstep_more)
             new_carry += (carry,)
             new_dA += (dA,)
         carry_G = new_carry
         dA_G = new_dA
-        here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
-        if HAS_Z:
-            dz_TD *= _sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
-            gl.store(dz + here_TD, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
-        dx_TD = _sum_of_lanes(dx_rows, LSD, TD)
-        dstep_TD = _sum_of_lanes(dstep_rows, LSD, TD) * (1.0 / LOG2E) + dx_TD * u_TD
+        dx_TD = _sum_of_lanes(_reversed(dx_rows), LSD, TD)
+        dstep_TD = _sum_of_lanes(_reversed(dstep_rows), LSD, TD) * (1.0 / LOG2E) + dx_TD * u_TD
         if SOFTPLUS:
             dstep_TD *= sigmoid(delta_TD.to(gl.float32) + bias_D[None, :])
         dstep_TD = gl.where(inside_TD, dstep_TD, 0.0)

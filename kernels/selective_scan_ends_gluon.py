@@ -1,4 +1,4 @@
-"""What one segment of a selective scan leaves behind, from zeros: its last states, or the gradient before its first step.
+"""What a segment of a selective scan leaves behind, from zeros: its last states, or the gradients before it.
 
 With the sums of the segments' step sizes, all that a scan over segments needs: a segment's decays multiply to
 exp(A sum delta).

@@ -21,8 +21,8 @@ def carry(
     states, steps, A, given, slots, channels, N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr,
     HAS_STATE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """In place: from what each segment alone hands to the next one, in that one's slot of states (B,slots,N,D), to what
-    it hands on after all before it. `steps` (B,slots,D) are the segments' sums, `given` (B,D,N) what the first one gets.
+    """In place: from what each segment alone hands to the next, in that one's slot of states (B,slots,N,D), to what it
+    hands on after all before it. `steps` (B,slots,D) are the segments' sums, `given` (B,D,N) what the first one gets.
     In REVERSE the first is the last.
     """
     b = tl.program_id(1).to(tl.int64)

@@ -142,7 +142,6 @@ def forward(
         here_TD = y + (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
         gl.store(here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
     if STATE:
-        if end == tiles:
-            for i in gl.static_range(GROUPS):
-                n_i = n3 + i * GROUP
-                gl.store(last + b * (N * channels) + d3 * N + n_i, h_G[i], mask=(n_i < N) & d3_inside)
+        for i in gl.static_range(GROUPS):
+            n_i = n3 + i * GROUP
+            gl.store(last + b * (N * channels) + d3 * N + n_i, h_G[i], mask=(n_i < N) & d3_inside & (end == tiles))

@@ -5,20 +5,25 @@ thread reads its channels' step sizes and its states' B and C from shared memory
 belongs to single steps and channels, softplus and gates, is computed once, in tiles (T,D) spread over all lanes.
 """
 
-# mypy: allow-untyped-defs, disable-error-code="assignment"
+# mypy: allow-untyped-defs, disable-error-code="assignment,misc"
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+from . import selective_scan_tiles_triton as arithmetic
 
 # Triton 3.7 renamed it.
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 T = gl.constexpr(8)  # steps in a tile
 LANES = gl.constexpr(4)  # of states; the other 8 of a warp take channels
-LOG2E = gl.constexpr(1.4426950408889634)
+LOG2E = arithmetic.LOG2E
 ROWS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 CUBE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 COLUMNS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2]))
+
+
+sigmoid, step_size = gluon.jit(arithmetic.sigmoid.fn), gluon.jit(arithmetic.step_size.fn)
 
 
 @gluon.constexpr_function
@@ -58,33 +63,6 @@ def columns_layout(sn, warps=1):
 
 
 @gluon.jit
-def softplus(x):
-    """max(x, 0) + log(1 + e), e = exp(-|x|), by the series of 2 artanh(e / (2 + e)): exact for small e too."""
-    e = gl.exp2(gl.abs(x) * -LOG2E)
-    s = e / (2.0 + e)
-    w = s * s
-    series = 1.0 / 13 + w * (1.0 / 15)
-    series = 1.0 / 9 + w * (1.0 / 11 + w * series)
-    series = 1.0 / 5 + w * (1.0 / 7 + w * series)
-    series = 1.0 + w * (1.0 / 3 + w * series)
-    return gl.maximum(x, 0.0) + 2.0 * s * series
-
-
-@gluon.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + gl.exp2(x * -LOG2E))
-
-
-@gluon.jit
-def step_size(delta, bias, mask, SOFTPLUS: gl.constexpr):
-    """The step size, 0 outside the sequence: there the state stays as it is."""
-    delta = delta.to(gl.float32) + bias
-    if SOFTPLUS:
-        delta = softplus(delta)
-    return gl.where(mask, delta, 0.0)
-
-
-@gluon.jit
 def load_rows(pointer, t, d, L, row: gl.constexpr, channels: gl.constexpr, BLOCK_D: gl.constexpr):
     """(T,D) of a sequence, zeros outside."""
     return gl.load(
@@ -120,16 +98,21 @@ def load_constant(pointer, d, channels, HAS: gl.constexpr):
 
 
 @gluon.jit
-def stacked(rows):
-    """Eight (LANES, D) -> (LANES, 8, D), all in registers."""
+def joined(rows):
+    """Eight tiles -> one with the dimensions 2, 2, 2 behind, all in registers."""
     four = ()
     for i in gl.static_range(4):
         four += (gl.join(rows[i], rows[i + 4]),)
     two = ()
     for i in gl.static_range(2):
         two += (gl.join(four[i], four[i + 2]),)
-    one = gl.join(two[0], two[1])
-    return gl.permute(gl.reshape(one, [one.shape[0], one.shape[1], 8]), (0, 2, 1))
+    return gl.join(two[0], two[1])
+
+
+@gluon.jit
+def stacked(rows):
+    """Eight (LANES, D) -> (LANES, 8, D)."""
+    return gl.permute(gl.reshape(joined(rows), [rows[0].shape[0], rows[0].shape[1], 8]), (0, 2, 1))
 
 
 @gluon.jit

@@ -30,6 +30,7 @@ PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each
 SHORTEST = 16  # segment, in tiles
 DECAYS = True  # in the backward: in registers, not computed twice
+REGISTERS = None  # of a thread of it, at most
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
@@ -140,11 +141,13 @@ def forward_operator(
     block, span = _plan(batch, channels, tiles)
     slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
-        initial, place = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False), (channels, 1)
+        initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
+        place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        length, tiles, slots, span, *inputs.strides, HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1],
-        STATE=state, KEEP=keep, HAS_D=D is not None, row_u=inputs.u.stride(1), num_warps=1, **inputs.constants(block, softplus),
+        length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=D is not None,
+        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=state, KEEP=keep, num_warps=1,
+        **inputs.constants(block, softplus),
     )  # fmt: skip
     return y, last, kept
 
@@ -163,8 +166,8 @@ def outputs(
 
 @torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
 def backward_operator(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None,
-    softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
     inputs = _inputs(u, delta, A, B, C, D, z, bias)
@@ -186,7 +189,7 @@ def backward_operator(
         ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
         row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
         STATE_N=place[0], STATE_D=place[1], DECAYS=DECAYS, WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
-        **inputs.constants(block, softplus),
+        maxnreg=REGISTERS, **inputs.constants(block, softplus),
     )  # fmt: skip
     parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
     around.finish[(batch * parts_L + parts_D * (states + 2),)](
@@ -203,8 +206,8 @@ def backward_operator(
 
 @backward_operator.register_fake
 def gradients(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None,
-    softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients, not yet written."""
     return tuple(  # type: ignore[return-value]
