@@ -83,24 +83,36 @@ def ends(
     x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     begin = segment * span
-    length = gl.minimum(begin + span, tiles) - begin
+    end = gl.minimum(begin + span, tiles)
+    t = begin * T
+    if REVERSE:
+        t = (end - 1) * T
+    next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+    next_x_TD = load_rows(x, t + tt, d, L, row_x, channels, BLOCK_D)
+    next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
+    if HAS_Z:
+        next_z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
     total_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
-    for walked in range(length):
-        t = (begin + walked) * T
-        if REVERSE:
-            t = (begin + length - 1 - walked) * T
-        delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-        x_TD = load_rows(x, t + tt, d, L, row_x, channels, BLOCK_D).to(gl.float32)
-        B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
-        step_TD = step_size(delta_TD, bias_D[None, :], rows_inside(t + tt, d, L, channels, BLOCK_D), SOFTPLUS)
+    for _ in range(begin, end):
+        inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
+        step_TD = step_size(next_delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
+        x_TD = next_x_TD.to(gl.float32)
+        B_shared.store(columns(next_B_TN, SN))
         if HAS_Z:
-            z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D).to(gl.float32)
+            z_TD = next_z_TD.to(gl.float32)
             x_TD *= z_TD * sigmoid(z_TD)
-        if not REVERSE:
+        if REVERSE:
+            t -= T  # not below 0: the first segment is not walked
+        else:
+            t += T
             x_TD *= step_TD
+        next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+        next_x_TD = load_rows(x, t + tt, d, L, row_x, channels, BLOCK_D)
+        next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
+        if HAS_Z:
+            next_z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
         step_shared.store(step_TD)
         x_shared.store(x_TD)
-        B_shared.store(columns(B_TN, SN))
         total_TD += step_TD
         for r in gl.static_range(T):
             step_D = gl.expand_dims(step_shared.slice(T - 1 - r if REVERSE else r, 1).load(DN), 0)

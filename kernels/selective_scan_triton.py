@@ -27,7 +27,7 @@ from .selective_scan_forward_gluon import forward
 TILE = 8  # steps
 BLOCKS = 32, 16, 8  # channels of a program of the forward
 PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
-ENOUGH = 528  # to do without segments: one for each
+ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
 DECAYS = True  # in the backward: in registers, not computed twice
 REGISTERS = None  # of a thread of it, at most
@@ -83,18 +83,19 @@ def _group(states: int) -> int:
 
 
 def _plan(batch: int, channels: int, tiles: int) -> tuple[int, int]:
-    """Channels of a program, and tiles of a segment.
+    """Channels of a program of the forward, and tiles of a segment.
 
     Many programs per multiprocessor hide each other's latencies, few channels in each make many of them. Segments cost
-    every exponential twice: they come last.
+    every exponential twice: they come last, and then make programs enough of the usual size.
     """
-    block = next((size for size in BLOCKS if batch * channels >= size * PROGRAMS), BLOCKS[-1])
-    return block, _span(batch * triton.cdiv(channels, block), tiles)
+    if batch * channels < BLOCKS[-1] * ENOUGH and tiles >= 2 * SHORTEST:
+        return BLOCKS[1], _span(batch * triton.cdiv(channels, BLOCKS[1]), PROGRAMS, tiles)
+    return next((size for size in BLOCKS if batch * channels >= size * PROGRAMS), BLOCKS[-1]), tiles
 
 
-def _span(warps: int, tiles: int) -> int:
-    """Tiles of a segment where whole sequences make that many warps."""
-    segments = 1 if warps >= ENOUGH else min(PROGRAMS // warps, tiles // SHORTEST)
+def _span(warps: int, wanted: int, tiles: int) -> int:
+    """Tiles of a segment where whole sequences make only so many warps."""
+    segments = 1 if warps >= ENOUGH else min(wanted // warps, tiles // SHORTEST)
     return triton.cdiv(tiles, max(segments, 1))
 
 
@@ -177,7 +178,7 @@ def backward_operator(
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
     block, width = _backward_block(states), triton.cdiv(states, _group(states)) * _group(states)
     blocks = triton.cdiv(channels, block)
-    span = _span(batch * blocks * BACKWARD_WARPS, tiles)
+    span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
     slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
         dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)

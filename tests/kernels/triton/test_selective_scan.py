@@ -102,7 +102,7 @@ def test_the_plan_cuts_sequences_only_where_programs_are_few():
     assert kernels._plan(256, 512, 32) == (32, 32)
     assert kernels._plan(8, 2048, 256) == (8, 256)
     block, span = kernels._plan(1, 512, 2048)
-    assert (block, -(-2048 // span)) == (8, 32)
+    assert (block, -(-2048 // span)) == (16, 64)
     assert kernels._plan(1, 512, 1) == (8, 1)
 
 
