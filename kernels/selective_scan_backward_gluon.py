@@ -29,6 +29,7 @@ from .selective_scan_tiles_gluon import (
     rows_inside,
     sigmoid,
     stacked,
+    state_places,
     states_layout,
     step_size,
     tile_layout,
@@ -95,8 +96,6 @@ def backward(
     TN: gl.constexpr = columns_layout(SN, WARPS)
     LSD: gl.constexpr = parts_layout(BLOCK_D, WARPS)
     LSC: gl.constexpr = channels_layout(SN, WARPS)
-    ROW: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, S3))
-    STATES: gl.constexpr = gl.SliceLayout(2, S3)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
@@ -122,10 +121,7 @@ def backward(
     dconstants += slot * (N + 2) * channels
     dstate += b * N * channels
     dBC += (gl.program_id(0) * gl.num_programs(1).to(gl.int64) + b) * tiles * (T * 2 * WIDTH)
-    ln = gl.expand_dims(gl.arange(0, LANES, gl.SliceLayout(1, STATES)), 1)
-    sn = gl.expand_dims(gl.arange(0, SN, gl.SliceLayout(0, STATES)), 0)
-    n3 = gl.expand_dims(ln * SN + sn, 2)
-    d3 = gl.expand_dims(gl.expand_dims(first + gl.arange(0, BLOCK_D, ROW), 0), 0)
+    n3, d3 = state_places(first, SN, BLOCK_D, S3)
     inside = d3 >= 0
     if channels % BLOCK_D != 0:
         inside = d3 < channels

@@ -23,6 +23,7 @@ from .selective_scan_tiles_gluon import (
     power_of_two,
     rows_inside,
     sigmoid,
+    state_places,
     states_layout,
     step_size,
     tile_layout,
@@ -48,7 +49,6 @@ def ends(
     S3: gl.constexpr = states_layout(BLOCK_D, SN)
     TD: gl.constexpr = tile_layout(BLOCK_D)
     TN: gl.constexpr = columns_layout(SN)
-    STATES: gl.constexpr = gl.SliceLayout(2, S3)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
@@ -67,11 +67,7 @@ def ends(
     B += b * batch_B
     if HAS_Z:
         z += b * batch_z
-    ln = gl.expand_dims(gl.arange(0, LANES, gl.SliceLayout(1, STATES)), 1)
-    sn = gl.expand_dims(gl.arange(0, SN, gl.SliceLayout(0, STATES)), 0)
-    n3 = gl.expand_dims(ln * SN + sn, 2)
-    d3 = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, gl.SliceLayout(0, S3)))
-    d3 = gl.expand_dims(gl.expand_dims(d3, 0), 0)
+    n3, d3 = state_places(first, SN, BLOCK_D, S3)
     A_G = ()
     h_G = ()
     for i in gl.static_range(GROUPS):

@@ -22,6 +22,7 @@ from .selective_scan_tiles_gluon import (
     rows_inside,
     sigmoid,
     stacked,
+    state_places,
     states_layout,
     step_size,
     tile_layout,
@@ -49,8 +50,6 @@ def forward(
     TD: gl.constexpr = tile_layout(BLOCK_D)
     TN: gl.constexpr = columns_layout(SN)
     LSD: gl.constexpr = parts_layout(BLOCK_D)
-    ROW: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, S3))
-    STATES: gl.constexpr = gl.SliceLayout(2, S3)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
@@ -68,10 +67,7 @@ def forward(
     if HAS_Z:
         z += b * batch_z
     y += b * L * channels
-    ln = gl.expand_dims(gl.arange(0, LANES, gl.SliceLayout(1, STATES)), 1)
-    sn = gl.expand_dims(gl.arange(0, SN, gl.SliceLayout(0, STATES)), 0)
-    n3 = gl.expand_dims(ln * SN + sn, 2)
-    d3 = gl.expand_dims(gl.expand_dims(first + gl.arange(0, BLOCK_D, ROW), 0), 0)
+    n3, d3 = state_places(first, SN, BLOCK_D, S3)
     d3_inside = d3 >= 0
     if channels % BLOCK_D != 0:
         d3_inside = d3 < channels

@@ -98,6 +98,16 @@ def load_constant(pointer, d, channels, HAS: gl.constexpr):
 
 
 @gluon.jit
+def state_places(first, SN: gl.constexpr, BLOCK_D: gl.constexpr, S3: gl.constexpr):
+    """Which states (LANES,SN,1), and which channels (1,1,D), of a tile of states."""
+    lane = gl.arange(0, LANES, gl.SliceLayout(1, gl.SliceLayout(2, S3)))
+    n = gl.arange(0, SN, gl.SliceLayout(0, gl.SliceLayout(2, S3)))
+    n = gl.expand_dims(lane, 1) * SN + gl.expand_dims(n, 0)
+    d = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, gl.SliceLayout(0, S3)))
+    return gl.expand_dims(n, 2), gl.expand_dims(gl.expand_dims(d, 0), 0)
+
+
+@gluon.jit
 def joined(rows):
     """Eight tiles -> one with the dimensions 2, 2, 2 behind, all in registers."""
     four = ()

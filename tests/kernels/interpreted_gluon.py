@@ -83,10 +83,14 @@ def interpreted_gluon() -> Iterator[None]:
     stand_in.jit, stand_in.language = triton.jit, _language()
     stand_in.constexpr_function = lambda function: function
     before = {name: sys.modules.get(name) for name in NAMES}
+    parent: Any = importlib.import_module("triton.experimental")
+    real = vars(parent).pop("gluon", None)
     sys.modules.update(zip(NAMES, (stand_in, stand_in.language), strict=True))
     try:
         yield
     finally:
+        if real is not None:
+            parent.gluon = real
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]
