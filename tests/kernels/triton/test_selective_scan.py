@@ -14,10 +14,10 @@ from .conftest import interpreted
 module = importlib.import_module("basedbench.kernels.selective_scan")
 reference = module.reference
 
-# Batch, length, channels, states. Short chunks and few states keep the interpreter quick; a device runs the real ones.
-# Among the lengths is one that is whole tiles of the forward, but not whole chunks: 12, or 1000.
+# Batch, length, channels, states. Few of them keep the interpreter quick; a device runs the real ones. Among the lengths
+# are whole tiles and others, among the states one group and several, among the channels one program and more.
 SIZES = (
-    [(1, 1, 3, 3), (2, 9, 5, 2), (2, 12, 4, 2)]
+    [(1, 1, 3, 3), (2, 9, 5, 2), (2, 12, 4, 2), (1, 9, 40, 24), (1, 9, 3, 40)]
     if interpreted
     else [
         *((2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 12), (2, 1000, 96, 24)),
