@@ -14,7 +14,7 @@ from .conftest import interpreted
 module = importlib.import_module("basedbench.kernels.selective_scan")
 reference = module.reference
 
-# Batch, length, channels, states. Few of them keep the interpreter quick; a device runs the real ones. Among the lengths
+# Batch, length, channels, states. Few of them keep the interpreter quick; a device runs real ones. Among the lengths
 # are whole tiles and others, among the states one group and several, among the channels one program and more.
 SIZES = (
     [(1, 1, 3, 3), (2, 9, 5, 2), (2, 12, 4, 2), (1, 9, 40, 24), (1, 9, 3, 40)]
