@@ -1,31 +1,37 @@
-"""Triton operators of `selective_scan`: one thread per channel, states (forward) or time steps (backward) in registers.
+"""Operators of `selective_scan` by Gluon and Triton kernels: a warp walks along its channels with all their states.
 
-The forward walks through time with all states of a channel in one thread's registers, so that the recurrence needs no
-exchange between threads and exponentials, N per step and channel, are computed once. When gradients will be asked for
-it keeps the states between chunks of 16 steps, N / 16 float32 per step and channel.
+A thread has some states of some channels in registers, so that a step of the recurrence exchanges nothing, and B, C and
+the step sizes, which products share, are read once for several. Where sequences and channels make too few programs, the
+sequence is cut into segments: their last states from zeros and the sums of their steps, a short scan over segments,
+then the outputs of all segments side by side. When gradients will be asked for, the states before tiles of 8 steps are
+kept, N / 8 float32 per step and channel.
 
-The backward takes the chunks from the last to the first and, within a chunk, state by state. Gradients of B and C are
-sums over channels: every program leaves the sum over its 32, and those are added in a fixed order, as are the
-sequences' gradients of A, D and the bias of delta. Results are reproducible bit by bit. Everything between load and
-store is float32.
+The backward takes the tiles from the last to the first. Gradients of B and C are sums over channels: every program
+leaves the sum over its own, and those are added in a fixed order, as are the sequences' gradients of A, D and the bias
+of delta. Results are reproducible bit by bit. Everything between load and store is float32.
 """
 
 # mypy: allow-untyped-defs
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from . import selective_scan_ends_triton as ends
-from .selective_scan_backward_triton import backward
-from .selective_scan_forward_triton import forward
-from .selective_scan_tiles_triton import CHANNELS
+from . import selective_scan_ends_triton as around
+from .selective_scan_backward_gluon import backward
+from .selective_scan_ends_gluon import ends
+from .selective_scan_forward_gluon import forward
 
-STEPS = 8  # in a tile of the forward
-CHUNK = 16  # in one of the backward: a multiple of STEPS; ends.PACKED_STEPS is one of CHUNK
+TILE = 8  # steps
+BLOCKS = 32, 16, 8  # channels of a program of the forward
+PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
+ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
+SHORTEST = 16  # segment, in tiles
+DECAYS = True  # in the backward: in registers, not computed twice
+REGISTERS = None  # of a thread of it, at most
+BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
 class _Inputs(NamedTuple):
@@ -42,26 +48,21 @@ class _Inputs(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Batch, length, channels, states, chunks."""
-        return (*self.u.shape, self.A.shape[1], triton.cdiv(self.u.shape[1], CHUNK))  # type: ignore[return-value]
-
-    def sequences(self, **more: Tensor) -> tuple[list[int], dict[str, int]]:
-        """The strides between sequences, and those between time steps, of the (B,L,D) tensors."""
-        tensors = {"u": self.u, "delta": self.delta, "z": self.u if self.z is None else self.z, **more}
-        return [x.stride(0) for x in tensors.values()], {f"row_{name}": x.stride(1) for name, x in tensors.items()}
+        """Batch, length, channels, states, tiles."""
+        return (*self.u.shape, self.A.shape[1], triton.cdiv(self.u.shape[1], TILE))  # type: ignore[return-value]
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return triton.cdiv(self.u.shape[2], CHANNELS), self.u.shape[0]
+    def strides(self) -> list[int]:
+        """Between sequences, and between the rows of B and C."""
+        tensors = self.u, self.delta, self.B, self.C, self.u if self.z is None else self.z
+        return [*(x.stride(0) for x in tensors), self.B.stride(1), self.C.stride(1)]
 
-    def constants(self, tile: int, softplus: bool) -> dict[str, Any]:
-        """Whatever the tile, steps are walked to the end of the last chunk: WHOLE if that is the sequence's end too."""
-        _, length, channels, states, _ = self.shape
+    def constants(self, block: int, softplus: bool) -> dict[str, Any]:
+        rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
         return {
-            "channels": channels, "N": states, "T": tile, "BLOCK_D": CHANNELS, "WHOLE": length % CHUNK == 0,
-            "SOFTPLUS": softplus, "HAS_D": self.D is not None, "HAS_Z": self.z is not None,
-            "HAS_BIAS": self.bias is not None, "num_warps": 1,
-        }  # fmt: skip
+            "channels": self.u.shape[2], "N": self.A.shape[1], "SN": _group(self.A.shape[1]) // 4, "BLOCK_D": block,
+            "SOFTPLUS": softplus, "HAS_Z": self.z is not None, "HAS_BIAS": self.bias is not None,
+        } | {f"row_{name}": x.stride(1) for name, x in rows.items()}  # fmt: skip
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -81,86 +82,123 @@ def _group(states: int) -> int:
     return 8 if 0 < states % 16 <= 8 else 16
 
 
-def _packed(inputs: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """B and C (B,L,2,N), steps and states padded; to `keep`, (B,chunks,N,2,T); and A (N,D). In float32."""
-    batch, length, channels, states, chunks = inputs.shape
-    width, padded = triton.cdiv(states, _group(states)) * _group(states), chunks * CHUNK
-    rows = inputs.u.new_empty((batch, padded, 2, width), dtype=torch.float32)
-    columns = rows.new_empty((batch, chunks, states, 2, CHUNK) if keep else 0)
-    A_ND = rows.new_empty(states, channels)
-    tiles = triton.cdiv(padded, ends.PACKED_STEPS)
-    strides = (x.stride(i) for i in (1, 0) for x in (inputs.B, inputs.C))
-    ends.pack[(tiles * batch + triton.cdiv(channels, ends.PACKED_CHANNELS),)](
-        inputs.B, inputs.C, inputs.A, rows, columns, A_ND, length, padded, tiles, tiles * batch, channels, *strides,
-        N=states, WIDTH=width, STATES=triton.next_power_of_2(width), T=CHUNK, TILE=ends.PACKED_STEPS,
-        BLOCK_D=ends.PACKED_CHANNELS, KEEP=keep, num_warps=4,
+def _plan(batch: int, channels: int, tiles: int) -> tuple[int, int]:
+    """Channels of a program of the forward, and tiles of a segment.
+
+    Many programs per multiprocessor hide each other's latencies, few channels in each make many of them. Segments cost
+    every exponential twice: they come last, and then make programs enough of the usual size.
+    """
+    if batch * channels < BLOCKS[-1] * ENOUGH and tiles >= 2 * SHORTEST:
+        return BLOCKS[1], _span(batch * triton.cdiv(channels, BLOCKS[1]), PROGRAMS, tiles)
+    return next((size for size in BLOCKS if batch * channels >= size * PROGRAMS), BLOCKS[-1]), tiles
+
+
+def _span(warps: int, wanted: int, tiles: int) -> int:
+    """Tiles of a segment where whole sequences make only so many warps."""
+    segments = 1 if warps >= ENOUGH else min(wanted // warps, tiles // SHORTEST)
+    return triton.cdiv(tiles, max(segments, 1))
+
+
+def _between(
+    inputs: _Inputs, x: Tensor, B: Tensor, z: Tensor | None, given: Tensor | None, span: int, softplus: bool, *,
+    reverse: bool,
+) -> Tensor:  # fmt: skip
+    """(B,slots,N,D): the states before segments of `span` tiles, or the gradients of those after (`reverse`, of dy)."""
+    batch, length, channels, states, tiles = inputs.shape
+    slots, block = triton.cdiv(tiles, span), BLOCKS[1]
+    between = x.new_empty((batch, slots, states, channels), dtype=torch.float32)
+    steps = between.new_empty(batch, slots, channels)
+    gate = x if z is None else z
+    ends[(triton.cdiv(channels, block), batch, slots - 1)](
+        x, inputs.delta, inputs.A, B, z, inputs.bias, between, steps, length, tiles, slots, span,
+        *(tensor.stride(0) for tensor in (x, inputs.delta, B, gate)), B.stride(1), row_x=x.stride(1), REVERSE=reverse,
+        num_warps=1, **inputs.constants(block, softplus) | {"HAS_Z": z is not None, "row_z": gate.stride(1)},
     )  # fmt: skip
-    return rows, columns, A_ND
+    around.carry[(triton.cdiv(channels, around.CARRIED_CHANNELS), batch)](
+        between, steps, inputs.A, given, slots, channels, N=states, STATES=triton.next_power_of_2(states),
+        BLOCK_D=around.CARRIED_CHANNELS, HAS_STATE=given is not None, REVERSE=reverse, num_warps=4,
+    )  # fmt: skip
+    return between
+
+
+def _backward_block(states: int) -> int:
+    """Channels of a program: 16 of a warp, 8 where states need more of the registers."""
+    return BACKWARD_WARPS * (16 if states <= 32 else 8)
 
 
 @torch.library.custom_op("basedbench::selective_scan", mutates_args=())
 def forward_operator(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (B,L,D); the last `state` (B,D,N) in float32; what the backward needs, to `keep`. Empty where not asked for.
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D).
 
-    Kept are the states before every chunk (B,chunks,N,D), B and C (B,chunks,N,2,T) and A (N,D).
+    Empty where not asked for.
     """
     inputs = _inputs(u, delta, A, B, C, D, z, bias)
-    y, last, kept, columns, A_ND = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
-    rows, columns, A_ND = _packed(inputs, keep)
-    batches, strides = inputs.sequences()
+    y, last, kept = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
     initial = None if initial is None else initial.contiguous()
-    _, length, _, states, chunks = inputs.shape
-    forward[inputs.grid](
-        inputs.u, inputs.delta, A_ND, rows, inputs.D, inputs.z, inputs.bias, initial, y, last, kept, length,
-        chunks * (CHUNK // STEPS), 1, *batches, GROUP=_group(states), KEEP_EVERY=CHUNK // STEPS if keep else 0,
-        HAS_STATE=initial is not None, STATE=state, **strides, **inputs.constants(STEPS, softplus),
+    batch, length, channels, states, tiles = inputs.shape
+    block, span = _plan(batch, channels, tiles)
+    slots, place = triton.cdiv(tiles, span), (1, states)
+    if slots > 1:
+        initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
+        place = channels, 1
+    forward[(triton.cdiv(channels, block), batch, slots)](
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
+        length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=D is not None,
+        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=state, KEEP=keep, num_warps=1,
+        **inputs.constants(block, softplus),
     )  # fmt: skip
-    return y, last, kept, columns, A_ND if keep else A_ND.new_empty(0)
+    return y, last, kept
 
 
 @forward_operator.register_fake
 def outputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The outputs, not yet written."""
     batch, length, channels = u.shape
-    states, chunks = A.shape[1], (length + CHUNK - 1) // CHUNK
+    states, tiles = A.shape[1], (length + TILE - 1) // TILE
     last = u.new_empty((batch, channels, states) if state else 0, dtype=torch.float32)
-    shapes = [(batch, chunks, states, channels), (batch, chunks, states, 2, CHUNK), (states, channels)]
-    kept, columns, A_ND = (last.new_empty(shape if keep else 0) for shape in shapes)
-    return u.new_empty(u.shape), last, kept, columns, A_ND
+    return u.new_empty(u.shape), last, last.new_empty((batch, tiles, states, channels) if keep else 0)
 
 
 @torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
 def backward_operator(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, columns: Tensor, A_ND: Tensor, u: Tensor, delta: Tensor, A: Tensor,
-    B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None,
-    softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
     inputs = _inputs(u, delta, A, B, C, D, z, bias)
-    batch, length, channels, states, chunks = inputs.shape
+    batch, length, channels, states, tiles = inputs.shape
     dy, dlast = _rows(dy), None if dlast is None else dlast.contiguous()
-    found = gradients(dy, dlast, kept, columns, A_ND, u, delta, A, B, C, D, z, bias, initial, softplus)
+    found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
+    block, width = _backward_block(states), triton.cdiv(states, _group(states)) * _group(states)
+    blocks = triton.cdiv(channels, block)
+    span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
+    slots, place = triton.cdiv(tiles, span), (1, states)
+    if slots > 1:
+        dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)
     dstate = kept.new_empty(batch, states, channels)
-    dconstants = kept.new_empty(batch, states + 2, channels)
-    dBC = kept.new_empty(inputs.grid[0], *columns.shape)
-    batches, strides = inputs.sequences(dy=dy)
-    backward[inputs.grid](
-        inputs.u, inputs.delta, A_ND, columns, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du, ddelta, dz,
-        dconstants, dBC, dstate, length, chunks, 1, *batches, DEPTH=int(math.log2(CHANNELS)),
-        HAS_DLAST=dlast is not None, **strides, **inputs.constants(CHUNK, softplus),
+    dconstants = kept.new_empty(batch * slots, states + 2, channels)
+    dBC = kept.new_empty(blocks, batch, tiles * TILE, 2, width)
+    backward[(blocks, batch, slots)](
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
+        ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
+        row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
+        STATE_N=place[0], STATE_D=place[1], DECAYS=DECAYS, WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
+        maxnreg=REGISTERS, **inputs.constants(block, softplus),
     )  # fmt: skip
-    blocks_D = triton.cdiv(channels, ends.SUMMED_CHANNELS)
-    ends.finish[(batch * chunks + blocks_D * (states + 2),)](
-        dBC, dconstants, dB, dC, dA, dD, dbias, length, chunks, inputs.grid[0], batch, channels, batch * chunks,
-        N=states, STATES=triton.next_power_of_2(states), T=CHUNK, PARTS=ends.SUMMED_BLOCKS,
-        BLOCK_D=ends.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None, num_warps=4,
+    parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
+    around.finish[(batch * parts_L + parts_D * (states + 2),)](
+        dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots, channels,
+        batch * parts_L,
+        N=states, WIDTH=width, PLACES=triton.next_power_of_2(2 * width), TILE=around.SUMMED_STEPS,
+        PARTS=around.SUMMED_BLOCKS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None,
+        num_warps=4,
     )  # fmt: skip
     if initial is not None:
         dinitial.copy_(dstate.transpose(1, 2))
@@ -169,9 +207,8 @@ def backward_operator(
 
 @backward_operator.register_fake
 def gradients(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, columns: Tensor, A_ND: Tensor, u: Tensor, delta: Tensor, A: Tensor,
-    B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None,
-    softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients, not yet written."""
     return tuple(  # type: ignore[return-value]
@@ -190,9 +227,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     if dy is None:
-        dy = torch.zeros_like(tensors[3])
+        dy = torch.zeros_like(tensors[1])
     found = backward_operator(dy, dlast, *tensors, ctx.softplus)
-    return *(None if x is None else gradient for x, gradient in zip(tensors[3:], found, strict=True)), None, None, None
+    return *(None if x is None else gradient for x, gradient in zip(tensors[1:], found, strict=True)), None, None, None
 
 
 forward_operator.register_autograd(_gradients, setup_context=_keep)
@@ -201,7 +238,7 @@ forward_operator.register_autograd(_gradients, setup_context=_keep)
 def supported(u: Tensor, A_DN: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels take these inputs."""
     known = (torch.float32, torch.float16, torch.bfloat16)
-    return u.numel() > 0 and A_DN.shape[1] <= 64 and all(x is None or x.dtype in known for x in (u, A_DN, *others))
+    return u.numel() > 0 and 0 < A_DN.shape[1] <= 64 and all(x is None or x.dtype in known for x in (u, A_DN, *others))
 
 
 def selective_scan(

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.kernels import interpreted_gluon
+
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+if interpreted:
+    interpreted_gluon.load(
+        [f"basedbench.kernels.selective_scan_{part}_gluon" for part in ("tiles", "ends", "forward", "backward")]
+    )
 
 collect_ignore_glob = [] if interpreted or torch.cuda.is_available() else ["test_*.py"]
 

@@ -14,10 +14,10 @@ from .conftest import interpreted
 module = importlib.import_module("basedbench.kernels.selective_scan")
 reference = module.reference
 
-# Batch, length, channels, states. Short chunks and few states keep the interpreter quick; a device runs the real ones.
-# Among the lengths is one that is whole tiles of the forward, but not whole chunks: 12, or 1000.
+# Batch, length, channels, states. Few of them keep the interpreter quick; a device runs real ones. Among the lengths
+# are whole tiles and others, among the states one group and several, among the channels one program and more.
 SIZES = (
-    [(1, 1, 3, 3), (2, 9, 5, 2), (2, 12, 4, 2)]
+    [(1, 1, 3, 3), (2, 9, 5, 2), (2, 12, 4, 2), (1, 9, 40, 24), (1, 9, 3, 40)]
     if interpreted
     else [
         *((2, 1, 40, 8), (2, 17, 33, 16), (3, 100, 64, 24), (2, 1000, 96, 12), (2, 1000, 96, 24)),
@@ -27,14 +27,6 @@ SIZES = (
 # Of a relative error. The hardware's exp2 is low by 0.8 of 2^-24 on average (measured), PyTorch's exp not: decays
 # multiply, and at 4,097 steps 1.15e-6 were seen where the reference had 3.5e-7.
 FLOOR = 6e-7
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    if interpreted:
-        monkeypatch.setattr(kernels, "CHUNK", 8)
-        monkeypatch.setattr(kernels, "STEPS", 4)
-        monkeypatch.setattr(kernels, "CHANNELS", 4)
 
 
 def make_inputs(randn, device, dtype, batch, length, channels, states) -> list[Tensor]:
@@ -83,6 +75,35 @@ def test_errors_of_outputs_states_and_gradients(randn, relative_error, device, d
     for dtype in dtypes:
         inputs = make_inputs(randn, device, dtype, *size)
         check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 41, 5, 2), (2, 50, 3, 3)] if interpreted else [(1, 4097, 40, 16), (2, 1000, 33, 24)]
+)
+@pytest.mark.parametrize("longest", [1, 3])
+def test_segments_of_few_sequences(randn, relative_error, device, monkeypatch, size, longest):
+    """Several segments, the last one shorter, with a state before the first; few tiles in each."""
+    batch, length, channels, states = size
+    monkeypatch.setattr(kernels, "SHORTEST", longest)
+    _, span = kernels._plan(batch, channels, -(-length // kernels.TILE))
+    assert span < -(-length // kernels.TILE)
+    inputs = make_inputs(randn, device, torch.float32, *size)
+    check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+def test_segments_without_an_initial_state(randn, relative_error, device, monkeypatch):
+    monkeypatch.setattr(kernels, "SHORTEST", 1)
+    inputs = make_inputs(randn, device, torch.float32, 1, 25, 3, 3)[:5]
+    inputs[1] = inputs[1].abs()
+    check(randn, relative_error, nothing, inputs, [(1, 25, 3)])
+
+
+def test_the_plan_cuts_sequences_only_where_programs_are_few():
+    assert kernels._plan(256, 512, 32) == (32, 32)
+    assert kernels._plan(8, 2048, 256) == (8, 256)
+    block, span = kernels._plan(1, 512, 2048)
+    assert (block, -(-2048 // span)) == (16, 64)
+    assert kernels._plan(1, 512, 1) == (8, 1)
 
 
 def test_without_options(randn, relative_error, device):

@@ -1,0 +1,143 @@
+"""Forward kernel of the selective scan, over whole sequences or over segments of them side by side."""
+
+# mypy: allow-untyped-defs, disable-error-code="assignment"
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from .selective_scan_tiles_gluon import (
+    COLUMNS,
+    CUBE,
+    LANES,
+    LOG2E,
+    ROWS,
+    T,
+    columns,
+    columns_layout,
+    load_columns,
+    load_constant,
+    load_rows,
+    parts_layout,
+    power_of_two,
+    rows_inside,
+    sigmoid,
+    stacked,
+    state_places,
+    states_layout,
+    step_size,
+    tile_layout,
+)
+
+
+@gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
+def forward(
+    u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, L, tiles, slots, span,
+    batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C,
+    channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
+    N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
+    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr, STATE_N: gl.constexpr,
+    STATE_D: gl.constexpr, STATE: gl.constexpr,
+):  # fmt: skip
+    """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles.
+
+    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D.
+    """
+    GROUP: gl.constexpr = LANES * SN
+    GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
+    PLACES: gl.constexpr = power_of_two(GROUPS)
+    WIDTH: gl.constexpr = PLACES * GROUP
+    S3: gl.constexpr = states_layout(BLOCK_D, SN)
+    TD: gl.constexpr = tile_layout(BLOCK_D)
+    TN: gl.constexpr = columns_layout(SN)
+    LSD: gl.constexpr = parts_layout(BLOCK_D)
+    DN: gl.constexpr = gl.SliceLayout(0, S3)
+    first = gl.program_id(0) * BLOCK_D
+    b = gl.program_id(1).to(gl.int64)
+    segment = gl.program_id(2)
+    d = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, TD))
+    n = gl.arange(0, WIDTH, gl.SliceLayout(0, TN))
+    tt = gl.arange(0, T, gl.SliceLayout(1, TD))
+    tn = gl.arange(0, T, gl.SliceLayout(1, TN))
+    bias_D = load_constant(bias, d, channels, HAS_BIAS)
+    skip_D = load_constant(D_skip, d, channels, HAS_D)
+    u += b * batch_u
+    delta += b * batch_delta
+    B += b * batch_B
+    C += b * batch_C
+    if HAS_Z:
+        z += b * batch_z
+    y += b * L * channels
+    n3, d3 = state_places(first, SN, BLOCK_D, S3)
+    d3_inside = d3 >= 0
+    if channels % BLOCK_D != 0:
+        d3_inside = d3 < channels
+    A_G = ()
+    h_G = ()
+    for i in gl.static_range(GROUPS):
+        n_i = n3 + i * GROUP
+        inside = (n_i < N) & d3_inside
+        A_G += (gl.load(A + d3 * N + n_i, mask=inside, other=0.0).to(gl.float32) * LOG2E,)
+        if HAS_STATE:
+            state = initial + (b * slots + segment) * (N * channels) + n_i * STATE_N + d3 * STATE_D
+            h_G += (gl.load(state, mask=inside, other=0.0).to(gl.float32),)
+        else:
+            h_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
+    step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
+    x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
+    B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
+    C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
+    y_shared = gl.allocate_shared_memory(gl.float32, [LANES, T, BLOCK_D], CUBE)
+    begin = segment * span
+    end = gl.minimum(begin + span, tiles)
+    t = begin * T
+    next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+    next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
+    next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
+    next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+    for tile in range(begin, end):
+        t = tile * T
+        inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
+        u_TD = next_u_TD.to(gl.float32)
+        step_TD = step_size(next_delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
+        step_shared.store(step_TD)
+        x_shared.store(step_TD * u_TD)
+        B_shared.store(columns(next_B_TN, SN))
+        C_shared.store(columns(next_C_TN, SN))
+        t += T
+        next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+        next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
+        next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
+        next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+        if HAS_Z:
+            z_TD = load_rows(z, t - T + tt, d, L, row_z, channels, BLOCK_D).to(gl.float32)
+        if KEEP:
+            here = kept + (b * tiles + tile) * (N * channels) + d3
+            for i in gl.static_range(GROUPS):
+                kept_n = n3 + i * GROUP
+                gl.store(here + kept_n * channels, h_G[i], mask=(kept_n < N) & d3_inside)
+        rows = ()
+        for s in gl.static_range(T):
+            step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
+            x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
+            new_G = ()
+            for i in gl.static_range(GROUPS):
+                B_N = B_shared.slice(s * PLACES + i, 1, 2).load(S3)
+                h = gl.exp2(step_D * A_G[i]) * h_G[i] + x_D * B_N
+                new_G += (h,)
+                part = gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1)
+                if i == 0:
+                    y_LD = part
+                else:
+                    y_LD += part
+            h_G = new_G
+            rows += (y_LD,)
+        y_shared.store(stacked(rows))
+        y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
+        if HAS_Z:
+            y_TD *= z_TD * sigmoid(z_TD)
+        here_TD = y + (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
+        gl.store(here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
+    if STATE:
+        for i in gl.static_range(GROUPS):
+            n_i = n3 + i * GROUP
+            gl.store(last + b * (N * channels) + d3 * N + n_i, h_G[i], mask=(n_i < N) & d3_inside & (end == tiles))
