@@ -1,8 +1,8 @@
 """`long_conv` and `gated_long_conv` in Triton: sums in registers, without matrix units.
 
-A thread owns one sequence of one channel and a tile of `TIMES` tokens. It walks over the tokens before them, `SOURCES`
-at a time: each is loaded once and multiplied with all of the tile's taps, which slide through registers, so that 32
-loads feed 512 multiply-adds. Neighbouring lanes are neighbouring channels. The correlation of the backward is the same
+A thread owns one sequence of one channel, or of one head, and a tile of tokens. It walks over the tokens before them, a
+block of sources at a time: each is loaded once and multiplied with the taps to all of the tile, which slide through
+registers, so that 32 loads feed 256 multiply-adds. Neighbouring lanes are neighbouring channels. The correlation of the backward is the same
 sum over reversed time: rows are addressed from the last one on, with a negative step. The filter's gradient has a tile
 of lags instead of tokens; programs leave partial sums over their sequences, which are added in a fixed order.
 
@@ -16,8 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TIMES = 32  # tokens of a tile, products of a head taken together: registers
-SOURCES = 16  # at most the smallest tile
+# Tokens of a tile and sources of a block by the channels of a head. Larger ones load less for each multiply-add, but
+# Triton's time to compile grows with the third power of a loop's length.
+TILES = {1: (16, 16), 2: (16, 8)}
+LAGS, LAG_SOURCES = 32, 8  # the same of the filter's gradient
 LANES = 128  # threads of a program
 CHANNELS = 32  # of a program, at most
 PROGRAMS = 2048  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
@@ -54,15 +56,23 @@ def _products(left, right, inside, H: tl.constexpr, R: tl.constexpr, GATED: tl.c
 
 
 @triton.jit
-def _add(total, values, factors, SHIFT: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr):
-    """total[n, i] + values[n] factors[i + SHIFT], for i from FIRST on."""
-    found = ()
-    for n in tl.static_range(COUNT):
-        for i in tl.static_range(TILE):
-            if i < FIRST:
-                found = found + (total[n * TILE + i],)
-            else:
-                found = found + (total[n * TILE + i] + values[n] * factors[i + SHIFT],)
+def _taps(
+    taps, inside, first, reach, G: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """So many taps, the first of them at the pointer; masked, zeros where the filter has none."""
+    found = (_load(taps, inside & (first >= 0) & (first < reach), MASKED),)
+    for i in tl.static_range(1, COUNT):
+        there = inside & (first + i >= 0) & (first + i < reach)
+        found = found + (_load(taps + i * G, there, MASKED),)
+    return found
+
+
+@triton.jit
+def _add(total, values, factors, SHIFT: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr):
+    """total[n, i] + values[n] factors[i + SHIFT]."""
+    found = (total[0] + values[0] * factors[SHIFT],)
+    for place in tl.static_range(1, COUNT * TILE):
+        found = found + (total[place] + values[place // TILE] * factors[place % TILE + SHIFT],)
     return found
 
 
@@ -88,7 +98,7 @@ def _begin(pointer, b, h, length, ROW: tl.constexpr, REVERSED: tl.constexpr):
 def _convolved(
     left, right, taps, start, length, reach, inside, h,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, H: tl.constexpr, G: tl.constexpr, R: tl.constexpr, GATED: tl.constexpr,
-    TILE: tl.constexpr, SOURCES: tl.constexpr, EVEN: tl.constexpr, SHORT: tl.constexpr,
+    TILE: tl.constexpr, SOURCES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The sums for the tokens start ... start + TILE - 1: a tuple over R R products, then tokens.
 
@@ -99,32 +109,23 @@ def _convolved(
     total = (zero,)
     for _ in tl.static_range(1, R * R * TILE):
         total = total + (zero,)
-    first = 0
-    if SHORT:
-        first = tl.maximum(start - reach + 1, 0) // SOURCES * SOURCES
-    # Taps start - s + 1 ... start - s + TILE - 1, for the first source s of a block.
-    upper = ()
-    for i in tl.static_range(1, TILE):
-        tap = start - first + i
-        upper = upper + (_load(taps + tap * G, (h < H) & (tap < reach), masked or SHORT),)
-    for s in range(first, start, SOURCES):
-        lower = ()
-        for i in tl.static_range(SOURCES):
-            tap = start - s - SOURCES + 1 + i
-            lower = lower + (_load(taps + tap * G, (h < H) & (tap < reach), masked or SHORT),)
+    first = tl.maximum(start - reach + 1, 0) // SOURCES * SOURCES
+    # A block of sources from s on needs the taps start - s + (1 - SOURCES ... TILE - 1): the next block's upper ones
+    # are this one's lower ones.
+    upper = _taps(taps + (start - first + 1) * G, h < H, start - first + 1, reach, G, TILE - 1, True)
+    for s in range(first, start + TILE, SOURCES):
+        nearest = start - s - SOURCES + 1
+        if (nearest >= 0) & (start - s < reach):
+            lower = _taps(taps + nearest * G, h < H, nearest, reach, G, SOURCES, masked)
+        else:
+            lower = _taps(taps + nearest * G, h < H, nearest, reach, G, SOURCES, True)
         window = lower + upper
+        at, gate = left + s * LEFT, right + s * RIGHT
         for j in tl.static_range(SOURCES):
-            at, gate = left + (s + j) * LEFT, right + (s + j) * RIGHT
-            values = _products(at, gate, inside, H, R, GATED, masked)
-            total = _add(total, values, window, SOURCES - 1 - j, 0, R * R, TILE)
-        upper = ()
-        for i in tl.static_range(TILE - 1):
-            upper = upper + (window[i],)
-    window = (_load(taps, h < H, masked),) + upper
-    for j in tl.static_range(TILE):
-        at, gate = left + (start + j) * LEFT, right + (start + j) * RIGHT
-        values = _products(at, gate, inside & (start + j < length), H, R, GATED, masked)
-        total = _add(total, values, window, -j, j, R * R, TILE)
+            there = inside & (s + j < length)
+            values = _products(at + j * LEFT, gate + j * RIGHT, there, H, R, GATED, masked)
+            total = _add(total, values, window, SOURCES - 1 - j, R * R, TILE)
+        upper = window[: TILE - 1]
     return total
 
 
@@ -133,7 +134,6 @@ def convolution_kernel(
     x, taps, y, sequences, length, reach,
     ROW: tl.constexpr, OUT_ROW: tl.constexpr, D: tl.constexpr, G: tl.constexpr, REVERSED: tl.constexpr,
     TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, EVEN: tl.constexpr,
-    SHORT: tl.constexpr,
 ):  # fmt: skip
     """y from x; reversed: the gradient of x from that of y."""
     step: tl.constexpr = -1 if REVERSED else 1
@@ -142,7 +142,7 @@ def convolution_kernel(
     x, y = _begin(x, b, d, length, ROW, REVERSED), _begin(y, b, d, length, OUT_ROW, REVERSED)
     total = _convolved(
         x, x, taps + d % G, start, length, reach, inside, d,
-        step * ROW, step * ROW, D, G, 1, False, TILE, SOURCES, EVEN, SHORT,
+        step * ROW, step * ROW, D, G, 1, False, TILE, SOURCES, EVEN,
     )  # fmt: skip
     for i in tl.static_range(TILE):
         place = y + (start + i) * (step * OUT_ROW)
@@ -154,13 +154,13 @@ def gated_forward_kernel(
     q, k, v, taps, y, c, sequences, length, reach,
     Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, H: tl.constexpr, R: tl.constexpr,
     SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-    EVEN: tl.constexpr, SHORT: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     start = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE
     b, h, inside = _lanes(sequences, H, BLOCK_B, BLOCK_H)
     total = _convolved(
         _begin(k, b, h, length, K_ROW, False), _begin(v, b, h, length, V_ROW, False), taps + h, start, length, reach,
-        inside, h, K_ROW, V_ROW, H, H, R, True, TILE, SOURCES, EVEN, SHORT,
+        inside, h, K_ROW, V_ROW, H, H, R, True, TILE, SOURCES, EVEN,
     )  # fmt: skip
     q = _begin(q, b, h, length, Q_ROW, False)
     y = _begin(y, b, h, length, R * H, False)
@@ -184,7 +184,7 @@ def gated_backward_kernel(
     dy, q, k, v, c, taps, dq, dk, dv, sequences, length, reach,
     Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, DQ_ROW: tl.constexpr, DK_ROW: tl.constexpr,
     DV_ROW: tl.constexpr, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, EVEN: tl.constexpr, SHORT: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q, k and v. The correlation of q dy makes those of k v."""
     start = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE  # counted from the end of the sequences
@@ -192,7 +192,7 @@ def gated_backward_kernel(
     dy, q = _begin(dy, b, h, length, R * H, True), _begin(q, b, h, length, Q_ROW, True)
     total = _convolved(
         q, dy, taps + h, start, length, reach, inside, h,
-        -Q_ROW, -R * H, H, H, R, True, TILE, SOURCES, EVEN, SHORT,
+        -Q_ROW, -R * H, H, H, R, True, TILE, SOURCES, EVEN,
     )  # fmt: skip
     k, v = _begin(k, b, h, length, K_ROW, True), _begin(v, b, h, length, V_ROW, True)
     c, dq = _begin(c, b, h, length, R * R * H, True), _begin(dq, b, h, length, DQ_ROW, True)
@@ -241,30 +241,31 @@ def filter_gradient_kernel(
     for turn in range(rounds):
         b = ((turn * parts + part) * BLOCK_B + tl.arange(0, BLOCK_B))[:, None]
         inside = (b < sequences) & (h < H)
-        for n in tl.static_range(R * R):
-            at_dy = _begin(dy, b, h, length, DY_ROW, False) + n % R * H
-            at_q = _begin(q, b, h, length, Q_ROW, False) + n // R * H
+        for n in range(R * R):
+            at_dy = _begin(dy, b, h, length, DY_ROW, False) + (lag * DY_ROW + n % R * H)
+            at_q = _begin(q, b, h, length, Q_ROW, False) + (lag * Q_ROW + n // R * H)
             at_x = _begin(x, b, h, length, X_ROW, False) + n // R * H
             at_v = _begin(v, b, h, length, V_ROW, False) + n % R * H
-            # x v of the TILE - 1 tokens before t - lag, nothing yet.
+            # x v of the TILE - 1 tokens before, nothing yet.
             lower = (zero,)
             for _ in tl.static_range(1, TILE - 1):
                 lower = lower + (zero,)
-            for t in range(lag, length, SOURCES):
+            for s in range(0, length - lag, SOURCES):
                 upper = ()
                 for j in tl.static_range(SOURCES):
-                    s = t - lag + j
-                    there = inside & (s < length)
-                    upper = upper + (_gate(at_x + s * X_ROW, at_v + s * V_ROW, there, GATED, masked),)
+                    there = inside & (s + j < length)
+                    upper = upper + (_gate(at_x + j * X_ROW, at_v + j * V_ROW, there, GATED, masked),)
                 window = lower + upper
                 for j in tl.static_range(SOURCES):
-                    there = inside & (t + j < length)
-                    g = _gate(at_dy + (t + j) * DY_ROW, at_q + (t + j) * Q_ROW, there, GATED, masked)
-                    # lag + i of token t + j is place TILE - 1 + j - i: downwards, so the tile is kept in that order.
-                    total = _add(total, (g,), window, j, 0, 1, TILE)
-                lower = ()
-                for i in tl.static_range(TILE - 1):
-                    lower = lower + (window[SOURCES + i],)
+                    there = inside & (lag + s + j < length)
+                    g = _gate(at_dy + j * DY_ROW, at_q + j * Q_ROW, there, GATED, masked)
+                    # The gap to place p of the window is TILE - 1 + j - p: the tile has the longest lag first.
+                    total = _add(total, (g,), window, j, 1, TILE)
+                lower = window[SOURCES:]
+                at_dy += SOURCES * DY_ROW
+                at_q += SOURCES * Q_ROW
+                at_x += SOURCES * X_ROW
+                at_v += SOURCES * V_ROW
     columns = tl.program_id(1) % groups * BLOCK_H + tl.arange(0, BLOCK_H)
     for i in tl.static_range(TILE):
         tap = lag + TILE - 1 - i
@@ -278,16 +279,16 @@ def _rows(x: Tensor) -> Tensor:
     return x if even else x.contiguous()
 
 
-def _blocks(sequences: int, length: int, heads: int, products: int) -> tuple[tuple[int, int], dict[str, int | bool]]:
-    """The grid, and what the tiles of all kernels are; a head has as many products."""
+def _blocks(sequences: int, length: int, heads: int, parts: int) -> tuple[tuple[int, int], dict[str, int | bool]]:
+    """The grid, and what the tiles of all kernels are; a head has so many channels."""
     channels = min(CHANNELS, triton.next_power_of_2(heads))
     lanes = LANES // channels
-    tile = max(SOURCES, TIMES // products)
+    tile, sources = TILES[parts]
     groups = triton.cdiv(heads, channels)
     even = length % tile == 0 and heads % channels == 0 and sequences % lanes == 0
     shape: dict[str, int | bool] = {
         "TILE": tile,
-        "SOURCES": SOURCES,
+        "SOURCES": sources,
         "BLOCK_B": lanes,
         "BLOCK_H": channels,
         "EVEN": even,
@@ -302,7 +303,7 @@ def _convolve(x: Tensor, taps: Tensor, y: Tensor, *, backwards: bool) -> None:
     grid, shape = _blocks(sequences, length, width, 1)
     convolution_kernel[grid](
         x, taps, y, sequences, length, len(taps), ROW=x.stride(1), OUT_ROW=y.stride(1), D=width, G=taps.shape[1],
-        REVERSED=backwards, SHORT=len(taps) < length, **shape,
+        REVERSED=backwards, **shape,
     )  # fmt: skip
 
 
@@ -313,17 +314,17 @@ def _filter_gradient(dy: Tensor, x: Tensor, reach: int, heads: int, gates: tuple
     columns = heads if gates else width
     channels = min(CHANNELS, triton.next_power_of_2(columns))
     lanes, groups = LANES // channels, triton.cdiv(columns, channels)
-    lags = triton.cdiv(reach, TIMES)
+    lags = triton.cdiv(reach, LAGS)
     batches = triton.cdiv(sequences, lanes)
     rounds = triton.cdiv(batches, max(1, min(batches, PROGRAMS // (lags * groups))))
     parts = triton.cdiv(batches, rounds)
     partials = torch.empty((parts, reach, columns), dtype=torch.float32, device=dy.device)
     q, v = gates or (dy, x)
-    even = length % TIMES == 0 and columns % channels == 0 and sequences == lanes * parts * rounds
+    even = length % LAGS == 0 and columns % channels == 0 and sequences == lanes * parts * rounds
     filter_gradient_kernel[(lags, groups * parts)](
         dy, q, x, v, partials, sequences, length, reach, rounds,
         DY_ROW=dy.stride(1), Q_ROW=q.stride(1), X_ROW=x.stride(1), V_ROW=v.stride(1), H=columns, R=parts_of_head,
-        GATED=gates is not None, TILE=TIMES, SOURCES=SOURCES, BLOCK_B=lanes, BLOCK_H=channels, EVEN=even,
+        GATED=gates is not None, TILE=LAGS, SOURCES=LAG_SOURCES, BLOCK_B=lanes, BLOCK_H=channels, EVEN=even,
         num_warps=LANES // 32,
     )  # fmt: skip
     return partials.view(-1, reach, columns // heads, heads).sum((0, 2))
@@ -401,8 +402,7 @@ def _gated(x: Tensor, taps: Tensor, shift: Tensor | None, order: str, save: bool
     grid, shape = _blocks(sequences, length, heads, parts)
     gated_forward_kernel[grid](
         q, k, v, _within(taps, length), y, c, sequences, length, min(length, len(taps)),
-        Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), H=heads, R=parts, SAVE=save,
-        SHORT=len(taps) < length, **shape,
+        Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), H=heads, R=parts, SAVE=save, **shape,
     )  # fmt: skip
     return y, c, shifted
 
@@ -440,7 +440,7 @@ def _gated_backward(
     gated_backward_kernel[grid](
         dy, q, k, v, c, near, dq, dk, dv, sequences, length, len(near),
         Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), DQ_ROW=dq.stride(1), DK_ROW=dk.stride(1),
-        DV_ROW=dv.stride(1), H=heads, R=parts, SHORT=len(near) < length, **shape,
+        DV_ROW=dv.stride(1), H=heads, R=parts, **shape,
     )  # fmt: skip
     d_taps = _extended(_filter_gradient(dy, k, len(near), heads, (q, v)), taps)
     if shift is None:
