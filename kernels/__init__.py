@@ -13,6 +13,7 @@ from .gated_linear_attention import gated_linear_attention, gated_linear_attenti
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
+from .long_conv import gated_long_conv, long_conv
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
@@ -37,10 +38,12 @@ __all__ = [
     "gated_conv",
     "gated_linear_attention",
     "gated_linear_attention_step",
+    "gated_long_conv",
     "linear",
     "linear_attention",
     "linear_attention_step",
     "linear_cross_entropy",
+    "long_conv",
     "rotary",
     "rotary_angles",
     "selective_scan",

@@ -1,12 +1,11 @@
 """A causal convolution as long as the sequence, and the same between gates: what Hyena and H3 are made of.
 
-    long_conv:        y[t, d] = sum_{s <= t} taps[t - s, d mod G] x[s, d]
-    gated_long_conv:  y[t, j, h] = sum_i q[t, i, h] sum_{s <= t} taps[t - s, h] k[s, i, h] v[s, j, h]
+    long_conv:        y[t, d] = skip[d mod G] x[t, d] + sum_{s <= t} taps[t - s, d mod G] x[s, d]
+    gated_long_conv:  y[t, j, h] = sum_i q[t, i, h] long_conv(k[:, i, h] v[:, j, h])[t],  with the filter of head h
 
-Hyena (arXiv 2302.10866, order 2) has one channel a head, R = 1: y = q * conv(k * v). H3 (arXiv 2212.14052) has R: every
-key with every value, all by the head's filter, and before that a filter of its own for each channel of k:
-k = long_conv(k, shift). A filter (N,G) has the current token's tap first; N may be less or more than L, and a skip D x
-is a part of the first tap. Channel i of head h is i H + h.
+Hyena (arXiv 2302.10866, order 2) has one channel a head: y = q * long_conv(k * v). H3 (arXiv 2212.14052) has R: every
+key with every value, all by the head's filter, and before that k = long_conv(k, shift), with a filter for each of its
+channels. A filter (N,G) has the current token's tap first; N may be less or more than L. A head's channel i is i H + h.
 
 Filters are float32 and so are products and sums (float64 for float64 inputs), autocast or not; x may be narrower, and
 y, and the shifted k, have its dtype. Stored for the backward: x, the shifted k and the convolution of every product,
@@ -17,6 +16,8 @@ products which read every operand once; the FFT's passes over complex numbers tw
 Triton kernels take every length, with L (L + 1) / 2 multiply-adds for each channel; float64 stays with the reference,
 and heads of more than `MOST_CHANNELS` channels have their products formed by PyTorch.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +31,16 @@ MOST_CHANNELS = 2  # of a head
 
 
 @without_autocast
-def reference(x_BLD: Tensor, taps_NG: Tensor) -> Tensor:
+def reference(x_BLD: Tensor, taps_NG: Tensor, skip_G: Tensor | None = None) -> Tensor:
     """`long_conv` in PyTorch: differentiable, any device."""
     length, groups = x_BLD.shape[1], taps_NG.shape[1]
     if not length:
         return x_BLD.clone()
     convolve = toeplitz_conv if length <= TOEPLITZ_LENGTH else fft_conv
-    filter_LG = taps_NG[:length]
-    filter_LG = F.pad(filter_LG, (0, 0, 0, length - len(filter_LG)))
+    near_NG = taps_NG[:length]
+    filter_LG = F.pad(near_NG, (0, 0, 0, length - len(near_NG)))
+    if skip_G is not None:
+        filter_LG = filter_LG + F.pad(skip_G[None], (0, 0, 0, length - 1))
     x_BLRG = x_BLD.to(filter_LG.dtype).unflatten(-1, (-1, groups))
     return convolve(x_BLRG, filter_LG).flatten(-2).to(x_BLD.dtype)
 
@@ -59,46 +62,54 @@ def fft_conv(x_BLRG: Tensor, filter_LG: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, size, dim=1)[:, :length]
 
 
-def _by_parts(x_BLE: Tensor, taps_NH: Tensor, shift_ND: Tensor | None, order: str, convolve) -> Tensor:  # type: ignore[no-untyped-def]
-    """`gated_long_conv` with every product formed, by a convolution."""
-    thirds = dict(zip(order, x_BLE.chunk(3, -1), strict=True))
-    k_BLD = thirds["k"] if shift_ND is None else convolve(thirds["k"], shift_ND)
+def gated_reference(
+    x_BLE: Tensor,
+    taps_NH: Tensor,
+    skip_H: Tensor | None = None,
+    shift_ND: Tensor | None = None,
+    shift_skip_D: Tensor | None = None,
+    *,
+    order: str = "qkv",
+    convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = reference,
+) -> Tensor:
+    """`gated_long_conv` in PyTorch: differentiable, any device. Forms every product before it convolves."""
+    q_BLD, k_BLD, v_BLD = (x_BLE.chunk(3, -1)[order.index(name)] for name in "qkv")
+    if shift_ND is not None:
+        k_BLD = convolve(k_BLD, shift_ND, shift_skip_D)
     heads = taps_NH.shape[1]
-    q_BLRH, k_BLRH, v_BLRH = (
-        x.to(taps_NH.dtype).unflatten(-1, (-1, heads)) for x in (thirds["q"], k_BLD, thirds["v"])
-    )
+    q_BLRH, k_BLRH, v_BLRH = (x.to(taps_NH.dtype).unflatten(-1, (-1, heads)) for x in (q_BLD, k_BLD, v_BLD))
     kv_BLRRH = k_BLRH.unsqueeze(-2) * v_BLRH.unsqueeze(-3)
-    c_BLRRH = convolve(kv_BLRRH.flatten(2), taps_NH).view(kv_BLRRH.shape)
+    c_BLRRH = convolve(kv_BLRRH.flatten(2), taps_NH, skip_H).view(kv_BLRRH.shape)
     return (q_BLRH.unsqueeze(-2) * c_BLRRH).sum(-3).flatten(-2).to(x_BLE.dtype)
 
 
-def gated_reference(
-    x_BLE: Tensor, taps_NH: Tensor, shift_ND: Tensor | None = None, *, order: str = "qkv"
-) -> Tensor:
-    """`gated_long_conv` in PyTorch: differentiable, any device."""
-    return _by_parts(x_BLE, taps_NH, shift_ND, order, reference)
-
-
-def long_conv(x_BLD: Tensor, taps_NG: Tensor) -> Tensor:
-    """x (B,L,D) and filters (N,G), G a divisor of D -> y (B,L,D)."""
+def long_conv(x_BLD: Tensor, taps_NG: Tensor, skip_G: Tensor | None = None) -> Tensor:
+    """x (B,L,D), filters (N,G) and the token's own weight (G,), G a divisor of D -> y (B,L,D)."""
     if not on_triton(x_BLD, taps_NG):
-        return reference(x_BLD, taps_NG)
+        return reference(x_BLD, taps_NG, skip_G)
     from .long_conv_triton import long_conv as by_triton
 
-    return by_triton(x_BLD, taps_NG)
+    return by_triton(x_BLD, taps_NG, skip_G)
 
 
 def gated_long_conv(
-    x_BLE: Tensor, taps_NH: Tensor, shift_ND: Tensor | None = None, *, order: str = "qkv"
+    x_BLE: Tensor,
+    taps_NH: Tensor,
+    skip_H: Tensor | None = None,
+    shift_ND: Tensor | None = None,
+    shift_skip_D: Tensor | None = None,
+    *,
+    order: str = "qkv",
 ) -> Tensor:
-    """x (B,L,3 D), which is q, k and v (B,L,D) side by side in this order, filters (N,H), shift (N',D) -> y (B,L,D)."""
+    """x (B,L,3 D), which is q, k and v (B,L,D) side by side in this order, and filters (N,H), (N,D) -> y (B,L,D)."""
+    filters = (taps_NH, skip_H, shift_ND, shift_skip_D)
     if not on_triton(x_BLE, taps_NH):
-        return gated_reference(x_BLE, taps_NH, shift_ND, order=order)
+        return gated_reference(x_BLE, *filters, order=order)
     if x_BLE.shape[2] > 3 * MOST_CHANNELS * taps_NH.shape[1]:
-        return _by_parts(x_BLE, taps_NH, shift_ND, order, long_conv)
+        return gated_reference(x_BLE, *filters, order=order, convolve=long_conv)
     from .long_conv_triton import gated_long_conv as by_triton
 
-    return by_triton(x_BLE, taps_NH, shift_ND, order=order)
+    return by_triton(x_BLE, *filters, order=order)
 
 
 def on_triton(x: Tensor, taps: Tensor) -> bool:
@@ -111,9 +122,7 @@ def flops(*, batch: int, length: int, channels: int, backward: bool = False) -> 
     return total_flops(2 * batch * causal_pairs(length) * channels, backward=backward)
 
 
-def bytes_moved(
-    *, batch: int, length: int, channels: int, element_bytes: int = 2, backward: bool = False
-) -> int:
+def bytes_moved(*, batch: int, length: int, channels: int, element_bytes: int = 2, backward: bool = False) -> int:
     """x and the filters in, y out; the filters at `element_bytes` too."""
     tokens = batch * length * channels
     return total_bytes(tokens + length * channels, tokens, element_bytes=element_bytes, backward=backward)

@@ -2,14 +2,16 @@
 
 A thread owns one sequence of one channel, or of one head, and a tile of tokens. It walks over the tokens before them, a
 block of sources at a time: each is loaded once and multiplied with the taps to all of the tile, which slide through
-registers, so that 32 loads feed 256 multiply-adds. Neighbouring lanes are neighbouring channels. The correlation of the backward is the same
-sum over reversed time: rows are addressed from the last one on, with a negative step. The filter's gradient has a tile
-of lags instead of tokens; programs leave partial sums over their sequences, which are added in a fixed order.
+registers, so that 32 loads feed 256 multiply-adds. Neighbouring lanes are neighbouring channels. The correlation of the
+backward is the same sum over reversed time: rows are addressed from the last one on, with a negative step. The filter's
+gradient has a tile of lags instead of tokens; programs leave partial sums over their sequences, which are added in a
+fixed order.
 
 Every operand is float32 in registers, so that the only rounding is that of what is stored.
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005 (Triton's tuples cannot be unpacked)
 
 import torch
 import triton
@@ -27,10 +29,7 @@ PROGRAMS = 2048  # of the filter's gradient, about; fixed, so that the order of 
 
 @triton.jit
 def _load(pointer, inside, MASKED: tl.constexpr):
-    if MASKED:
-        x = tl.load(pointer, mask=inside, other=0.0)
-    else:
-        x = tl.load(pointer)
+    x = tl.load(pointer, mask=inside, other=0.0) if MASKED else tl.load(pointer)
     return x.to(tl.float32)
 
 
@@ -56,14 +55,21 @@ def _products(left, right, inside, H: tl.constexpr, R: tl.constexpr, GATED: tl.c
 
 
 @triton.jit
-def _taps(
-    taps, inside, first, reach, G: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr
-):  # fmt: skip
-    """So many taps, the first of them at the pointer; masked, zeros where the filter has none."""
-    found = (_load(taps, inside & (first >= 0) & (first < reach), MASKED),)
+def _taps(taps, inside, G: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr):
+    """So many taps, the first of them at the pointer."""
+    found = (_load(taps, inside, MASKED),)
     for i in tl.static_range(1, COUNT):
-        there = inside & (first + i >= 0) & (first + i < reach)
-        found = found + (_load(taps + i * G, there, MASKED),)
+        found = found + (_load(taps + i * G, inside, MASKED),)
+    return found
+
+
+@triton.jit
+def _edge_taps(taps, own, inside, first, reach, G: tl.constexpr, COUNT: tl.constexpr):
+    """Of the taps from number `first` on those that there are, and zeros; `own` is added to the current token's."""
+    found = (_load(taps, inside & (first >= 0) & (first < reach), True) + tl.where(first == 0, own, 0.0),)
+    for i in tl.static_range(1, COUNT):
+        tap = _load(taps + i * G, inside & (first + i >= 0) & (first + i < reach), True)
+        found = found + (tap + tl.where(first + i == 0, own, 0.0),)
     return found
 
 
@@ -96,15 +102,17 @@ def _begin(pointer, b, h, length, ROW: tl.constexpr, REVERSED: tl.constexpr):
 
 @triton.jit
 def _convolved(
-    left, right, taps, start, length, reach, inside, h,
+    left, right, taps, skip, g, start, length, reach, inside, h,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, H: tl.constexpr, G: tl.constexpr, R: tl.constexpr, GATED: tl.constexpr,
     TILE: tl.constexpr, SOURCES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The sums for the tokens start ... start + TILE - 1: a tuple over R R products, then tokens.
 
-    left and right point at the first token, rows LEFT and RIGHT apart; taps (N,G) at the head's first tap.
+    left and right point at the first token, rows LEFT and RIGHT apart; g is the filter of a head h.
     """
     masked: tl.constexpr = not EVEN
+    taps += g
+    own = tl.zeros(h.shape, tl.float32) if skip is None else _load(skip + g, h < H, True)
     zero = tl.zeros(inside.shape, tl.float32)
     total = (zero,)
     for _ in tl.static_range(1, R * R * TILE):
@@ -112,13 +120,13 @@ def _convolved(
     first = tl.maximum(start - reach + 1, 0) // SOURCES * SOURCES
     # A block of sources from s on needs the taps start - s + (1 - SOURCES ... TILE - 1): the next block's upper ones
     # are this one's lower ones.
-    upper = _taps(taps + (start - first + 1) * G, h < H, start - first + 1, reach, G, TILE - 1, True)
+    upper = _edge_taps(taps + (start - first + 1) * G, own, h < H, start - first + 1, reach, G, TILE - 1)
     for s in range(first, start + TILE, SOURCES):
         nearest = start - s - SOURCES + 1
-        if (nearest >= 0) & (start - s < reach):
-            lower = _taps(taps + nearest * G, h < H, nearest, reach, G, SOURCES, masked)
+        if (nearest > 0) & (start - s < reach):
+            lower = _taps(taps + nearest * G, h < H, G, SOURCES, masked)
         else:
-            lower = _taps(taps + nearest * G, h < H, nearest, reach, G, SOURCES, True)
+            lower = _edge_taps(taps + nearest * G, own, h < H, nearest, reach, G, SOURCES)
         window = lower + upper
         at, gate = left + s * LEFT, right + s * RIGHT
         for j in tl.static_range(SOURCES):
@@ -131,7 +139,7 @@ def _convolved(
 
 @triton.jit
 def convolution_kernel(
-    x, taps, y, sequences, length, reach,
+    x, taps, skip, y, sequences, length, reach,
     ROW: tl.constexpr, OUT_ROW: tl.constexpr, D: tl.constexpr, G: tl.constexpr, REVERSED: tl.constexpr,
     TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -141,7 +149,7 @@ def convolution_kernel(
     b, d, inside = _lanes(sequences, D, BLOCK_B, BLOCK_H)
     x, y = _begin(x, b, d, length, ROW, REVERSED), _begin(y, b, d, length, OUT_ROW, REVERSED)
     total = _convolved(
-        x, x, taps + d % G, start, length, reach, inside, d,
+        x, x, taps, skip, d % G, start, length, reach, inside, d,
         step * ROW, step * ROW, D, G, 1, False, TILE, SOURCES, EVEN,
     )  # fmt: skip
     for i in tl.static_range(TILE):
@@ -151,7 +159,7 @@ def convolution_kernel(
 
 @triton.jit
 def gated_forward_kernel(
-    q, k, v, taps, y, c, sequences, length, reach,
+    q, k, v, taps, skip, y, c, sequences, length, reach,
     Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, H: tl.constexpr, R: tl.constexpr,
     SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
     EVEN: tl.constexpr,
@@ -159,8 +167,8 @@ def gated_forward_kernel(
     start = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE
     b, h, inside = _lanes(sequences, H, BLOCK_B, BLOCK_H)
     total = _convolved(
-        _begin(k, b, h, length, K_ROW, False), _begin(v, b, h, length, V_ROW, False), taps + h, start, length, reach,
-        inside, h, K_ROW, V_ROW, H, H, R, True, TILE, SOURCES, EVEN,
+        _begin(k, b, h, length, K_ROW, False), _begin(v, b, h, length, V_ROW, False), taps, skip, h, start, length,
+        reach, inside, h, K_ROW, V_ROW, H, H, R, True, TILE, SOURCES, EVEN,
     )  # fmt: skip
     q = _begin(q, b, h, length, Q_ROW, False)
     y = _begin(y, b, h, length, R * H, False)
@@ -181,7 +189,7 @@ def gated_forward_kernel(
 
 @triton.jit
 def gated_backward_kernel(
-    dy, q, k, v, c, taps, dq, dk, dv, sequences, length, reach,
+    dy, q, k, v, c, taps, skip, dq, dk, dv, sequences, length, reach,
     Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr, DQ_ROW: tl.constexpr, DK_ROW: tl.constexpr,
     DV_ROW: tl.constexpr, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, EVEN: tl.constexpr,
@@ -191,7 +199,7 @@ def gated_backward_kernel(
     b, h, inside = _lanes(sequences, H, BLOCK_B, BLOCK_H)
     dy, q = _begin(dy, b, h, length, R * H, True), _begin(q, b, h, length, Q_ROW, True)
     total = _convolved(
-        q, dy, taps + h, start, length, reach, inside, h,
+        q, dy, taps, skip, h, start, length, reach, inside, h,
         -Q_ROW, -R * H, H, H, R, True, TILE, SOURCES, EVEN,
     )  # fmt: skip
     k, v = _begin(k, b, h, length, K_ROW, True), _begin(v, b, h, length, V_ROW, True)
@@ -297,18 +305,18 @@ def _blocks(sequences: int, length: int, heads: int, parts: int) -> tuple[tuple[
     return (triton.cdiv(length, tile), groups * triton.cdiv(sequences, lanes)), shape
 
 
-def _convolve(x: Tensor, taps: Tensor, y: Tensor, *, backwards: bool) -> None:
-    """y = taps * x, or with time reversed; rows of both may be parts of wider ones."""
+def _convolve(x: Tensor, taps: Tensor, skip: Tensor | None, y: Tensor, *, backwards: bool) -> None:
+    """y = taps * x + skip x, or with time reversed; rows of both may be parts of wider ones."""
     sequences, length, width = x.shape
     grid, shape = _blocks(sequences, length, width, 1)
     convolution_kernel[grid](
-        x, taps, y, sequences, length, len(taps), ROW=x.stride(1), OUT_ROW=y.stride(1), D=width, G=taps.shape[1],
+        x, taps, skip, y, sequences, length, len(taps), ROW=x.stride(1), OUT_ROW=y.stride(1), D=width, G=taps.shape[1],
         REVERSED=backwards, **shape,
     )  # fmt: skip
 
 
 def _filter_gradient(dy: Tensor, x: Tensor, reach: int, heads: int, gates: tuple[Tensor, Tensor] | None) -> Tensor:
-    """(reach, heads) float32: over all sequences the products of dy (and gates[0]) with the earlier x (and gates[1])."""
+    """(reach, heads) float32: sums of dy (times gates[0]) with the earlier x (times gates[1]) over all sequences."""
     sequences, length, width = dy.shape
     parts_of_head = width // heads if gates else 1
     columns = heads if gates else width
@@ -335,38 +343,39 @@ def _within(taps: Tensor, length: int) -> Tensor:
     return taps[:length].contiguous()
 
 
+def _extended(gradient: Tensor, taps: Tensor) -> Tensor:
+    """With zeros for the taps that no sequence met."""
+    missing = len(taps) - len(gradient)
+    return torch.nn.functional.pad(gradient, (0, 0, 0, missing)) if missing else gradient
+
+
 @torch.library.custom_op("basedbench::long_conv", mutates_args=())
-def _long_conv(x: Tensor, taps: Tensor) -> Tensor:
-    """y (B,L,D) of x (B,L,D) and taps (N,G)."""
+def _long_conv(x: Tensor, taps: Tensor, skip: Tensor | None) -> Tensor:
+    """y (B,L,D) of x (B,L,D), taps (N,G) and skip (G,)."""
     y = x.new_empty(x.shape)
     if y.numel():
-        _convolve(_rows(x), _within(taps, x.shape[1]), y, backwards=False)
+        _convolve(_rows(x), _within(taps, x.shape[1]), skip, y, backwards=False)
     return y
 
 
 @_long_conv.register_fake
-def _(x: Tensor, taps: Tensor) -> Tensor:
+def _(x: Tensor, taps: Tensor, skip: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("basedbench::long_conv_backward", mutates_args=())
-def _long_conv_backward(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+def _long_conv_backward(dy: Tensor, x: Tensor, taps: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     dx = x.new_empty(x.shape)
     if not dx.numel():
         return dx, torch.zeros_like(taps)
     dy, x, near = dy.contiguous(), _rows(x), _within(taps, x.shape[1])
-    _convolve(dy, near, dx, backwards=True)
-    return dx, _extended(_filter_gradient(dy, x, *near.shape, None), taps)
+    _convolve(dy, near, skip, dx, backwards=True)
+    return dx, _extended(_filter_gradient(dy, x, len(near), near.shape[1], None), taps)
 
 
 @_long_conv_backward.register_fake
-def _(dy: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+def _(dy: Tensor, x: Tensor, taps: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), taps.new_empty(taps.shape)
-
-
-def _extended(gradient: Tensor, taps: Tensor) -> Tensor:
-    """With zeros for the taps that no sequence met."""
-    return torch.nn.functional.pad(gradient, (0, 0, 0, len(taps) - len(gradient)))
 
 
 def _long_conv_setup(ctx, inputs, output) -> None:
@@ -374,7 +383,9 @@ def _long_conv_setup(ctx, inputs, output) -> None:
 
 
 def _long_conv_gradients(ctx, dy: Tensor):
-    return _long_conv_backward(dy, *ctx.saved_tensors)
+    x, taps, skip = ctx.saved_tensors
+    dx, d_taps = _long_conv_backward(dy, x, taps, skip)
+    return dx, d_taps, None if skip is None else d_taps[0]
 
 
 _long_conv.register_autograd(_long_conv_gradients, setup_context=_long_conv_setup)
@@ -385,9 +396,25 @@ def _thirds(x: Tensor, order: str) -> list[Tensor]:
     return [x.chunk(3, -1)[order.index(name)] for name in "qkv"]
 
 
+def _gated_outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    sequences, length, width = x.shape
+    width //= 3
+    y = x.new_empty((sequences, length, width))
+    c = x.new_empty((sequences, length, width, width // taps.shape[1]) if save else 0)
+    return y, c, x.new_empty(0 if shift is None else y.shape)
+
+
 @torch.library.custom_op("basedbench::gated_long_conv", mutates_args=())
-def _gated(x: Tensor, taps: Tensor, shift: Tensor | None, order: str, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B,L,D); to save: the convolution of every product (B,L,R,R,H), and the shifted k. Empty where not needed."""
+def _gated(
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    shift_skip: Tensor | None,
+    order: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B,L,D); to save: the convolution of every product (B,L,D,R); the shifted k, empty without a shift."""
     x = _rows(x)
     q, k, v = _thirds(x, order)
     y, c, shifted = _gated_outputs(x, taps, shift, save)
@@ -395,34 +422,41 @@ def _gated(x: Tensor, taps: Tensor, shift: Tensor | None, order: str, save: bool
         return y, c, shifted
     sequences, length, width = y.shape
     if shift is not None:
-        k = y.new_empty(y.shape) if not save else shifted
-        _convolve(_thirds(x, order)[1], _within(shift, length), k, backwards=False)
-    heads = taps.shape[1]
-    parts = width // heads
-    grid, shape = _blocks(sequences, length, heads, parts)
+        _convolve(k, _within(shift, length), shift_skip, shifted, backwards=False)
+        k = shifted
+    near, heads = _within(taps, length), taps.shape[1]
+    grid, shape = _blocks(sequences, length, heads, width // heads)
     gated_forward_kernel[grid](
-        q, k, v, _within(taps, length), y, c, sequences, length, min(length, len(taps)),
-        Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), H=heads, R=parts, SAVE=save, **shape,
+        q, k, v, near, skip, y, c, sequences, length, len(near), Q_ROW=q.stride(1), K_ROW=k.stride(1),
+        V_ROW=v.stride(1), H=heads, R=width // heads, SAVE=save, **shape,
     )  # fmt: skip
     return y, c, shifted
 
 
-def _gated_outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    sequences, length, width = x.shape
-    width //= 3
-    y = x.new_empty((sequences, length, width))
-    c = x.new_empty((sequences, length, width, width // taps.shape[1]) if save else 0)
-    return y, c, x.new_empty(y.shape if save and shift is not None else 0)
-
-
 @_gated.register_fake
-def _(x: Tensor, taps: Tensor, shift: Tensor | None, order: str, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    shift_skip: Tensor | None,
+    order: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return _gated_outputs(x, taps, shift, save)
 
 
 @torch.library.custom_op("basedbench::gated_long_conv_backward", mutates_args=())
 def _gated_backward(
-    dy: Tensor, x: Tensor, taps: Tensor, shift: Tensor | None, c: Tensor, shifted: Tensor, order: str
+    dy: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    shift_skip: Tensor | None,
+    c: Tensor,
+    shifted: Tensor,
+    order: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the taps, and of the shift (empty without one)."""
     x, dy = _rows(x), dy.contiguous()
@@ -430,59 +464,75 @@ def _gated_backward(
     if not dx.numel():
         return dx, torch.zeros_like(taps), taps.new_zeros(0 if shift is None else shift.shape)
     (q, k, v), (dq, dk, dv) = _thirds(x, order), _thirds(dx, order)
-    unshifted, d_unshifted = k, dk
+    d_shifted = dk
     if shift is not None:
-        k, dk = shifted, x.new_empty(shifted.shape)
+        k, d_shifted = shifted, x.new_empty(shifted.shape)
     sequences, length, width = dy.shape
     near, heads = _within(taps, length), taps.shape[1]
-    parts = width // heads
-    grid, shape = _blocks(sequences, length, heads, parts)
+    grid, shape = _blocks(sequences, length, heads, width // heads)
     gated_backward_kernel[grid](
-        dy, q, k, v, c, near, dq, dk, dv, sequences, length, len(near),
-        Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), DQ_ROW=dq.stride(1), DK_ROW=dk.stride(1),
-        DV_ROW=dv.stride(1), H=heads, R=parts, **shape,
+        dy, q, k, v, c, near, skip, dq, d_shifted, dv, sequences, length, len(near),
+        Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), DQ_ROW=dq.stride(1), DK_ROW=d_shifted.stride(1),
+        DV_ROW=dv.stride(1), H=heads, R=width // heads, **shape,
     )  # fmt: skip
     d_taps = _extended(_filter_gradient(dy, k, len(near), heads, (q, v)), taps)
     if shift is None:
         return dx, d_taps, taps.new_empty(0)
     within = _within(shift, length)
-    _convolve(dk, within, d_unshifted, backwards=True)
-    return dx, d_taps, _extended(_filter_gradient(dk, unshifted, *within.shape, None), shift)
+    _convolve(d_shifted, within, shift_skip, dk, backwards=True)
+    unshifted = _thirds(x, order)[1]
+    return dx, d_taps, _extended(_filter_gradient(d_shifted, unshifted, len(within), width, None), shift)
 
 
 @_gated_backward.register_fake
 def _(
-    dy: Tensor, x: Tensor, taps: Tensor, shift: Tensor | None, c: Tensor, shifted: Tensor, order: str
+    dy: Tensor,
+    x: Tensor,
+    taps: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    shift_skip: Tensor | None,
+    c: Tensor,
+    shifted: Tensor,
+    order: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), taps.new_empty(taps.shape), taps.new_empty(0 if shift is None else shift.shape)
 
 
 def _gated_setup(ctx, inputs, output) -> None:
-    x, taps, shift, ctx.order, ctx.saved = inputs
-    ctx.save_for_backward(x, taps, shift, *output[1:])
-    ctx.set_materialize_grads(False)
+    *tensors, ctx.order, ctx.saved = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _gated_gradients(ctx, dy: Tensor | None, *_: Tensor | None):
+def _gated_gradients(ctx, dy: Tensor, *_: Tensor | None):
     if not ctx.saved:
         raise RuntimeError("gated_long_conv was called for its output alone.")
-    x, taps, shift, c, shifted = ctx.saved_tensors
-    if dy is None:
-        return None, None, None, None, None
-    dx, d_taps, d_shift = _gated_backward(dy, x, taps, shift, c, shifted, ctx.order)
-    return dx, d_taps, None if shift is None else d_shift, None, None
+    x, taps, skip, shift, shift_skip, c, shifted = ctx.saved_tensors
+    dx, d_taps, d_shift = _gated_backward(dy, x, taps, skip, shift, shift_skip, c, shifted, ctx.order)
+    d_skip = None if skip is None else d_taps[0]
+    d_shift_skip = None if shift_skip is None else d_shift[0]
+    return dx, d_taps, d_skip, None if shift is None else d_shift, d_shift_skip, None, None
 
 
 _gated.register_autograd(_gated_gradients, setup_context=_gated_setup)
 
 
-def long_conv(x_BLD: Tensor, taps_NG: Tensor) -> Tensor:
+def long_conv(x_BLD: Tensor, taps_NG: Tensor, skip_G: Tensor | None) -> Tensor:
     """`long_conv.reference` by the kernels above."""
-    return _long_conv(x_BLD, taps_NG)
+    return _long_conv(x_BLD, taps_NG, skip_G)
 
 
-def gated_long_conv(x_BLE: Tensor, taps_NH: Tensor, shift_ND: Tensor | None, *, order: str) -> Tensor:
+def gated_long_conv(
+    x_BLE: Tensor,
+    taps_NH: Tensor,
+    skip_H: Tensor | None,
+    shift_ND: Tensor | None,
+    shift_skip_D: Tensor | None,
+    *,
+    order: str,
+) -> Tensor:
     """`long_conv.gated_reference` by the kernels above, for heads of one or two channels."""
-    given = (x_BLE, taps_NH, shift_ND)
+    given = (x_BLE, taps_NH, skip_H, shift_ND, shift_skip_D)
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
-    return _gated(x_BLE, taps_NH, shift_ND, order, save)[0]
+    return _gated(*given, order, save)[0]

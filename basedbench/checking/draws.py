@@ -162,6 +162,30 @@ def gated_conv(source: Source) -> Arguments:
     }
 
 
+def long_conv(source: Source) -> Arguments:
+    """x, damped filters, and the token's own weight."""
+    groups = source.size["G"]
+    skip_G = source.normal(groups, dtype=torch.float32)
+    return {"x_BLD": source.rows(source.size["D"]), "taps_NG": _damped(source, groups), "skip_G": skip_G}
+
+
+def gated_long_conv(source: Source) -> Arguments:
+    """q, k and v side by side, damped filters, and if asked for a shorter one in front of the keys."""
+    heads, width = source.size["H"], source.size["H"] * source.size["R"]
+    given: Arguments = {"x_BLE": source.rows(3 * width), "taps_NH": _damped(source, heads)}
+    given["skip_H"] = source.normal(heads, dtype=torch.float32) if source.has("skip") else None
+    shifting = source.has("shift")
+    given["shift_ND"] = source.normal(16, width, dtype=torch.float32) / 4 if shifting else None
+    return given | {"shift_skip_D": source.normal(width, dtype=torch.float32) if shifting else None}
+
+
+def _damped(source: Source, filters: int) -> Tensor:
+    """Taps (N, filters) in float32, to 1 / 100 from the first to the last."""
+    taps = source.size["N"]
+    decay = torch.exp(-math.log(100) / taps * torch.arange(taps))
+    return source.normal(taps, filters, dtype=torch.float32) * decay[:, None] * taps**-0.5
+
+
 def linear_cross_entropy(source: Source) -> Arguments:
     """Hidden states, an output matrix in the scale of an initialised one, and targets."""
     width, vocabulary = source.size["D"], source.size["V"]

@@ -24,6 +24,8 @@ from basedbench.kernels.gated_linear_attention import reference as gated_linear_
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
+from basedbench.kernels.long_conv import gated_reference as gated_long_reference
+from basedbench.kernels.long_conv import reference as long_conv_reference
 from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
@@ -75,6 +77,8 @@ FORMS: dict[str, Form] = {
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
+    "long_conv": Form(draws.long_conv, kernels.long_conv, long_conv_reference),
+    "gated_long_conv": Form(draws.gated_long_conv, kernels.gated_long_conv, gated_long_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),
     "embedding": Form(

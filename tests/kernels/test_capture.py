@@ -41,6 +41,8 @@ PARALLEL = {
     ),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
+    "long_conv": (kernels.long_conv, [(B, L, D), (L, D)]),
+    "gated_long_conv": (kernels.gated_long_conv, [(B, L, 3 * D), (L, D), (D,), (9, D), (D,)]),
     "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
     "swiglu": (kernels.swiglu, [(B, L, 2 * D)]),
     "rotary": (lambda q, k: torch.cat(kernels.rotary(q, k, angles(q))), ATTENTION[:2]),
