@@ -7,6 +7,7 @@ from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .delta_rule import delta_rule, delta_rule_step
+from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
@@ -34,6 +35,7 @@ __all__ = [
     "conv_gate_step",
     "delta_rule",
     "delta_rule_step",
+    "diagonal_filter",
     "embedding",
     "gated_conv",
     "gated_linear_attention",

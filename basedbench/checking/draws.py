@@ -186,6 +186,19 @@ def _damped(source: Source, filters: int) -> Tensor:
     return source.normal(taps, filters, dtype=torch.float32) * decay[:, None] * taps**-0.5
 
 
+def diagonal_filter(source: Source) -> Arguments:
+    """An initialised diagonal model's parameters, in float32, and the taps that a sequence meets."""
+    heads, modes = source.size["H"], source.size["M"]
+    return {
+        "log_dt_H": source.uniform(math.log(1e-3), math.log(1e-1), heads),
+        "A_log_HM": math.log(0.5) + 0.1 * source.normal(heads, modes, dtype=torch.float32),
+        "A_imag_HM": math.pi * torch.arange(modes) + 0.1 * source.normal(heads, modes, dtype=torch.float32),
+        "B_HM2": source.normal(heads, modes, 2, dtype=torch.float32),
+        "C_HM2": source.normal(heads, modes, 2, dtype=torch.float32),
+        "length": source.length,
+    }
+
+
 def linear_cross_entropy(source: Source) -> Arguments:
     """Hidden states, an output matrix in the scale of an initialised one, and targets."""
     width, vocabulary = source.size["D"], source.size["V"]

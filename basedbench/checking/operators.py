@@ -18,6 +18,7 @@ from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.cache_append import reference as append_reference
 from basedbench.kernels.conv_gate import reference as conv_gate_reference
 from basedbench.kernels.delta_rule import reference as delta_reference
+from basedbench.kernels.diagonal_filter import reference as diagonal_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
@@ -79,6 +80,7 @@ FORMS: dict[str, Form] = {
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "long_conv": Form(draws.long_conv, kernels.long_conv, long_conv_reference),
     "gated_long_conv": Form(draws.gated_long_conv, kernels.gated_long_conv, gated_long_reference),
+    "diagonal_filter": Form(draws.diagonal_filter, kernels.diagonal_filter, diagonal_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),
     "embedding": Form(

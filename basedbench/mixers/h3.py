@@ -29,7 +29,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import gated_long_conv, linear, long_conv, short_conv_step
+from basedbench.kernels import diagonal_filter, gated_long_conv, linear, long_conv, short_conv_step
+from basedbench.kernels.diagonal_filter import constants, powers
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.registry import register
@@ -81,8 +82,7 @@ class ShiftSSM(nn.Module):
 class DiagonalSSM(nn.Module):
     """The diagonal model of each head, shared by its products; M = d_state / 2 modes.
 
-    The state is h / g: then p is the recurrence's only constant, and C g the output's. Products are the only complex
-    function used, in `powers` too: PyTorch compiles many others when they are first called on a GPU.
+    The state is h / g: then p is the recurrence's only constant, and C g the output's.
     """
 
     def __init__(self, heads: int, d_state: int) -> None:
@@ -100,20 +100,16 @@ class DiagonalSSM(nn.Module):
         """What it computes in."""
         return accumulator_dtype(self.D.dtype)
 
+    def _modes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.log_dt, self.A_log, self.A_imag, self.B, self.C
+
     def constants(self) -> tuple[Tensor, Tensor]:
         """p and 2 C g, complex (H, M)."""
-        dt_Hx = self.log_dt.to(self.dtype).exp()[:, None]
-        re, im = -self.A_log.to(self.dtype).exp() * (dt_Hx / 2), self.A_imag.to(self.dtype) * (dt_Hx / 2)
-        size = (1 - re) ** 2 + im**2
-        inverse_HM = torch.complex((1 - re) / size, im / size)  # of 1 - dt A / 2
-        B, C = (torch.view_as_complex(parameter.to(self.dtype)) for parameter in (self.B, self.C))
-        return torch.complex(1 + re, im) * inverse_HM, B * C * (2 * dt_Hx) * inverse_HM
+        return constants(*self._modes())
 
     def taps(self, length: int) -> Tensor:
         """The convolution that it is, (L, H), without D."""
-        p_HM, gain_HM = self.constants()
-        re_LHM, im_LHM = powers(p_HM, torch.arange(length, dtype=self.dtype, device=self.D.device))
-        return (gain_HM.real * re_LHM - gain_HM.imag * im_LHM).sum(-1)
+        return diagonal_filter(*self._modes(), length)
 
     def skip(self) -> Tensor:
         """The weight of the token itself, (H,), in the dtype of the taps."""
@@ -130,14 +126,6 @@ class DiagonalSSM(nn.Module):
         """The state (B, K, V, H, M, 2) after x."""
         ages_L = torch.arange(x_BLKVH.shape[1] - 1, -1, -1, dtype=self.dtype, device=x_BLKVH.device)
         return weighted_sum(x_BLKVH, torch.stack(powers(self.constants()[0], ages_L), -1)).contiguous()
-
-
-def powers(p_HM: Tensor, exponents_L: Tensor) -> tuple[Tensor, Tensor]:
-    """The real and the imaginary part (L, H, M) of complex numbers to real powers."""
-    exponents = exponents_L[:, None, None]
-    size = torch.exp(exponents * (p_HM.real**2 + p_HM.imag**2).log() / 2)
-    angle = exponents * torch.atan2(p_HM.imag, p_HM.real)
-    return size * angle.cos(), size * angle.sin()
 
 
 @without_autocast
