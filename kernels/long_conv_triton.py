@@ -34,11 +34,11 @@ def _load(pointer, inside, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _entries(pointer, inside, H: tl.constexpr, R: tl.constexpr, MASKED: tl.constexpr):
-    """The R numbers of a head in one row."""
+def _loads(pointer, inside, STEP: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr):
+    """So many numbers, STEP apart: a head's in one row, or a filter's taps."""
     found = (_load(pointer, inside, MASKED),)
-    for i in tl.static_range(1, R):
-        found = found + (_load(pointer + i * H, inside, MASKED),)
+    for i in tl.static_range(1, COUNT):
+        found = found + (_load(pointer + i * STEP, inside, MASKED),)
     return found
 
 
@@ -47,19 +47,10 @@ def _products(left, right, inside, H: tl.constexpr, R: tl.constexpr, GATED: tl.c
     """The R R products of a head's numbers in one row of left and right; without gates left alone."""
     if not GATED:
         return (_load(left, inside, MASKED),)
-    a, b = _entries(left, inside, H, R, MASKED), _entries(right, inside, H, R, MASKED)
+    a, b = _loads(left, inside, H, R, MASKED), _loads(right, inside, H, R, MASKED)
     found = (a[0] * b[0],)
     for n in tl.static_range(1, R * R):
         found = found + (a[n // R] * b[n % R],)
-    return found
-
-
-@triton.jit
-def _taps(taps, inside, G: tl.constexpr, COUNT: tl.constexpr, MASKED: tl.constexpr):
-    """So many taps, the first of them at the pointer."""
-    found = (_load(taps, inside, MASKED),)
-    for i in tl.static_range(1, COUNT):
-        found = found + (_load(taps + i * G, inside, MASKED),)
     return found
 
 
@@ -124,7 +115,7 @@ def _convolved(
     for s in range(first, start + TILE, SOURCES):
         nearest = start - s - SOURCES + 1
         if (nearest > 0) & (start - s < reach):
-            lower = _taps(taps + nearest * G, h < H, G, SOURCES, masked)
+            lower = _loads(taps + nearest * G, h < H, G, SOURCES, masked)
         else:
             lower = _edge_taps(taps + nearest * G, own, h < H, nearest, reach, G, SOURCES)
         window = lower + upper
@@ -175,7 +166,7 @@ def gated_forward_kernel(
     c = _begin(c, b, h, length, R * R * H, False)
     for t in tl.static_range(TILE):
         there = inside & (start + t < length)
-        gates = _entries(q + (start + t) * Q_ROW, there, H, R, True)
+        gates = _loads(q + (start + t) * Q_ROW, there, H, R, True)
         for j in tl.static_range(R):
             out = gates[0] * total[j * TILE + t]
             for i in tl.static_range(1, R):
@@ -208,8 +199,8 @@ def gated_backward_kernel(
     for s in tl.static_range(TILE):
         row = start + s
         there = inside & (row < length)
-        keys, values = _entries(k - row * K_ROW, there, H, R, True), _entries(v - row * V_ROW, there, H, R, True)
-        upper = _entries(dy - row * (R * H), there, H, R, True)
+        keys, values = _loads(k - row * K_ROW, there, H, R, True), _loads(v - row * V_ROW, there, H, R, True)
+        upper = _loads(dy - row * (R * H), there, H, R, True)
         for i in tl.static_range(R):
             of_q, of_k, of_v = inside * 0.0, inside * 0.0, inside * 0.0
             for j in tl.static_range(R):
