@@ -11,6 +11,7 @@ from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
+from .implicit_filter import implicit_filter
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
@@ -41,6 +42,7 @@ __all__ = [
     "gated_linear_attention",
     "gated_linear_attention_step",
     "gated_long_conv",
+    "implicit_filter",
     "linear",
     "linear_attention",
     "linear_attention_step",

@@ -186,6 +186,18 @@ def _damped(source: Source, filters: int) -> Tensor:
     return source.normal(taps, filters, dtype=torch.float32) * decay[:, None] * taps**-0.5
 
 
+def implicit_filter(source: Source) -> Arguments:
+    """Positions and a network in float32, with room for as many positions again."""
+    inputs, units, channels = (source.size[name] for name in ("E", "U", "D"))
+    given: Arguments = {"features_NE": source.normal(2 * source.length, inputs, dtype=torch.float32)}
+    for layer, width in enumerate((inputs, units, units)):
+        given[f"weight_{layer}"] = source.normal(units, width, dtype=torch.float32) * width**-0.5
+        given[f"bias_{layer}"] = source.normal(units, dtype=torch.float32)
+    given["frequency_F"] = 1 + 0.1 * source.normal(units, dtype=torch.float32)
+    given["out_DF"] = source.normal(channels, units, dtype=torch.float32) * units**-0.5
+    return given | {"length": source.length}
+
+
 def diagonal_filter(source: Source) -> Arguments:
     """An initialised diagonal model's parameters, in float32, and the taps that a sequence meets."""
     heads, modes = source.size["H"], source.size["M"]

@@ -22,6 +22,7 @@ from basedbench.kernels.diagonal_filter import reference as diagonal_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
+from basedbench.kernels.implicit_filter import reference as implicit_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
@@ -80,6 +81,11 @@ FORMS: dict[str, Form] = {
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "long_conv": Form(draws.long_conv, kernels.long_conv, long_conv_reference),
     "gated_long_conv": Form(draws.gated_long_conv, kernels.gated_long_conv, gated_long_reference),
+    "implicit_filter": Form(
+        draws.implicit_filter,
+        adapters.of_implicit_filter(kernels.implicit_filter),
+        adapters.of_implicit_filter(implicit_reference),
+    ),
     "diagonal_filter": Form(draws.diagonal_filter, kernels.diagonal_filter, diagonal_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),

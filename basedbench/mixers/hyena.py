@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import gated_long_conv, linear
+from basedbench.kernels import gated_long_conv, implicit_filter, linear
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -60,15 +60,10 @@ class ImplicitFilter(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """The first `length` taps (L, D), in float32 at least, without `bias`."""
-        dtype, device = accumulator_dtype(self.features.dtype), self.features.device
-        with torch.autocast(device.type, enabled=False):
-            h = self.features[:length].to(dtype)
-            for linear in cast(list[nn.Linear], self.hidden):
-                h = torch.sin(self.frequency.to(dtype) * F.linear(h, linear.weight.to(dtype), linear.bias.to(dtype)))
-            h_LD = F.linear(h, self.out.weight.to(dtype))
-        rate_D = torch.linspace(DECAY / SLOWEST, DECAY / FASTEST, len(self.bias), dtype=dtype, device=device)
-        time_L = torch.arange(length, dtype=dtype, device=device) / (len(self.features) - 1)
-        return h_LD * torch.exp(-time_L[:, None] * rate_D)
+        layers = cast(list[nn.Linear], self.hidden)
+        hidden = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        rates = {"slowest": DECAY / SLOWEST, "fastest": DECAY / FASTEST}
+        return implicit_filter(self.features, hidden, self.frequency, self.out.weight, length=length, **rates)
 
     def skip(self) -> Tensor:
         """The weight of the token itself, (D,), in the dtype of the taps."""
