@@ -4,7 +4,7 @@
     taps[t, d] = (out h_3)[d] exp(-rate_d t / (N - 1)),   rate_d evenly from `slowest` to `fastest` over the channels
 
 features (N,E) are positions and learned, as is one frequency a unit; the first L of N rows make L taps. float32
-(float64 for float64 parameters), autocast or not. The kernels form products in three parts of tf32; the backward
+(float64 for float64 parameters), autocast or not. The kernels' products are float32 too, by FMA; the backward
 computes the network again, and its programs leave one row of partial gradients each, added in a fixed order.
 """
 

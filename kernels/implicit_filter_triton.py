@@ -1,7 +1,8 @@
 """`implicit_filter` in Triton: a program takes a few positions through the whole network, and back.
 
 The backward keeps nothing but the parameters: it computes the layers' sums again. Units beyond the last one have zero
-weights and biases, so that they are zero.
+weights and biases, so that they are zero. Products are sums of FMA: on matrix units, which would take three parts of
+tf32, Triton gives each warp a whole weight matrix, which does not fit into its registers.
 """
 
 # mypy: allow-untyped-defs
@@ -11,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .delta_rule_tiles_triton import product
 from .partial_sums_triton import sum_parts
 
 ROWS = 16  # positions of a program
 CHANNELS = 64  # at a time
+WARPS = 8
 
 
 @triton.jit
@@ -35,14 +36,13 @@ def _store(pointer, x, rows, columns, R: tl.constexpr, C: tl.constexpr):
 def _sums(h, weight, bias, units, inputs, U: tl.constexpr, E: tl.constexpr):
     """W h + b."""
     w = _matrix(weight, units, inputs, U, E)
-    zero = tl.zeros((h.shape[0], w.shape[0]), tl.float32)
-    return product(h, tl.trans(w), zero, "tf32x3") + tl.load(bias + units, mask=units < U, other=0.0)[None, :]
+    return _times(h, tl.trans(w)) + tl.load(bias + units, mask=units < U, other=0.0)[None, :]
 
 
 @triton.jit
 def _times(x, y):
     """x y."""
-    return product(x, y, tl.zeros((x.shape[0], y.shape[1]), tl.float32), "tf32x3")
+    return tl.dot(x, y, input_precision="ieee")
 
 
 @triton.jit
@@ -149,7 +149,14 @@ def _filter(
     tensors = [x.contiguous() for x in (features, *hidden, frequency, out)]
     last = max(1, len(features) - 1)
     network_kernel[(triton.cdiv(length, ROWS),)](
-        *tensors, taps, length, last, slowest, fastest, **_shape(features, frequency, out)
+        *tensors,
+        taps,
+        length,
+        last,
+        slowest,
+        fastest,
+        **_shape(features, frequency, out),
+        num_warps=WARPS,
     )
     return taps
 
@@ -179,7 +186,16 @@ def _filter_backward(
     partials = torch.empty((programs, width), dtype=torch.float32, device=features.device)
     tensors = [x.contiguous() for x in (d_taps, features, *hidden, frequency, out)]
     network_gradient_kernel[(programs,)](
-        *tensors, d_features, partials, length, last, slowest, fastest, width, **_shape(features, frequency, out)
+        *tensors,
+        d_features,
+        partials,
+        length,
+        last,
+        slowest,
+        fastest,
+        width,
+        **_shape(features, frequency, out),
+        num_warps=WARPS,
     )
     return d_features, sum_parts(partials, torch.float32)
 
