@@ -7,12 +7,15 @@ from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .delta_rule import delta_rule, delta_rule_step
+from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
+from .implicit_filter import implicit_filter
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
+from .long_conv import gated_long_conv, long_conv
 from .rotary import rotary, rotary_angles
 from .row_linear import row_linear
 from .selective_scan import selective_scan, selective_scan_step
@@ -35,14 +38,18 @@ __all__ = [
     "conv_gate_step",
     "delta_rule",
     "delta_rule_step",
+    "diagonal_filter",
     "embedding",
     "gated_conv",
     "gated_linear_attention",
     "gated_linear_attention_step",
+    "gated_long_conv",
+    "implicit_filter",
     "linear",
     "linear_attention",
     "linear_attention_step",
     "linear_cross_entropy",
+    "long_conv",
     "rotary",
     "rotary_angles",
     "row_linear",

@@ -35,6 +35,16 @@ def of_block_boundary(function: Function) -> Function:
     return call
 
 
+def of_implicit_filter(function: Function) -> Function:
+    """The hidden layers' weights and biases one by one."""
+
+    def call(features_NE: Tensor, frequency_F: Tensor, out_DF: Tensor, length: int, **hidden: Tensor) -> Any:
+        rates = {"slowest": 3.0, "fastest": 15.0}
+        return function(features_NE, list(hidden.values()), frequency_F, out_DF, length=length, **rates)
+
+    return call
+
+
 def of_adamw(function: Function) -> Function:
     """One step on copies: the change of the parameters, both moments, and the copy in half precision."""
 

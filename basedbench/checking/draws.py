@@ -175,6 +175,55 @@ def gated_conv(source: Source) -> Arguments:
     }
 
 
+def long_conv(source: Source) -> Arguments:
+    """x, damped filters, and the token's own weight."""
+    groups = source.size["G"]
+    skip_G = source.normal(groups, dtype=torch.float32)
+    return {"x_BLD": source.rows(source.size["D"]), "taps_NG": _damped(source, groups), "skip_G": skip_G}
+
+
+def gated_long_conv(source: Source) -> Arguments:
+    """q, k and v side by side, damped filters, and if asked for a shorter one in front of the keys."""
+    heads, width = source.size["H"], source.size["H"] * source.size["R"]
+    given: Arguments = {"x_BLE": source.rows(3 * width), "taps_NH": _damped(source, heads)}
+    given["skip_H"] = source.normal(heads, dtype=torch.float32) if source.has("skip") else None
+    shifting = source.has("shift")
+    given["shift_ND"] = source.normal(16, width, dtype=torch.float32) / 4 if shifting else None
+    return given | {"shift_skip_D": source.normal(width, dtype=torch.float32) if shifting else None}
+
+
+def _damped(source: Source, filters: int) -> Tensor:
+    """Taps (N, filters) in float32, to 1 / 100 from the first to the last."""
+    taps = source.size["N"]
+    decay = torch.exp(-math.log(100) / taps * torch.arange(taps))
+    return source.normal(taps, filters, dtype=torch.float32) * decay[:, None] * taps**-0.5
+
+
+def implicit_filter(source: Source) -> Arguments:
+    """Positions and a network in float32, with room for as many positions again."""
+    inputs, units, channels = (source.size[name] for name in ("E", "U", "D"))
+    given: Arguments = {"features_NE": source.normal(2 * source.length, inputs, dtype=torch.float32)}
+    for layer, width in enumerate((inputs, units, units)):
+        given[f"weight_{layer}"] = source.normal(units, width, dtype=torch.float32) * width**-0.5
+        given[f"bias_{layer}"] = source.normal(units, dtype=torch.float32)
+    given["frequency_F"] = 1 + 0.1 * source.normal(units, dtype=torch.float32)
+    given["out_DF"] = source.normal(channels, units, dtype=torch.float32) * units**-0.5
+    return given | {"length": source.length}
+
+
+def diagonal_filter(source: Source) -> Arguments:
+    """An initialised diagonal model's parameters, in float32, and the taps that a sequence meets."""
+    heads, modes = source.size["H"], source.size["M"]
+    return {
+        "log_dt_H": source.uniform(math.log(1e-3), math.log(1e-1), heads),
+        "A_log_HM": math.log(0.5) + 0.1 * source.normal(heads, modes, dtype=torch.float32),
+        "A_imag_HM": math.pi * torch.arange(modes) + 0.1 * source.normal(heads, modes, dtype=torch.float32),
+        "B_HM2": source.normal(heads, modes, 2, dtype=torch.float32),
+        "C_HM2": source.normal(heads, modes, 2, dtype=torch.float32),
+        "length": source.length,
+    }
+
+
 def linear_cross_entropy(source: Source) -> Arguments:
     """Hidden states, an output matrix in the scale of an initialised one, and targets."""
     width, vocabulary = source.size["D"], source.size["V"]

@@ -18,12 +18,16 @@ from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.cache_append import reference as append_reference
 from basedbench.kernels.conv_gate import reference as conv_gate_reference
 from basedbench.kernels.delta_rule import reference as delta_reference
+from basedbench.kernels.diagonal_filter import reference as diagonal_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
+from basedbench.kernels.implicit_filter import reference as implicit_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
+from basedbench.kernels.long_conv import gated_reference as gated_long_reference
+from basedbench.kernels.long_conv import reference as long_conv_reference
 from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.row_linear import reference as rows_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
@@ -78,6 +82,14 @@ FORMS: dict[str, Form] = {
     "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
+    "long_conv": Form(draws.long_conv, kernels.long_conv, long_conv_reference),
+    "gated_long_conv": Form(draws.gated_long_conv, kernels.gated_long_conv, gated_long_reference),
+    "implicit_filter": Form(
+        draws.implicit_filter,
+        adapters.of_implicit_filter(kernels.implicit_filter),
+        adapters.of_implicit_filter(implicit_reference),
+    ),
+    "diagonal_filter": Form(draws.diagonal_filter, kernels.diagonal_filter, diagonal_reference),
     "linear_cross_entropy": Form(draws.linear_cross_entropy, kernels.linear_cross_entropy, cross_entropy_reference),
     "add_layer_norm": Form(draws.add_layer_norm, kernels.add_layer_norm, norm_reference),
     "embedding": Form(

@@ -127,6 +127,14 @@ COVERAGE: dict[str, Coverage] = {
     "split_conv": Coverage(({"D": 64, "W": 4}, {"D": 40, "W": 3}), (("bias", "silu"), ()), modes=("fwd", "gradients")),
     "conv_gate": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), ((), ("initial state", "last state"))),
     "gated_conv": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), modes=("fwd", "gradients")),
+    "long_conv": Coverage(({"D": 64, "G": 64, "N": 4097}, {"D": 48, "G": 12, "N": 30}), modes=("fwd", "gradients")),
+    "gated_long_conv": Coverage(
+        ({"H": 64, "R": 1, "N": 4097}, {"H": 32, "R": 2, "N": 4097}, {"H": 8, "R": 3, "N": 4097}),
+        (("skip",), ("skip", "shift")),
+        modes=("fwd", "gradients"),
+    ),
+    "implicit_filter": Coverage(({"E": 3, "U": 64, "D": 64}, {"E": 5, "U": 24, "D": 100}), modes=("fwd", "gradients")),
+    "diagonal_filter": Coverage(({"H": 32, "M": 8}, {"H": 5, "M": 12}), modes=("fwd", "gradients")),
     "linear_cross_entropy": Coverage(
         ({"D": 64, "V": 1000}, {"D": 128, "V": 8192}, {"D": 256, "V": 1000}), modes=("fwd", "gradients")
     ),

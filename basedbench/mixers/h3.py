@@ -29,10 +29,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import short_conv_step
+from basedbench.kernels import diagonal_filter, gated_long_conv, linear, long_conv, short_conv_step
+from basedbench.kernels.diagonal_filter import constants, powers
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
-from basedbench.mixers.long_conv import long_conv
 from basedbench.mixers.registry import register
 
 
@@ -54,19 +54,24 @@ class ShiftSSM(nn.Module):
         self.D = nn.Parameter(torch.randn(channels))
 
     def taps(self) -> Tensor:
-        """(D, N), the current token's first, in float32 at least."""
-        dtype, d_state = accumulator_dtype(self.C.dtype), self.C.shape[1]
-        shifted_DNN = F.pad(self.C.to(dtype), (0, d_state - 1)).unfold(1, d_state, 1)  # [d, j, i] = C[d, i + j]
-        taps_DN = (shifted_DNN * self.B.to(dtype)[:, None]).sum(-1)
-        return taps_DN + F.pad(self.D.to(dtype)[:, None], (0, d_state - 1))
+        """(N, D), the current token's first, in float32 at least, without D: a correlation, so a convolution of C
+
+        from its end on.
+        """
+        B_DN, C_DN = (parameter.to(accumulator_dtype(parameter.dtype)) for parameter in (self.B, self.C))
+        return long_conv(C_DN.flip(1).t()[None], B_DN.t())[0].flip(0)
+
+    def skip(self) -> Tensor:
+        """The weight of the token itself, (D,), in the dtype of the taps."""
+        return self.D.to(accumulator_dtype(self.D.dtype))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        taps_ND = self.taps().t()[: x_BLD.shape[1]]
-        return long_conv(x_BLD, F.pad(taps_ND, (0, 0, 0, x_BLD.shape[1] - len(taps_ND))))
+        return long_conv(x_BLD, self.taps(), self.skip())
 
     def step(self, x_BD: Tensor, state_BDS: Tensor) -> Tensor:
         """One token; updates the state, the last d_state - 1 inputs, in place."""
-        return short_conv_step(x_BD, self.taps().flip(1), None, state_BDS)
+        oldest_DN = self.taps().flip(0).t() + F.pad(self.skip()[:, None], (self.C.shape[1] - 1, 0))
+        return short_conv_step(x_BD, oldest_DN, None, state_BDS)
 
     def last_inputs(self, x_BLD: Tensor) -> Tensor:
         """The state (B, D, S) after x, oldest input first."""
@@ -77,8 +82,7 @@ class ShiftSSM(nn.Module):
 class DiagonalSSM(nn.Module):
     """The diagonal model of each head, shared by its products; M = d_state / 2 modes.
 
-    The state is h / g: then p is the recurrence's only constant, and C g the output's. Products are the only complex
-    function used, in `powers` too: PyTorch compiles many others when they are first called on a GPU.
+    The state is h / g: then p is the recurrence's only constant, and C g the output's.
     """
 
     def __init__(self, heads: int, d_state: int) -> None:
@@ -96,44 +100,32 @@ class DiagonalSSM(nn.Module):
         """What it computes in."""
         return accumulator_dtype(self.D.dtype)
 
+    def _modes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.log_dt, self.A_log, self.A_imag, self.B, self.C
+
     def constants(self) -> tuple[Tensor, Tensor]:
         """p and 2 C g, complex (H, M)."""
-        dt_Hx = self.log_dt.to(self.dtype).exp()[:, None]
-        re, im = -self.A_log.to(self.dtype).exp() * (dt_Hx / 2), self.A_imag.to(self.dtype) * (dt_Hx / 2)
-        size = (1 - re) ** 2 + im**2
-        inverse_HM = torch.complex((1 - re) / size, im / size)  # of 1 - dt A / 2
-        B, C = (torch.view_as_complex(parameter.to(self.dtype)) for parameter in (self.B, self.C))
-        return torch.complex(1 + re, im) * inverse_HM, B * C * (2 * dt_Hx) * inverse_HM
+        return constants(*self._modes())
 
     def taps(self, length: int) -> Tensor:
-        """The convolution that it is, (L, H)."""
-        p_HM, gain_HM = self.constants()
-        re_LHM, im_LHM = powers(p_HM, torch.arange(length, dtype=self.dtype, device=self.D.device))
-        taps_LH = (gain_HM.real * re_LHM - gain_HM.imag * im_LHM).sum(-1)
-        return taps_LH + F.pad(self.D.to(self.dtype)[None], (0, 0, 0, length - 1))
+        """The convolution that it is, (L, H), without D."""
+        return diagonal_filter(*self._modes(), length)
 
-    def forward(self, x_BLKVH: Tensor) -> Tensor:
-        return long_conv(x_BLKVH, self.taps(x_BLKVH.shape[1]))
+    def skip(self) -> Tensor:
+        """The weight of the token itself, (H,), in the dtype of the taps."""
+        return self.D.to(self.dtype)
 
     def step(self, x_BKVH: Tensor, state_BKVHMC: Tensor) -> Tensor:
         """One token; updates the state in place."""
         p_HM, gain_HM = self.constants()
         h_BKVHM = p_HM * torch.view_as_complex(state_BKVHMC) + x_BKVH[..., None]
         state_BKVHMC.copy_(torch.view_as_real(h_BKVHM))
-        return (gain_HM * h_BKVHM).real.sum(-1) + self.D.to(self.dtype) * x_BKVH
+        return (gain_HM * h_BKVHM).real.sum(-1) + self.skip() * x_BKVH
 
     def last_state(self, x_BLKVH: Tensor) -> Tensor:
         """The state (B, K, V, H, M, 2) after x."""
         ages_L = torch.arange(x_BLKVH.shape[1] - 1, -1, -1, dtype=self.dtype, device=x_BLKVH.device)
         return weighted_sum(x_BLKVH, torch.stack(powers(self.constants()[0], ages_L), -1)).contiguous()
-
-
-def powers(p_HM: Tensor, exponents_L: Tensor) -> tuple[Tensor, Tensor]:
-    """The real and the imaginary part (L, H, M) of complex numbers to real powers."""
-    exponents = exponents_L[:, None, None]
-    size = torch.exp(exponents * (p_HM.real**2 + p_HM.imag**2).log() / 2)
-    angle = exponents * torch.atan2(p_HM.imag, p_HM.real)
-    return size * angle.cos(), size * angle.sin()
 
 
 @without_autocast
@@ -183,15 +175,21 @@ class H3(Mixer):
         q_xKH = q_xD.unflatten(-1, (-1, self.heads))
         return self.out_proj((q_xKH.unsqueeze(-2) * y_xKVH).sum(-3).flatten(-2).to(q_xD.dtype))
 
+    def _mixed(self, x_BLE: Tensor) -> Tensor:
+        """All outputs, from q, k and v side by side."""
+        taps_LH, skip_H = self.diagonal.taps(x_BLE.shape[1]), self.diagonal.skip()
+        y_BLD = gated_long_conv(x_BLE, taps_LH, skip_H, self.shift.taps(), self.shift.skip())
+        return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
+
     def forward(self, x_BLD: Tensor) -> Tensor:
-        q_BLD, k_BLD, v_BLD = self.in_proj(x_BLD).chunk(3, -1)
-        return self._output(q_BLD, self.diagonal(self._products(self.shift(k_BLD), v_BLD)))
+        return self._mixed(linear(x_BLD, self.in_proj.weight, self.in_proj.bias))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        q_BLD, k_BLD, v_BLD = self.in_proj(x_BLD).chunk(3, -1)
+        x_BLE = self.in_proj(x_BLD)
+        _, k_BLD, v_BLD = x_BLE.chunk(3, -1)
         kv_BLKVH = self._products(self.shift(k_BLD), v_BLD)
         state = {"shift": self.shift.last_inputs(k_BLD), "diagonal": self.diagonal.last_state(kv_BLKVH)}
-        return self._output(q_BLD, self.diagonal(kv_BLKVH)), state
+        return self._mixed(x_BLE), state
 
     def init_state(
         self,

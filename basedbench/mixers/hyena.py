@@ -29,9 +29,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
+from basedbench.kernels import gated_long_conv, implicit_filter, linear
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
-from basedbench.mixers.long_conv import long_conv
 from basedbench.mixers.registry import register
 
 DECAY = math.log(100)  # the damping reaches 1 / 100 ...
@@ -59,17 +59,15 @@ class ImplicitFilter(nn.Module):
         self.bias = nn.Parameter(torch.randn(d_model))
 
     def forward(self, length: int) -> Tensor:
-        """The first `length` taps (L, D), in float32 at least, `bias` included in the first."""
-        dtype, device = accumulator_dtype(self.features.dtype), self.features.device
-        with torch.autocast(device.type, enabled=False):
-            h = self.features[:length].to(dtype)
-            for linear in cast(list[nn.Linear], self.hidden):
-                h = torch.sin(self.frequency.to(dtype) * F.linear(h, linear.weight.to(dtype), linear.bias.to(dtype)))
-            h_LD = F.linear(h, self.out.weight.to(dtype))
-        rate_D = torch.linspace(DECAY / SLOWEST, DECAY / FASTEST, len(self.bias), dtype=dtype, device=device)
-        time_L = torch.arange(length, dtype=dtype, device=device) / (len(self.features) - 1)
-        damped_LD = h_LD * torch.exp(-time_L[:, None] * rate_D)
-        return damped_LD + F.pad(self.bias.to(dtype)[None], (0, 0, 0, length - 1))
+        """The first `length` taps (L, D), in float32 at least, without `bias`."""
+        layers = cast(list[nn.Linear], self.hidden)
+        hidden = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+        rates = {"slowest": DECAY / SLOWEST, "fastest": DECAY / FASTEST}
+        return implicit_filter(self.features, hidden, self.frequency, self.out.weight, length=length, **rates)
+
+    def skip(self) -> Tensor:
+        """The weight of the token itself, (D,), in the dtype of the taps."""
+        return self.bias.to(accumulator_dtype(self.bias.dtype))
 
 
 def positional_features(max_length: int, emb_dim: int) -> Tensor:
@@ -108,22 +106,26 @@ class Hyena(Mixer):
                 "as its filter reaches; raise that option."
             )
 
-    def _output(self, w_BLD: Tensor, outer_BLD: Tensor) -> Tensor:
-        """The long convolution of w, the outer gate and the projection."""
-        self._require(w_BLD.shape[1])
-        return self.out_proj(outer_BLD * long_conv(w_BLD, self.filter(w_BLD.shape[1])))
+    def _input(self, x_BLD: Tensor) -> Tensor:
+        """The projection in (B, L, 3 D)."""
+        return linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
+
+    def _output(self, mixed_BLE: Tensor) -> Tensor:
+        """The long convolution between its gates, and the projection."""
+        length = mixed_BLE.shape[1]
+        self._require(length)
+        y_BLD = gated_long_conv(mixed_BLE, self.filter(length), self.filter.skip(), order="kqv")
+        return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        inner_BLD, outer_BLD, v_BLD = self.conv(self.in_proj(x_BLD)).chunk(3, -1)
-        return self._output(inner_BLD * v_BLD, outer_BLD)
+        return self._output(self.conv(self._input(x_BLD)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        y_BLE, conv_BES = self.conv.prefill(self.in_proj(x_BLD))
-        inner_BLD, outer_BLD, v_BLD = y_BLE.chunk(3, -1)
-        w_BLD = inner_BLD * v_BLD
-        y_BLD = self._output(w_BLD, outer_BLD)
+        mixed_BLE, conv_BES = self.conv.prefill(self._input(x_BLD))
+        inner_BLD, _, v_BLD = mixed_BLE.chunk(3, -1)
+        w_BLD, y_BLD = inner_BLD * v_BLD, self._output(mixed_BLE)
         if max_length is None:
-            return y_BLD, {"conv": conv_BES, "w": w_BLD.contiguous()}
+            return y_BLD, {"conv": conv_BES, "w": w_BLD}
         batch, length, _ = x_BLD.shape
         state = self.init_state(batch, max_length, x_BLD.dtype, x_BLD.device)
         state["w"][:, :length] = w_BLD
@@ -151,7 +153,8 @@ class Hyena(Mixer):
         self._require(length)
         newest = state["position"].long()[:, None] - 1 if "position" in state else length - 1
         age_XL = newest - torch.arange(length, device=x_BD.device)[None]  # X: the batch, or 1 where no room is reserved
-        taps_XLD = self.filter(length)[age_XL.clamp(min=0)] * (age_XL >= 0).unsqueeze(-1)
+        taps_LD = self.filter(length) + F.pad(self.filter.skip()[None], (0, 0, 0, length - 1))
+        taps_XLD = taps_LD[age_XL.clamp(min=0)] * (age_XL >= 0).unsqueeze(-1)
         y_BD = (taps_XLD * state["w"]).sum(1).to(x_BD.dtype)
         return self.out_proj(outer_BD * y_BD), state
 

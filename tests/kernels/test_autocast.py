@@ -26,6 +26,7 @@ PARALLEL = {
         lambda q, k, v, a, b, g: kernels.delta_rule(q, k, v, -0.1 * a, 0.1 * b, -g.abs()),
         [(B, L, H, K)] * 6,
     ),
+    "gated_long_conv": (kernels.gated_long_conv, [(B, L, 3 * K), (L, K), (K,), (N, K), (K,)]),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.abs(), u), [(B, L, K), (B, L, K), (K,), (K,)]),
 }
 TOKEN = [(B, H, K)] * 3

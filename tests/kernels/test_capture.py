@@ -41,6 +41,12 @@ PARALLEL = {
     ),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
+    "diagonal_filter": (
+        lambda dt, A, w, B, C: kernels.diagonal_filter(dt - 4, A, w, B, C, L),
+        [(D,), (D, N), (D, N), (D, N, 2), (D, N, 2)],
+    ),
+    "long_conv": (kernels.long_conv, [(B, L, D), (L, D)]),
+    "gated_long_conv": (kernels.gated_long_conv, [(B, L, 3 * D), (L, D), (D,), (9, D), (D,)]),
     "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
     "split_conv": (
         lambda x, w: torch.cat(kernels.split_conv(x, [9, 32, 16, 2], w, start=9, activation="silu"), -1),
