@@ -10,6 +10,7 @@ from .delta_rule import delta_rule, delta_rule_step
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
+from .head_norm import head_norm
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
@@ -37,6 +38,7 @@ __all__ = [
     "gated_conv",
     "gated_linear_attention",
     "gated_linear_attention_step",
+    "head_norm",
     "linear",
     "linear_attention",
     "linear_attention_step",

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels.head_norm import Activation
 from basedbench.mixers.delta import DeltaMixer, DeltaOptions
 from basedbench.mixers.mamba import negative_exp, step_size_bias
 from basedbench.mixers.registry import register
@@ -50,5 +51,5 @@ class GatedDeltaNet(DeltaMixer):
         A_H = negative_exp(self.A_log)
         return (A_H * F.softplus(further[0].to(A_H.dtype) + self.dt_bias)).unsqueeze(-1)
 
-    def _gated(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
-        return y_xHV * F.silu(further[1].view_as(y_xHV)) if self.options.gate else y_xHV
+    def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
+        return further[1] if self.options.gate else None, "silu"

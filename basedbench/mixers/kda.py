@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels.head_norm import Activation
 from basedbench.mixers.delta import DeltaMixer, DeltaOptions
 from basedbench.mixers.mamba import negative_exp, step_size_bias
 from basedbench.mixers.registry import register
@@ -56,5 +57,5 @@ class KDA(DeltaMixer):
         steps = F.softplus(self.decay_proj(further[0]).to(A_H.dtype) + self.dt_bias)
         return A_H.unsqueeze(-1) * steps.unflatten(-1, (self.options.heads, -1))
 
-    def _gated(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
-        return y_xHV * self.gate_proj(further[1]).sigmoid().view_as(y_xHV)
+    def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
+        return self.gate_proj(further[1]), "sigmoid"

@@ -27,7 +27,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import delta_rule, delta_rule_step
+from basedbench.kernels import delta_rule, delta_rule_step, head_norm
+from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.delta import unit
 from basedbench.mixers.registry import register
@@ -118,9 +119,10 @@ class RWKV7(Mixer):
         return _Token(r, k, v, a, b, self._heads(g), self.g_lora(x_g))
 
     def _output(self, y_xHV: Tensor, token: _Token) -> Tensor:
-        normed_xD = self.norm(y_xHV.reshape(-1, self.d_model)).view_as(token.gate)
-        bonus_xHV = (token.r * token.k * self.r_k).sum(-1, keepdim=True) * token.v
-        return self.out_proj(((normed_xD + bonus_xHV.flatten(-2)) * token.gate).to(y_xHV.dtype))
+        weight_HV, bias_HV = (x.view_as(self.r_k) for x in (self.norm.weight, self.norm.bias))
+        bonus, dtype = (token.r, token.k, self.r_k, token.v), product_dtype(y_xHV)
+        options: Any = {"gate_xE": token.gate, "activation": "identity", "bonus": bonus, "dtype": dtype}
+        return self.out_proj(head_norm(y_xHV, weight_HV, bias_HV, eps=self.norm.eps, center=True, **options))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         token = self._read(x_BLD, F.pad(x_BLD, (0, 0, 1, -1)))
