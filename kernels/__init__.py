@@ -6,6 +6,7 @@ from .attention_decode import attention_decode
 from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
+from .delta_inputs import delta_inputs, rwkv7_inputs
 from .delta_rule import delta_rule, delta_rule_step
 from .embedding import embedding
 from .gated_conv import gated_conv
@@ -22,6 +23,7 @@ from .ssd import ssd, ssd_step
 from .swiglu import swiglu
 from .taylor_attention import taylor_attention, taylor_attention_step
 from .taylor_features import taylor_feature_map
+from .token_shift import token_shift
 from .wkv4 import wkv4, wkv4_step
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "cache_append",
     "conv_gate",
     "conv_gate_step",
+    "delta_inputs",
     "delta_rule",
     "delta_rule_step",
     "embedding",
@@ -45,6 +48,7 @@ __all__ = [
     "linear_cross_entropy",
     "rotary",
     "rotary_angles",
+    "rwkv7_inputs",
     "selective_scan",
     "selective_scan_step",
     "short_conv",
@@ -57,6 +61,7 @@ __all__ = [
     "taylor_attention",
     "taylor_attention_step",
     "taylor_feature_map",
+    "token_shift",
     "wkv4",
     "wkv4_step",
 ]

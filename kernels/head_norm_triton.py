@@ -14,11 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .head_rows_triton import TILE, WIDEST, flat_rows, head_vector, load_rows
 from .partial_sums_triton import sum_parts
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-WIDEST = 1024  # values of a head
-TILE = 1024  # elements of a tile, for two warps: 16 a thread, a handful of tensors beside each other
 PROGRAMS = 1024  # of the backward, about; see `_backward_grid`
 
 
@@ -29,21 +28,6 @@ def unsupported(y: Tensor, *others: Tensor | None) -> str | None:
     if y.shape[-1] > WIDEST:
         return f"heads must be at most {WIDEST} wide"
     return None
-
-
-@triton.jit
-def _rows(pointer, token, row, columns, inside):
-    """A head's values of some tokens; `row` from one token to the next."""
-    place = token.to(tl.int64)[:, None] * row + columns[None, :]
-    return tl.load(pointer + place, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _vector(pointer, columns, V: tl.constexpr, PRESENT: tl.constexpr, missing):
-    """A head's entries of a parameter (1,BV), `missing` everywhere if there is none."""
-    if PRESENT:
-        return tl.load(pointer + columns, mask=columns < V, other=0.0).to(tl.float32)[None, :]
-    return tl.zeros([1, columns.shape[0]], tl.float32) + missing
 
 
 @triton.jit
@@ -78,15 +62,17 @@ def head_norm_kernel(
     token = tl.program_id(0) // H * ROWS + tl.arange(0, ROWS)
     inside = (token < tokens)[:, None] & (columns < V)[None, :]
     first = head * V
-    n, _ = _normed(_rows(y + first, token, y_row, columns, inside), inside, eps, V, CENTER)
-    n *= _vector(weight + head * per_head, columns, V, HAS_WEIGHT, 1.0)
-    n += _vector(bias + head * per_head, columns, V, HAS_BIAS, 0.0)
+    n, _ = _normed(load_rows(y + first, token, y_row, columns, inside), inside, eps, V, CENTER)
+    n *= head_vector(weight + head * per_head, columns, V, HAS_WEIGHT, 1.0)
+    n += head_vector(bias + head * per_head, columns, V, HAS_BIAS, 0.0)
     if HAS_BONUS:
-        products = _rows(r + first, token, r_row, columns, inside) * _rows(k + first, token, k_row, columns, inside)
-        products *= _vector(rho + first, columns, V, True, 0.0)
-        n += tl.sum(products, 1)[:, None] * _rows(v + first, token, v_row, columns, inside)
+        products = load_rows(r + first, token, r_row, columns, inside) * load_rows(
+            k + first, token, k_row, columns, inside
+        )
+        products *= head_vector(rho + first, columns, V, True, 0.0)
+        n += tl.sum(products, 1)[:, None] * load_rows(v + first, token, v_row, columns, inside)
     if HAS_GATE:
-        value, _ = _gate(_rows(gate + first, token, gate_row, columns, inside), ACTIVATION)
+        value, _ = _gate(load_rows(gate + first, token, gate_row, columns, inside), ACTIVATION)
         n *= value
     place = out + token.to(tl.int64)[:, None] * (H * V) + first + columns[None, :]
     tl.store(place, n.to(out.dtype.element_ty), mask=inside)
@@ -103,25 +89,25 @@ def head_norm_backward_kernel(
     """Input gradients, dense, and a program's share of those of weight, bias and rho, `part_way` apart."""
     head, columns = tl.program_id(0) % H, tl.arange(0, BV)
     first = head * V
-    gain = _vector(weight + head * per_head, columns, V, HAS_WEIGHT, 1.0)
-    shift = _vector(bias + head * per_head, columns, V, HAS_BIAS, 0.0)
+    gain = head_vector(weight + head * per_head, columns, V, HAS_WEIGHT, 1.0)
+    shift = head_vector(bias + head * per_head, columns, V, HAS_BIAS, 0.0)
     d_gain = tl.zeros([ROWS, BV], tl.float32)
     d_shift, d_rho = d_gain, d_gain
     if HAS_BONUS:
-        factor = _vector(rho + first, columns, V, True, 0.0)
+        factor = head_vector(rho + first, columns, V, True, 0.0)
     for tile in range(tl.program_id(0) // H, tl.cdiv(tokens, ROWS), tl.num_programs(0) // H):
         token = tile * ROWS + tl.arange(0, ROWS)
         inside = (token < tokens)[:, None] & (columns < V)[None, :]
         place = token.to(tl.int64)[:, None] * (H * V) + first + columns[None, :]
         g = tl.load(dout + place, mask=inside, other=0.0).to(tl.float32)
-        n, scale = _normed(_rows(y + first, token, y_row, columns, inside), inside, eps, V, CENTER)
+        n, scale = _normed(load_rows(y + first, token, y_row, columns, inside), inside, eps, V, CENTER)
         if HAS_BONUS:
-            r_tile = _rows(r + first, token, r_row, columns, inside)
-            k_tile = _rows(k + first, token, k_row, columns, inside)
-            v_tile = _rows(v + first, token, v_row, columns, inside)
+            r_tile = load_rows(r + first, token, r_row, columns, inside)
+            k_tile = load_rows(k + first, token, k_row, columns, inside)
+            v_tile = load_rows(v + first, token, v_row, columns, inside)
             sums = tl.sum(r_tile * k_tile * factor, 1)[:, None]
         if HAS_GATE:
-            value, slope = _gate(_rows(gate + first, token, gate_row, columns, inside), ACTIVATION)
+            value, slope = _gate(load_rows(gate + first, token, gate_row, columns, inside), ACTIVATION)
             before = n * gain + shift
             if HAS_BONUS:
                 before += sums * v_tile
@@ -151,18 +137,10 @@ def head_norm_backward_kernel(
         tl.store(into, tl.sum(d_rho, 0), mask=columns < V)
 
 
-def _flat(x: Tensor | None, width: int) -> Tensor | None:
-    """(tokens, H V), rows dense and evenly apart."""
-    if x is None:
-        return None
-    dense = x.stride(-1) == 1 and (x.shape[-1] == width or x.stride(-2) == x.shape[-1])
-    return (x if dense else x.contiguous()).reshape(-1, width)
-
-
 def _launch(y, weight, bias, gate, r, k, rho, v, eps, center, activation):
     """(pointers, strides and sizes, constants) that both kernels take."""
     heads, values = y.shape[-2:]
-    flat = [_flat(part, heads * values) for part in (y, gate, r, k, v)]
+    flat = [flat_rows(part, heads * values) for part in (y, gate, r, k, v)]
     y, gate, r, k, v = (flat[0] if part is None else part for part in flat)
     pointers = [y, *(y if part is None else part.contiguous() for part in (weight, bias)), gate, r, k]
     pointers += [y if rho is None else rho.contiguous(), v]
@@ -245,12 +223,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     dy, dgate, dr, dk, dv, sums = backward_operator(dout, *tensors, ctx.eps, ctx.center, ctx.activation)
-    y, weight, bias, gate, r, k, rho, v = tensors
+    _, weight, bias, gate, r, k, rho, v = tensors
     given = [part for part in (weight, bias, rho) if part is not None]
     shares = iter(sums.chunk(len(given)) if given else ())
     dweight, dbias, drho = (
-        None if part is None else next(shares).view(part.shape).to(part.dtype)
-        for part in (weight, bias, rho)
+        None if part is None else next(shares).view(part.shape).to(part.dtype) for part in (weight, bias, rho)
     )
     found = (None if part is None else grad for part, grad in ((gate, dgate), (r, dr), (k, dk)))
     return dy, dweight, dbias, *found, drho, None if v is None else dv, None, None, None, None
