@@ -156,8 +156,7 @@ def wkv4_backward_kernel(
             before += ((a, b, m, age),)
             if t < T - 1:
                 a, b, m, age = advanced(a, b, m, age, ks[t], vs[t], w, start + t < L)
-        for reverse in tl.static_range(T):
-            t: tl.constexpr = T - 1 - reverse
+        for t in tl.static_range(T - 1, -1, -1):
             a, b, m, age = before[t]
             p, q = joined(m + age * w, u + ks[t])
             whole, exists = b * p + q, start + t < L
