@@ -10,7 +10,8 @@ with a decay for a head, for a channel, or none; RWKV-7 (arXiv 2503.14456, secti
     eta = sigmoid(rate logit),   kappa = k xi / |k xi|
     k <- k (1 + (eta - 1) alpha),   a = -eta kappa,   b = kappa,   g = -exp(-1/2) sigmoid(decay logit).
 
-|x| is sqrt(sum x^2 + 1e-6). float32 inside (float64 for float64 inputs), and so is g. `delta_rule` says what reads them.
+|x| is sqrt(sum x^2 + 1e-6). float32 inside (float64 for float64 inputs), and so is g. They are read by
+`delta_rule`.
 """
 
 import math

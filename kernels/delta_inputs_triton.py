@@ -36,12 +36,14 @@ def decay_steps(decay, A_log, bias, head, token, row, columns, inside, K: tl.con
     """(A, logits with their bias, which count): a column for decays of heads, rows for those of channels."""
     A = -tl.exp2(tl.load(A_log + head).to(tl.float32) * LOG2E)
     if GATE == "head":
-        within = tl.max(inside.to(tl.int32), 1) > 0
-        place = decay + token.to(tl.int64) * row + head
-        logit = tl.load(place, mask=within, other=0.0).to(tl.float32)[:, None] + tl.load(bias + head).to(tl.float32)
-        return A, logit, within[:, None]
-    logit = load_rows(decay + head * K, token, row, columns, inside)
-    return A, logit + head_vector(bias + head * K, columns, K, True, 0.0), inside
+        within = tl.max(inside.to(tl.int32), 1)[:, None] > 0
+        place = decay + token.to(tl.int64)[:, None] * row + head
+        logit = tl.load(place, mask=within, other=0.0).to(tl.float32) + tl.load(bias + head).to(tl.float32)
+    else:
+        within = inside
+        logit = load_rows(decay + head * K, token, row, columns, inside)
+        logit += head_vector(bias + head * K, columns, K, True, 0.0)
+    return A, logit, within
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -299,8 +299,8 @@ def _chunk_gradients(
     for into_B, into_C in ((True, True),) if together else ((False, True), (True, False)):
         gradient_kernel[(splits * plan.batch * plan.chunks * plan.groups,)](
             inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, _or(inputs.D, inputs.A), _or(inputs.bias, inputs.A),
-            _or(kept, partials), extra, _or(skips, partials), dx, ddt, *shared, partials, *inputs.strides, plan.length, plan.heads,
-            plan.per_group, per_split, plan.groups, plan.batch,
+            _or(kept, partials), extra, _or(skips, partials), dx, ddt, *shared, partials, *inputs.strides,
+            plan.length, plan.heads, plan.per_group, per_split, plan.groups, plan.batch,
             **plan.widths, **plan.flags, HAS_D=inputs.D is not None, HAS_BIAS=inputs.bias is not None,
             SOFTPLUS=softplus, STATE=kept is not None, INTO_B=into_B, INTO_C=into_C, GATED=skips is not None,
             **launch_shape("gradient", plan.widths, plan.precision),

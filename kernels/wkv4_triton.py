@@ -1,6 +1,6 @@
 """WKV on a GPU: one thread for each channel of a sequence walks through time, forward and, from the end, backward.
 
-With the sums a (of weighted values) and b (of weights) before token t, divided by exp(m), e = u + k_t and M = max(m, e),
+With the sums a (of weighted values) and b (of weights) before token t, divided by exp(m), e = u + k_t, M = max(m, e),
 
     y = (a p + v q) / (b p + q),   p = exp(m - M), q = exp(e - M)
 

@@ -121,7 +121,7 @@ COVERAGE: dict[str, Coverage] = {
     "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
     "delta_inputs": Coverage(
         ({"H": 2, "K": 64}, {"H": 3, "K": 40}, {"H": 2, "K": 128}),
-        ((), ("head decay",), ("channel decay",)),
+        (("channel decay",), (), ("head decay",)),
         modes=("fwd", "gradients"),
     ),
     "rwkv7_inputs": Coverage(({"H": 2, "K": 64}, {"H": 3, "K": 40}), modes=("fwd", "gradients")),
