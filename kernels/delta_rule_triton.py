@@ -73,8 +73,11 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 def launch_shape(widths: dict[str, int]) -> dict[str, int]:
-    """Warps and stages of a walk: 16 rows are what one warp multiplies, here as many values."""
-    return {"num_warps": widths["BV"] // 16, "num_stages": 1}
+    """Warps and stages of a walk: 16 rows are what one warp multiplies, here as many values.
+
+    The next chunk is fetched behind this one's work: a walk waits for its products, it should not for memory too.
+    """
+    return {"num_warps": widths["BV"] // 16, "num_stages": 2}
 
 
 def value_block(keys: int) -> int:
@@ -147,10 +150,10 @@ def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
 
 def chunk_tile(kernel: str, widths: dict[str, int], gate: str) -> dict[str, int]:
     """Keys and values at a time, and warps, of a kernel that takes all chunks at once: "scores" or "gradient"."""
-    keys, values, warps = 32 if gate == "none" else 16, 16, 1
-    if kernel == "gradient" and gate != "channel":  # half as many instructions for each number of a state
-        keys, values, warps = 32, 32, 2
-    tile = {"KB": min(keys, widths["BK"]), "num_warps": warps, "num_stages": 1}
+    keys, values, warps, stages = 32 if gate == "none" else 16, 16, 1, 1
+    if kernel == "gradient" and gate != "channel":  # fewer instructions for each number of a state
+        keys, values, warps, stages = 32, 32, 2, 2
+    tile = {"KB": min(keys, widths["BK"]), "num_warps": warps, "num_stages": stages}
     return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
 
 
