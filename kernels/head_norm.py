@@ -8,7 +8,8 @@ Centred and with a weight for each channel it is the GroupNorm of RWKV-7 (arXiv 
 (r, k, rho, v). Bias, bonus and gate may be missing. float32 inside (float64 for float64 inputs); saved: the inputs.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,11 @@ from .precision import accumulation_dtype, without_autocast
 
 Activation = Literal["silu", "sigmoid", "identity"]
 Bonus = tuple[Tensor, Tensor, Tensor, Tensor]
-ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid, "identity": lambda gate: gate}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda gate: gate,
+}
 
 
 @without_autocast
@@ -78,7 +83,7 @@ def head_norm(
             return kernels.head_norm(
                 y_xHV, weight, bias, gate_xE, activation, bonus, eps, center, dtype or y_xHV.dtype
             )  # fmt: skip
-    options = {"activation": activation, "eps": eps, "center": center, "dtype": dtype}
+    options: dict[str, Any] = {"activation": activation, "eps": eps, "center": center, "dtype": dtype}
     return reference(y_xHV, weight, bias, gate_xE=gate_xE, bonus=bonus, **options)
 
 

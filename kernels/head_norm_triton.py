@@ -140,8 +140,8 @@ def head_norm_backward_kernel(
 def _launch(y, weight, bias, gate, r, k, rho, v, eps, center, activation):
     """(pointers, strides and sizes, constants) that both kernels take."""
     heads, values = y.shape[-2:]
-    flat = [flat_rows(part, heads * values) for part in (y, gate, r, k, v)]
-    y, gate, r, k, v = (flat[0] if part is None else part for part in flat)
+    given = gate is not None
+    y, gate, r, k, v = (flat_rows(y if part is None else part, heads * values) for part in (y, gate, r, k, v))
     pointers = [y, *(y if part is None else part.contiguous() for part in (weight, bias)), gate, r, k]
     pointers += [y if rho is None else rho.contiguous(), v]
     per_head = 0 if weight is not None and weight.ndim == 1 else values
@@ -149,7 +149,7 @@ def _launch(y, weight, bias, gate, r, k, rho, v, eps, center, activation):
     block = max(16, triton.next_power_of_2(values))
     constants = {
         "H": heads, "V": values, "BV": block, "ROWS": max(1, TILE // block), "HAS_WEIGHT": weight is not None,
-        "HAS_BIAS": bias is not None, "HAS_BONUS": rho is not None, "HAS_GATE": flat[1] is not None,
+        "HAS_BIAS": bias is not None, "HAS_BONUS": rho is not None, "HAS_GATE": given,
         "ACTIVATION": activation, "CENTER": center, "num_warps": 2,
     }  # fmt: skip
     return pointers, numbers, constants

@@ -47,9 +47,7 @@ def unit_gradient(grad, n, scale):
     return scale * (grad - n * tl.sum(grad * n, 1)[:, None])
 
 
-def flat_rows(x: Tensor | None, width: int) -> Tensor | None:
+def flat_rows(x: Tensor, width: int) -> Tensor:
     """(tokens, H V), rows dense and evenly apart."""
-    if x is None:
-        return None
     dense = x.stride(-1) == 1 and (x.shape[-1] == width or x.stride(-2) == x.shape[-1])
     return (x if dense else x.contiguous()).reshape(-1, width)
