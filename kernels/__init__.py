@@ -6,11 +6,13 @@ from .attention_decode import attention_decode
 from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
+from .delta_inputs import delta_inputs, rwkv7_inputs
 from .delta_rule import delta_rule, delta_rule_step
 from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
+from .head_norm import head_norm
 from .implicit_filter import implicit_filter
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
@@ -26,6 +28,7 @@ from .ssd import ssd, ssd_step
 from .swiglu import swiglu
 from .taylor_attention import taylor_attention, taylor_attention_step
 from .taylor_features import taylor_feature_map
+from .token_shift import token_shift
 from .wkv4 import wkv4, wkv4_step
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "cache_append",
     "conv_gate",
     "conv_gate_step",
+    "delta_inputs",
     "delta_rule",
     "delta_rule_step",
     "diagonal_filter",
@@ -44,6 +48,7 @@ __all__ = [
     "gated_linear_attention",
     "gated_linear_attention_step",
     "gated_long_conv",
+    "head_norm",
     "implicit_filter",
     "linear",
     "linear_attention",
@@ -53,6 +58,7 @@ __all__ = [
     "rotary",
     "rotary_angles",
     "row_linear",
+    "rwkv7_inputs",
     "selective_scan",
     "selective_scan_step",
     "short_conv",
@@ -66,6 +72,7 @@ __all__ = [
     "taylor_attention",
     "taylor_attention_step",
     "taylor_feature_map",
+    "token_shift",
     "wkv4",
     "wkv4_step",
 ]

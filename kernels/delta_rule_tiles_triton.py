@@ -39,15 +39,16 @@ def halves(x):
 def product(x, y, accumulator, PRECISION: tl.constexpr):
     """accumulator + x y for operands of `taylor_tiles.operand`.
 
-    Triton's own "tf32x3" rounds both halves, searches the result for NaN and adds it in a step of its own: a third of
-    the instructions of these kernels, whose tiles are small.
+    The matrix units cut off what passes float32 when they add to an accumulator. Where a state is carried through
+    chunk after chunk without a decay, that is always the same way: "tf32x3" adds in a step of its own, to nearest.
+    Triton's own also rounds both halves and searches the result for NaN, many instructions on tiles as small as these.
     """
     if PRECISION == "tf32x3":
         x_high, x_low = halves(x)
         y_high, y_low = halves(y)
-        accumulator = tl.dot(x_low, y_high, accumulator, input_precision="tf32")
-        accumulator = tl.dot(x_high, y_low, accumulator, input_precision="tf32")
-        return tl.dot(x_high, y_high, accumulator, input_precision="tf32")
+        parts = tl.dot(x_low, y_high, input_precision="tf32")
+        parts = tl.dot(x_high, y_low, parts, input_precision="tf32")
+        return accumulator + tl.dot(x_high, y_high, parts, input_precision="tf32")
     return tl.dot(x, y, accumulator, input_precision="tf32")
 
 

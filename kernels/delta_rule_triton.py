@@ -72,12 +72,17 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32x3" if exact else "tf32"
 
 
-def launch_shape(kernel: str, widths: dict[str, int]) -> dict[str, int]:
-    """Warps and stages of a kernel: "scores", "output", "reverse" or "gradient".
+def launch_shape(widths: dict[str, int]) -> dict[str, int]:
+    """Warps and stages of a walk: 16 rows are what one warp multiplies, here as many values.
 
-    16 rows are what one warp multiplies: the tokens of a chunk, and in the walks as many values.
+    The next chunk is fetched behind this one's work: a walk waits for its products, it should not for memory too.
     """
-    return {"num_warps": widths["BV"] // 16 if kernel in ("output", "reverse") else 1, "num_stages": 1}
+    return {"num_warps": widths["BV"] // 16, "num_stages": 2}
+
+
+def value_block(keys: int) -> int:
+    """Values of a walk's program. Wider states take the matrix units' products of 64 rows, with less in registers."""
+    return 64 if keys > 64 else 32
 
 
 class _Inputs(NamedTuple):
@@ -95,8 +100,7 @@ class _Inputs(NamedTuple):
     def widths(self) -> dict[str, int]:
         """K, V and what they are padded to: BK, and VP in blocks of BV."""
         keys, values = self.q.shape[-1], self.v.shape[-1]
-        # Wider states take the matrix units' products of 64 rows, with less in registers; the others wait less.
-        block = min(64 if keys > 64 else 32, _padded(values))
+        block = min(value_block(keys), _padded(values))
         return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
 
     @property
@@ -131,12 +135,12 @@ def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
     return _Inputs(q, k, v, a, b, g, None if initial is None else initial.contiguous())
 
 
-def _walk_shape(inputs: _Inputs, kernel: str) -> tuple[tuple[int], dict[str, Any]]:
+def _walk_shape(inputs: _Inputs) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and constants of a walk."""
     widths, flags = inputs.widths, inputs.flags
     decays = flags.pop("GATE") != "none"
     programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
-    return (programs,), {**widths, **flags, **launch_shape(kernel, widths), "DECAYS": decays}
+    return (programs,), {**widths, **flags, **launch_shape(widths), "DECAYS": decays}
 
 
 def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
@@ -144,12 +148,19 @@ def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
     return inputs if inputs.g is None else inputs._replace(**dict(zip("qkab", decayed, strict=False)))
 
 
+def chunk_tile(kernel: str, widths: dict[str, int], gate: str) -> dict[str, int]:
+    """Keys and values at a time, and warps, of a kernel that takes all chunks at once: "scores" or "gradient"."""
+    keys, values, warps, stages = 32 if gate == "none" else 16, 16, 1, 1
+    if kernel == "gradient" and gate != "channel":  # fewer instructions for each number of a state
+        keys, values, warps, stages = 32, 32, 2, 2
+    tile = {"KB": min(keys, widths["BK"]), "num_warps": warps, "num_stages": stages}
+    return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
+
+
 def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
-    """Constants of a kernel that takes all chunks at once, KB keys at a time."""
+    """Constants of a kernel that takes all chunks at once."""
     flags = inputs.flags
-    block = 32 if flags["GATE"] == "none" else 16
-    levels = CHUNK.bit_length() - 1
-    return {"KB": min(block, inputs.widths["BK"]), "LEVELS": levels, **flags, **launch_shape(kernel, inputs.widths)}
+    return {"LEVELS": CHUNK.bit_length() - 1, **flags, **chunk_tile(kernel, inputs.widths, flags["GATE"])}
 
 
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())
@@ -177,7 +188,7 @@ def forward(
         *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
         q.numel(), K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
     )  # fmt: skip
-    grid, constants = _walk_shape(inputs, "output")
+    grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
         *walked.pointers("qkvab"), scores, ends, y, initial, final, kept, inner,
@@ -211,7 +222,7 @@ def backward(
     dy = dy.contiguous()
     asked, outer = torch.empty_like(kept), torch.empty_like(inner)
     last = dy if grad_state is None else grad_state.contiguous()
-    grid, constants = _walk_shape(inputs, "reverse")
+    grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
         *walked.pointers("qkab"), dy, scores, ends, dv, last, dstate, asked, outer,
@@ -221,7 +232,7 @@ def backward(
     gradient_kernel[(inputs.chunks,)](
         *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
         *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"],
-        **(widths | {"BV": 16}), **_chunk_shape(inputs, "gradient"),
+        **(widths | _chunk_shape(inputs, "gradient")),
     )  # fmt: skip
     return grads
 

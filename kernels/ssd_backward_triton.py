@@ -25,10 +25,11 @@ from .taylor_tiles import load_tile, operand, product
 
 @triton.jit(do_not_specialize=["rows"])
 def gate_kernel(
-    dy_pointer, ungated_pointer, z_pointer, inner_pointer, dz_pointer, z_batch, z_row, z_head, length, heads, rows,
-    P: tl.constexpr, BP: tl.constexpr, T: tl.constexpr,
+    dy_pointer, ungated_pointer, z_pointer, x_pointer, inner_pointer, dz_pointer, skips,
+    z_batch, z_row, z_head, x_batch, x_row, x_head, length, heads, rows,
+    P: tl.constexpr, BP: tl.constexpr, T: tl.constexpr, HAS_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of y before the gate, and dz (B,L,H,P)."""
+    """The gradient of y before the gate, and dz (B,L,H,P); HAS_D: its products with x (B,L,H), before it is rounded."""
     row, channels = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.arange(0, BP)
     inside = (row < rows)[:, None] & (channels < P)[None, :]
     place = row[:, None] * P + channels[None, :]
@@ -38,26 +39,32 @@ def gate_kernel(
     dy = tl.load(dy_pointer + place, mask=inside, other=0.0).to(tl.float32)
     ungated = tl.load(ungated_pointer + place, mask=inside, other=0.0).to(tl.float32)
     gate = sigmoid(z)
-    tl.store(inner_pointer + place, (dy * z * gate).to(inner_pointer.dtype.element_ty), mask=inside)
+    inner = dy * z * gate
+    tl.store(inner_pointer + place, inner.to(inner_pointer.dtype.element_ty), mask=inside)
+    if HAS_D:
+        offset = token // length * x_batch + token % length * x_row + row % heads * x_head
+        x = tl.load(x_pointer + offset[:, None] + channels[None, :], mask=inside, other=0.0).to(tl.float32)
+        tl.store(skips + row, tl.sum(inner * x, 1), mask=row < rows)
     dz = dy * ungated * gate * (1.0 + z * (1.0 - gate))
     tl.store(dz_pointer + place, dz.to(dz_pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["length", "heads", "per_group", "per_split", "groups", "batches"])
 def gradient_kernel(
-    x_pointer, dy_pointer, dt_pointer, A_pointer, B_pointer, C_pointer, D_pointer, bias_pointer, kept, extra,
+    x_pointer, dy_pointer, dt_pointer, A_pointer, B_pointer, C_pointer, D_pointer, bias_pointer, kept, extra, skips,
     dx_pointer, ddt_pointer, dB_pointer, dC_pointer, partials,
     x_batch, x_row, x_head, dt_batch, dt_row, dt_head, B_batch, B_row, B_group, C_batch, C_row, C_group,
     length, heads, per_group, per_split, groups, batches,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, T: tl.constexpr,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, INTO_B: tl.constexpr, INTO_C: tl.constexpr,
+    PRECISION: tl.constexpr, INTO_B: tl.constexpr, INTO_C: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """dx (B,L,H,P), ddt (B,L,H), dB, dC (splits,B,L,G,N) and, per chunk, sums (B,chunks,3,H) for A, the bias and D.
 
     Program: split, batch, chunk, group; a split is `per_split` heads of a group. Where dB and dC do not fit into the
     registers together, a first launch with INTO_C leaves its part of d(dt A) in `extra` (B,chunks,H,T), and a second
-    one with INTO_B does the rest.
+    one with INTO_B does the rest. GATED: dy is rounded, and what D gets, a sum over all tokens that may nearly cancel,
+    comes from `skips`.
     """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
@@ -159,6 +166,8 @@ def gradient_kernel(
             if HAS_BIAS:
                 tl.store(partials + heads + head, tl.sum(ddt, 0))
             if HAS_D:
+                if GATED:
+                    own = tl.load(skips + (token + t) * heads + head, mask=t < left, other=0.0)
                 tl.store(partials + 2 * heads + head, tl.sum(own, 0))
             inside = (t < left)[:, None] & (channels < P)[None, :]
             into = dx_pointer + wide * P + t[:, None] * (heads * P) + channels[None, :]

@@ -237,13 +237,13 @@ def backward(
     plan, grads = inputs.plan, _gradients_like(x, dt, A, B, C, D, z, dt_bias, initial_state)
     dx, ddt, dA, dB, dC, dD, dz, dbias, dstate = grads
     dy = dy.contiguous()
+    kept, skips = None, None
     if inputs.z is not None:
-        dy = _ungate(inputs.z, ungated, dy, dz, plan)
-    kept = None
+        dy, skips = _ungate(inputs, ungated, dy, dz, plan)
     if plan.chunks > 1 or inputs.initial is not None or grad_state is not None:
         grad_state = None if grad_state is None else grad_state.float().contiguous()
         kept = _kept_states(inputs, plan, softplus, dy, grad_state, None if initial_state is None else dstate)
-    partials = _chunk_gradients(inputs, plan, softplus, dy, kept, (dx, ddt, dB, dC))
+    partials = _chunk_gradients(inputs, plan, softplus, dy, skips, kept, (dx, ddt, dB, dC))
     kinds = {"HAS_BIAS": dt_bias is not None, "HAS_D": D is not None}
     parameter_kernel[(plan.heads, 3)](
         partials, dA, dbias, dD, plan.batch * plan.chunks, plan.heads, **kinds, ROWS=1024, BLOCK=1, num_warps=8
@@ -251,16 +251,22 @@ def backward(
     return grads
 
 
-def _ungate(z: Tensor, ungated: Tensor, dy: Tensor, dz: Tensor, plan: _Plan) -> Tensor:
-    """The gradient before the gate; writes dz. float16 has no room for the product."""
+def _ungate(inputs: _Inputs, ungated: Tensor, dy: Tensor, dz: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """The gradient before the gate, and what D gets of every token (B,L,H); writes dz.
+
+    float16 has no room for the product.
+    """
+    assert inputs.z is not None
     inner = torch.empty_like(dy, dtype=torch.float32 if dy.dtype == torch.float16 else dy.dtype)
+    skips = dy.new_empty(dy.shape[:3] if inputs.D is not None else (0,), dtype=torch.float32)
     rows, widths = plan.length * plan.sequences, plan.widths
     tile = 4096 // widths["BP"]
     gate_kernel[(triton.cdiv(rows, tile),)](
-        dy, ungated, z, inner, dz, *z.stride()[:3], plan.length, plan.heads, rows,
-        P=widths["P"], BP=widths["BP"], T=tile, num_warps=4,
+        dy, ungated, inputs.z, inputs.x, inner, dz, skips, *inputs.z.stride()[:3], *inputs.x.stride()[:3],
+        plan.length, plan.heads, rows,
+        P=widths["P"], BP=widths["BP"], T=tile, HAS_D=inputs.D is not None, num_warps=4,
     )  # fmt: skip
-    return inner
+    return inner, skips
 
 
 def _kept_states(
@@ -274,7 +280,13 @@ def _kept_states(
 
 
 def _chunk_gradients(
-    inputs: _Inputs, plan: _Plan, softplus: bool, dy: Tensor, kept: Tensor | None, grads: tuple[Tensor, ...]
+    inputs: _Inputs,
+    plan: _Plan,
+    softplus: bool,
+    dy: Tensor,
+    skips: Tensor | None,
+    kept: Tensor | None,
+    grads: tuple[Tensor, ...],
 ) -> Tensor:
     """Writes dx, ddt, dB, dC; returns the sums (B,chunks,3,H) for A, the bias and D."""
     dx, ddt, dB, dC = grads
@@ -287,10 +299,10 @@ def _chunk_gradients(
     for into_B, into_C in ((True, True),) if together else ((False, True), (True, False)):
         gradient_kernel[(splits * plan.batch * plan.chunks * plan.groups,)](
             inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, _or(inputs.D, inputs.A), _or(inputs.bias, inputs.A),
-            _or(kept, partials), extra, dx, ddt, *shared, partials, *inputs.strides, plan.length, plan.heads,
-            plan.per_group, per_split, plan.groups, plan.batch,
+            _or(kept, partials), extra, _or(skips, partials), dx, ddt, *shared, partials, *inputs.strides,
+            plan.length, plan.heads, plan.per_group, per_split, plan.groups, plan.batch,
             **plan.widths, **plan.flags, HAS_D=inputs.D is not None, HAS_BIAS=inputs.bias is not None,
-            SOFTPLUS=softplus, STATE=kept is not None, INTO_B=into_B, INTO_C=into_C,
+            SOFTPLUS=softplus, STATE=kept is not None, INTO_B=into_B, INTO_C=into_C, GATED=skips is not None,
             **launch_shape("gradient", plan.widths, plan.precision),
         )  # fmt: skip
     if splits > 1:

@@ -118,7 +118,13 @@ def wkv4(
 
     w is the logarithm of the decay, below 0. `initial_state` continues a sequence; `empty_state` is that of none.
     """
-    return reference(k_BLD, v_BLD, w_D, u_D, initial_state=initial_state, return_state=return_state)
+    tensors = k_BLD, v_BLD, w_D, u_D
+    if v_BLD.is_cuda:
+        from . import wkv4_triton as kernels
+
+        if kernels.unsupported(*tensors, initial_state) is None:
+            return kernels.wkv4(*tensors, initial_state=initial_state, return_state=return_state)
+    return reference(*tensors, initial_state=initial_state, return_state=return_state)
 
 
 @without_autocast

@@ -17,6 +17,31 @@ Function = Callable[..., Any]
 ADAMW = Coefficients(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 
 
+def of_several(function: Function) -> Function:
+    """Of several outputs those that there are."""
+
+    def call(*arguments: Tensor, **named: Any) -> tuple[Tensor, ...]:
+        return tuple(output for output in function(*arguments, **named) if output is not None)
+
+    return call
+
+
+def of_head_norm(function: Function) -> Function:
+    """The bonus's tensors one by one."""
+
+    def call(
+        y_xHV: Tensor,
+        r_xHV: Tensor | None = None,
+        k_xHV: Tensor | None = None,
+        rho_HV: Tensor | None = None,
+        v_xHV: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        return function(y_xHV, bonus=None if r_xHV is None else (r_xHV, k_xHV, rho_HV, v_xHV), **options)
+
+    return call
+
+
 def of_block_boundary(function: Function) -> Function:
     """The norms' gains and biases one by one."""
 

@@ -124,6 +124,47 @@ def delta_rule(source: Source) -> Arguments:
     return given
 
 
+def delta_inputs(source: Source) -> Arguments:
+    """Slices of projections, and decays as an initialised layer's."""
+    heads, width = source.size["H"], source.size["K"]
+    parts = source.rows(3 * heads * width).split([heads * width] * 3, -1)
+    q_xHK, k_xHK = (x.unflatten(-1, (heads, width)) for x in parts[1:])
+    given: Arguments = {"q_xHK": q_xHK, "k_xHK": k_xHK, "beta_xH": source.rows(3 * heads)[..., heads : 2 * heads]}
+    if source.has("head decay") or source.has("channel decay"):
+        decays = heads * (width if source.has("channel decay") else 1)
+        rates_H, bias_E = source.uniform(1, 16, heads).log(), source.step_bias(decays)
+        given |= {"decay_xE": source.rows(decays), "A_log_H": rates_H, "bias_E": bias_E}
+    return given
+
+
+def rwkv7_inputs(source: Source) -> Arguments:
+    """Keys, logits, and the vectors of a layer."""
+    shape = (source.size["H"], source.size["K"])
+    given: Arguments = {name: source.rows(*shape) for name in ("k_xHK", "rate_xHK", "decay_xHK")}
+    return given | {name: source.normal(*shape, dtype=torch.float32) for name in ("xi_HK", "alpha_HK")}
+
+
+def token_shift(source: Source) -> Arguments:
+    """x and shares of the token before."""
+    channels = source.size["D"]
+    return {"x_BLD": source.rows(channels), "mu_MD": source.uniform(0, 1, source.size["M"], channels)}
+
+
+def head_norm(source: Source) -> Arguments:
+    """Outputs of heads; a slice of a projection as the gate; with the bonus, all that RWKV-7 has."""
+    shape = (source.size["H"], source.size["V"])
+    bonus, channels = source.has("bonus"), shape[0] * shape[1]
+    given: Arguments = {"y_xHV": source.rows(*shape)}
+    given["weight"] = 1 + 0.1 * source.normal(*(shape if bonus else shape[1:]), dtype=torch.float32)
+    if source.has("gate"):
+        given["gate_xE"] = source.rows(3 * channels)[..., channels : 2 * channels]
+    if bonus:
+        given |= {name: source.rows(*shape) for name in ("r_xHV", "k_xHV", "v_xHV")}
+        given |= {name: source.normal(*shape, dtype=torch.float32) for name in ("bias", "rho_HV")}
+        given |= {"center": True, "activation": "identity"}
+    return given
+
+
 def wkv4(source: Source) -> Arguments:
     """RWKV-4's mean: keys, or if asked for keys whose exponentials overflow, and decays as an initialised layer's."""
     channels = source.size["D"]

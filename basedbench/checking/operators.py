@@ -17,11 +17,14 @@ from basedbench.kernels.attention_decode import reference as decode_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.cache_append import reference as append_reference
 from basedbench.kernels.conv_gate import reference as conv_gate_reference
+from basedbench.kernels.delta_inputs import reference as delta_inputs_reference
+from basedbench.kernels.delta_inputs import rwkv7_reference
 from basedbench.kernels.delta_rule import reference as delta_reference
 from basedbench.kernels.diagonal_filter import reference as diagonal_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
+from basedbench.kernels.head_norm import reference as head_norm_reference
 from basedbench.kernels.implicit_filter import reference as implicit_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
@@ -37,6 +40,7 @@ from basedbench.kernels.split_conv import reference as split_conv_reference
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.swiglu import reference as swiglu_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
+from basedbench.kernels.token_shift import reference as shift_reference
 from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 Function = Callable[..., Any]
@@ -77,6 +81,16 @@ FORMS: dict[str, Form] = {
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
     "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
+    "delta_inputs": Form(
+        draws.delta_inputs, adapters.of_several(kernels.delta_inputs), adapters.of_several(delta_inputs_reference)
+    ),
+    "rwkv7_inputs": Form(draws.rwkv7_inputs, kernels.rwkv7_inputs, rwkv7_reference),
+    "token_shift": Form(
+        draws.token_shift, adapters.of_several(kernels.token_shift), adapters.of_several(shift_reference)
+    ),
+    "head_norm": Form(
+        draws.head_norm, adapters.of_head_norm(kernels.head_norm), adapters.of_head_norm(head_norm_reference)
+    ),
     "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
     "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),

@@ -119,6 +119,18 @@ COVERAGE: dict[str, Coverage] = {
         wide=({"H": 16, "K": 128, "V": 128},),
     ),
     "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
+    "delta_inputs": Coverage(
+        ({"H": 2, "K": 64}, {"H": 3, "K": 40}, {"H": 2, "K": 128}),
+        (("channel decay",), (), ("head decay",)),
+        modes=("fwd", "gradients"),
+    ),
+    "rwkv7_inputs": Coverage(({"H": 2, "K": 64}, {"H": 3, "K": 40}), modes=("fwd", "gradients")),
+    "token_shift": Coverage(({"D": 64, "M": 6}, {"D": 200, "M": 3}), modes=("fwd", "gradients")),
+    "head_norm": Coverage(
+        ({"H": 2, "V": 64}, {"H": 3, "V": 80}, {"H": 2, "V": 256}),
+        (("gate",), (), ("gate", "bonus")),
+        modes=("fwd", "gradients"),
+    ),
     "short_conv": Coverage(
         ({"D": 64, "W": 4}, {"D": 40, "W": 3}, {"D": 64, "W": 2}),
         (("bias", "silu"), (), ("bias", "silu", "initial state", "last state")),

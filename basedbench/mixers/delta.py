@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import add_layer_norm, delta_rule, delta_rule_step
+from basedbench.kernels import delta_inputs, delta_rule, delta_rule_step, head_norm
+from basedbench.kernels.head_norm import Activation
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
 from basedbench.mixers.conv import ShortConv
@@ -31,7 +32,7 @@ class DeltaOptions(MixerOptions):
 
 
 class DeltaMixer(Mixer):
-    """Projections, convolution, delta rule, norm. `_further` adds projections; `_decay` and `_gated` use them."""
+    """Projections, convolution, delta rule, norm. `_further` adds projections; `_decay` and `_gate` use them."""
 
     Options: ClassVar[type[DeltaOptions]] = DeltaOptions
     options: DeltaOptions
@@ -51,31 +52,27 @@ class DeltaMixer(Mixer):
         require_heads(cls.name, d_model, options.heads)
 
     def _further(self) -> list[int]:
-        """Widths of projections beside those to q, k, v and beta; `_decay` and `_gated` get them."""
+        """Widths of projections beside those to q, k, v and beta; `_decay` and `_gate` get them."""
         return []
 
-    def _decay(self, further: list[Tensor]) -> Tensor | None:
-        """log alpha (..., H, K or 1), in fp32 at least, or None for alpha = 1."""
-        return None
+    def _decay(self, further: list[Tensor]) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
+        """Logits of the decays (..., H or H K), A_log (H,) and the logits' bias, or nothing for alpha = 1."""
+        return ()
 
-    def _gated(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
-        """The normed outputs, gated."""
-        return y_xHV
+    def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
+        """What the normed outputs are multiplied by, (..., H V) before its activation, or None."""
+        return None, "silu"
 
     def _rule(self, mixed: Tensor, beta: Tensor, further: list[Tensor]) -> Rule:
         """The convolution's outputs (..., C) and beta's inputs (..., H) -> q, k, v, a, b, g of the delta rule."""
         q, k, v = (x.unflatten(-1, (self.options.heads, -1)) for x in mixed.split(self.widths, -1))
-        wide = accumulator_dtype(v.dtype)
-        q, k, g = unit(q.to(wide)) * q.shape[-1] ** -0.5, unit(k.to(wide)), self._decay(further)
-        written = beta.to(wide).sigmoid().unsqueeze(-1) * k
-        read = k if g is None else g.exp() * k
-        q, k, a, b = (x.to(v.dtype) for x in (q, written, -written, read))
+        q, k, a, b, g = delta_inputs(q, k, beta, *self._decay(further))
         return q, k, v, a, b, g
 
     def _output(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
-        dtype = product_dtype(y_xHV) or y_xHV.dtype
-        normed, _ = add_layer_norm(y_xHV, None, self.norm.weight, eps=1e-5, center=False, dtype=dtype)
-        return self.out_proj(self._gated(normed, further).flatten(-2))
+        gate_xE, activation = self._gate(further)
+        options: Any = {"gate_xE": gate_xE, "activation": activation, "dtype": product_dtype(y_xHV)}
+        return self.out_proj(head_norm(y_xHV, self.norm.weight, eps=1e-5, **options))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         mixed, beta, *further = self.in_proj(x_BLD).split(self.in_widths, -1)
@@ -110,8 +107,3 @@ class DeltaMixer(Mixer):
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand_v * self.d_model**2 // self.options.heads
-
-
-def unit(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension."""
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

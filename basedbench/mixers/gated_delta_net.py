@@ -16,12 +16,12 @@ are multiplied by silu(W_g x), as in the paper's language models. State as in De
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels.head_norm import Activation
 from basedbench.mixers.delta import DeltaMixer, DeltaOptions
-from basedbench.mixers.mamba import negative_exp, step_size_bias
+from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
 
@@ -46,9 +46,8 @@ class GatedDeltaNet(DeltaMixer):
     def _further(self) -> list[int]:
         return [self.options.heads] + [self.options.expand_v * self.d_model] * self.options.gate
 
-    def _decay(self, further: list[Tensor]) -> Tensor:
-        A_H = negative_exp(self.A_log)
-        return (A_H * F.softplus(further[0].to(A_H.dtype) + self.dt_bias)).unsqueeze(-1)
+    def _decay(self, further: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return further[0], self.A_log, self.dt_bias
 
-    def _gated(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
-        return y_xHV * F.silu(further[1].view_as(y_xHV)) if self.options.gate else y_xHV
+    def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
+        return further[1] if self.options.gate else None, "silu"

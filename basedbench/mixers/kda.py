@@ -18,12 +18,12 @@ elements are what it would count.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels.head_norm import Activation
 from basedbench.mixers.delta import DeltaMixer, DeltaOptions
-from basedbench.mixers.mamba import negative_exp, step_size_bias
+from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
 
@@ -51,10 +51,8 @@ class KDA(DeltaMixer):
         rank = self.options.rank or self.options.expand_v * self.d_model // self.options.heads
         return [rank, rank]
 
-    def _decay(self, further: list[Tensor]) -> Tensor:
-        A_H = negative_exp(self.A_log)
-        steps = F.softplus(self.decay_proj(further[0]).to(A_H.dtype) + self.dt_bias)
-        return A_H.unsqueeze(-1) * steps.unflatten(-1, (self.options.heads, -1))
+    def _decay(self, further: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.decay_proj(further[0]), self.A_log, self.dt_bias
 
-    def _gated(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
-        return y_xHV * self.gate_proj(further[1]).sigmoid().view_as(y_xHV)
+    def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
+        return self.gate_proj(further[1]), "sigmoid"

@@ -7,8 +7,9 @@ Per head h of K = d / heads keys and V = expand_v d / heads values, with a fixed
 are the pairs of channels 2i and 2i + 1, by theta_i = 10000^(-i / (K/2 - 1)) a token: xPos whose scale gamma stands for,
 as released. The norm over a head's values, the paper's GroupNorm, has no weights and eps 1e-6; the row-wise scales of
 the released code, which it cancels, are left out. No biases.
-The recurrence is `ssd` with step size 1 and every head a group: exact, and its kernels compute it, up to
-128 values a head.
+The recurrence is `ssd` with step size 1 / sqrt(K) and every head a group: exact, and its kernels compute it, up to
+128 values a head. q and k come with the first of each pair before all the second: their products do not depend on an
+order that both have, and so `rotary` turns them.
 State: per head V x K numbers, always in fp32 (fp64 for fp64), and the position that the next token is rotated by.
 
     state_bytes = a * d * int(expand_v * d) // heads + 4
@@ -20,11 +21,12 @@ position. The recall recipe's init touches the two projections; nothing else is 
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import ssd, ssd_step
+from basedbench.kernels import rotary, ssd, ssd_step
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
 from basedbench.mixers.gla import check_expansions, expanded
 from basedbench.mixers.head_norm import GatedHeadNorm
@@ -43,12 +45,16 @@ class RetNet(Mixer):
     name = "retnet"
     Options = RetNetOptions
     options: RetNetOptions
+    order: Tensor
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
         self.values = expanded(d_model, self.options.expand_v)
         self.widths = [d_model, d_model, self.values, self.values]
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        heads = torch.arange(2 * d_model).view(2 * self.options.heads, -1, 2)  # of q, then of k
+        order = [heads.transpose(1, 2).flatten(), torch.arange(2 * d_model, sum(self.widths))]
+        self.register_buffer("order", torch.cat(order), persistent=False)
         self.norm = GatedHeadNorm(self.values // self.options.heads, eps=1e-6, gain=False)
         self.out_proj = nn.Linear(self.values, d_model, bias=False)
 
@@ -63,23 +69,27 @@ class RetNet(Mixer):
                 "number that cannot be rotated in pairs; choose heads that leave an even one."
             )
 
-    def _project(self, x_xD: Tensor, positions_x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """v, k (scaled), q of (..., H, K) and the gate's logits."""
-        q, k, v, gate_xE = self.in_proj(x_xD).split(self.widths, -1)
+    def _project(self, x_xD: Tensor, positions_x: Tensor) -> tuple[Tensor, ...]:
+        """What `ssd` reads: v, step sizes, rates, k and q of (..., H, K); and the gate's logits."""
+        rows = self.in_proj.weight.index_select(0, self.order)
+        q, k, v, gate_xE = F.linear(x_xD, rows).split(self.widths, -1)
         q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in (q, k, v))
-        return v, rotated(k, positions_x) * k.shape[-1] ** -0.5, rotated(q, positions_x), gate_xE
+        keys, dtype = q.shape[-1], accumulator_dtype(q.dtype)
+        q, k = rotary(q, k, angles(positions_x, keys, dtype))
+        steps = v.new_full(v.shape[:-1], keys**-0.5, dtype=dtype)
+        return v, steps, log_decays(v) * keys**0.5, k, q, gate_xE
 
     def _positions(self, x_BLD: Tensor) -> Tensor:
         return torch.arange(x_BLD.shape[1], device=x_BLD.device)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        v, k, q, gate_BLE = self._project(x_BLD, self._positions(x_BLD))
-        y_BLHV = cast(Tensor, ssd(v, v.new_ones(v.shape[:-1]), log_decays(v), k, q))
+        *parts, gate_BLE = self._project(x_BLD, self._positions(x_BLD))
+        y_BLHV = cast(Tensor, ssd(*parts))
         return self.out_proj(self.norm(y_BLHV, gate_BLE))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        v, k, q, gate_BLE = self._project(x_BLD, self._positions(x_BLD))
-        y_BLHV, state_BHVK = ssd(v, v.new_ones(v.shape[:-1]), log_decays(v), k, q, return_state=True)
+        *parts, gate_BLE = self._project(x_BLD, self._positions(x_BLD))
+        y_BLHV, state_BHVK = ssd(*parts, return_state=True)
         position_B = torch.full(x_BLD.shape[:1], x_BLD.shape[1], dtype=torch.int32, device=x_BLD.device)
         return self.out_proj(self.norm(y_BLHV, gate_BLE)), {"state": state_BHVK, "position": position_B}
 
@@ -98,9 +108,9 @@ class RetNet(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        v, k, q, gate_BE = self._project(x_BD, state["position"])
+        *parts, gate_BE = self._project(x_BD, state["position"])
         state["position"] += 1
-        y_BHV = ssd_step(v, v.new_ones(v.shape[:-1]), log_decays(v), k, q, state["state"])
+        y_BHV = ssd_step(*parts, state["state"])
         return self.out_proj(self.norm(y_BHV, gate_BE)), state
 
     def zoology_elements(self, length: int) -> int:
@@ -113,11 +123,8 @@ def log_decays(v_xHV: Tensor) -> Tensor:
     return torch.log1p(-torch.exp2(-5 - heads_H))
 
 
-def rotated(x_xHK: Tensor, positions_x: Tensor) -> Tensor:
-    """Each pair of channels turned by the position times its frequency; computed in float32 at least."""
-    dtype = accumulator_dtype(x_xHK.dtype)
-    frequencies = 10000 ** -torch.linspace(0, 1, x_xHK.shape[-1] // 2, dtype=dtype, device=x_xHK.device)
-    angles = positions_x.to(dtype)[..., None, None] * frequencies
-    real, imaginary = x_xHK.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    turned = real * angles.cos() - imaginary * angles.sin(), imaginary * angles.cos() + real * angles.sin()
-    return torch.stack(turned, -1).flatten(-2).to(x_xHK.dtype)
+def angles(positions_x: Tensor, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (..., K/2) of every pair at these positions."""
+    frequencies = 10000 ** -torch.linspace(0, 1, keys // 2, dtype=dtype, device=positions_x.device)
+    angles_xR = positions_x.to(dtype).unsqueeze(-1) * frequencies
+    return angles_xR.cos(), angles_xR.sin()

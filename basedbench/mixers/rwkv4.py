@@ -20,11 +20,11 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import wkv4, wkv4_step
+from basedbench.kernels import token_shift, wkv4, wkv4_step
+from basedbench.kernels.token_shift import mixed
 from basedbench.kernels.wkv4 import empty_state
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.mamba import negative_exp
@@ -72,20 +72,21 @@ class RWKV4(Mixer):
         self.decay.copy_(8 * (channels / max(1, self.d_model - 1)) ** (0.7 + 1.3 * depth) - 5)
         self.bonus.copy_(math.log(0.3) + ((channels + 1) % 3 - 1) / 2)
 
-    def _project(self, x_xD: Tensor, before_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """k, v and the output's gate, given the token before each."""
-        k_xD, v_xD, r_xD = (
-            proj(x_xD * mix_D + before_xD * (1 - mix_D))
-            for proj, mix_D in ((self.k_proj, self.mix_k), (self.v_proj, self.mix_v), (self.r_proj, self.mix_r))
-        )
+    def _shares(self) -> Tensor:
+        """How much of the token before k, v and r see (3,D)."""
+        return 1 - torch.stack([self.mix_k, self.mix_v, self.mix_r])
+
+    def _project(self, shifted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """k, v and the output's gate, given the mixtures of each token with the one before it."""
+        k_xD, v_xD, r_xD = (proj(x) for proj, x in zip((self.k_proj, self.v_proj, self.r_proj), shifted, strict=True))
         return k_xD, v_xD, r_xD.sigmoid()
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        k_BLD, v_BLD, r_BLD = self._project(x_BLD, F.pad(x_BLD, (0, 0, 1, -1)))
+        k_BLD, v_BLD, r_BLD = self._project(token_shift(x_BLD, self._shares()))
         return self.out_proj(r_BLD * cast(Tensor, wkv4(k_BLD, v_BLD, negative_exp(self.decay), self.bonus)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        k_BLD, v_BLD, r_BLD = self._project(x_BLD, F.pad(x_BLD, (0, 0, 1, -1)))
+        k_BLD, v_BLD, r_BLD = self._project(token_shift(x_BLD, self._shares()))
         y_BLD, sums_B3D = wkv4(k_BLD, v_BLD, negative_exp(self.decay), self.bonus, return_state=True)
         last_BD = x_BLD[:, -1].clone(memory_format=torch.contiguous_format)
         return self.out_proj(r_BLD * y_BLD), {"last": last_BD, "sums": sums_B3D}
@@ -101,6 +102,6 @@ class RWKV4(Mixer):
         return {"last": last_BD, "sums": empty_state(last_BD.to(accumulator_dtype(dtype)))}
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        k_BD, v_BD, r_BD = self._project(x_BD, state["last"])
+        k_BD, v_BD, r_BD = self._project(mixed(x_BD, state["last"], self._shares()))
         state["last"].copy_(x_BD)
         return self.out_proj(r_BD * wkv4_step(k_BD, v_BD, negative_exp(self.decay), self.bonus, state["sums"])), state

@@ -22,14 +22,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import delta_rule, delta_rule_step
+from basedbench.kernels import delta_rule, delta_rule_step, head_norm, rwkv7_inputs, token_shift
+from basedbench.kernels.precision import product_dtype
+from basedbench.kernels.token_shift import mixed
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype
-from basedbench.mixers.delta import unit
 from basedbench.mixers.registry import register
 
 
@@ -104,30 +104,28 @@ class RWKV7(Mixer):
     def _heads(self, x_xD: Tensor) -> Tensor:
         return x_xD.unflatten(-1, (-1, self.options.head_dim))
 
-    def _read(self, x_xD: Tensor, previous_xD: Tensor) -> _Token:
-        """All that a token and the one before it say."""
-        change = previous_xD - x_xD
-        x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(x_xD, change, mu_D) for mu_D in self.x_x.to(x_xD.dtype))
-        r, k, v = self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v)
-        wide = accumulator_dtype(v.dtype)
-        g = -math.exp(-0.5) * self.w_lora(x_w).to(wide).sigmoid()
-        eta = self.a_lora(x_a).to(wide).sigmoid()
-        kappa = unit(self._heads(k.to(wide) * self.k_k)).flatten(-2)
-        k = k * (1 + (eta - 1) * self.k_a)
-        r, k, v, a, b = (self._heads(x.to(v.dtype)) for x in (r, k, v, -eta * kappa, kappa))
-        return _Token(r, k, v, a, b, self._heads(g), self.g_lora(x_g))
+    def _read(self, shifted: list[Tensor]) -> _Token:
+        """All that a token and the one before it say, from their mixtures."""
+        x_r, x_w, x_k, x_v, x_a, x_g = shifted
+        r, k, v, rate, decay = (
+            self._heads(x)
+            for x in (self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v), self.a_lora(x_a), self.w_lora(x_w))
+        )
+        k, a, b, g = rwkv7_inputs(k, rate, decay, self.k_k.view_as(self.r_k), self.k_a.view_as(self.r_k))
+        return _Token(r, k, v, a, b, g, self.g_lora(x_g))
 
     def _output(self, y_xHV: Tensor, token: _Token) -> Tensor:
-        normed_xD = self.norm(y_xHV.reshape(-1, self.d_model)).view_as(token.gate)
-        bonus_xHV = (token.r * token.k * self.r_k).sum(-1, keepdim=True) * token.v
-        return self.out_proj(((normed_xD + bonus_xHV.flatten(-2)) * token.gate).to(y_xHV.dtype))
+        weight_HV, bias_HV = (x.view_as(self.r_k) for x in (self.norm.weight, self.norm.bias))
+        bonus, dtype = (token.r, token.k, self.r_k, token.v), product_dtype(y_xHV)
+        options: Any = {"gate_xE": token.gate, "activation": "identity", "bonus": bonus, "dtype": dtype}
+        return self.out_proj(head_norm(y_xHV, weight_HV, bias_HV, eps=self.norm.eps, center=True, **options))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        token = self._read(x_BLD, F.pad(x_BLD, (0, 0, 1, -1)))
+        token = self._read(token_shift(x_BLD, self.x_x))
         return self._output(cast(Tensor, delta_rule(*token[:6])), token)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        token = self._read(x_BLD, F.pad(x_BLD, (0, 0, 1, -1)))
+        token = self._read(token_shift(x_BLD, self.x_x))
         y_BLHV, state_BHKV = delta_rule(*token[:6], return_state=True)
         return self._output(y_BLHV, token), {"previous": x_BLD[:, -1].clone(), "state": state_BHKV}
 
@@ -145,7 +143,7 @@ class RWKV7(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        token = self._read(x_BD, state["previous"])
+        token = self._read(mixed(x_BD, state["previous"], self.x_x))
         y_BHV = delta_rule_step(*token[:6], state["state"])
         state["previous"].copy_(x_BD)
         return self._output(y_BHV, token), state

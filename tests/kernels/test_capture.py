@@ -40,6 +40,21 @@ PARALLEL = {
         [*ATTENTION, (B, L, H, K)],
     ),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
+    "delta_inputs": (
+        lambda q, k, b, d, A, c: torch.cat(
+            [x.flatten(2) for x in kernels.delta_inputs(q, k, b, d, A, c) if x is not None], -1
+        ),
+        [(B, L, H, K), (B, L, H, K), (B, L, H), (B, L, H), (H,), (H,)],
+    ),
+    "rwkv7_inputs": (
+        lambda k, e, d, x, a: torch.cat(kernels.rwkv7_inputs(k, e, d, x, a)),
+        [(B, L, H, K)] * 3 + [(H, K)] * 2,
+    ),
+    "token_shift": (lambda x, mu: torch.cat(kernels.token_shift(x, mu)), [(B, L, D), (6, D)]),
+    "head_norm": (
+        lambda y, w, g: kernels.head_norm(y, w, gate_xE=g),
+        [(B, L, H, V), (V,), (B, L, H * V)],
+    ),
     "short_conv": (lambda x, w: kernels.short_conv(x, w, activation="silu"), [(B, L, D), (D, 4)]),
     "diagonal_filter": (
         lambda dt, A, w, B, C: kernels.diagonal_filter(dt - 4, A, w, B, C, L),
