@@ -19,7 +19,6 @@ from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .long_conv import gated_long_conv, long_conv
 from .rotary import rotary, rotary_angles
-from .row_linear import row_linear
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
@@ -57,7 +56,6 @@ __all__ = [
     "long_conv",
     "rotary",
     "rotary_angles",
-    "row_linear",
     "rwkv7_inputs",
     "selective_scan",
     "selective_scan_step",

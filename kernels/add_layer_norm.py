@@ -55,20 +55,18 @@ def add_layer_norm(
     keep: float = 1.0,
     center: bool = True,
     dtype: torch.dtype | None = None,
-    ahead: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h, residual (..., D), weight, bias (D) -> y and the new residual r, both (..., D).
 
     `kept_xD` (bool) says which elements of h dropout leaves, each divided by the probability `keep`. Without residual
-    and dropout r is h itself. `ahead` is what the next product reads (ahead_triton.py). Raises ValueError for a bias
-    without centering.
+    and dropout r is h itself. Raises ValueError for a bias without centering.
     """
     _check(bias_D, center)
     options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}
     if h_xD.is_cuda and torch.float64 not in (h_xD.dtype, weight_D.dtype):
         from .add_layer_norm_triton import add_layer_norm as by_triton
 
-        return by_triton(h_xD, residual_xD, weight_D, bias_D, **options, ahead=ahead)
+        return by_triton(h_xD, residual_xD, weight_D, bias_D, **options)
     return reference(h_xD, residual_xD, weight_D, bias_D, **options)
 
 

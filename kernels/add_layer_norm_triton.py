@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ahead_triton import begin
-from .ahead_triton import options as ahead_options
 from .partial_sums_triton import sum_parts
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
@@ -22,11 +20,10 @@ PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the s
 
 @triton.jit
 def add_norm_forward_kernel(
-    h, residual, kept, weight, bias, y, r, stats, rows, scale, eps, ahead, ahead_rows, ahead_pieces, ahead_bytes,
+    h, residual, kept, weight, bias, y, r, stats, rows, scale, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, AHEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr,
 ):  # fmt: skip
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (column < D)[None, :]
@@ -98,7 +95,7 @@ def add_norm_backward_kernel(
 @torch.library.custom_op("basedbench::add_norm", mutates_args=())
 def _add_norm(
     h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool, dtype: torch.dtype | None, ahead: Tensor | None = None,
+    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, r (empty where it is h), and each row's mean and 1 / sqrt(var + eps)."""
     h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
@@ -111,7 +108,7 @@ def _add_norm(
         add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
             h, residual, kept, weight, bias, y, r, stats, rows, 1 / keep, eps,
             D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
-            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0, **ahead_options(ahead),
+            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
         )  # fmt: skip
     return y, r, stats
 
@@ -119,7 +116,7 @@ def _add_norm(
 @_add_norm.register_fake
 def _(
     h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool, dtype: torch.dtype | None, ahead: Tensor | None = None,
+    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _outputs(h.contiguous(), residual, kept, weight, dtype)
 
@@ -179,7 +176,7 @@ def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torc
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, kept, weight, bias, ctx.keep, _, ctx.center, *_ = inputs
+    h, residual, kept, weight, bias, ctx.keep, _, ctx.center, _ = inputs
     _, r, stats = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
@@ -199,8 +196,7 @@ def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, _: None):
     options = ctx.keep, ctx.has_residual, ctx.has_bias, ctx.center, ctx.dtype
     dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, stats, *options)
     d_weight, d_bias = parameters.view(-1, len(weight)) if ctx.has_bias else (parameters, None)
-    d_residual = dx if ctx.has_residual else None
-    return dh if dh.numel() else dx, d_residual, None, d_weight, d_bias, None, None, None, None, None
+    return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None, None
 
 
 _add_norm.register_autograd(_gradients, setup_context=_setup)
@@ -209,8 +205,8 @@ _add_norm.register_autograd(_gradients, setup_context=_setup)
 def add_layer_norm(
     h_xD: Tensor, residual_xD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None = None, *,
     eps: float = 1e-5, kept_xD: Tensor | None = None, keep: float = 1.0, center: bool = True,
-    dtype: torch.dtype | None = None, ahead: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`add_layer_norm.reference` by the kernels above."""
-    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center, dtype, ahead)
+    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center, dtype)
     return y_xD, h_xD if residual_xD is None and kept_xD is None else r_xD

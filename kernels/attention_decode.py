@@ -53,19 +53,18 @@ def attention_decode(
     *,
     scale: float | None = None,
     angles: Angles | None = None,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """One decode step: writes k and v into the caches (B,L,G,.) at `length_B`, returns y (B,H,V) in the dtype of v.
 
     `length_B` (int32) holds the tokens before this one, fewer than L; several layers may share it, so whoever owns it
-    counts the token. `angles` are (B,R); `ahead` is what the next product reads (ahead_triton.py). No gradient on CUDA.
+    counts the token. `angles` are (B,R). No gradient on CUDA.
     """
     if q_BHK.is_cuda:
         from . import attention_decode_triton as kernels
 
         if kernels.unsupported(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, angles) is None:
             return kernels.attention_decode(
-                q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, scale=scale, angles=angles, ring=False, ahead=ahead
+                q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, scale=scale, angles=angles, ring=False
             )
     return reference(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, scale=scale, angles=angles)
 

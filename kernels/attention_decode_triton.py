@@ -19,8 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ahead_triton import begin
-from .ahead_triton import options as ahead_options
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,7 +26,6 @@ LARGEST_HEAD = 256
 TILE = 1024  # elements of keys (or of values) in a warp's part of a tile: 32 a thread, and as many outputs
 ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
-STAGES = 1  # tiles on their way at once; with more than one they pass through shared memory
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -51,14 +48,11 @@ def decode_kernel(
     q, k, v, keys, values, position, cos, sin, y, parts, H, slots, factor, each,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_rows, values_rows, cos_row, sin_row,
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
-    ahead, ahead_rows, ahead_pieces, ahead_bytes,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr,
-    STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     c_K, c_V, row_J = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, ROWS)
     g, part = h // GROUP, tl.program_id(1)
@@ -75,7 +69,7 @@ def decode_kernel(
     peak_J = tl.full([ROWS], NEVER, tl.float32)
     sum_J = tl.zeros([ROWS], tl.float32)
     y_JV = tl.zeros([ROWS, BLOCK_V], tl.float32)
-    for start in tl.range(part * span, stop, ROWS, num_stages=STAGES):
+    for start in range(part * span, stop, ROWS):
         read_J = start + row_J < stop
         k_JK = tl.load(
             keys + tl.cast(start, tl.int64) * KEYS_ROW + (row_J * KEYS_ROW)[:, None] + c_K[None, :],
@@ -155,7 +149,7 @@ def _row(x: Tensor) -> Tensor:
 @torch.library.custom_op("basedbench::attention_decode", mutates_args=("keys", "values"))
 def operator(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor | None,
-    sin: Tensor | None, scale: float, ring: bool, ahead: Tensor | None = None,
+    sin: Tensor | None, scale: float, ring: bool,
 ) -> Tensor:  # fmt: skip
     """y (B,H,V); `keys` and `values` (B,L,G,.) take the token in."""
     q, k, v = _row(q), _row(k), _row(v)
@@ -171,7 +165,7 @@ def operator(
         keys.stride(0) // keys.stride(1), values.stride(0) // values.stride(1), *rows_of_angles,
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
-        STAGES=STAGES, num_warps=warps, **ahead_options(ahead),
+        num_warps=warps,
     )  # fmt: skip
     if count > 1:
         block = triton.next_power_of_2(count)
@@ -180,7 +174,7 @@ def operator(
 
 
 @operator.register_fake
-def _(q, k, v, keys, values, position, cos, sin, scale, ring, ahead=None):
+def _(q, k, v, keys, values, position, cos, sin, scale, ring):
     return v.new_empty((*q.shape[:2], v.shape[-1]))
 
 
@@ -202,10 +196,10 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, a
 
 def attention_decode(
     q_BHK: Tensor, k_BGK: Tensor, v_BGV: Tensor, k_BLGK: Tensor, v_BLGV: Tensor, length_B: Tensor, *,
-    scale: float | None, angles: Angles | None, ring: bool, ahead: Tensor | None = None,
+    scale: float | None, angles: Angles | None, ring: bool,
 ) -> Tensor:  # fmt: skip
     """`attention_decode.reference` by the kernels above; `ring`: the caches hold the last L tokens, as equal heads."""
     cos_BR, sin_BR = angles or (None, None)
     scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
-    y_BHV: Tensor = operator(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, cos_BR, sin_BR, scale, ring, ahead)
+    y_BHV: Tensor = operator(q_BHK, k_BGK, v_BGV, k_BLGK, v_BLGV, length_B, cos_BR, sin_BR, scale, ring)
     return y_BHV

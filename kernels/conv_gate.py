@@ -66,17 +66,12 @@ def reference_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state
     return (convolved_step(_wide(u_BD), weight_DW, bias_D, state_BDS, activation="silu") * gate_BD).to(x_BE.dtype)
 
 
-def conv_gate_step(
-    x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, ahead: Tensor | None = None
-) -> Tensor:
-    """One decode step: x (B,2 D) -> y (B,D). Shifts u into `state_BDS` in place. One launch on CUDA; no gradient.
-
-    `ahead` is what the next product reads (ahead_triton.py).
-    """
+def conv_gate_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:
+    """One decode step: x (B,2 D) -> y (B,D). Shifts u into `state_BDS` in place. One launch on CUDA; no gradient."""
     if on_triton(x_BE, weight_DW) and state_BDS.is_contiguous():
         from .short_conv_triton import conv_gate_step as by_triton
 
-        return by_triton(x_BE, weight_DW, bias_D, state_BDS, ahead)
+        return by_triton(x_BE, weight_DW, bias_D, state_BDS)
     return reference_step(x_BE, weight_DW, bias_D, state_BDS)
 
 

@@ -190,12 +190,10 @@ def selective_scan_step(
     delta_bias_D: Tensor | None = None,
     delta_softplus: bool = False,
     log_A: bool = False,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """One decode step. Updates `state_BDN` in place; returns y (B,D) in the dtype of u.
 
-    With `log_A`, `A_DN` holds log(-A), as models keep it: its exponential costs no launch of its own. `ahead` is what
-    the next product reads (ahead_triton.py).
+    With `log_A`, `A_DN` holds log(-A), as models keep it: its exponential costs no launch of its own.
 
     On CUDA a Triton kernel computes it, except for gradients, and states in float64 or not contiguous.
     """
@@ -204,7 +202,7 @@ def selective_scan_step(
         from . import selective_scan_step_triton as fused
 
         if fused.supported(*tensors):
-            return fused.step(*tensors, delta_softplus, log_A, ahead)
+            return fused.step(*tensors, delta_softplus, log_A)
     return step_reference(*tensors, delta_softplus, log_A)
 
 

@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ahead_triton import begin
-from .ahead_triton import options as ahead_options
 from .selective_scan_tiles_triton import LOG2E, load_constant, sigmoid, softplus
 
 ELEMENTS = 2048  # of the state in a program: 16 per thread
@@ -18,15 +16,13 @@ WARPS = 4
 @triton.jit
 def step_kernel(
     u, delta, A, B, C, D_skip, z, bias, state, y, channels, row_u, row_delta, row_z, row_B, row_C,
-    ahead, ahead_rows, ahead_pieces, ahead_bytes,
     N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr, AHEAD: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr,
 ):  # fmt: skip
     """State (B,D,N) in place; LOG_A: A holds log(-A).
 
     A tile has at least as many elements as threads, so that each element has one owner.
     """
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, STATES)
     b = tl.program_id(0).to(tl.int64)
@@ -62,7 +58,7 @@ def _rows(x: Tensor) -> Tensor:
 @torch.library.custom_op("basedbench::selective_scan_step", mutates_args=("state",))
 def step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, D: Tensor | None, z: Tensor | None,
-    bias: Tensor | None, softplus: bool, log_A: bool = False, ahead: Tensor | None = None,
+    bias: Tensor | None, softplus: bool, log_A: bool = False,
 ) -> Tensor:  # fmt: skip
     """y (B,D) in the dtype of u; `state` (B,D,N), float32 and contiguous, takes the token in."""
     gated = z is not None
@@ -75,13 +71,13 @@ def step(
     step_kernel[(batch, triton.cdiv(channels, block))](
         u, delta, A.contiguous(), B, C, D, z, bias, state, y, channels, *(x.stride(0) for x in (u, delta, z, B, C)),
         N=states, STATES=padded, BLOCK_D=block, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=gated,
-        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS, **ahead_options(ahead),
+        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS,
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(u, delta, A, B, C, state, D, z, bias, softplus, log_A=False, ahead=None):
+def _(u, delta, A, B, C, state, D, z, bias, softplus, log_A=False):
     return u.new_empty(u.shape)
 
 

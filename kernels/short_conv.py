@@ -112,23 +112,14 @@ def reference_step(
 
 
 def short_conv_step(
-    x_BD: Tensor,
-    weight_DW: Tensor,
-    bias_D: Tensor | None,
-    state_BDS: Tensor,
-    *,
-    activation: str | None = None,
-    ahead: Tensor | None = None,
+    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
 ) -> Tensor:
-    """One decode step, without gradients on CUDA. Shifts x into `state_BDS` in place; returns y (B,D).
-
-    `ahead` is what the next product reads (ahead_triton.py).
-    """
+    """One decode step, without gradients on CUDA. Shifts x into `state_BDS` in place; returns y (B,D)."""
     if on_triton(x_BD, weight_DW) and state_BDS.is_contiguous():
         from .short_conv_triton import short_conv_step as by_triton
 
         check_activation(activation)
-        return by_triton(x_BD, weight_DW, bias_D, state_BDS, activation=activation, ahead=ahead)
+        return by_triton(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
     return reference_step(x_BD, weight_DW, bias_D, state_BDS, activation=activation)
 
 

@@ -8,7 +8,6 @@ GATED multiplies the convolution by a gate, RESIDUAL adds a bias to that gate an
 import triton
 import triton.language as tl
 
-from .ahead_triton import begin
 from .short_conv_tiles_triton import (
     GROUP,
     channel_bias,
@@ -74,16 +73,15 @@ def conv_forward_kernel(
 
 @triton.jit
 def conv_step_kernel(
-    x, weight, bias, state, y, batch, stride, ahead, ahead_rows, ahead_pieces, ahead_bytes,
+    x, weight, bias, state, y, batch, stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr, AHEAD: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """GATED: x holds D channels of the convolution, then D that its output is multiplied with.
 
     A thread takes one channel of each row, whose weights it loads once: a state's S numbers lie side by side, so that
     neighbours in a warp share its lines.
     """
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     channel = tl.max_contiguous(tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), [1])[None, :]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = (row < batch) & (channel < D)

@@ -15,7 +15,6 @@ import torch
 import triton
 from torch import Tensor
 
-from .ahead_triton import options as ahead_options
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -243,15 +242,7 @@ class _SplitConv(torch.autograd.Function):
 
 
 @torch.library.custom_op("basedbench::conv_step", mutates_args=("state",))
-def _conv_step(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    silu: bool,
-    gated: bool,
-    ahead: Tensor | None = None,
-) -> Tensor:
+def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
     """One token into the state, in place; its output. Gated: x holds the convolution's channels, then their gates."""
     x = _rows(x)
     width, taps = weight.shape
@@ -262,13 +253,12 @@ def _conv_step(
     conv_step_kernel[(triton.cdiv(width, STEP_CHANNELS), triton.cdiv(len(x), rows))](
         x, weight.contiguous(), bias, state, y, len(x), x.stride(0), D=width, BLOCK_D=STEP_CHANNELS, ROWS=rows,
         TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated, num_warps=STEP_CHANNELS // 32,
-        **ahead_options(ahead),
     )  # fmt: skip
     return y
 
 
 @_conv_step.register_fake
-def _(x, weight, bias, state, silu, gated, ahead=None):
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
     return x.new_empty((len(x), len(weight)))
 
 
@@ -303,20 +293,12 @@ def split_conv(
 
 
 def short_conv_step(
-    x_BD: Tensor,
-    weight_DW: Tensor,
-    bias_D: Tensor | None,
-    state_BDS: Tensor,
-    *,
-    activation: str | None,
-    ahead: Tensor | None = None,
+    x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None
 ) -> Tensor:
     """`short_conv.reference_step` by the kernel above. `state_BDS` is contiguous."""
-    return _conv_step(x_BD, weight_DW, bias_D, state_BDS, activation == "silu", False, ahead)
+    return _conv_step(x_BD, weight_DW, bias_D, state_BDS, activation == "silu", False)
 
 
-def conv_gate_step(
-    x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, ahead: Tensor | None = None
-) -> Tensor:
+def conv_gate_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:
     """`conv_gate.reference_step` by the kernel above. `state_BDS` is contiguous."""
-    return _conv_step(x_BE, weight_DW, bias_D, state_BDS, True, True, ahead)
+    return _conv_step(x_BE, weight_DW, bias_D, state_BDS, True, True)

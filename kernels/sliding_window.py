@@ -123,22 +123,20 @@ def sliding_window_step(
     scale: float | None = None,
     angles: Angles | None = None,
     count: bool = True,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """One decode step against a ring buffer of the last W = window keys and values; returns y (B,H,V).
 
     The new token attends to itself and to the filled slots, then takes slot `position % W`, the oldest. The buffers and
     `position_B` (int32, tokens seen so far) are updated in place, without reading anything back to the host. With
     `angles` (B,R) (module `rotary`) q and k are turned first. `count=False` leaves `position_B` to the caller, for
-    layers that share it. On CUDA one launch, and one that counts; no gradient. `ahead` is what the next
-    product reads (ahead_triton.py).
+    layers that share it. On CUDA one launch, and one that counts; no gradient.
     """
     if q_BHK.is_cuda and q_BHK.shape[1] == k_BHK.shape[1]:
         from . import attention_decode_triton as kernels
 
         if kernels.unsupported(q_BHK, k_BHK, v_BHV, k_BWHK, v_BWHV, angles) is None:
             y_BHV = kernels.attention_decode(
-                q_BHK, k_BHK, v_BHV, k_BWHK, v_BWHV, position_B, scale=scale, angles=angles, ring=True, ahead=ahead
+                q_BHK, k_BHK, v_BHV, k_BWHK, v_BWHV, position_B, scale=scale, angles=angles, ring=True
             )
             if count:
                 position_B += 1

@@ -155,19 +155,17 @@ def ssd_step(
     dt_bias_H: Tensor | None = None,
     dt_softplus: bool = False,
     log_A: bool = False,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """One decode step. Updates `state_BHPN` in place; returns y (B,H,P) in the dtype of x.
 
-    With `log_A`, `A_H` holds log(-A), as models keep it: its exponential costs no launch of its own. `ahead` is what
-    the next product reads (ahead_triton.py).
+    With `log_A`, `A_H` holds log(-A), as models keep it: its exponential costs no launch of its own.
     """
     tensors = x_BHP, dt_BH, A_H, B_BGN, C_BGN, state_BHPN
     if state_BHPN.is_cuda:
         from . import ssd_step_triton as kernels
 
         if kernels.unsupported(*tensors, D_H, z_BHP, dt_bias_H) is None:
-            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus, log_A, ahead)
+            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus, log_A)
     return step_reference(*tensors, D_H=D_H, z_BHP=z_BHP, dt_bias_H=dt_bias_H, dt_softplus=dt_softplus, log_A=log_A)
 
 

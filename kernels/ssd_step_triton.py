@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ahead_triton import begin
-from .ahead_triton import options as ahead_options
 from .ssd_tiles_triton import LOG2E, load_scalar, sigmoid, softplus
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -24,12 +22,9 @@ def step_kernel(
     x_pointer, dt_pointer, A_pointer, B_pointer, C_pointer, D_pointer, z_pointer, bias_pointer, state_pointer,
     y_pointer,
     x_batch, x_head, dt_batch, dt_head, B_batch, B_group, C_batch, C_group, z_batch, z_head, heads, per_group,
-    ahead, ahead_rows, ahead_pieces, ahead_bytes,
     P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, BN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, LOG_A: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):  # fmt: skip
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     BLOCKS: tl.constexpr = (P + PB - 1) // PB
     program = tl.program_id(0)
     sequence = program // BLOCKS
@@ -81,7 +76,6 @@ def step(
     dt_bias: Tensor | None,
     softplus: bool,
     log_A: bool = False,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """y (B,H,P) in the dtype of x; `state` (B,H,P,N), float32 and contiguous, takes the token in."""
     x, B, C = (part if part.stride(-1) == 1 else part.contiguous() for part in (x, B, C))
@@ -99,13 +93,13 @@ def step(
         x, dt, A, B, C, A if D is None else D, gate, A if dt_bias is None else dt_bias, state, y,
         *x.stride()[:2], *dt.stride(), *B.stride()[:2], *C.stride()[:2], *gate.stride()[:2], heads,
         heads // B.shape[1], P=width, N=B.shape[-1], HAS_D=D is not None, HAS_Z=z is not None,
-        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, LOG_A=log_A, **shape, **ahead_options(ahead),
+        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, LOG_A=log_A, **shape,
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(x, dt, A, B, C, state, D, z, dt_bias, softplus, log_A=False, ahead=None):
+def _(x, dt, A, B, C, state, D, z, dt_bias, softplus, log_A=False):
     return x.new_empty(x.shape)
 
 

@@ -19,18 +19,15 @@ def reference(x_xE: Tensor) -> Tensor:
     return (F.silu(gate) * value).to(x_xE.dtype)
 
 
-def swiglu(x_xE: Tensor, *, ahead: Tensor | None = None) -> Tensor:
-    """x (..., 2 I) -> y (..., I). Raises ValueError for an odd last dimension.
-
-    `ahead` is what the next product reads (ahead_triton.py).
-    """
+def swiglu(x_xE: Tensor) -> Tensor:
+    """x (..., 2 I) -> y (..., I). Raises ValueError for an odd last dimension."""
     if x_xE.shape[-1] % 2:
         raise ValueError(f"swiglu halves the last dimension, which is {x_xE.shape[-1]}")
     if x_xE.is_cuda:
         from . import swiglu_triton as kernels
 
         if x_xE.dtype in kernels.DTYPES:
-            return kernels.swiglu(x_xE, ahead)
+            return kernels.swiglu(x_xE)
     return reference(x_xE)
 
 

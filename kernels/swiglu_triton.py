@@ -9,9 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ahead_triton import begin
-from .ahead_triton import options as ahead_options
-
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 512  # outputs of a program: four a thread, small enough that a decode step's rows reach every multiprocessor
 
@@ -24,11 +21,7 @@ def _halves(x, element, elements, row_x, INNER: tl.constexpr):
 
 
 @triton.jit
-def swiglu_kernel(
-    x, y, elements, row_x, ahead, ahead_rows, ahead_pieces, ahead_bytes,
-    INNER: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
-):  # fmt: skip
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
+def swiglu_kernel(x, y, elements, row_x, INNER: tl.constexpr, BLOCK: tl.constexpr):
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     place, inside = _halves(x, element, elements, row_x, INNER)
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -56,19 +49,19 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("basedbench::swiglu", mutates_args=())
-def operator(x: Tensor, ahead: Tensor | None = None) -> Tensor:
+def operator(x: Tensor) -> Tensor:
     """y (..., I)."""
     y = output(x)
     if y.numel():
         rows = _rows(x)
         swiglu_kernel[(triton.cdiv(y.numel(), BLOCK),)](
-            rows, y, y.numel(), rows.stride(0), INNER=y.shape[-1], BLOCK=BLOCK, **ahead_options(ahead)
+            rows, y, y.numel(), rows.stride(0), INNER=y.shape[-1], BLOCK=BLOCK
         )
     return y
 
 
 @operator.register_fake
-def output(x: Tensor, ahead: Tensor | None = None) -> Tensor:
+def output(x: Tensor) -> Tensor:
     """The output, not yet written."""
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
@@ -90,18 +83,19 @@ def _(x: Tensor, dy: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
+def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return backward_operator(*ctx.saved_tensors, dy), None
+def _gradients(ctx: Any, dy: Tensor) -> Tensor:
+    dx: Tensor = backward_operator(*ctx.saved_tensors, dy)
+    return dx
 
 
 operator.register_autograd(_gradients, setup_context=_keep)
 
 
-def swiglu(x_xE: Tensor, ahead: Tensor | None = None) -> Tensor:
+def swiglu(x_xE: Tensor) -> Tensor:
     """`swiglu.reference` by the kernels above."""
-    y_xI: Tensor = operator(x_xE, ahead)
+    y_xI: Tensor = operator(x_xE)
     return y_xI

@@ -79,24 +79,13 @@ def taylor_attention(
     )
 
 
-def taylor_attention_step(
-    q_BHK: Tensor,
-    k_BHK: Tensor,
-    v_BHV: Tensor,
-    state_BHFW: Tensor,
-    *,
-    order: int = 2,
-    ahead: Tensor | None = None,
-) -> Tensor:
-    """One decode step. Adds the token to `state_BHFW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v.
-
-    `ahead` is what the next product reads (ahead_triton.py).
-    """
+def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, *, order: int = 2) -> Tensor:
+    """One decode step. Adds the token to `state_BHFW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v."""
     if state_BHFW.is_cuda and order == 2:
         from . import taylor_step_triton as kernels
 
         if kernels.unsupported(q_BHK, k_BHK, v_BHV, state_BHFW) is None:
-            return kernels.step(q_BHK, k_BHK, v_BHV, state_BHFW, ahead)
+            return kernels.step(q_BHK, k_BHK, v_BHV, state_BHFW)
     return step_reference(q_BHK, k_BHK, v_BHV, state_BHFW, order=order)
 
 

@@ -9,15 +9,10 @@ features: then also each feature is formed once, and not by every thread that ne
 
 # mypy: allow-untyped-defs
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from .ahead_triton import begin
-from .ahead_triton import options as ahead_options
 
 
 @triton.jit
@@ -45,11 +40,8 @@ def _features(pointer, feature, i, j, K: tl.constexpr):
 def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
-    ahead, ahead_rows, ahead_pieces, ahead_bytes,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, POLICY: tl.constexpr,
-    AHEAD: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    begin(ahead, ahead_rows, ahead_pieces, ahead_bytes, AHEAD)
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
     head = tl.program_id(0)
     batch = (head // heads).to(tl.int64)
@@ -70,48 +62,35 @@ def step_kernel(
             phi_k = tl.where(exists, _features(k_pointer, feature, i, j, K), 0.0)
             place = state + feature[:, None] * (V + 1) + values[None, :]
             mask = exists[:, None] & (values < V)[None, :]
-            rows = tl.load(place, mask=mask, other=0.0, eviction_policy=POLICY) + phi_k[:, None] * v[None, :]
+            rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
             if tile == 0:
                 place_of_sums = state + feature * (V + 1) + V
-                sums = tl.load(place_of_sums, mask=exists, other=0.0, eviction_policy=POLICY) + phi_k
-                tl.store(place_of_sums, sums, mask=exists, eviction_policy=POLICY)
+                sums = tl.load(place_of_sums, mask=exists, other=0.0) + phi_k
+                tl.store(place_of_sums, sums, mask=exists)
                 z += phi_q * sums
-            tl.store(place, rows, mask=mask, eviction_policy=POLICY)
+            tl.store(place, rows, mask=mask)
             y += tl.sum(phi_q[:, None] * rows, 0)
         out = y / tl.sum(z, 0)
         y_place = y_pointer + head.to(tl.int64) * V + values
         tl.store(y_place, out.to(y_pointer.dtype.element_ty), mask=values < V)
 
 
-def tiles(keys: int, values: int) -> dict[str, Any]:
-    """Values of a tile, features of a block (and threads), the cache's policy for the state.
-
-    A state that is one tile of one block fits into 80 registers a thread, which three programs of 256 threads can have;
-    the compiler alone takes 90 and leaves two. Others would spill.
-    """
-    features = 1 + keys + keys * (keys + 1) // 2
-    block = min(256, max(32, triton.next_power_of_2(features)))
-    tile = min(64, triton.next_power_of_2(values))
-    shape: dict[str, Any] = {"TILE": tile, "BLOCK": block, "num_warps": block // 32, "POLICY": ""}
-    return shape | ({"maxnreg": 80} if block == 256 >= features and tile >= values else {})
-
-
 @torch.library.custom_op("basedbench::taylor_attention_step", mutates_args=("state",))
-def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor, ahead: Tensor | None = None) -> Tensor:
+def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,F,V+1), float32 and contiguous, takes the token in."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, keys = q.shape
-    shape = tiles(keys, v.shape[-1])
+    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     step_kernel[(batch * heads,)](
         q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
-        K=keys, V=v.shape[-1], **shape, **ahead_options(ahead),
+        K=keys, V=v.shape[-1], TILE=min(64, triton.next_power_of_2(v.shape[-1])), BLOCK=block, num_warps=block // 32,
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(q, k, v, state, ahead=None):
+def _(q, k, v, state):
     return v.new_empty(v.shape)
 
 

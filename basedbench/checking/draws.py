@@ -333,14 +333,6 @@ def linear(source: Source) -> Arguments:
     return {"x_xD": source.rows(width), "weight_ED": weight_ED, "bias_E": source.normal(outputs)}
 
 
-def row_linear(source: Source) -> Arguments:
-    """A row of x for each of `length` sequences, a matrix, and a bias or a gate."""
-    width, outputs, gated = source.size["D"], source.size["E"], source.has("gate")
-    weight_ED = source.normal(outputs, width) * width**-0.5
-    bias_E = None if gated else source.normal(outputs)
-    return {"x_BD": source.normal(source.length, width), "weight_ED": weight_ED, "bias_E": bias_E, "gated": gated}
-
-
 def block_boundary(source: Source) -> Arguments:
     """A branch and the stream, one norm or two, all tokens or a few."""
     width, centered = source.size["D"], not source.has("root mean square")

@@ -32,7 +32,6 @@ from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_r
 from basedbench.kernels.long_conv import gated_reference as gated_long_reference
 from basedbench.kernels.long_conv import reference as long_conv_reference
 from basedbench.kernels.rotary import reference as rotary_reference
-from basedbench.kernels.row_linear import reference as rows_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
@@ -112,7 +111,6 @@ FORMS: dict[str, Form] = {
         embedding_reference,
     ),
     "linear": Form(draws.linear, kernels.linear, projection_reference),
-    "row_linear": Form(draws.row_linear, kernels.row_linear, rows_reference),
     "block_boundary": Form(
         draws.block_boundary,
         adapters.of_block_boundary(kernels.block_boundary),

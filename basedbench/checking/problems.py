@@ -157,7 +157,6 @@ COVERAGE: dict[str, Coverage] = {
     ),
     "embedding": Coverage(({"D": 64, "V": 1000}, {"D": 128, "V": 40000}), modes=("fwd", "gradients")),
     "linear": Coverage(({"D": 64, "E": 192}, {"D": 40, "E": 72}), modes=("fwd", "gradients")),
-    "row_linear": Coverage(({"D": 256, "E": 192}, {"D": 1792, "E": 5376}), ((), ("gate",)), modes=("fwd", "gradients")),
     "block_boundary": Coverage(
         ({"D": 64}, {"D": 200}),
         ((), ("two norms",), ("two norms", "some positions"), ("root mean square",)),

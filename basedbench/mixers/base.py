@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain
-from basedbench.kernels import row_linear
 
 State = dict[str, Tensor]
 Init = Literal["published", "correct"]
@@ -111,11 +110,6 @@ class Mixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 normal_linear_(module)
-
-
-def rows_through(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear` applied: to one row per sequence, as a decode step has them, by whoever is fastest at that."""
-    return linear(x) if x.dim() > 2 else row_linear(x, linear.weight, linear.bias)
 
 
 def normal_linear_(linear: nn.Linear, std: float = 0.02) -> None:

@@ -37,9 +37,9 @@ class ShortConv(nn.Module):
         y_BLD, state_BDS = short_conv(x_BLD, self.weight, self.bias, activation=self.activation, return_state=True)
         return y_BLD, state_BDS
 
-    def step(self, x_BD: Tensor, state_BDS: Tensor, ahead: Tensor | None = None) -> Tensor:
-        """One token; updates the state in place. `ahead` is what the next product reads."""
-        return short_conv_step(x_BD, self.weight, self.bias, state_BDS, activation=self.activation, ahead=ahead)
+    def step(self, x_BD: Tensor, state_BDS: Tensor) -> Tensor:
+        """One token; updates the state in place."""
+        return short_conv_step(x_BD, self.weight, self.bias, state_BDS, activation=self.activation)
 
     def init_state(self, batch_size: int, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
         channels, width = self.weight.shape

@@ -30,7 +30,6 @@ from basedbench.mixers.base import (
     accumulator_dtype,
     normal_linear_,
     residual_std,
-    rows_through,
 )
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -66,7 +65,7 @@ class Mamba(Mixer):
 
     def _scan_inputs(self, x_xE: Tensor, *, log_A: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """delta, A (or log(-A)), B, C of the scan over x."""
-        dt, B, C = rows_through(self.x_proj, x_xE).split(self.widths, -1)
+        dt, B, C = self.x_proj(x_xE).split(self.widths, -1)
         return F.linear(dt, self.dt_proj.weight), self.A_log if log_A else negative_exp(self.A_log), B, C
 
     def _constants(self) -> dict[str, Any]:
@@ -98,12 +97,11 @@ class Mamba(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        x_BE, z_BE = rows_through(self.in_proj, x_BD).chunk(2, -1)
-        x_BE = self.conv.step(x_BE, state["conv"], self.x_proj.weight)
+        x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
+        x_BE = self.conv.step(x_BE, state["conv"])
         inputs = self._scan_inputs(x_BE, log_A=True)
-        options = {"z_BD": z_BE, "log_A": True, "ahead": self.out_proj.weight, **self._constants()}
-        y_BE = selective_scan_step(x_BE, *inputs, state["state"], **options)
-        return rows_through(self.out_proj, y_BE), state
+        y_BE = selective_scan_step(x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, **self._constants())
+        return self.out_proj(y_BE), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

@@ -24,16 +24,7 @@ from torch import Tensor, nn
 from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm, ssd, ssd_step
 from basedbench.kernels.precision import negative_exp, product_dtype
-from basedbench.mixers.base import (
-    Init,
-    Mixer,
-    MixerOptions,
-    State,
-    accumulator_dtype,
-    normal_linear_,
-    residual_std,
-    rows_through,
-)
+from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
@@ -105,13 +96,13 @@ class Mamba2(Mixer):
     def _heads(self, z_xE: Tensor) -> Tensor:
         return z_xE.unflatten(-1, (-1, self.options.head_dim))
 
-    def _output(self, y_xHP: Tensor, ahead: Tensor | None = None) -> Tensor:
-        """W_out rmsnorm(y) of the gated y; `ahead` in a decode step."""
+    def _output(self, y_xHP: Tensor) -> Tensor:
+        """W_out rmsnorm(y) of the gated y."""
         y_xE, eps = y_xHP.flatten(-2), self.norm.eps or 0.0
         normed, _ = add_layer_norm(
-            y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype, ahead=ahead
+            y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype
         )
-        return rows_through(self.out_proj, normed)
+        return self.out_proj(normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         inner, _, heads = self.in_widths
@@ -143,11 +134,11 @@ class Mamba2(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        z_BE, xBC, dt_BH = rows_through(self.in_proj, x_BD).split(self.in_widths, -1)
+        z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
         y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)
-        return self._output(y_BHP, self.out_proj.weight), state
+        return self._output(y_BHP), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

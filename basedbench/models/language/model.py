@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import add_layer_norm, embedding, row_linear
+from basedbench.kernels import add_layer_norm, embedding
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
 from basedbench.models.language.config import STATE_SPACE, LanguageConfig, LayerKind
-from basedbench.models.language.layers import RotaryAttention, RotaryMixer, SwiGLU, build_mixer, first_weight
+from basedbench.models.language.layers import RotaryAttention, RotaryMixer, SwiGLU, build_mixer
 from basedbench.models.language.positions import Positions
 from basedbench.models.state import state_bytes
 
@@ -176,7 +176,7 @@ class LanguageModel(nn.Module):
             y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
             return y_BD
 
-        logits_BV = self._head(*self._stream(tokens_B, mix, step=True), step=True)
+        logits_BV = self._head(*self._stream(tokens_B, mix))
         if positions is not None:
             state["position"] += 1
         return logits_BV, state
@@ -202,32 +202,24 @@ class LanguageModel(nn.Module):
     def _positions(self, tensor: Tensor, extent: int | None = None) -> Positions:
         return Positions(tensor, self.config.rotary_base, self.dtype, extent)
 
-    def _stream(
-        self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor], *, step: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """What the last block adds and the stream before it; `mix(layer, x)` applies a layer's mixer.
-
-        In a decode `step` a norm asks for the weights of the product behind it.
-        """
+    def _stream(self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What the last block adds and the stream before it; `mix(layer, x)` applies a layer's mixer."""
         h = embedding(tokens, self.embedding.weight).to(accumulator_dtype(self.dtype))
         r: Tensor | None = None
         for layer, block in enumerate(cast(list[Block], self.blocks)):
-            x, r = self._add_norm(h, r, block.norm1, first_weight(block.mixer) if step else None)
+            x, r = self._add_norm(h, r, block.norm1)
             h = mix(layer, x)
             if self.config.has_mlp(block.kind):
-                x, r = self._add_norm(h, r, block.norm2, block.mlp.fc1.weight if step else None)
-                h = block.mlp.step(x) if step else block.mlp(x)
+                x, r = self._add_norm(h, r, block.norm2)
+                h = block.mlp(x)
         return h, cast(Tensor, r)
 
-    def _add_norm(
-        self, h: Tensor, r: Tensor | None, norm: nn.RMSNorm, ahead: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _add_norm(self, h: Tensor, r: Tensor | None, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
         """RMSNorm of the new stream r + h, and that stream."""
-        return add_layer_norm(h, r, norm.weight, eps=NORM_EPS, center=False, dtype=self.dtype, ahead=ahead)
+        return add_layer_norm(h, r, norm.weight, eps=NORM_EPS, center=False, dtype=self.dtype)
 
-    def _head(self, h: Tensor, r: Tensor, *, step: bool = False) -> Tensor:
-        x, _ = self._add_norm(h, r, self.norm, self.embedding.weight if step else None)
-        return row_linear(x, self.embedding.weight) if step else F.linear(x, self.embedding.weight)
+    def _head(self, h: Tensor, r: Tensor) -> Tensor:
+        return F.linear(self._add_norm(h, r, self.norm)[0], self.embedding.weight)
 
     def _cast(self, dtype: torch.dtype) -> None:
         """Every weight to `dtype`, except what Mamba and Mamba-2 keep in float32, decays above all."""
