@@ -49,7 +49,7 @@ def decay_steps(decay, A_log, bias, head, token, row, columns, inside, K: tl.con
 @triton.jit(do_not_specialize=["tokens"])
 def delta_inputs_kernel(
     q, k, beta, decay, A_log, bias, q_out, k_out, a_out, b_out, g_out,
-    q_row, k_row, beta_row, decay_row, tokens, eps,
+    q_row, k_row, beta_row, decay_row, tokens, eps, of_q,
     H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     head, columns = tl.program_id(0) % H, tl.arange(0, BK)
@@ -57,7 +57,7 @@ def delta_inputs_kernel(
     inside = (token < tokens)[:, None] & (columns < K)[None, :]
     first, row = head * K, H * K
     x = load_rows(q + first, token, q_row, columns, inside)
-    store_rows(q_out + first, x * unit_scale(x, eps) * (1 / tl.sqrt(K + 0.0)), token, row, columns, inside)
+    store_rows(q_out + first, x * unit_scale(x, eps) * of_q, token, row, columns, inside)
     n = load_rows(k + first, token, k_row, columns, inside)
     n *= unit_scale(n, eps)
     place = beta + token.to(tl.int64) * beta_row + head
@@ -78,7 +78,7 @@ def delta_inputs_kernel(
 @triton.jit(do_not_specialize=["tokens"])
 def delta_inputs_backward_kernel(
     q, k, beta, decay, A_log, bias, dq_out, dk_out, da_out, db_out, dg_out,
-    dq, dk, dbeta, ddecay, partials, q_row, k_row, beta_row, decay_row, tokens, eps,
+    dq, dk, dbeta, ddecay, partials, q_row, k_row, beta_row, decay_row, tokens, eps, of_q,
     H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dbeta, ddecay, dense, and a program's sums: of the bias's gradients (H or H K), then of A_log's (H)."""
@@ -92,7 +92,7 @@ def delta_inputs_backward_kernel(
         inside = (token < tokens)[:, None] & (columns < K)[None, :]
         x = load_rows(q + first, token, q_row, columns, inside)
         scale = unit_scale(x, eps)
-        grad = load_rows(dq_out + first, token, row, columns, inside) * (1 / tl.sqrt(K + 0.0))
+        grad = load_rows(dq_out + first, token, row, columns, inside) * of_q
         store_rows(dq + first, unit_gradient(grad, x * scale, scale), token, row, columns, inside)
         n = load_rows(k + first, token, k_row, columns, inside)
         scale = unit_scale(n, eps)
@@ -134,7 +134,7 @@ def _launch(q: Tensor, k: Tensor, beta: Tensor, decay: Tensor | None, A_log: Ten
     flat = [flat_rows(q, heads * width), flat_rows(k, heads * width), flat_rows(beta, heads)]
     flat.append(flat[2] if decay is None else flat_rows(decay, decay.shape[-1]))
     pointers = [*flat, *(flat[0] if part is None else part.contiguous() for part in (A_log, bias))]
-    numbers = [*(part.stride(0) for part in flat), len(flat[0]), EPS]
+    numbers = [*(part.stride(0) for part in flat), len(flat[0]), EPS, width**-0.5]
     gate = "none" if decay is None else "head" if decay.shape[-1] == heads and width > 1 else "channel"
     block = max(16, triton.next_power_of_2(width))
     constants = {"H": heads, "K": width, "BK": block, "ROWS": max(1, TILE // block), "GATE": gate, "num_warps": 2}

@@ -151,13 +151,17 @@ def wkv4_backward_kernel(
         next_dy = load_tokens(dy, start - T, L, d, inside, D, T)
         entry = kept + (batch * chunks + chunks - 1 - index) * (4 * D)
         a, b, m = load_sums(entry, d, inside, D, True, nothing)
-        age, before = tl.load(entry + 3 * D + d, mask=inside, other=0.0), ()
+        age = tl.load(entry + 3 * D + d, mask=inside, other=0.0)
+        sums_a, sums_b, exponents, ages = (), (), (), ()
         for t in tl.static_range(T):
-            before += ((a, b, m, age),)
+            sums_a += (a,)
+            sums_b += (b,)
+            exponents += (m,)
+            ages += (age,)
             if t < T - 1:
                 a, b, m, age = advanced(a, b, m, age, ks[t], vs[t], w, start + t < L)
         for t in tl.static_range(T - 1, -1, -1):
-            a, b, m, age = before[t]
+            a, b, m, age = sums_a[t], sums_b[t], exponents[t], ages[t]
             p, q = joined(m + age * w, u + ks[t])
             whole, exists = b * p + q, start + t < L
             dA = grads[t] / whole

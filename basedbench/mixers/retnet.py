@@ -108,9 +108,9 @@ class RetNet(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        v_BHV, dt_BH, A_H, k_BHK, q_BHK, gate_BE = self._project(x_BD, state["position"])
+        v, steps, rates, k, q, gate_BE = self._project(x_BD, state["position"])
         state["position"] += 1
-        y_BHV = ssd_step(v_BHV, dt_BH, A_H, k_BHK, q_BHK, state["state"])
+        y_BHV = ssd_step(v, steps, rates, k, q, state["state"])
         return self.out_proj(self.norm(y_BHV, gate_BE)), state
 
     def zoology_elements(self, length: int) -> int:
