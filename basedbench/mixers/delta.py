@@ -10,6 +10,7 @@ another name in the released layers than those that are scaled down); convolutio
 were constructed. That is what Mixer.initialise does, whatever the init.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
@@ -63,9 +64,9 @@ class DeltaMixer(Mixer):
         """What the normed outputs are multiplied by, (..., H V) before its activation, or None."""
         return None, "silu"
 
-    def _rule(self, mixed: Tensor, beta: Tensor, further: list[Tensor]) -> Rule:
-        """The convolution's outputs (..., C) and beta's inputs (..., H) -> q, k, v, a, b, g of the delta rule."""
-        q, k, v = (x.unflatten(-1, (self.options.heads, -1)) for x in mixed.split(self.widths, -1))
+    def _rule(self, mixed: Sequence[Tensor], beta: Tensor, further: list[Tensor]) -> Rule:
+        """The convolution's three outputs and beta's inputs (..., H) -> q, k, v, a, b, g of the delta rule."""
+        q, k, v = (x.unflatten(-1, (self.options.heads, -1)) for x in mixed)
         q, k, a, b, g = delta_inputs(q, k, beta, *self._decay(further))
         return q, k, v, a, b, g
 
@@ -75,14 +76,14 @@ class DeltaMixer(Mixer):
         return self.out_proj(head_norm(y_xHV, self.norm.weight, eps=1e-5, **options))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        mixed, beta, *further = self.in_proj(x_BLD).split(self.in_widths, -1)
-        y_BLHV = delta_rule(*self._rule(self.conv(mixed), beta, further))
+        q, k, v, beta, *further = self.conv.split(self.in_proj(x_BLD), [*self.widths, *self.in_widths[1:]])
+        y_BLHV = delta_rule(*self._rule((q, k, v), beta, further))
         return self._output(cast(Tensor, y_BLHV), further)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed, beta, *further = self.in_proj(x_BLD).split(self.in_widths, -1)
         mixed, conv_BES = self.conv.prefill(mixed)
-        y_BLHV, state_BHKV = delta_rule(*self._rule(mixed, beta, further), return_state=True)
+        y_BLHV, state_BHKV = delta_rule(*self._rule(mixed.split(self.widths, -1), beta, further), return_state=True)
         return self._output(y_BLHV, further), {"conv": conv_BES, "state": state_BHKV}
 
     def init_state(
@@ -102,7 +103,7 @@ class DeltaMixer(Mixer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, beta, *further = self.in_proj(x_BD).split(self.in_widths, -1)
         mixed = self.conv.step(mixed, state["conv"])
-        y_BHV = delta_rule_step(*self._rule(mixed, beta, further), state["state"])
+        y_BHV = delta_rule_step(*self._rule(mixed.split(self.widths, -1), beta, further), state["state"])
         return self._output(y_BHV, further), state
 
     def zoology_elements(self, length: int) -> int:
