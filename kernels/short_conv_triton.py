@@ -64,6 +64,11 @@ def _or(part: Tensor | None, other: Tensor) -> Tensor:
     return other if part is None else part
 
 
+def _before(state: Tensor | None, x: Tensor) -> Tensor:
+    """The inputs before the first; x, which may be a slice that nobody should copy, where there are none."""
+    return x if state is None else state.contiguous()
+
+
 def _y(x: Tensor, gate: Tensor | None) -> Tensor:
     return x.new_empty(x.shape, dtype=x.dtype if gate is None else torch.promote_types(x.dtype, gate.dtype))
 
@@ -86,7 +91,7 @@ def _conv(
     grid, tile, sizes = _tiles(x.shape)
     strides, unit = _strides(x, _or(gate, x))
     conv_forward_kernel[grid](
-        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _or(state, x).contiguous(), y, *sizes, *strides, **tile,
+        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), y, *sizes, *strides, **tile,
         UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
         GATED=gate is not None, RESIDUAL=gate_bias is not None,
     )  # fmt: skip
@@ -123,7 +128,7 @@ def _launch_backward(
     strides, unit = _strides(x, _or(gate, x), dx, dx if gate is None else dgate)
     conv_backward_kernel[(programs, grid[1])](
         tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
-        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _or(state, x).contiguous(), dx, dgate, partials,
+        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
         *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
         HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
         PIECES=len(dy),
