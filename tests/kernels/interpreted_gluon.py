@@ -1,7 +1,7 @@
 """Gluon kernels without a GPU: their modules, imported with a stand-in for Gluon on Triton's interpreter.
 
 Layouts mean nothing here, shared memory is an array of its own, and a program runs alone: what is shown is arithmetic
-and addressing, not layouts or barriers, which the compiler checks and places. Only what the selective scan needs.
+and addressing, not layouts or barriers, which the compiler checks and places. Only what the kernels loaded here need.
 """
 
 # mypy: allow-untyped-defs
@@ -58,10 +58,11 @@ def _language() -> types.ModuleType:
     for name in ("float32", "int64", "int32", "bfloat16", "float16"):
         setattr(module, name, getattr(tl, name))
     for name in (
-        *("program_id", "num_programs", "load", "store", "exp2", "abs", "where", "maximum", "minimum", "cdiv", "sum"),
-        *("expand_dims", "reshape", "permute", "join", "split", "broadcast"),
+        *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
+        *("sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))
+    here.to_tensor = lambda x: x if isinstance(x, tl.tensor) else tl.full((), x, tl.int32)
     here.constexpr, here.static_range = (lambda x: x), range
     here.arange = lambda start, end, layout=None: tl.arange(start, end)
     here.zeros = lambda shape, dtype, layout=None: tl.zeros(shape, dtype)
