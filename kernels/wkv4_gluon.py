@@ -116,6 +116,13 @@ def wkv4_kernel(
     store_sums(final + batch * (3 * D), a, b, m + age * w, d, inside, D)
 
 
+@gluon.jit
+def added(total, more):
+    """total + more, and what rounding added to it beyond (Kahan)."""
+    found = total + more
+    return found, (found - total) - more
+
+
 @gluon.jit(do_not_specialize=["L", "chunks"])
 def wkv4_backward_kernel(
     k, v, w, u, dy, grad_final, kept, dk, dv, grad_initial, partials, L, chunks, nothing,
@@ -132,6 +139,7 @@ def wkv4_backward_kernel(
     # How a state is divided between sums and exponent has no gradient.
     alpha, beta, _ = load_sums(grad_final + batch * (3 * D), d, inside, D, GRAD_FINAL, 0.0)
     dw, du = gl.zeros([BD], gl.float32, _layout(BD)), gl.zeros([BD], gl.float32, _layout(BD))
+    lost_w, lost_u = dw, du  # of the chunks' sums; thousands of tokens added one by one would show
     last = (chunks - 1) * T
     next_k, next_v = load_tokens(k, last, L, d, inside, D, T), load_tokens(v, last, L, d, inside, D, T)
     next_dy = load_tokens(dy, last, L, d, inside, D, T)
@@ -144,6 +152,7 @@ def wkv4_backward_kernel(
         a, b, m = load_sums(entry, d, inside, D, True, nothing)
         age = gl.load(entry + 3 * D + d, mask=inside, other=0.0)
         sums_a, sums_b, exponents, ages = (), (), (), ()
+        more_w, more_u = -lost_w, -lost_u
         for t in gl.static_range(T):
             sums_a += (a,)
             sums_b += (b,)
@@ -163,10 +172,12 @@ def wkv4_backward_kernel(
             own = q * (dA * vs[t] + dB)
             grad = own + takes * (alpha * vs[t] + beta)
             gl.store(dk + place, grad.to(dk.dtype.element_ty), mask=inside & exists)
-            du += own
-            dw += gl.where(exists, keeps * (alpha * a + beta * b), 0.0)
+            more_u += own
+            more_w += gl.where(exists, keeps * (alpha * a + beta * b), 0.0)
             alpha = gl.where(exists, keeps * alpha + p * dA, alpha)
             beta = gl.where(exists, keeps * beta + p * dB, beta)
+        dw, lost_w = added(dw, more_w)
+        du, lost_u = added(du, more_u)
     gl.store(partials + batch * (2 * D) + d, dw, mask=inside)
     gl.store(partials + batch * (2 * D) + D + d, du, mask=inside)
     if GRAD_INITIAL:

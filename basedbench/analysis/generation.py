@@ -121,7 +121,7 @@ def memory_table(rows: pd.DataFrame) -> str:
     """What a sequence carries, how many fit, and the rate at the largest batch that was timed."""
     generation = fastest(_mode(rows, "generation"))
     lines = []
-    for (name, length), group in generation.groupby(["name", "length"], sort=False):
+    for (name, length), group in generation.groupby(["name", "length"]):
         timed = group[group["value"].notna()]
         if timed.empty:
             continue

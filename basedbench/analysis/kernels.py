@@ -81,7 +81,8 @@ def _shape(row: dict[Hashable, Any]) -> str:
     """`B16 L2048 H16 K16 V64 window 64`; a decode step's length counts where it is a context."""
     letters = _LETTERS | _OWN_LETTERS.get(row["operator"], {})
     names = [name for name in letters if not (row["mode"] == "decode" and name == "length")]
-    axes = [f"{letters[name]}{row[name]}" for name in names if name in ("batch", "length") or row[name] != 1]
+    sizes = {name: int(row[name]) for name in names if not pd.isna(row[name])}  # floats beside rows of whole models
+    axes = [f"{letters[name]}{size}" for name, size in sizes.items() if name in ("batch", "length") or size != 1]
     options = [f"{name} {value}" for name, value in _object(row["config"]).items() if value not in (None, 1)]
     return " ".join([*axes, *options])
 

@@ -92,7 +92,7 @@ def test_what_is_missing_is_counted_by_precision() -> None:
 
 
 def test_the_section_of_the_page_is_what_the_committed_rows_give() -> None:
-    committed = TABLES["parity"](ROOT / "results" / "reference" / "h200")
+    committed = TABLES["parity"](ROOT / "results" / "reference" / "h100")
     assert section((ROOT / "docs" / "PARITY.md").read_text(), "parity") == committed, (
-        "run: basedbench results table parity --results results/reference/h200 --write docs/PARITY.md"
+        "run: basedbench results table parity --results results/reference/h100 --write docs/PARITY.md"
     )

@@ -50,7 +50,7 @@ def test_rows_of_another_test_do_not_count() -> None:
 
 
 def test_the_table_of_the_page_is_what_the_committed_rows_give() -> None:
-    committed = TABLES["published"](ROOT / "results" / "reference" / "h200")
+    committed = TABLES["published"](ROOT / "results" / "reference" / "h100")
     assert section((ROOT / "docs" / "REPRODUCTION.md").read_text(), "published") == committed, (
-        "run: basedbench results table published --results results/reference/h200 --write docs/REPRODUCTION.md"
+        "run: basedbench results table published --results results/reference/h100 --write docs/REPRODUCTION.md"
     )
