@@ -1,6 +1,7 @@
 """`basedbench throughput`: time kernels, their peers and whole models, check them first, store one row each."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,6 +84,7 @@ def throughput(
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
         sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
+        sweep.on_rehearsal = partial(report.rehearsal, quiet=quiet)
         progress = report.Progress(len(todo), len(cases), began, quiet)
         sweep.run(todo, progress)
         progress.close()

@@ -49,6 +49,12 @@ class Progress:
             typer.echo(f"{clock(whole)}, {share:.0f} % of it warm-up and sampling", err=True)
 
 
+def rehearsal(cases: int, processes: int, quiet: bool) -> None:
+    """What happens before the first case, which may take minutes."""
+    if not quiet:
+        typer.echo(f"calling {cases} cases once first, in {processes} processes, to compile their kernels", err=True)
+
+
 def stored(out: Path, suite: str) -> list[dict[str, Any]]:
     """The newest rows of a suite."""
     return [row for row in stored_rows(out, "throughput") if row["suite"] == suite]

@@ -6,8 +6,11 @@ from typing import Any
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.engines.compile_ahead import most_processes
+from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
+from basedbench.timing.rehearsal import FEWEST, rehearse, to_rehearse
 from basedbench.timing.room import does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
@@ -64,6 +67,7 @@ class Sweep:
         plugins: Sequence[str] = (),
     ) -> None:
         self.suite, self.store, self.device, self.measure, self.plugins = suite, store, device, measure, plugins
+        self.on_rehearsal: Callable[[int, int], None] = lambda cases, processes: None
         self.ceilings: Mapping[str, float] = {}  # what fractions are taken of; see `ceilings.stored_ceilings`
         found = fingerprint(device)
         self.origin = {"code_version": code_version(), "device_name": device_name(device), "fingerprint": found}
@@ -74,12 +78,22 @@ class Sweep:
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, WallClock())
             todo = self._able(cases, on_row)
+            self._rehearse(case for group in todo for case in group)
             for index, group in enumerate(todo):
                 workers.start(group, later=_models(todo[index + 1 :]))
                 for part in self._parts(group, len(workers)):
                     workers.spare(part)
                     for measurement in competition.run(part):
                         self._store(measurement, on_row)
+
+    def _rehearse(self, cases: Iterable[AnyCase]) -> None:
+        """On a GPU: compile what the cases need, all at once, before any of them is timed."""
+        if self.device == "cpu":
+            return
+        wanted, processes = to_rehearse(cases), most_processes(self.device, cores())
+        if len(wanted) >= FEWEST and processes > 1:
+            self.on_rehearsal(len(wanted), processes)
+            rehearse(wanted, self.device, self.measure, self.plugins, processes)
 
     def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
         """The groups to be timed; what cannot be has its row before anything is."""

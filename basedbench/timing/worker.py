@@ -8,6 +8,7 @@ once, and each makes a GPU context of its own.
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_all_start_methods, get_context
@@ -40,6 +41,8 @@ def _context() -> Any:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
+    if threading.current_thread() is not threading.main_thread():
+        return context  # the server runs: the first process was started from the main thread
     context.set_forkserver_preload(list(PRELOADED))
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -91,9 +94,13 @@ class Worker:
         self._prepared = False
         return answer if isinstance(answer, Failure) else None
 
-    def stop(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """End the process, whatever it is doing; whoever waits for its answer gets a failure."""
         self._process.kill()
+
+    def stop(self) -> None:
+        """End the process and clean up behind it."""
+        self.kill()
         self._process.join(STOP_LIMIT_S)
         self._pipe.close()
         Path(self._log).unlink(missing_ok=True)
