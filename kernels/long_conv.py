@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import causal_pairs, total_bytes, total_flops
+from .gluon_modules import usable
 from .precision import without_autocast
 
 TOEPLITZ_LENGTH = 256  # the longest sequence for the product; at 512 a CPU core does the FFT seven times as fast
@@ -114,7 +115,7 @@ def gated_long_conv(
 
 def on_triton(x: Tensor, taps: Tensor) -> bool:
     """Whether the kernels take a convolution of x with these filters."""
-    return x.is_cuda and torch.float64 not in (x.dtype, taps.dtype)
+    return x.is_cuda and torch.float64 not in (x.dtype, taps.dtype) and usable("long_conv_triton", "long_conv")
 
 
 def flops(*, batch: int, length: int, channels: int, backward: bool = False) -> int:

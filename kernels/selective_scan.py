@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .costs import total_bytes, total_flops
+from .gluon_modules import usable
 from .precision import accumulation_dtype, negative_exp, without_autocast
 
 # Elements in a block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
@@ -169,7 +170,7 @@ def selective_scan(
         "initial_state": initial_state,
         "return_state": return_state,
     }
-    if u_BLD.is_cuda:
+    if u_BLD.is_cuda and usable("selective_scan_triton", "selective_scan"):
         from . import selective_scan_triton as fused
 
         if fused.supported(u_BLD, A_DN, delta_BLD, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, initial_state):

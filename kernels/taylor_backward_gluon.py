@@ -4,27 +4,22 @@ Enough sequences to fill the device: three kernels, each serial over whole seque
 the states they begin with are made again (cheaper than keeping them), R's after delta is known.
 """
 
-from functools import lru_cache
 from types import ModuleType
 
 import triton
 from torch import Tensor
 
 from . import taylor_gluon
+from .gluon_modules import gluon_module
 from .taylor_gluon_states import SLOT, running_sums_kernel
 
 # Buffers of 64 tokens: of the sweeps for dq, dk and dv, and of the sums.
 STAGES = (2, 3, 3, 4)
 
 
-@lru_cache
 def _kernels() -> ModuleType | str:
     """The module with the kernels, or why there is none."""
-    try:
-        from . import taylor_backward_gluon_kernels
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        return f"Triton {triton.__version__} has no Gluon that these kernels know: {error}"
-    return taylor_backward_gluon_kernels
+    return gluon_module("taylor_backward_gluon_kernels")
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor) -> str | None:

@@ -4,8 +4,7 @@ Enough sequences to fill the device: one kernel, serial over each of them. Fewer
 running sums, and the serial kernel from each segment's own state. Value widths beyond 64 are tiles of 64 that know
 nothing of each other.
 
-Gluon is an experimental part of Triton: it is imported when first needed, and where it is missing or another one the
-plain Triton kernels take over.
+Where Triton has no Gluon for them (`gluon_modules`), the plain Triton kernels take over.
 """
 
 from copy import copy
@@ -17,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .gluon_modules import gluon_module
 from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
 
 # One wave of two programs per multiprocessor; more segments only move more states.
@@ -28,16 +28,10 @@ SUMS_SHAPE = (2, 3)
 BLOCK = 256
 
 
-@lru_cache
 def _kernels() -> ModuleType | str:
     """The module with the kernels that all forms share, or why there is none."""
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
-        return f"Triton {triton.__version__} is older than 3.6, for whose Gluon these kernels are written"
-    try:
-        from . import taylor_gluon_kernels, taylor_gluon_serial  # noqa: F401
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        return f"Triton {triton.__version__} has no Gluon that these kernels know: {error}"
-    return taylor_gluon_kernels
+    serial = gluon_module("taylor_gluon_serial")
+    return serial if isinstance(serial, str) else gluon_module("taylor_gluon_kernels")
 
 
 @lru_cache

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
+from .gluon_modules import usable
 from .precision import accumulation_dtype, without_autocast
 
 NOTHING = -1e38  # the maximum before the first token: finite, for the difference of two infinities is NaN
@@ -119,7 +120,7 @@ def wkv4(
     w is the logarithm of the decay, below 0. `initial_state` continues a sequence; `empty_state` is that of none.
     """
     tensors = k_BLD, v_BLD, w_D, u_D
-    if v_BLD.is_cuda:
+    if v_BLD.is_cuda and usable("wkv4_triton", "wkv4"):
         from . import wkv4_triton as kernels
 
         if kernels.unsupported(*tensors, initial_state) is None:

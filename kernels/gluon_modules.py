@@ -1,0 +1,35 @@
+"""Modules of kernels in Gluon, an experimental part of Triton: imported when first needed, and not everywhere there.
+
+Where Gluon is missing or another one than these kernels are written for, something else takes over: plain Triton
+kernels if there are any, otherwise the PyTorch reference, which is right and slow.
+"""
+
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from warnings import warn
+
+OLDEST = (3, 6)  # Triton, with the Gluon that the kernels are written for
+
+
+@lru_cache
+def gluon_module(name: str) -> ModuleType | str:
+    """The module of this package, or why it cannot be used."""
+    try:
+        import triton
+
+        if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            return f"Triton {triton.__version__} is older than {oldest}, for whose Gluon these kernels are written"
+        return import_module(f".{name}", __package__)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return f"this Triton has no Gluon that these kernels know: {error}"
+
+
+@lru_cache
+def usable(name: str, operator: str) -> bool:
+    """Whether the module can be used; if not, says once that the reference computes the operator."""
+    found = gluon_module(name)
+    if isinstance(found, str):
+        warn(f"{operator} runs as its PyTorch reference, which is slow: {found}.", stacklevel=3)
+    return not isinstance(found, str)
