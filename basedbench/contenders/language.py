@@ -71,10 +71,9 @@ def context(case: ModelCase) -> AbstractContextManager[object]:
 
 def any_backend() -> AbstractContextManager[object]:
     """Inside `context`: whatever backend PyTorch would choose."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention import sdpa_kernel
 
-    names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
-    return sdpa_kernel([getattr(SDPBackend, name) for name in names])
+    return sdpa_kernel([one.backend for one in BACKENDS])
 
 
 def version_of(case: ModelCase) -> str:

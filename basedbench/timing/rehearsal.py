@@ -14,10 +14,11 @@ from typing import Any
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.contenders.sdpa import BACKENDS
 from basedbench.timing.worker import Failure, Worker
 
 # Whole models are left out too: few and large.
-NOTHING_TO_COMPILE = ("reference", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math")
+NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS))
 FEWEST = 3  # below that, starting the processes takes longer
 
 
