@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -142,17 +143,13 @@ def _padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def _row(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("basedbench::attention_decode", mutates_args=("keys", "values"))
 def operator(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor | None,
     sin: Tensor | None, scale: float, ring: bool,
 ) -> Tensor:  # fmt: skip
     """y (B,H,V); `keys` and `values` (B,L,G,.) take the token in."""
-    q, k, v = _row(q), _row(k), _row(v)
+    q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     y = v.new_empty((*q.shape[:2], v.shape[-1]))
     (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
     rows, warps = tile(K, V, max(keys.element_size(), values.element_size()))

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .rotary import Angles
 from .rotary_triton import DTYPES, HEADS, LARGEST_HEAD, turn_heads
 
@@ -50,7 +51,7 @@ def operator(
     sin: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """q, turned; `keys` and `values` (B,L,G,.) take the token in."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (dense_rows(x) for x in (q, k, v))
     q_out = q.new_empty(q.shape)
     (batch, heads, K), (_, groups, V), half = q.shape, v.shape, 0 if cos is None else cos.shape[-1]
     block = min(HEADS, triton.next_power_of_2(max(heads, groups)))

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .delta_rule_tiles_triton import LOG2E
+from .dense_rows import dense_rows
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -68,8 +69,8 @@ def step(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, g: Tensor | None, state: Tensor
 ) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,K,V), float32 and contiguous, takes the token in."""
-    q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
-    a, b, g = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (a, b, g))
+    q, k, v = (dense_rows(part) for part in (q, k, v))
+    a, b, g = (dense_rows(part) for part in (a, b, g))
     batch, heads, keys = q.shape
     gate = "none" if g is None else "channel" if g.shape[-1] == keys else "head"
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)

@@ -30,6 +30,7 @@ from .delta_rule_backward_triton import reverse_kernel
 from .delta_rule_forward_triton import output_kernel
 from .delta_rule_gradient_triton import gradient_kernel
 from .delta_rule_scores_triton import scores_kernel
+from .dense_rows import dense_rows
 from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -130,8 +131,8 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
-    q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
-    a, b, g = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (a, b, g))
+    q, k, v = (dense_rows(part) for part in (q, k, v))
+    a, b, g = (dense_rows(part) for part in (a, b, g))
     return _Inputs(q, k, v, a, b, g, None if initial is None else initial.contiguous())
 
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -91,7 +92,7 @@ def angles(position: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
 def rotary_operator(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
     """q (B,L,H,K) and k (B,L,G,K) turned by the angles of their tokens, or back."""
     q_out, k_out = outputs(q, k, cos, sin, back)
-    q, k, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, cos, sin))
+    q, k, cos, sin = (dense_rows(x) for x in (q, k, cos, sin))
     batch, length, heads, width = q.shape
     half, most = cos.shape[-1], max(heads, k.shape[2])
     block = min(HEADS, triton.next_power_of_2(most))

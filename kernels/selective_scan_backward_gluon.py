@@ -77,14 +77,13 @@ def backward(
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr, DECAYS: gl.constexpr,
+    STATE_D: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels;
     kept (B,tiles,N,D).
 
     Segments are `span` tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and
     STATE_D. dconstants (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
-    DECAYS: they stay in registers instead of being computed again.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -209,7 +208,7 @@ def backward(
                 dC_rows += (gl.sum(gl.reshape((p + x_D * B_N) * dy_D, SPLIT), 3),)
                 dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
                 dx_more += (gl.sum(g * B_N, 1),)
-                carry = g * decays[T - 1 - r] if DECAYS else g * gl.exp2(step_D * A2)
+                carry = g * decays[T - 1 - r]
                 g *= p
                 dstep_more += (gl.sum(g * A2, 1),)
                 dA += g * step_D

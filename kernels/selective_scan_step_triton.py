@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .selective_scan_tiles_triton import LOG2E, load_constant, sigmoid, softplus
 
 ELEMENTS = 2048  # of the state in a program: 16 per thread
@@ -51,10 +52,6 @@ def step_kernel(
     tl.store(y + b * channels + d, y_D.to(y.dtype.element_ty), mask=inside)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("basedbench::selective_scan_step", mutates_args=("state",))
 def step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, D: Tensor | None, z: Tensor | None,
@@ -62,7 +59,7 @@ def step(
 ) -> Tensor:  # fmt: skip
     """y (B,D) in the dtype of u; `state` (B,D,N), float32 and contiguous, takes the token in."""
     gated = z is not None
-    u, delta, B, C, z = (_rows(x) for x in (u, delta, B, C, u if z is None else z))
+    u, delta, B, C, z = (dense_rows(x) for x in (u, delta, B, C, u if z is None else z))
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
     batch, channels, states = state.shape
     padded = triton.next_power_of_2(states)

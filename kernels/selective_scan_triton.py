@@ -20,6 +20,7 @@ import triton
 from torch import Tensor
 
 from . import selective_scan_ends_triton as around
+from .dense_rows import dense_rows
 from .selective_scan_backward_gluon import backward
 from .selective_scan_ends_gluon import ends
 from .selective_scan_forward_gluon import forward
@@ -29,8 +30,6 @@ BLOCKS = 32, 16, 8  # channels of a program of the forward
 PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
-DECAYS = True  # in the backward: in registers, not computed twice
-REGISTERS = None  # of a thread of it, at most
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
@@ -65,16 +64,12 @@ class _Inputs(NamedTuple):
         } | {f"row_{name}": x.stride(1) for name, x in rows.items()}  # fmt: skip
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Channels next to each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _inputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None
 ) -> _Inputs:
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
-    return _Inputs(_rows(u), _rows(delta), A.contiguous(), _rows(B), _rows(C), D, None if z is None else _rows(z), bias)
+    u, delta, B, C = (dense_rows(x) for x in (u, delta, B, C))
+    return _Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias)
 
 
 def _group(states: int) -> int:
@@ -173,7 +168,7 @@ def backward_operator(
     """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
     inputs = _inputs(u, delta, A, B, C, D, z, bias)
     batch, length, channels, states, tiles = inputs.shape
-    dy, dlast = _rows(dy), None if dlast is None else dlast.contiguous()
+    dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
     found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
     block, width = _backward_block(states), triton.cdiv(states, _group(states)) * _group(states)
@@ -189,8 +184,8 @@ def backward_operator(
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
         ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
         row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
-        STATE_N=place[0], STATE_D=place[1], DECAYS=DECAYS, WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
-        maxnreg=REGISTERS, **inputs.constants(block, softplus),
+        STATE_N=place[0], STATE_D=place[1], WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
+        **inputs.constants(block, softplus),
     )  # fmt: skip
     parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
     around.finish[(batch * parts_L + parts_D * (states + 2),)](

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -27,11 +28,6 @@ THREADS = 1 << 16  # wanted; with fewer, memory waits
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 PASTED, PASTED_CHANNELS = 2048, 64  # elements of a tile that is only copied
 STEP_CHANNELS, STEP_ROWS = 128, 4  # of a program of the decode step: a thread a channel
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Channels side by side: the batch and the tokens may lie any distance apart."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _strides(*tensors: Tensor) -> tuple[list[int], int]:
@@ -87,7 +83,7 @@ def _conv(
     y = _y(x, gate)
     if not y.numel():
         return y
-    x, gate = _rows(x), None if gate is None else _rows(gate)
+    x, gate = dense_rows(x), dense_rows(gate)
     grid, tile, sizes = _tiles(x.shape)
     strides, unit = _strides(x, _or(gate, x))
     conv_forward_kernel[grid](
@@ -121,7 +117,7 @@ def _launch_backward(
     dgate: Tensor,
 ) -> Tensor:
     """Writes dx and dgate, returns the parameters' gradients. dy: tensors that side by side are the gradient of y."""
-    x, gate, dy = _rows(x), None if gate is None else _rows(gate), [_rows(part) for part in dy]
+    x, gate, dy = dense_rows(x), dense_rows(gate), [dense_rows(part) for part in dy]
     grid, tile, sizes = _tiles(x.shape)
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
@@ -211,7 +207,7 @@ def _starts(parts: list[Tensor]) -> list[int]:
 
 def _paste(parts: dict[int, Tensor], out: Tensor) -> None:
     """Copy parts, by their first channel, into out (B,L,E)."""
-    tensors = tuple(_rows(part) for part in parts.values())
+    tensors = tuple(dense_rows(part) for part in parts.values())
     batch, length, _ = out.shape
     strides, unit = _strides(out)
     rows = PASTED // PASTED_CHANNELS
@@ -249,7 +245,7 @@ class _SplitConv(torch.autograd.Function):
 @torch.library.custom_op("basedbench::conv_step", mutates_args=("state",))
 def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
     """One token into the state, in place; its output. Gated: x holds the convolution's channels, then their gates."""
-    x = _rows(x)
+    x = dense_rows(x)
     width, taps = weight.shape
     y = x.new_empty((len(x), width))
     if not y.numel():

@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
+
 LARGEST_HEAD = 128
 SMALL_WINDOW = 32
 PRECISION = "tf32x3"  # of float32 products
@@ -210,15 +212,10 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, window: int, backward: bool) -> tup
     return block, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), constants
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Features next to each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("basedbench::sliding_window", mutates_args=())
 def forward_operator(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
     """y (B,L,H,V), and per row log2 of the sum of 2^score, (B,H,L) in float32."""
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     block, strides, constants = _launch(q, k, v, window, backward=False)
     y, sums = outputs(q, k, v, window, scale)
     batch, length, heads, _ = q.shape
@@ -240,7 +237,7 @@ def backward_operator(
     q: Tensor, k: Tensor, v: Tensor, y: Tensor, sums: Tensor, dy: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    q, k, v, dy = _rows(q), _rows(k), _rows(v), dy.contiguous()
+    q, k, v, dy = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous()
     block, strides, constants = _launch(q, k, v, window, backward=True)
     dq, dk, dv = gradients(q, k, v, y, sums, dy, window, scale)
     delta = torch.empty_like(sums)

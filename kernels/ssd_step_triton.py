@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .ssd_tiles_triton import LOG2E, load_scalar, sigmoid, softplus
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -78,8 +79,8 @@ def step(
     log_A: bool = False,
 ) -> Tensor:
     """y (B,H,P) in the dtype of x; `state` (B,H,P,N), float32 and contiguous, takes the token in."""
-    x, B, C = (part if part.stride(-1) == 1 else part.contiguous() for part in (x, B, C))
-    z = z if z is None or z.stride(-1) == 1 else z.contiguous()
+    x, B, C = (dense_rows(part) for part in (x, B, C))
+    z = dense_rows(z)
     A, D, dt_bias = (
         A.contiguous(),
         D if D is None else D.contiguous(),

@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .precision import float32_precision
 from .ssd_backward_triton import gate_kernel, gradient_kernel, parameter_kernel
 from .ssd_forward_triton import output_kernel
@@ -143,7 +144,7 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(x, dt, A, B, C, D, z, bias, initial) -> _Inputs:
-    x, B, C, z = (part if part is None or part.stride(-1) == 1 else part.contiguous() for part in (x, B, C, z))
+    x, B, C, z = (dense_rows(part) for part in (x, B, C, z))
     A, D, bias, initial = (part if part is None else part.contiguous() for part in (A, D, bias, initial))
     return _Inputs(x, dt, A, B, C, D, z, bias, initial)
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 512  # outputs of a program: four a thread, small enough that a decode step's rows reach every multiprocessor
 
@@ -44,7 +46,7 @@ def swiglu_backward_kernel(x, dy, dx, elements, row_x, INNER: tl.constexpr, BLOC
 
 def _rows(x: Tensor) -> Tensor:
     """(rows, 2 I), evenly apart."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     return x.reshape(-1, x.shape[-1])
 
 

@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 
 from . import taylor_backward_gluon, taylor_gluon
+from .dense_rows import dense_rows
 from .precision import float32_precision
 from .taylor_backward_triton import grad_key_value_kernel, grad_query_kernel
 from .taylor_forward_triton import output_kernel
@@ -148,16 +149,12 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
 
 
-def _rows_dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("basedbench::taylor_attention", mutates_args=())
 def attention(
     q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, return_state: bool, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B,L,H,V), 1 / z (B,H,L) in float32, and the state (B,H,F,V+1), or nothing (0,) in its place."""
-    q, k, v = _rows_dense(q), _rows_dense(k), _rows_dense(v)
+    q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     plan = _plan(q, v, precision, through_state=initial_state is not None)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     inverse, state = _inverse_like(q), _state_like(q, v, return_state)
@@ -190,7 +187,7 @@ def attention_backward(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk (B,L,H,K), dv (B,L,H,V)."""
-    q, k, v, dy = _rows_dense(q), _rows_dense(k), _rows_dense(v), dy.contiguous()
+    q, k, v, dy = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous()
     plan = _plan(q, v, precision, through_state=initial_state is not None)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(inverse)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
+
 
 @triton.jit
 def _dimensions(feature, K: tl.constexpr):
@@ -78,7 +80,7 @@ def step_kernel(
 @torch.library.custom_op("basedbench::taylor_attention_step", mutates_args=("state",))
 def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,F,V+1), float32 and contiguous, takes the token in."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (dense_rows(x) for x in (q, k, v))
     batch, heads, keys = q.shape
     block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)

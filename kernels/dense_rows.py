@@ -1,0 +1,22 @@
+"""What kernels ask of a layout: the last dimension side by side, the others any distance apart."""
+
+from typing import overload
+
+from torch import Tensor
+
+
+@overload
+def dense_rows(x: Tensor) -> Tensor: ...
+
+
+@overload
+def dense_rows(x: None) -> None: ...
+
+
+@overload
+def dense_rows(x: Tensor | None) -> Tensor | None: ...
+
+
+def dense_rows(x: Tensor | None) -> Tensor | None:
+    """x itself, a slice of something wider too; a copy only where its rows are not dense."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
