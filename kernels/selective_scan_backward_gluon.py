@@ -10,6 +10,7 @@ Sums over states and over channels are taken as far as a thread goes, then chang
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .selective_scan_sums_gluon import QUAD, add_sums, gathered, no_sums, sums_layout
 from .selective_scan_tiles_gluon import (
     COLUMNS,
     LANES,
@@ -17,7 +18,6 @@ from .selective_scan_tiles_gluon import (
     ROWS,
     T,
     barrier,
-    channels_layout,
     columns,
     columns_layout,
     joined,
@@ -43,19 +43,30 @@ def _sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
 
 
 @gluon.jit
-def _sum_of_channels(rows, LSC: gl.constexpr, TN: gl.constexpr, SN: gl.constexpr):
-    """Partial sums over a thread's channels, step by step (LANES,SN,threads) -> (T,N)."""
-    parts = gl.reshape(joined(rows), [LANES, SN, rows[0].shape[2], T])
-    total = gl.permute(gl.sum(gl.convert_layout(parts, LSC), 2), (2, 0, 1))
-    return gl.convert_layout(gl.reshape(total, [T, LANES * SN]), TN)
+def _sums_places(WIDTH: gl.constexpr, SN: gl.constexpr, SUMS: gl.constexpr):
+    """Of (T, 2, LANES SN) in a tile's (T, 2, WIDTH)."""
+    t = gl.arange(0, T, gl.SliceLayout(1, gl.SliceLayout(2, SUMS)))
+    kind = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(2, SUMS)))
+    n = gl.arange(0, LANES * SN, gl.SliceLayout(0, gl.SliceLayout(0, SUMS)))
+    row = gl.expand_dims(t, 1) * 2 + gl.expand_dims(kind, 0)
+    return gl.expand_dims(row, 2) * WIDTH + gl.expand_dims(gl.expand_dims(n, 0), 0)
 
 
 @gluon.jit
-def _reversed(rows):
+def _reversed(rows, which: gl.constexpr, each: gl.constexpr):
+    """The `which`-th of `each` rows, the last one first."""
     turned = ()
-    for i in gl.static_range(len(rows)):
-        turned += (rows[len(rows) - 1 - i],)
+    for i in gl.static_range(len(rows) - each + which, -1, -each):
+        turned += (rows[i],)
     return turned
+
+
+@gluon.jit
+def _total(parts):
+    total = parts[0]
+    for i in gl.static_range(1, len(parts)):
+        total += parts[i]
+    return total
 
 
 @gluon.jit
@@ -77,7 +88,8 @@ def backward(
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr,
+    STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr,
+    DECAYS: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels;
     kept (B,tiles,N,D).
@@ -94,7 +106,7 @@ def backward(
     TD: gl.constexpr = tile_layout(BLOCK_D, WARPS)
     TN: gl.constexpr = columns_layout(SN, WARPS)
     LSD: gl.constexpr = parts_layout(BLOCK_D, WARPS)
-    LSC: gl.constexpr = channels_layout(SN, WARPS)
+    SUMS: gl.constexpr = sums_layout(SN, WARPS)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
@@ -102,7 +114,6 @@ def backward(
     slot = b * slots + segment
     d = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, TD))
     n = gl.arange(0, PLACES * GROUP, gl.SliceLayout(0, TN))
-    tg = gl.arange(0, GROUP, gl.SliceLayout(0, TN))
     tt = gl.arange(0, T, gl.SliceLayout(1, TD))
     tn = gl.arange(0, T, gl.SliceLayout(1, TN))
     bias_D = load_constant(bias, d, channels, HAS_BIAS)
@@ -120,6 +131,7 @@ def backward(
     dconstants += slot * (N + 2) * channels
     dstate += b * N * channels
     dBC += (gl.program_id(0) * gl.num_programs(1).to(gl.int64) + b) * tiles * (T * 2 * WIDTH)
+    sums = dBC + _sums_places(WIDTH, SN, SUMS)
     n3, d3 = state_places(first, SN, BLOCK_D, S3)
     inside = d3 >= 0
     if channels % BLOCK_D != 0:
@@ -140,95 +152,153 @@ def backward(
     step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     dy_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
+    u_shared = gl.allocate_shared_memory(u.dtype.element_ty, [T, BLOCK_D], ROWS)
+    delta_shared = gl.allocate_shared_memory(delta.dtype.element_ty, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     dD_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     dbias_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
-    for walked in range(end - begin):
-        tile = end - 1 - walked
-        t = tile * T
+    tile = end - 1
+    t = tile * T
+    next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+    next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
+    next_dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
+    next_B_TN = load_columns(B, t + tn, n, L, row_B, N, PLACES * GROUP)
+    next_C_TN = load_columns(C, t + tn, n, L, row_C, N, PLACES * GROUP)
+    if HAS_Z:
+        next_z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
+    next_h = ()
+    for i in gl.static_range(GROUPS):
+        n_i = n3 + i * GROUP
+        here = kept + ((b * tiles + tile) * N + n_i) * channels + d3
+        next_h += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
+    for _ in range(begin, end):
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
-        delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-        u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D).to(gl.float32)
-        dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D).to(gl.float32)
-        B_shared.store(columns(load_columns(B, t + tn, n, L, row_B, N, PLACES * GROUP), SN))
-        C_shared.store(columns(load_columns(C, t + tn, n, L, row_C, N, PLACES * GROUP), SN))
-        step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
+        delta_shared.store(next_delta_TD)
+        u_shared.store(next_u_TD)
+        u_TD = next_u_TD.to(gl.float32)
+        dy_TD = next_dy_TD.to(gl.float32)
+        B_shared.store(columns(next_B_TN, SN))
+        C_shared.store(columns(next_C_TN, SN))
+        step_TD = step_size(next_delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
         if HAS_Z:
-            z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D).to(gl.float32)
+            z_TD = next_z_TD.to(gl.float32)
             gate_TD = sigmoid(z_TD)
             dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD))
             dy_TD *= z_TD * gate_TD
         dy_shared.store(dy_TD)
+        dD_TD += dy_TD * u_TD
         here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
         y_rows = ()
         dx_rows = ()
         dstep_rows = ()
         new_carry = ()
         new_dA = ()
-        for i in gl.static_range(GROUPS):
-            n_i = n3 + i * GROUP
-            h = gl.load(kept + ((b * tiles + tile) * N + n_i) * channels + d3, mask=inside & (n_i < N), other=0.0)
-            A2 = A_G[i]
-            carry = carry_G[i]
-            dA = dA_G[i]
+        for group in gl.static_range(0, GROUPS, BATCH):
+            states = ()
+            for i in gl.static_range(group, group + BATCH):
+                states += (next_h[i],)
             decays = ()
-            decayed = ()
             y_more = ()
             for s in gl.static_range(T):
                 step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
                 x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
-                decay = gl.exp2(step_D * A2)
-                p = decay * h
-                h = p + x_D * B_shared.slice(s * PLACES + i, 1, 2).load(S3)
+                y_parts = ()
+                for j in gl.static_range(BATCH):
+                    decay = gl.exp2(step_D * A_G[group + j])
+                    added = x_D * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
+                    states += (decay * states[s * BATCH + j] + added,)
+                    decays += (decay,)
+                    if HAS_Z:
+                        C_N = C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
+                        y_parts += (gl.sum(states[s * BATCH + BATCH + j] * C_N, 1),)
                 if HAS_Z:
-                    y_more += (gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1),)
-                decays += (decay,)
-                decayed += (p,)
+                    y_more += (_total(y_parts),)
             y_rows = _added(y_rows, y_more)
-            if HAS_Z and i == GROUPS - 1:
+            if HAS_Z and group + BATCH == GROUPS:
                 dz_TD *= _sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
                 gl.store(dz + here_TD, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
-            dB_rows = ()
-            dC_rows = ()
+            carry = ()
+            dA = ()
+            dB = ()
+            dC = ()
+            for i in gl.static_range(group, group + BATCH):
+                carry += (carry_G[i],)
+                dA += (dA_G[i],)
+                dB += (no_sums(SN, WARPS),)
+                dC += (no_sums(SN, WARPS),)
             dx_more = ()
             dstep_more = ()
-            for r in gl.static_range(T):
-                step_D = gl.expand_dims(step_shared.slice(T - 1 - r, 1).load(DN), 0)
-                x_D = gl.expand_dims(x_shared.slice(T - 1 - r, 1).load(DN), 0)
-                dy_D = gl.expand_dims(dy_shared.slice(T - 1 - r, 1).load(DN), 0)
-                B_N = B_shared.slice((T - 1 - r) * PLACES + i, 1, 2).load(S3)
-                g = carry + dy_D * C_shared.slice((T - 1 - r) * PLACES + i, 1, 2).load(S3)
-                p = decayed[T - 1 - r]
-                dC_rows += (gl.sum(gl.reshape((p + x_D * B_N) * dy_D, SPLIT), 3),)
-                dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
-                dx_more += (gl.sum(g * B_N, 1),)
-                carry = g * decays[T - 1 - r]
-                g *= p
-                dstep_more += (gl.sum(g * A2, 1),)
-                dA += g * step_D
-            sums = dBC + (t + tn)[:, None].to(gl.int64) * (2 * WIDTH) + i * GROUP + tg[None, :]
-            gl.store(sums, _sum_of_channels(_reversed(dB_rows), LSC, TN, SN))
-            gl.store(sums + WIDTH, _sum_of_channels(_reversed(dC_rows), LSC, TN, SN))
+            for quad in gl.static_range(T // QUAD - 1, -1, -1):
+                dB_rows = ()
+                dC_rows = ()
+                for s in gl.static_range(quad * QUAD + QUAD - 1, quad * QUAD - 1, -1):
+                    step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
+                    x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
+                    dy_D = gl.expand_dims(dy_shared.slice(s, 1).load(DN), 0)
+                    dx_parts = ()
+                    dstep_parts = ()
+                    before = ()
+                    summed = ()
+                    for j in gl.static_range(BATCH):
+                        g = carry[j] + dy_D * C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
+                        dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
+                        dC_rows += (gl.sum(gl.reshape(states[s * BATCH + BATCH + j] * dy_D, SPLIT), 3),)
+                        dx_parts += (gl.sum(g * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3), 1),)
+                        if DECAYS:
+                            g *= decays[s * BATCH + j]
+                        else:
+                            g *= gl.exp2(step_D * A_G[group + j])
+                        before += (g,)
+                        g *= states[s * BATCH + j]
+                        dstep_parts += (gl.sum(g * A_G[group + j], 1),)
+                        summed += (dA[j] + g * step_D,)
+                    carry = before
+                    dA = summed
+                    dx_more += (_total(dx_parts),)
+                    dstep_more += (_total(dstep_parts),)
+                more_dB = ()
+                more_dC = ()
+                for j in gl.static_range(BATCH):
+                    more_dB += (add_sums(dB[j], _reversed(dB_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+                    more_dC += (add_sums(dC[j], _reversed(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+                dB = more_dB
+                dC = more_dC
+            for j in gl.static_range(BATCH):
+                gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))
             dx_rows = _added(dx_rows, dx_more)
             dstep_rows = _added(dstep_rows, dstep_more)
-            new_carry += (carry,)
-            new_dA += (dA,)
+            new_carry += carry
+            new_dA += dA
+        tile = gl.maximum(tile - 1, begin)  # the last one loads its own again
+        t = tile * T
+        next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+        next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
+        next_dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
+        next_B_TN = load_columns(B, t + tn, n, L, row_B, N, PLACES * GROUP)
+        next_C_TN = load_columns(C, t + tn, n, L, row_C, N, PLACES * GROUP)
+        if HAS_Z:
+            next_z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
+        next_h = ()
+        for i in gl.static_range(GROUPS):
+            n_i = n3 + i * GROUP
+            here = kept + ((b * tiles + tile) * N + n_i) * channels + d3
+            next_h += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
         carry_G = new_carry
         dA_G = new_dA
-        dx_TD = _sum_of_lanes(_reversed(dx_rows), LSD, TD)
-        dstep_TD = _sum_of_lanes(_reversed(dstep_rows), LSD, TD) * (1.0 / LOG2E) + dx_TD * u_TD
+        dx_TD = _sum_of_lanes(_reversed(dx_rows, 0, 1), LSD, TD)
+        dstep_TD = _sum_of_lanes(_reversed(dstep_rows, 0, 1), LSD, TD) * (1.0 / LOG2E)
+        dstep_TD += dx_TD * u_shared.load(TD).to(gl.float32)
         if SOFTPLUS:
-            dstep_TD *= sigmoid(delta_TD.to(gl.float32) + bias_D[None, :])
+            dstep_TD *= sigmoid(delta_shared.load(TD).to(gl.float32) + bias_D[None, :])
         dstep_TD = gl.where(inside_TD, dstep_TD, 0.0)
-        dD_TD += dy_TD * u_TD
         dbias_TD += dstep_TD
-        dx_TD = dx_TD * step_TD + skip_D[None, :] * dy_TD
+        dx_TD = dx_TD * step_shared.load(TD) + skip_D[None, :] * dy_shared.load(TD)
         gl.store(du + here_TD, dx_TD.to(du.dtype.element_ty), mask=inside_TD)
         gl.store(ddelta + here_TD, dstep_TD.to(ddelta.dtype.element_ty), mask=inside_TD)
     for i in gl.static_range(GROUPS):

@@ -30,6 +30,7 @@ BLOCKS = 32, 16, 8  # channels of a program of the forward
 PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
+DECAYS, REGISTERS = False, 168
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
@@ -121,6 +122,12 @@ def _backward_block(states: int) -> int:
     return BACKWARD_WARPS * (16 if states <= 32 else 8)
 
 
+def _batch(states: int) -> int:
+    """Groups of states that walk together."""
+    groups = triton.cdiv(states, _group(states))
+    return groups if groups * _group(states) <= 24 else 1
+
+
 @torch.library.custom_op("basedbench::selective_scan", mutates_args=())
 def forward_operator(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
@@ -184,7 +191,9 @@ def backward_operator(
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
         ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
         row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
-        STATE_N=place[0], STATE_D=place[1], WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
+        STATE_N=place[0], STATE_D=place[1], EXACT=not B.dtype == C.dtype == torch.bfloat16,
+        BATCH=_batch(states), DECAYS=DECAYS, WARPS=BACKWARD_WARPS,
+        num_warps=BACKWARD_WARPS, maxnreg=REGISTERS,
         **inputs.constants(block, softplus),
     )  # fmt: skip
     parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
