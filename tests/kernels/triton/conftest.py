@@ -15,6 +15,7 @@ from tests.kernels import interpreted_gluon
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 if interpreted:
+    interpreted_gluon.know_reciprocals()
     scans = [f"selective_scan_{part}" for part in ("tiles", "sums", "ends", "forward", "backward")]
     interpreted_gluon.load([f"basedbench.kernels.{name}_gluon" for name in (*scans, "long_conv", "wkv4")])
 
