@@ -20,7 +20,6 @@ from .selective_scan_tiles_gluon import (
     barrier,
     columns,
     columns_layout,
-    joined,
     load_columns,
     load_constant,
     load_rows,

@@ -30,7 +30,7 @@ BLOCKS = 32, 16, 8  # channels of a program of the forward
 PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
-DECAYS, REGISTERS = False, 168
+CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
@@ -117,9 +117,22 @@ def _between(
     return between
 
 
-def _backward_block(states: int) -> int:
-    """Channels of a program: 16 of a warp, 8 where states need more of the registers."""
-    return BACKWARD_WARPS * (16 if states <= 32 else 8)
+class _Walk(NamedTuple):
+    """How a warp of the backward walks: its channels, whether it keeps decays, and how many registers it may take."""
+
+    channels: int
+    decays: bool
+    registers: int | None
+
+
+def _walk(batch: int, channels: int, states: int) -> _Walk:
+    """Kept decays cost registers, others their exponentials again: those where warps are many and would not fit."""
+    if states <= 8:
+        return _Walk(16, True, CROWDED)
+    if states > 32:
+        return _Walk(8, True, None)
+    crowded = batch * triton.cdiv(channels, 16) > 2 * ENOUGH
+    return _Walk(16, not crowded and states <= 16, CROWDED if crowded and states <= 16 else None)
 
 
 def _batch(states: int) -> int:
@@ -178,7 +191,8 @@ def backward_operator(
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
     found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
-    block, width = _backward_block(states), triton.cdiv(states, _group(states)) * _group(states)
+    walk, width = _walk(batch, channels, states), triton.cdiv(states, _group(states)) * _group(states)
+    block = BACKWARD_WARPS * walk.channels
     blocks = triton.cdiv(channels, block)
     span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
     slots, place = triton.cdiv(tiles, span), (1, states)
@@ -192,8 +206,8 @@ def backward_operator(
         ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
         row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
         STATE_N=place[0], STATE_D=place[1], EXACT=not B.dtype == C.dtype == torch.bfloat16,
-        BATCH=_batch(states), DECAYS=DECAYS, WARPS=BACKWARD_WARPS,
-        num_warps=BACKWARD_WARPS, maxnreg=REGISTERS,
+        BATCH=_batch(states), DECAYS=walk.decays, WARPS=BACKWARD_WARPS,
+        num_warps=BACKWARD_WARPS, maxnreg=walk.registers,
         **inputs.constants(block, softplus),
     )  # fmt: skip
     parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
