@@ -10,7 +10,18 @@ Sums over states and over channels are taken as far as a thread goes, then chang
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .selective_scan_sums_gluon import QUAD, add_sums, gathered, no_sums, sums_layout
+from .selective_scan_sums_gluon import (
+    QUAD,
+    add_sums,
+    gathered,
+    last_first,
+    no_sums,
+    sum_of,
+    sum_of_lanes,
+    sums_by_step,
+    sums_layout,
+    sums_places,
+)
 from .selective_scan_tiles_gluon import (
     COLUMNS,
     LANES,
@@ -27,7 +38,6 @@ from .selective_scan_tiles_gluon import (
     power_of_two,
     rows_inside,
     sigmoid,
-    stacked,
     state_places,
     states_layout,
     step_size,
@@ -36,48 +46,31 @@ from .selective_scan_tiles_gluon import (
 
 
 @gluon.jit
-def _sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
-    """Partial sums over a thread's states, step by step (LANES,D) -> (T,D)."""
-    return gl.convert_layout(gl.sum(gl.convert_layout(stacked(rows), LSD), 0), TD, assert_trivial=True)
-
-
-@gluon.jit
-def _sums_places(WIDTH: gl.constexpr, SN: gl.constexpr, SUMS: gl.constexpr):
-    """Of (T, 2, LANES SN) in a tile's (T, 2, WIDTH)."""
-    t = gl.arange(0, T, gl.SliceLayout(1, gl.SliceLayout(2, SUMS)))
-    kind = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(2, SUMS)))
-    n = gl.arange(0, LANES * SN, gl.SliceLayout(0, gl.SliceLayout(0, SUMS)))
-    row = gl.expand_dims(t, 1) * 2 + gl.expand_dims(kind, 0)
-    return gl.expand_dims(row, 2) * WIDTH + gl.expand_dims(gl.expand_dims(n, 0), 0)
-
-
-@gluon.jit
-def _reversed(rows, which: gl.constexpr, each: gl.constexpr):
-    """The `which`-th of `each` rows, the last one first."""
-    turned = ()
-    for i in gl.static_range(len(rows) - each + which, -1, -each):
-        turned += (rows[i],)
-    return turned
-
-
-@gluon.jit
-def _total(parts):
-    total = parts[0]
-    for i in gl.static_range(1, len(parts)):
-        total += parts[i]
-    return total
-
-
-@gluon.jit
-def _added(rows, more):
-    """Sums, one by one; `rows` may be none yet."""
-    total = ()
-    for i in gl.static_range(len(more)):
-        if len(rows) == 0:
-            total += (more[i],)
-        else:
-            total += (rows[i] + more[i],)
-    return total
+def _load_tile(
+    u, delta, B, C, z, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels: gl.constexpr,
+    row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, N: gl.constexpr,
+    SN: gl.constexpr, BLOCK_D: gl.constexpr, HAS_Z: gl.constexpr,
+):  # fmt: skip
+    """Of a sequence's tile: delta, u, dy and z (or dy) as they are in memory, B, C, and the states before it."""
+    GROUP: gl.constexpr = LANES * SN
+    t = tile * T
+    delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+    u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
+    dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
+    z_TD = dy_TD
+    if HAS_Z:
+        z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
+    B_TN = load_columns(B, t + tn, n, L, row_B, N, n.shape[0])
+    C_TN = load_columns(C, t + tn, n, L, row_C, N, n.shape[0])
+    inside = d3 >= 0
+    if channels % BLOCK_D != 0:
+        inside = d3 < channels
+    states_G = ()
+    for i in gl.static_range((N + GROUP - 1) // GROUP):
+        n_i = n3 + i * GROUP
+        here = kept + (tile * N + n_i).to(gl.int64) * channels + d3
+        states_G += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
+    return delta_TD, u_TD, dy_TD, z_TD, B_TN, C_TN, states_G
 
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
@@ -130,7 +123,7 @@ def backward(
     dconstants += slot * (N + 2) * channels
     dstate += b * N * channels
     dBC += (gl.program_id(0) * gl.num_programs(1).to(gl.int64) + b) * tiles * (T * 2 * WIDTH)
-    sums = dBC + _sums_places(WIDTH, SN, SUMS)
+    sums = dBC + sums_places(WIDTH, SN, SUMS)
     n3, d3 = state_places(first, SN, BLOCK_D, S3)
     inside = d3 >= 0
     if channels % BLOCK_D != 0:
@@ -161,31 +154,24 @@ def backward(
     end = gl.minimum(begin + span, tiles)
     tile = end - 1
     t = tile * T
-    next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-    next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
-    next_dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
-    next_B_TN = load_columns(B, t + tn, n, L, row_B, N, PLACES * GROUP)
-    next_C_TN = load_columns(C, t + tn, n, L, row_C, N, PLACES * GROUP)
-    if HAS_Z:
-        next_z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
-    next_h = ()
-    for i in gl.static_range(GROUPS):
-        n_i = n3 + i * GROUP
-        here = kept + ((b * tiles + tile) * N + n_i) * channels + d3
-        next_h += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
+    next_tile = _load_tile(
+        u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
+        channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+    )  # fmt: skip
     for _ in range(begin, end):
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
-        delta_shared.store(next_delta_TD)
-        u_shared.store(next_u_TD)
-        u_TD = next_u_TD.to(gl.float32)
-        dy_TD = next_dy_TD.to(gl.float32)
-        B_shared.store(columns(next_B_TN, SN))
-        C_shared.store(columns(next_C_TN, SN))
-        step_TD = step_size(next_delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
+        delta_TD, u_TD, dy_TD, z_TD, B_TN, C_TN, states_G = next_tile
+        delta_shared.store(delta_TD)
+        u_shared.store(u_TD)
+        B_shared.store(columns(B_TN, SN))
+        C_shared.store(columns(C_TN, SN))
+        u_TD = u_TD.to(gl.float32)
+        dy_TD = dy_TD.to(gl.float32)
+        step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
         if HAS_Z:
-            z_TD = next_z_TD.to(gl.float32)
+            z_TD = z_TD.to(gl.float32)
             gate_TD = sigmoid(z_TD)
             dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD))
             dy_TD *= z_TD * gate_TD
@@ -200,7 +186,7 @@ def backward(
         for group in gl.static_range(0, GROUPS, BATCH):
             states = ()
             for i in gl.static_range(group, group + BATCH):
-                states += (next_h[i],)
+                states += (states_G[i],)
             decays = ()
             y_more = ()
             for s in gl.static_range(T):
@@ -216,10 +202,10 @@ def backward(
                         C_N = C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
                         y_parts += (gl.sum(states[s * BATCH + BATCH + j] * C_N, 1),)
                 if HAS_Z:
-                    y_more += (_total(y_parts),)
-            y_rows = _added(y_rows, y_more)
+                    y_more += (sum_of(y_parts),)
+            y_rows = sums_by_step(y_rows, y_more)
             if HAS_Z and group + BATCH == GROUPS:
-                dz_TD *= _sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
+                dz_TD *= sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
                 gl.store(dz + here_TD, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
             carry = ()
@@ -259,39 +245,31 @@ def backward(
                         summed += (dA[j] + g * step_D,)
                     carry = before
                     dA = summed
-                    dx_more += (_total(dx_parts),)
-                    dstep_more += (_total(dstep_parts),)
+                    dx_more += (sum_of(dx_parts),)
+                    dstep_more += (sum_of(dstep_parts),)
                 more_dB = ()
                 more_dC = ()
                 for j in gl.static_range(BATCH):
-                    more_dB += (add_sums(dB[j], _reversed(dB_rows, j, BATCH), quad, SN, WARPS, EXACT),)
-                    more_dC += (add_sums(dC[j], _reversed(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+                    more_dB += (add_sums(dB[j], last_first(dB_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+                    more_dC += (add_sums(dC[j], last_first(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
                 dB = more_dB
                 dC = more_dC
             for j in gl.static_range(BATCH):
                 gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))
-            dx_rows = _added(dx_rows, dx_more)
-            dstep_rows = _added(dstep_rows, dstep_more)
+            dx_rows = sums_by_step(dx_rows, dx_more)
+            dstep_rows = sums_by_step(dstep_rows, dstep_more)
             new_carry += carry
             new_dA += dA
         tile = gl.maximum(tile - 1, begin)  # the last one loads its own again
         t = tile * T
-        next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-        next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
-        next_dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
-        next_B_TN = load_columns(B, t + tn, n, L, row_B, N, PLACES * GROUP)
-        next_C_TN = load_columns(C, t + tn, n, L, row_C, N, PLACES * GROUP)
-        if HAS_Z:
-            next_z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
-        next_h = ()
-        for i in gl.static_range(GROUPS):
-            n_i = n3 + i * GROUP
-            here = kept + ((b * tiles + tile) * N + n_i) * channels + d3
-            next_h += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
+        next_tile = _load_tile(
+            u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
+            channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+        )  # fmt: skip
         carry_G = new_carry
         dA_G = new_dA
-        dx_TD = _sum_of_lanes(_reversed(dx_rows, 0, 1), LSD, TD)
-        dstep_TD = _sum_of_lanes(_reversed(dstep_rows, 0, 1), LSD, TD) * (1.0 / LOG2E)
+        dx_TD = sum_of_lanes(last_first(dx_rows, 0, 1), LSD, TD)
+        dstep_TD = sum_of_lanes(last_first(dstep_rows, 0, 1), LSD, TD) * (1.0 / LOG2E)
         dstep_TD += dx_TD * u_shared.load(TD).to(gl.float32)
         if SOFTPLUS:
             dstep_TD *= sigmoid(delta_shared.load(TD).to(gl.float32) + bias_D[None, :])

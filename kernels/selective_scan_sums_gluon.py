@@ -1,4 +1,4 @@
-"""Sums over channels in the selective scan's backward, by matrix units: products with zeros and ones.
+"""Sums in the selective scan's backward. Over channels by matrix units: products with zeros and ones.
 
 Of m16n8k8 products' left operand, lanes 0 to 3 hold different columns. With channels there and states in the rows, a
 product with a matrix that has ones in one column adds the channels, for a step's values, in that column of its result:
@@ -13,7 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from .selective_scan_tiles_gluon import LANES, T
+from .selective_scan_tiles_gluon import LANES, T, stacked
 
 QUAD = gl.constexpr(4)  # steps in one product: four of them and four lanes of channels are its 16 columns
 TAIL = gl.constexpr(0x1FFF)  # the bits of a float32 that TF32 leaves out
@@ -82,3 +82,48 @@ def gathered(first, second, SN: gl.constexpr, WARPS: gl.constexpr, EXACT: gl.con
     if not EXACT:
         total *= CENTRED
     return gl.convert_layout(gl.reshape(total, [T, 2, LANES * SN]), sums_layout(SN, WARPS), assert_trivial=True)
+
+
+@gluon.jit
+def last_first(rows, which: gl.constexpr, each: gl.constexpr):
+    """The `which`-th of `each` rows, the last one first."""
+    turned = ()
+    for i in gl.static_range(len(rows) - each + which, -1, -each):
+        turned += (rows[i],)
+    return turned
+
+
+@gluon.jit
+def sum_of(parts):
+    total = parts[0]
+    for i in gl.static_range(1, len(parts)):
+        total += parts[i]
+    return total
+
+
+@gluon.jit
+def sums_by_step(rows, more):
+    """Sums, one by one; `rows` may be none yet."""
+    total = ()
+    for i in gl.static_range(len(more)):
+        if len(rows) == 0:
+            total += (more[i],)
+        else:
+            total += (rows[i] + more[i],)
+    return total
+
+
+@gluon.jit
+def sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
+    """Partial sums over a thread's states, step by step (LANES,D) -> (T,D)."""
+    return gl.convert_layout(gl.sum(gl.convert_layout(stacked(rows), LSD), 0), TD, assert_trivial=True)
+
+
+@gluon.jit
+def sums_places(WIDTH: gl.constexpr, SN: gl.constexpr, SUMS: gl.constexpr):
+    """Of (T, 2, LANES SN) in a tile's (T, 2, WIDTH)."""
+    t = gl.arange(0, T, gl.SliceLayout(1, gl.SliceLayout(2, SUMS)))
+    kind = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(2, SUMS)))
+    n = gl.arange(0, LANES * SN, gl.SliceLayout(0, gl.SliceLayout(0, SUMS)))
+    row = gl.expand_dims(t, 1) * 2 + gl.expand_dims(kind, 0)
+    return gl.expand_dims(row, 2) * WIDTH + gl.expand_dims(gl.expand_dims(n, 0), 0)
