@@ -31,6 +31,7 @@ from .selective_scan_tiles_gluon import (
     barrier,
     columns,
     columns_layout,
+    decay,
     load_columns,
     load_constant,
     load_rows,
@@ -153,12 +154,12 @@ def backward(
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
     tile = end - 1
-    t = tile * T
     next_tile = _load_tile(
         u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
         channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
     )  # fmt: skip
     for _ in range(begin, end):
+        t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
         delta_TD, u_TD, dy_TD, z_TD, B_TN, C_TN, states_G = next_tile
         delta_shared.store(delta_TD)
@@ -194,10 +195,10 @@ def backward(
                 x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
                 y_parts = ()
                 for j in gl.static_range(BATCH):
-                    decay = gl.exp2(step_D * A_G[group + j])
+                    a = decay(step_D, A_G[group + j])
                     added = x_D * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
-                    states += (decay * states[s * BATCH + j] + added,)
-                    decays += (decay,)
+                    states += (a * states[s * BATCH + j] + added,)
+                    decays += (a,)
                     if HAS_Z:
                         C_N = C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
                         y_parts += (gl.sum(states[s * BATCH + BATCH + j] * C_N, 1),)
@@ -238,7 +239,7 @@ def backward(
                         if DECAYS:
                             g *= decays[s * BATCH + j]
                         else:
-                            g *= gl.exp2(step_D * A_G[group + j])
+                            g *= decay(step_D, A_G[group + j])
                         before += (g,)
                         g *= states[s * BATCH + j]
                         dstep_parts += (gl.sum(g * A_G[group + j], 1),)
@@ -254,18 +255,18 @@ def backward(
                     more_dC += (add_sums(dC[j], last_first(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
                 dB = more_dB
                 dC = more_dC
+            if group + BATCH == GROUPS:  # states no longer take registers
+                tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
+                next_tile = _load_tile(
+                    u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
+                    channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+                )  # fmt: skip
             for j in gl.static_range(BATCH):
                 gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))
             dx_rows = sums_by_step(dx_rows, dx_more)
             dstep_rows = sums_by_step(dstep_rows, dstep_more)
             new_carry += carry
             new_dA += dA
-        tile = gl.maximum(tile - 1, begin)  # the last one loads its own again
-        t = tile * T
-        next_tile = _load_tile(
-            u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
-            channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
-        )  # fmt: skip
         carry_G = new_carry
         dA_G = new_dA
         dx_TD = sum_of_lanes(last_first(dx_rows, 0, 1), LSD, TD)

@@ -17,6 +17,7 @@ from .selective_scan_tiles_gluon import (
     T,
     columns,
     columns_layout,
+    decay,
     load_columns,
     load_constant,
     load_rows,
@@ -115,12 +116,12 @@ def ends(
             x_D = gl.expand_dims(x_shared.slice(T - 1 - r if REVERSE else r, 1).load(DN), 0)
             new_G = ()
             for i in gl.static_range(GROUPS):
-                decay = gl.exp2(step_D * A_G[i])
+                a = decay(step_D, A_G[i])
                 added = x_D * B_shared.slice((T - 1 - r if REVERSE else r) * PLACES + i, 1, 2).load(S3)
                 if REVERSE:
-                    new_G += (decay * (h_G[i] + added),)
+                    new_G += (a * (h_G[i] + added),)
                 else:
-                    new_G += (decay * h_G[i] + added,)
+                    new_G += (a * h_G[i] + added,)
             h_G = new_G
     gl.store(steps + (b * slots + segment) * channels + d, gl.sum(total_TD, 0), mask=d < channels)
     for i in gl.static_range(GROUPS):

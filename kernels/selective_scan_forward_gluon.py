@@ -14,6 +14,7 @@ from .selective_scan_tiles_gluon import (
     T,
     columns,
     columns_layout,
+    decay,
     load_columns,
     load_constant,
     load_rows,
@@ -122,7 +123,7 @@ def forward(
             new_G = ()
             for i in gl.static_range(GROUPS):
                 B_N = B_shared.slice(s * PLACES + i, 1, 2).load(S3)
-                h = gl.exp2(step_D * A_G[i]) * h_G[i] + x_D * B_N
+                h = decay(step_D, A_G[i]) * h_G[i] + x_D * B_N
                 new_G += (h,)
                 part = gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1)
                 if i == 0:

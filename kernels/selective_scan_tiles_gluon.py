@@ -23,7 +23,7 @@ CUBE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 COLUMNS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2]))
 
 
-sigmoid, step_size = gluon.jit(arithmetic.sigmoid.fn), gluon.jit(arithmetic.step_size.fn)
+decay, sigmoid, step_size = (gluon.jit(f.fn) for f in (arithmetic.decay, arithmetic.sigmoid, arithmetic.step_size))
 
 
 @gluon.constexpr_function
@@ -48,12 +48,6 @@ def tile_layout(block_d, warps=1):
 def parts_layout(block_d, warps=1):
     """Of (LANES, T, D), a tile's threads with the partial sums of all lanes of states."""
     return gl.BlockedLayout([4, 1, block_d // (4 * warps)], [1, 8, 4], [1, 1, warps], [2, 1, 0])
-
-
-@gluon.constexpr_function
-def channels_layout(sn, warps=1):
-    """Of (LANES, SN, 8 warps, T): a thread with the partial sums of all lanes of channels."""
-    return gl.BlockedLayout([1, sn // warps, 8 * warps, 1], [4, 1, 1, 8], [1, warps, 1, 1], [1, 0, 3, 2])
 
 
 @gluon.constexpr_function

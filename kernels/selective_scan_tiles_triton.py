@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+CENTRE = tl.constexpr(6.88e-8)  # 0.8 of 2^-24, in powers of two: by so much the hardware's exp2 is low on average
 RECIPROCAL = tl.constexpr("rcp.approx.ftz.f32 $0, $1;")
 
 
@@ -13,6 +14,12 @@ RECIPROCAL = tl.constexpr("rcp.approx.ftz.f32 $0, $1;")
 def reciprocal(x):
     """1 / x in one instruction, to the last bit: a division would first look for results that are no normal numbers."""
     return tl.inline_asm_elementwise(RECIPROCAL, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def decay(step, A2):
+    """exp(step A), A2 = A / log 2. Decays multiply: what they lack on average adds up over as many steps as last."""
+    return tl.exp2(step * A2 + CENTRE)
 
 
 @triton.jit
