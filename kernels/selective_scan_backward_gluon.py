@@ -79,16 +79,15 @@ def backward(
     u, delta, A, B, C, D_skip, z, bias, kept, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate, L, tiles, slots, span,
     batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
-    N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr,
-    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr,
-    DECAYS: gl.constexpr,
+    row_dz: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr,
+    SOFTPLUS: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr,
 ):  # fmt: skip
-    """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels;
-    kept (B,tiles,N,D).
+    """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
-    Segments are `span` tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and
-    STATE_D. dconstants (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
+    BATCH groups of states walk together; their DECAYS are kept for the way back, or computed again. Segments are `span`
+    tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and STATE_D. dconstants
+    (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -118,7 +117,7 @@ def backward(
     dy += b * batch_dy
     if HAS_Z:
         z += b * batch_z
-        dz += b * L * channels
+        dz += b * L * row_dz
     du += b * L * channels
     ddelta += b * L * channels
     dconstants += slot * (N + 2) * channels
@@ -207,7 +206,11 @@ def backward(
             y_rows = sums_by_step(y_rows, y_more)
             if HAS_Z and group + BATCH == GROUPS:
                 dz_TD *= sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
-                gl.store(dz + here_TD, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
+                gl.store(
+                    dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :],
+                    dz_TD.to(dz.dtype.element_ty),
+                    mask=inside_TD,
+                )
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
             carry = ()
             dA = ()

@@ -50,7 +50,7 @@ def carry(
 
 @triton.jit
 def _sum_blocks(
-    dBC, dB, dC, tile, blocks, stride, L,
+    dBC, dB, dC, tile, blocks, stride, L, row_dB, row_dC,
     N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sequence's (steps,2,WIDTH) over blocks, `stride` apart -> its steps of dB and dC (L,N)."""
@@ -65,27 +65,28 @@ def _sum_blocks(
         mask = (part < blocks) & inside_TN[None]
         total_PTN += tl.load(here_TN[None] + part.to(tl.int64) * stride, mask=mask, other=0.0)
     total_TN = tl.sum(total_PTN, 0)
-    tl.store(dB + t * N + n, total_TN.to(dB.dtype.element_ty), mask=(t < L) & (n < N))
+    tl.store(dB + t.to(tl.int64) * row_dB + n, total_TN.to(dB.dtype.element_ty), mask=(t < L) & (n < N))
     mask_C = (t < L) & (n >= WIDTH) & (n < WIDTH + N)
-    tl.store(dC + t * N + n - WIDTH, total_TN.to(dC.dtype.element_ty), mask=mask_C)
+    tl.store(dC + t.to(tl.int64) * row_dC + n - WIDTH, total_TN.to(dC.dtype.element_ty), mask=mask_C)
 
 
 @triton.jit(do_not_specialize=["L", "steps", "tiles", "blocks", "programs"])
 def finish(
-    dBC, dconstants, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, parts, channels, programs,
+    dBC, dconstants, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, parts, channels, programs, row_dB, row_dC,
     N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH); those of A, D and the bias from the
-    segments' dconstants (parts,N+2,D). The first `programs` programs take B and C. Every sum has a fixed order.
+    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH), their rows row_dB and row_dC apart;
+    those of A, D and the bias from the segments' dconstants (parts,N+2,D). The first `programs` programs take B and C.
+    Every sum has a fixed order.
     """
     pid = tl.program_id(0)
     if pid < programs:
         b = (pid // tiles).to(tl.int64)
         one = b * 0 + steps * (2 * WIDTH)  # 64 bits: of one sequence
         _sum_blocks(
-            dBC + b * one, dB + b * L * N, dC + b * L * N, pid % tiles, blocks, batch * one, L,
-            N, WIDTH, PLACES, TILE, PARTS,
+            dBC + b * one, dB + b * L * row_dB, dC + b * L * row_dC, pid % tiles, blocks, batch * one, L,
+            row_dB, row_dC, N, WIDTH, PLACES, TILE, PARTS,
         )  # fmt: skip
     else:
         pid -= programs

@@ -34,7 +34,7 @@ CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """An operator's inputs, channels and states next to each other."""
 
     u: Tensor
@@ -65,12 +65,12 @@ class _Inputs(NamedTuple):
         } | {f"row_{name}": x.stride(1) for name, x in rows.items()}  # fmt: skip
 
 
-def _inputs(
+def inputs_of(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None
-) -> _Inputs:
+) -> Inputs:
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
     u, delta, B, C = (dense_rows(x) for x in (u, delta, B, C))
-    return _Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias)
+    return Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias)
 
 
 def _group(states: int) -> int:
@@ -96,7 +96,7 @@ def _span(warps: int, wanted: int, tiles: int) -> int:
 
 
 def _between(
-    inputs: _Inputs, x: Tensor, B: Tensor, z: Tensor | None, given: Tensor | None, span: int, softplus: bool, *,
+    inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, given: Tensor | None, span: int, softplus: bool, *,
     reverse: bool,
 ) -> Tensor:  # fmt: skip
     """(B,slots,N,D): the states before segments of `span` tiles, or the gradients of those after (`reverse`, of dy)."""
@@ -150,7 +150,7 @@ def forward_operator(
 
     Empty where not asked for.
     """
-    inputs = _inputs(u, delta, A, B, C, D, z, bias)
+    inputs = inputs_of(u, delta, A, B, C, D, z, bias)
     y, last, kept = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
@@ -180,16 +180,13 @@ def outputs(
     return u.new_empty(u.shape), last, last.new_empty((batch, tiles, states, channels) if keep else 0)
 
 
-@torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
-def backward_operator(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
-    inputs = _inputs(u, delta, A, B, C, D, z, bias)
+def backward_into(
+    found: tuple[Tensor, ...], dy: Tensor, dlast: Tensor | None, kept: Tensor, inputs: Inputs, softplus: bool
+) -> None:
+    """Write the gradients that `backward_operator` returns. Those of B, C and z may be slices of wider tensors."""
     batch, length, channels, states, tiles = inputs.shape
+    D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
-    found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
     walk, width = _walk(batch, channels, states), triton.cdiv(states, _group(states)) * _group(states)
     block = BACKWARD_WARPS * walk.channels
@@ -204,23 +201,32 @@ def backward_operator(
     backward[(blocks, batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
         ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
-        row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
-        STATE_N=place[0], STATE_D=place[1], EXACT=not B.dtype == C.dtype == torch.bfloat16,
-        BATCH=_batch(states), DECAYS=walk.decays, WARPS=BACKWARD_WARPS,
-        num_warps=BACKWARD_WARPS, maxnreg=walk.registers,
-        **inputs.constants(block, softplus),
+        row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
+        HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
+        EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
+        WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.constants(block, softplus),
     )  # fmt: skip
     parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
     around.finish[(batch * parts_L + parts_D * (states + 2),)](
         dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots, channels,
-        batch * parts_L,
+        batch * parts_L, dB.stride(1), dC.stride(1),
         N=states, WIDTH=width, PLACES=triton.next_power_of_2(2 * width), TILE=around.SUMMED_STEPS,
         PARTS=around.SUMMED_BLOCKS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None,
         num_warps=4,
     )  # fmt: skip
-    if initial is not None:
+    if dinitial.numel():
         dinitial.copy_(dstate.transpose(1, 2))
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
+
+
+@torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
+def backward_operator(
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
+    found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
+    backward_into(found, dy, dlast, kept, inputs_of(u, delta, A, B, C, D, z, bias), softplus)
+    return found
 
 
 @backward_operator.register_fake
