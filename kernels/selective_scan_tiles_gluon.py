@@ -53,7 +53,7 @@ def parts_layout(block_d, warps=1):
 @gluon.constexpr_function
 def columns_layout(sn, warps=1):
     """Of (T, N) in memory."""
-    return gl.BlockedLayout([1, sn], [8, 4], [1, warps], [1, 0])
+    return gl.BlockedLayout([1, max(2, sn // warps)], [8, 4], [1, warps], [1, 0])
 
 
 @gluon.jit

@@ -206,13 +206,15 @@ def backward_into(
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
         WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.constants(block, softplus),
     )  # fmt: skip
-    parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
+    parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
+    steps = around.SUMMED // (parts * places)
+    parts_L, parts_D = triton.cdiv(length, steps), triton.cdiv(channels, around.SUMMED_CHANNELS)
     around.finish[(batch * parts_L + parts_D * (states + 2),)](
         dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots, channels,
-        batch * parts_L, dB.stride(1), dC.stride(1),
-        N=states, WIDTH=width, PLACES=triton.next_power_of_2(2 * width), TILE=around.SUMMED_STEPS,
-        PARTS=around.SUMMED_BLOCKS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None,
-        num_warps=4,
+        parts_D * (states + 2), dB.stride(1), dC.stride(1),
+        N=states, WIDTH=width, PLACES=places, TILE=steps, PARTS=parts,
+        SEGMENTS=around.SUMMED_SEGMENTS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None,
+        HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip
     if dinitial.numel():
         dinitial.copy_(dstate.transpose(1, 2))

@@ -26,17 +26,9 @@ from .split_conv import split_conv
 
 
 def _compose(
-    split: Callable[..., tuple[Tensor, ...]],
-    scan: Callable[..., Any],
-    xz_BLE: Tensor,
-    conv_DW: Tensor,
-    conv_bias_D: Tensor | None,
-    x_weight_FD: Tensor,
-    dt_weight_DR: Tensor,
-    dt_bias_D: Tensor,
-    A_log_DN: Tensor,
-    D_D: Tensor,
+    split: Callable[..., tuple[Tensor, ...]], scan: Callable[..., Any], xz_BLE: Tensor, *parameters: Any
 ) -> Tensor:
+    conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D = parameters
     channels, states = A_log_DN.shape
     x_BLD, z_BLD = split(xz_BLE, [channels] * 2, conv_DW, conv_bias_D, activation="silu")
     dt, B, C = F.linear(x_BLD, x_weight_FD).split([dt_weight_DR.shape[1], states, states], -1)
@@ -44,18 +36,8 @@ def _compose(
     return cast(Tensor, scan(x_BLD, F.linear(dt, dt_weight_DR), negative_exp(A_log_DN), B, C, **options))
 
 
-def reference(
-    xz_BLE: Tensor,
-    conv_DW: Tensor,
-    conv_bias_D: Tensor | None,
-    x_weight_FD: Tensor,
-    dt_weight_DR: Tensor,
-    dt_bias_D: Tensor,
-    A_log_DN: Tensor,
-    D_D: Tensor,
-) -> Tensor:
+def reference(xz_BLE: Tensor, *parameters: Tensor | None) -> Tensor:
     """`selective_ssm` in PyTorch: differentiable once, any device."""
-    parameters = conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
     return _compose(split_reference, scan_reference, xz_BLE, *parameters)
 
 

@@ -61,17 +61,7 @@ def supported(xz_BLE: Tensor, A_log_DN: Tensor, *parameters: Tensor | None) -> b
     return halves and scan.supported(xz_BLE, A_log_DN, *parameters)
 
 
-def selective_ssm(
-    xz_BLE: Tensor,
-    conv_DW: Tensor,
-    conv_bias_D: Tensor | None,
-    x_weight_FD: Tensor,
-    dt_weight_DR: Tensor,
-    dt_bias_D: Tensor,
-    A_log_DN: Tensor,
-    D_D: Tensor,
-) -> Tensor:
+def selective_ssm(*tensors: Tensor | None) -> Tensor:
     """`selective_ssm.reference` by the kernels of its parts."""
-    tensors = xz_BLE, conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return _SelectiveSSM.apply(keep, *tensors)
