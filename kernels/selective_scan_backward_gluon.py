@@ -37,6 +37,7 @@ from .selective_scan_tiles_gluon import (
     load_rows,
     parts_layout,
     power_of_two,
+    rates,
     rows_inside,
     sigmoid,
     state_places,
@@ -80,8 +81,9 @@ def backward(
     batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
     row_dz: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr,
-    SOFTPLUS: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr,
-    STATE_N: gl.constexpr, STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr,
+    SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
+    HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr, STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr,
+    DECAYS: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
@@ -133,7 +135,7 @@ def backward(
     carry_G = ()
     for i in gl.static_range(GROUPS):
         n_i = n3 + i * GROUP
-        A2 = gl.load(A + d3 * N + n_i, mask=inside & (n_i < N), other=0.0).to(gl.float32) * LOG2E
+        A2 = rates(gl.load(A + d3 * N + n_i, mask=inside & (n_i < N), other=0.0), LOG_A)
         A_G += (A2,)
         dA_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
         if HAS_DLAST:

@@ -9,7 +9,6 @@ from .selective_scan_tiles_gluon import (
     COLUMNS,
     CUBE,
     LANES,
-    LOG2E,
     ROWS,
     T,
     columns,
@@ -20,6 +19,7 @@ from .selective_scan_tiles_gluon import (
     load_rows,
     parts_layout,
     power_of_two,
+    rates,
     rows_inside,
     sigmoid,
     stacked,
@@ -36,8 +36,8 @@ def forward(
     batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
-    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr, STATE: gl.constexpr,
+    LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles.
 
@@ -77,7 +77,7 @@ def forward(
     for i in gl.static_range(GROUPS):
         n_i = n3 + i * GROUP
         inside = (n_i < N) & d3_inside
-        A_G += (gl.load(A + d3 * N + n_i, mask=inside, other=0.0).to(gl.float32) * LOG2E,)
+        A_G += (rates(gl.load(A + d3 * N + n_i, mask=inside, other=0.0), LOG_A),)
         if HAS_STATE:
             state = initial + (b * slots + segment) * (N * channels) + n_i * STATE_N + d3 * STATE_D
             h_G += (gl.load(state, mask=inside, other=0.0).to(gl.float32),)

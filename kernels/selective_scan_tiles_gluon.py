@@ -23,7 +23,8 @@ CUBE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 COLUMNS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2]))
 
 
-decay, sigmoid, step_size = (gluon.jit(f.fn) for f in (arithmetic.decay, arithmetic.sigmoid, arithmetic.step_size))
+decay, rates = gluon.jit(arithmetic.decay.fn), gluon.jit(arithmetic.rates.fn)
+sigmoid, step_size = gluon.jit(arithmetic.sigmoid.fn), gluon.jit(arithmetic.step_size.fn)
 
 
 @gluon.constexpr_function

@@ -17,6 +17,15 @@ def reciprocal(x):
 
 
 @triton.jit
+def rates(A, LOG_A: tl.constexpr):
+    """A / log 2; with LOG_A what is given is log(-A), as models keep it."""
+    A = A.to(tl.float32)
+    if LOG_A:
+        A = -tl.exp2(A * LOG2E)
+    return A * LOG2E
+
+
+@triton.jit
 def decay(step, A2):
     """exp(step A), A2 = A / log 2. Decays multiply: what they lack on average adds up over as many steps as last."""
     return tl.exp2(step * A2 + CENTRE)

@@ -45,6 +45,7 @@ class Inputs(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     bias: Tensor | None
+    log_A: bool = False  # A is log(-A)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -61,16 +62,17 @@ class Inputs(NamedTuple):
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
         return {
             "channels": self.u.shape[2], "N": self.A.shape[1], "SN": _group(self.A.shape[1]) // 4, "BLOCK_D": block,
-            "SOFTPLUS": softplus, "HAS_Z": self.z is not None, "HAS_BIAS": self.bias is not None,
+            "SOFTPLUS": softplus, "LOG_A": self.log_A, "HAS_Z": self.z is not None, "HAS_BIAS": self.bias is not None,
         } | {f"row_{name}": x.stride(1) for name, x in rows.items()}  # fmt: skip
 
 
 def inputs_of(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None
-) -> Inputs:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    log_A: bool = False,
+) -> Inputs:  # fmt: skip
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
     u, delta, B, C = (dense_rows(x) for x in (u, delta, B, C))
-    return Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias)
+    return Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias, log_A)
 
 
 def _group(states: int) -> int:
@@ -112,7 +114,7 @@ def _between(
     )  # fmt: skip
     around.carry[(triton.cdiv(channels, around.CARRIED_CHANNELS), batch)](
         between, steps, inputs.A, given, slots, channels, N=states, STATES=triton.next_power_of_2(states),
-        BLOCK_D=around.CARRIED_CHANNELS, HAS_STATE=given is not None, REVERSE=reverse, num_warps=4,
+        BLOCK_D=around.CARRIED_CHANNELS, LOG_A=inputs.log_A, HAS_STATE=given is not None, REVERSE=reverse, num_warps=4,
     )  # fmt: skip
     return between
 
@@ -141,17 +143,9 @@ def _batch(states: int) -> int:
     return groups if groups * _group(states) <= 24 else 1
 
 
-@torch.library.custom_op("basedbench::selective_scan", mutates_args=())
-def forward_operator(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
-    initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D).
-
-    Empty where not asked for.
-    """
-    inputs = inputs_of(u, delta, A, B, C, D, z, bias)
-    y, last, kept = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
+def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | None, softplus: bool) -> None:
+    """Write what `forward_operator` returns."""
+    y, last, kept = found
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
     block, span = _plan(batch, channels, tiles)
@@ -161,11 +155,24 @@ def forward_operator(
         place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=D is not None,
-        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=state, KEEP=keep, num_warps=1,
-        **inputs.constants(block, softplus),
+        length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
+        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
+        KEEP=kept.numel() > 0, num_warps=1, **inputs.constants(block, softplus),
     )  # fmt: skip
-    return y, last, kept
+
+
+@torch.library.custom_op("basedbench::selective_scan", mutates_args=())
+def forward_operator(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    initial: Tensor | None, softplus: bool, state: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D).
+
+    Empty where not asked for.
+    """
+    found = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
+    forward_into(found, inputs_of(u, delta, A, B, C, D, z, bias), initial, softplus)
+    return found
 
 
 @forward_operator.register_fake
@@ -210,9 +217,9 @@ def backward_into(
     steps = around.SUMMED // (parts * places)
     parts_L, parts_D = triton.cdiv(length, steps), triton.cdiv(channels, around.SUMMED_CHANNELS)
     around.finish[(batch * parts_L + parts_D * (states + 2),)](
-        dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots, channels,
-        parts_D * (states + 2), dB.stride(1), dC.stride(1),
-        N=states, WIDTH=width, PLACES=places, TILE=steps, PARTS=parts,
+        dBC, dconstants, inputs.A, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots,
+        channels, parts_D * (states + 2), dB.stride(1), dC.stride(1),
+        N=states, LOG_A=inputs.log_A, WIDTH=width, PLACES=places, TILE=steps, PARTS=parts,
         SEGMENTS=around.SUMMED_SEGMENTS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None,
         HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip

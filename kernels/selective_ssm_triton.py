@@ -8,7 +8,6 @@ from torch import Tensor
 
 from . import selective_scan_triton as scan
 from . import short_conv_triton as conv
-from .precision import negative_exp
 
 
 class _SelectiveSSM(torch.autograd.Function):
@@ -23,36 +22,35 @@ class _SelectiveSSM(torch.autograd.Function):
         projected = F.linear(x, weights[0])
         delta = F.linear(projected[..., :rank], weights[1])
         B, C = projected[..., rank:].split(states, -1)
-        A = negative_exp(A_log)
-        y, _, kept = scan.forward_operator(x, delta, A, B, C, D, xz[..., channels:], dt_bias, None, True, False, keep)
-        ctx.save_for_backward(xz, x, projected, delta, kept, A, *weights, conv_weight, conv_bias, dt_bias, D)
-        ctx.dtypes = x_weight.dtype, dt_weight.dtype, A_log.dtype
+        given = x, delta, A_log, B, C, D, xz[..., channels:], dt_bias
+        y, _, kept = found = scan.outputs(*given, None, True, False, keep)
+        scan.forward_into(found, scan.inputs_of(*given, log_A=True), None, True)
+        ctx.save_for_backward(xz, x, projected, delta, kept, A_log, *weights, dt_bias, D, conv_weight, conv_bias)
+        ctx.dtypes = x_weight.dtype, dt_weight.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        xz, x, projected, delta, kept, A, x_weight, dt_weight, conv_weight, conv_bias, dt_bias, D = ctx.saved_tensors
-        (channels, states), rank = A.shape, dt_weight.shape[1]
+        xz, x, projected, delta, kept, A_log, x_weight, dt_weight, dt_bias, D, *filters = ctx.saved_tensors
+        (channels, states), rank = A_log.shape, dt_weight.shape[1]
         B, C = projected[..., rank:].split(states, -1)
-        dxz, dprojected, dx, ddelta = (torch.empty_like(tensor) for tensor in (xz, projected, x, delta))
-        dA, dD, dbias = (torch.empty_like(tensor) for tensor in (A, D, dt_bias))
+        like = xz, projected, x, delta, A_log, D, dt_bias
+        dxz, dprojected, dx, ddelta, dA_log, dD, dbias = (tensor.new_empty(tensor.shape) for tensor in like)
         dB, dC = dprojected[..., rank:].split(states, -1)
-        found = dx, ddelta, dA, dB, dC, dD, dxz[..., channels:], dbias, kept.new_empty(0)
-        inputs = scan.inputs_of(x, delta, A, B, C, D, xz[..., channels:], dt_bias)
+        found = dx, ddelta, dA_log, dB, dC, dD, dxz[..., channels:], dbias, kept.new_empty(0)
+        inputs = scan.inputs_of(x, delta, A_log, B, C, D, xz[..., channels:], dt_bias, log_A=True)
         scan.backward_into(found, dy, None, kept, inputs, True)
-        rows = dprojected.flatten(0, 1)
-        torch.mm(ddelta.flatten(0, 1), dt_weight, out=rows[:, :rank])
-        d_dt_weight = ddelta.flatten(0, 1).t() @ projected.flatten(0, 1)[:, :rank]
-        dx.flatten(0, 1).addmm_(rows, x_weight)
+        x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
+        torch.mm(ddelta, dt_weight, out=dprojected[:, :rank])
+        dx_rows.addmm_(dprojected, x_weight)
+        weight, bias = filters
         into = dxz[..., :channels]
-        sums = conv.launch_backward(
-            [dx], xz[..., :channels], None, conv_weight, conv_bias, None, None, True, into, into
-        )
-        d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, conv_weight, conv_bias)
-        weights = rows.t() @ x.flatten(0, 1), d_dt_weight, dA * A
-        dx_weight, d_dt_weight, dA_log = (w.to(dtype) for w, dtype in zip(weights, ctx.dtypes, strict=True))
-        return None, dxz, d_conv, d_conv_bias, dx_weight, d_dt_weight, dbias, dA_log, dD
+        sums = conv.launch_backward([dx], xz[..., :channels], None, weight, bias, None, None, True, into, into)
+        d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
+        weights = dprojected.t() @ x, ddelta.t() @ projected[:, :rank]
+        dx_weight, ddt_weight = (weight.to(dtype) for weight, dtype in zip(weights, ctx.dtypes, strict=True))
+        return None, dxz, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
 
 
 def supported(xz_BLE: Tensor, A_log_DN: Tensor, *parameters: Tensor | None) -> bool:

@@ -58,13 +58,13 @@ def test_what_the_kernels_take(randn, device):
 
 def test_nothing_is_kept_without_gradients(randn, device, monkeypatch):
     inputs = [x.requires_grad_() for x in make_inputs(randn, device, torch.float32, 1, 5, 4, 3, 2, True)]
-    kept, forward = [], kernels.scan.forward_operator
+    kept, outputs = [], kernels.scan.outputs
 
     def watched(*given):
         kept.append(given[-1])
-        return forward(*given)
+        return outputs(*given)
 
-    monkeypatch.setattr(kernels.scan, "forward_operator", watched)
+    monkeypatch.setattr(kernels.scan, "outputs", watched)
     with torch.no_grad():
         y = kernels.selective_ssm(*inputs)
     assert torch.equal(kernels.selective_ssm(*inputs), y)
