@@ -1,8 +1,9 @@
 """Backward kernel of the selective scan: tiles of time steps from the last to the first.
 
-Per tile: the states again, from the one before it that the forward kept, with a_t and a_t h_t-1 left in registers; then
-the gradient g_t = C_t dy_t + a_t+1 g_t+1 in reverse. The gradients of states and of A stay in registers throughout.
-Sums over states and over channels are taken as far as a thread goes, then change places in shared memory, once a tile.
+Per tile: the states again, from the one before it that the forward kept, left in registers; then in reverse the gradient
+g_t = C_t dy_t + a_t+1 g_t+1, with dA_t = a_t g_t h_t-1. The gradients of states and of A stay in registers throughout.
+Sums over states change places in shared memory, once a tile; those over channels are `selective_scan_sums_gluon`'s. The
+next tile's loads are issued before the sums, when states no longer take registers.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,var-annotated"
@@ -49,19 +50,21 @@ from .selective_scan_tiles_gluon import (
 
 @gluon.jit
 def _load_tile(
-    u, delta, B, C, z, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels: gl.constexpr,
+    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels: gl.constexpr,
     row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, N: gl.constexpr,
     SN: gl.constexpr, BLOCK_D: gl.constexpr, HAS_Z: gl.constexpr,
 ):  # fmt: skip
-    """Of a sequence's tile: delta, u, dy and z (or dy) as they are in memory, B, C, and the states before it."""
+    """Of a sequence's tile: delta, u, dy, z and y before the gate (or dy), B and C, as in memory; the states before."""
     GROUP: gl.constexpr = LANES * SN
     t = tile * T
     delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
     u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
     dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
     z_TD = dy_TD
+    y_TD = dy_TD
     if HAS_Z:
         z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
+        y_TD = load_rows(open_y, t + tt, d, L, channels, channels, BLOCK_D)
     B_TN = load_columns(B, t + tn, n, L, row_B, N, n.shape[0])
     C_TN = load_columns(C, t + tn, n, L, row_C, N, n.shape[0])
     inside = d3 >= 0
@@ -72,13 +75,13 @@ def _load_tile(
         n_i = n3 + i * GROUP
         here = kept + (tile * N + n_i).to(gl.int64) * channels + d3
         states_G += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
-    return delta_TD, u_TD, dy_TD, z_TD, B_TN, C_TN, states_G
+    return delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G
 
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
-    u, delta, A, B, C, D_skip, z, bias, kept, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate, L, tiles, slots, span,
-    batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
+    u, delta, A, B, C, D_skip, z, bias, kept, open_y, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
+    L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
     row_dz: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr,
     SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
@@ -119,11 +122,13 @@ def backward(
     dy += b * batch_dy
     if HAS_Z:
         z += b * batch_z
+        open_y += b * L * channels
         dz += b * L * row_dz
     du += b * L * channels
     ddelta += b * L * channels
     dconstants += slot * (N + 2) * channels
     dstate += b * N * channels
+    kept += b * tiles * N * channels
     dBC += (gl.program_id(0) * gl.num_programs(1).to(gl.int64) + b) * tiles * (T * 2 * WIDTH)
     sums = dBC + sums_places(WIDTH, SN, SUMS)
     n3, d3 = state_places(first, SN, BLOCK_D, S3)
@@ -156,13 +161,13 @@ def backward(
     end = gl.minimum(begin + span, tiles)
     tile = end - 1
     next_tile = _load_tile(
-        u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
-        channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+        u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+        row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
     )  # fmt: skip
     for _ in range(begin, end):
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
-        delta_TD, u_TD, dy_TD, z_TD, B_TN, C_TN, states_G = next_tile
+        delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G = next_tile
         delta_shared.store(delta_TD)
         u_shared.store(u_TD)
         B_shared.store(columns(B_TN, SN))
@@ -175,12 +180,13 @@ def backward(
         if HAS_Z:
             z_TD = z_TD.to(gl.float32)
             gate_TD = sigmoid(z_TD)
-            dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD))
+            dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD)) * y_TD.to(gl.float32)
+            dz_places = dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :]
+            gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
             dy_TD *= z_TD * gate_TD
         dy_shared.store(dy_TD)
         dD_TD += dy_TD * u_TD
         here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
-        y_rows = ()
         dx_rows = ()
         dstep_rows = ()
         new_carry = ()
@@ -190,29 +196,14 @@ def backward(
             for i in gl.static_range(group, group + BATCH):
                 states += (states_G[i],)
             decays = ()
-            y_more = ()
             for s in gl.static_range(T):
                 step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
                 x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
-                y_parts = ()
                 for j in gl.static_range(BATCH):
                     a = decay(step_D, A_G[group + j])
                     added = x_D * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
                     states += (a * states[s * BATCH + j] + added,)
                     decays += (a,)
-                    if HAS_Z:
-                        C_N = C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
-                        y_parts += (gl.sum(states[s * BATCH + BATCH + j] * C_N, 1),)
-                if HAS_Z:
-                    y_more += (sum_of(y_parts),)
-            y_rows = sums_by_step(y_rows, y_more)
-            if HAS_Z and group + BATCH == GROUPS:
-                dz_TD *= sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
-                gl.store(
-                    dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :],
-                    dz_TD.to(dz.dtype.element_ty),
-                    mask=inside_TD,
-                )
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
             carry = ()
             dA = ()
@@ -263,8 +254,8 @@ def backward(
             if group + BATCH == GROUPS:  # states no longer take registers
                 tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
                 next_tile = _load_tile(
-                    u, delta, B, C, z, dy, kept + b * tiles * N * channels, tile, tt, tn, d, n, n3, d3, L, row_B, row_C,
-                    channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+                    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+                    row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
                 )  # fmt: skip
             for j in gl.static_range(BATCH):
                 gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))

@@ -4,7 +4,7 @@ A thread has some states of some channels in registers, so that a step of the re
 the step sizes, which products share, are read once for several. Where sequences and channels make too few programs, the
 sequence is cut into segments: their last states from zeros and the sums of their steps, a short scan over segments,
 then the outputs of all segments side by side. When gradients will be asked for, the states before tiles of 8 steps are
-kept, N / 8 float32 per step and channel.
+kept, N / 8 float32 per step and channel, and y before the gate.
 
 The backward takes the tiles from the last to the first. Gradients of B and C are sums over channels: every program
 leaves the sum over its own, and those are added in a fixed order, as are the sequences' gradients of A, D and the bias
@@ -127,14 +127,11 @@ class _Walk(NamedTuple):
     registers: int | None
 
 
-def _walk(batch: int, channels: int, states: int) -> _Walk:
-    """Kept decays cost registers, others their exponentials again: those where warps are many and would not fit."""
+def _walk(states: int) -> _Walk:
+    """Kept decays cost registers, others their exponentials again."""
     if states <= 8:
         return _Walk(16, True, CROWDED)
-    if states > 32:
-        return _Walk(8, True, None)
-    crowded = batch * triton.cdiv(channels, 16) > 2 * ENOUGH
-    return _Walk(16, not crowded and states <= 16, CROWDED if crowded and states <= 16 else None)
+    return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
 
 def _batch(states: int) -> int:
@@ -145,7 +142,7 @@ def _batch(states: int) -> int:
 
 def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | None, softplus: bool) -> None:
     """Write what `forward_operator` returns."""
-    y, last, kept = found
+    y, last, kept, open_y = found
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
     block, span = _plan(batch, channels, tiles)
@@ -155,7 +152,7 @@ def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | No
         place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
+        open_y, length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
         HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
         KEEP=kept.numel() > 0, num_warps=1, **inputs.constants(block, softplus),
     )  # fmt: skip
@@ -165,10 +162,9 @@ def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | No
 def forward_operator(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D).
-
-    Empty where not asked for.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D), and y
+    before a gate. Empty where not asked for.
     """
     found = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
     forward_into(found, inputs_of(u, delta, A, B, C, D, z, bias), initial, softplus)
@@ -179,23 +175,32 @@ def forward_operator(
 def outputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The outputs, not yet written."""
     batch, length, channels = u.shape
     states, tiles = A.shape[1], (length + TILE - 1) // TILE
     last = u.new_empty((batch, channels, states) if state else 0, dtype=torch.float32)
-    return u.new_empty(u.shape), last, last.new_empty((batch, tiles, states, channels) if keep else 0)
+    kept = last.new_empty((batch, tiles, states, channels) if keep else 0)
+    # float16 would not hold all that a gate makes small again
+    wide = u.dtype if u.dtype == torch.bfloat16 else torch.float32
+    return u.new_empty(u.shape), last, kept, u.new_empty(u.shape if keep and z is not None else 0, dtype=wide)
 
 
 def backward_into(
-    found: tuple[Tensor, ...], dy: Tensor, dlast: Tensor | None, kept: Tensor, inputs: Inputs, softplus: bool
+    found: tuple[Tensor, ...],
+    dy: Tensor,
+    dlast: Tensor | None,
+    kept: Tensor,
+    open_y: Tensor,
+    inputs: Inputs,
+    softplus: bool,
 ) -> None:
     """Write the gradients that `backward_operator` returns. Those of B, C and z may be slices of wider tensors."""
     batch, length, channels, states, tiles = inputs.shape
     D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
-    walk, width = _walk(batch, channels, states), triton.cdiv(states, _group(states)) * _group(states)
+    walk, width = _walk(states), triton.cdiv(states, _group(states)) * _group(states)
     block = BACKWARD_WARPS * walk.channels
     blocks = triton.cdiv(channels, block)
     span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
@@ -206,8 +211,8 @@ def backward_into(
     dconstants = kept.new_empty(batch * slots, states + 2, channels)
     dBC = kept.new_empty(blocks, batch, tiles * TILE, 2, width)
     backward[(blocks, batch, slots)](
-        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
-        ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, dy, dlast,
+        du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
         row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
         HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
@@ -229,19 +234,19 @@ def backward_into(
 
 @torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
 def backward_operator(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, open_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
-    found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
-    backward_into(found, dy, dlast, kept, inputs_of(u, delta, A, B, C, D, z, bias), softplus)
+    found = gradients(dy, dlast, kept, open_y, u, delta, A, B, C, D, z, bias, initial, softplus)
+    backward_into(found, dy, dlast, kept, open_y, inputs_of(u, delta, A, B, C, D, z, bias), softplus)
     return found
 
 
 @backward_operator.register_fake
 def gradients(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, open_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients, not yet written."""
     return tuple(  # type: ignore[return-value]
@@ -260,9 +265,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     if dy is None:
-        dy = torch.zeros_like(tensors[1])
+        dy = torch.zeros_like(tensors[2])
     found = backward_operator(dy, dlast, *tensors, ctx.softplus)
-    return *(None if x is None else gradient for x, gradient in zip(tensors[1:], found, strict=True)), None, None, None
+    return *(None if x is None else gradient for x, gradient in zip(tensors[2:], found, strict=True)), None, None, None
 
 
 forward_operator.register_autograd(_gradients, setup_context=_keep)

@@ -23,16 +23,19 @@ class _SelectiveSSM(torch.autograd.Function):
         delta = F.linear(projected[..., :rank], weights[1])
         B, C = projected[..., rank:].split(states, -1)
         given = x, delta, A_log, B, C, D, xz[..., channels:], dt_bias
-        y, _, kept = found = scan.outputs(*given, None, True, False, keep)
+        y, _, kept, open_y = found = scan.outputs(*given, None, True, False, keep)
         scan.forward_into(found, scan.inputs_of(*given, log_A=True), None, True)
-        ctx.save_for_backward(xz, x, projected, delta, kept, A_log, *weights, dt_bias, D, conv_weight, conv_bias)
+        ctx.save_for_backward(
+            xz, x, projected, delta, kept, open_y, A_log, *weights, dt_bias, D, conv_weight, conv_bias
+        )
         ctx.dtypes = x_weight.dtype, dt_weight.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        xz, x, projected, delta, kept, A_log, x_weight, dt_weight, dt_bias, D, *filters = ctx.saved_tensors
+        xz, x, projected, delta, kept, open_y, A_log, *parameters = ctx.saved_tensors
+        x_weight, dt_weight, dt_bias, D, weight, bias = parameters
         (channels, states), rank = A_log.shape, dt_weight.shape[1]
         B, C = projected[..., rank:].split(states, -1)
         like = xz, projected, x, delta, A_log, D, dt_bias
@@ -40,11 +43,10 @@ class _SelectiveSSM(torch.autograd.Function):
         dB, dC = dprojected[..., rank:].split(states, -1)
         found = dx, ddelta, dA_log, dB, dC, dD, dxz[..., channels:], dbias, kept.new_empty(0)
         inputs = scan.inputs_of(x, delta, A_log, B, C, D, xz[..., channels:], dt_bias, log_A=True)
-        scan.backward_into(found, dy, None, kept, inputs, True)
+        scan.backward_into(found, dy, None, kept, open_y, inputs, True)
         x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
         torch.mm(ddelta, dt_weight, out=dprojected[:, :rank])
         dx_rows.addmm_(dprojected, x_weight)
-        weight, bias = filters
         into = dxz[..., :channels]
         sums = conv.launch_backward([dx], xz[..., :channels], None, weight, bias, None, None, True, into, into)
         d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
