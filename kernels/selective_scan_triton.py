@@ -8,7 +8,8 @@ kept, N / 8 float32 per step and channel, and y before the gate.
 
 The backward takes the tiles from the last to the first. Gradients of B and C are sums over channels: every program
 leaves the sum over its own, and those are added in a fixed order, as are the sequences' gradients of A, D and the bias
-of delta. Results are reproducible bit by bit. Everything between load and store is float32.
+of delta. Results are reproducible bit by bit. Everything between load and store is float32, but
+for bfloat16's sums over channels.
 """
 
 # mypy: allow-untyped-defs
