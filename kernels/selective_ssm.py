@@ -36,8 +36,18 @@ def _compose(
     return cast(Tensor, scan(x_BLD, F.linear(dt, dt_weight_DR), negative_exp(A_log_DN), B, C, **options))
 
 
-def reference(xz_BLE: Tensor, *parameters: Tensor | None) -> Tensor:
+def reference(
+    xz_BLE: Tensor,
+    conv_DW: Tensor,
+    conv_bias_D: Tensor | None,
+    x_weight_FD: Tensor,
+    dt_weight_DR: Tensor,
+    dt_bias_D: Tensor,
+    A_log_DN: Tensor,
+    D_D: Tensor,
+) -> Tensor:
     """`selective_ssm` in PyTorch: differentiable once, any device."""
+    parameters = conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
     return _compose(split_reference, scan_reference, xz_BLE, *parameters)
 
 
