@@ -20,6 +20,7 @@ from .linear_cross_entropy import linear_cross_entropy
 from .long_conv import gated_long_conv, long_conv
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
+from .selective_ssm import selective_ssm
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .split_conv import split_conv
@@ -59,6 +60,7 @@ __all__ = [
     "rwkv7_inputs",
     "selective_scan",
     "selective_scan_step",
+    "selective_ssm",
     "short_conv",
     "short_conv_step",
     "sliding_window",

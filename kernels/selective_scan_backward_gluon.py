@@ -1,8 +1,9 @@
 """Backward kernel of the selective scan: tiles of time steps from the last to the first.
 
-Per tile: the states again, from the one before it that the forward kept, with a_t and a_t h_t-1 left in registers; then
-the gradient g_t = C_t dy_t + a_t+1 g_t+1 in reverse. The gradients of states and of A stay in registers throughout.
-Sums over states and over channels are taken as far as a thread goes, then change places in shared memory, once a tile.
+Per tile: the states again, from the one before it that the forward kept, left in registers; then, in reverse, their
+gradient g_t = C_t dy_t + a_t+1 g_t+1, which gives A's: delta_t a_t g_t h_t-1. The gradients of states and of A stay in
+registers throughout. Sums over states change places in shared memory, once a tile; those over channels stand in
+`selective_scan_sums_gluon`. The next tile's loads are issued before the sums, when states no longer take registers.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,var-annotated"
@@ -10,6 +11,18 @@ Sums over states and over channels are taken as far as a thread goes, then chang
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .selective_scan_sums_gluon import (
+    QUAD,
+    add_sums,
+    gathered,
+    last_first,
+    no_sums,
+    sum_of,
+    sum_of_lanes,
+    sums_by_step,
+    sums_layout,
+    sums_places,
+)
 from .selective_scan_tiles_gluon import (
     COLUMNS,
     LANES,
@@ -17,18 +30,17 @@ from .selective_scan_tiles_gluon import (
     ROWS,
     T,
     barrier,
-    channels_layout,
     columns,
     columns_layout,
-    joined,
+    decay,
     load_columns,
     load_constant,
     load_rows,
     parts_layout,
     power_of_two,
+    rates,
     rows_inside,
     sigmoid,
-    stacked,
     state_places,
     states_layout,
     step_size,
@@ -37,53 +49,50 @@ from .selective_scan_tiles_gluon import (
 
 
 @gluon.jit
-def _sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
-    """Partial sums over a thread's states, step by step (LANES,D) -> (T,D)."""
-    return gl.convert_layout(gl.sum(gl.convert_layout(stacked(rows), LSD), 0), TD, assert_trivial=True)
-
-
-@gluon.jit
-def _sum_of_channels(rows, LSC: gl.constexpr, TN: gl.constexpr, SN: gl.constexpr):
-    """Partial sums over a thread's channels, step by step (LANES,SN,threads) -> (T,N)."""
-    parts = gl.reshape(joined(rows), [LANES, SN, rows[0].shape[2], T])
-    total = gl.permute(gl.sum(gl.convert_layout(parts, LSC), 2), (2, 0, 1))
-    return gl.convert_layout(gl.reshape(total, [T, LANES * SN]), TN)
-
-
-@gluon.jit
-def _reversed(rows):
-    turned = ()
-    for i in gl.static_range(len(rows)):
-        turned += (rows[len(rows) - 1 - i],)
-    return turned
-
-
-@gluon.jit
-def _added(rows, more):
-    """Sums, one by one; `rows` may be none yet."""
-    total = ()
-    for i in gl.static_range(len(more)):
-        if len(rows) == 0:
-            total += (more[i],)
-        else:
-            total += (rows[i] + more[i],)
-    return total
+def _load_tile(
+    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels: gl.constexpr,
+    row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, N: gl.constexpr,
+    SN: gl.constexpr, BLOCK_D: gl.constexpr, HAS_Z: gl.constexpr,
+):  # fmt: skip
+    """Of a sequence's tile: delta, u, dy, z and y before the gate (or dy), B and C, as in memory; the states before."""
+    GROUP: gl.constexpr = LANES * SN
+    t = tile * T
+    delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
+    u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
+    dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
+    z_TD = dy_TD
+    y_TD = dy_TD
+    if HAS_Z:
+        z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
+        y_TD = load_rows(open_y, t + tt, d, L, channels, channels, BLOCK_D)
+    B_TN = load_columns(B, t + tn, n, L, row_B, N, n.shape[0])
+    C_TN = load_columns(C, t + tn, n, L, row_C, N, n.shape[0])
+    inside = d3 >= 0
+    if channels % BLOCK_D != 0:
+        inside = d3 < channels
+    states_G = ()
+    for i in gl.static_range((N + GROUP - 1) // GROUP):
+        n_i = n3 + i * GROUP
+        here = kept + (tile * N + n_i).to(gl.int64) * channels + d3
+        states_G += (gl.load(here, mask=inside & (n_i < N), other=0.0),)
+    return delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G
 
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
-    u, delta, A, B, C, D_skip, z, bias, kept, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate, L, tiles, slots, span,
-    batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
+    u, delta, A, B, C, D_skip, z, bias, kept, open_y, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
+    L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
-    N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr,
-    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr,
+    row_dz: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr,
+    SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
+    HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr, STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr,
+    DECAYS: gl.constexpr,
 ):  # fmt: skip
-    """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels;
-    kept (B,tiles,N,D).
+    """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
-    Segments are `span` tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and
-    STATE_D. dconstants (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
+    BATCH groups of states walk together; their DECAYS are kept for the way back, or computed again. Segments are `span`
+    tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and STATE_D. dconstants
+    (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -94,7 +103,7 @@ def backward(
     TD: gl.constexpr = tile_layout(BLOCK_D, WARPS)
     TN: gl.constexpr = columns_layout(SN, WARPS)
     LSD: gl.constexpr = parts_layout(BLOCK_D, WARPS)
-    LSC: gl.constexpr = channels_layout(SN, WARPS)
+    SUMS: gl.constexpr = sums_layout(SN, WARPS)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
@@ -102,7 +111,6 @@ def backward(
     slot = b * slots + segment
     d = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, TD))
     n = gl.arange(0, PLACES * GROUP, gl.SliceLayout(0, TN))
-    tg = gl.arange(0, GROUP, gl.SliceLayout(0, TN))
     tt = gl.arange(0, T, gl.SliceLayout(1, TD))
     tn = gl.arange(0, T, gl.SliceLayout(1, TN))
     bias_D = load_constant(bias, d, channels, HAS_BIAS)
@@ -114,12 +122,15 @@ def backward(
     dy += b * batch_dy
     if HAS_Z:
         z += b * batch_z
-        dz += b * L * channels
+        open_y += b * L * channels
+        dz += b * L * row_dz
     du += b * L * channels
     ddelta += b * L * channels
     dconstants += slot * (N + 2) * channels
     dstate += b * N * channels
+    kept += b * tiles * N * channels
     dBC += (gl.program_id(0) * gl.num_programs(1).to(gl.int64) + b) * tiles * (T * 2 * WIDTH)
+    sums = dBC + sums_places(WIDTH, SN, SUMS)
     n3, d3 = state_places(first, SN, BLOCK_D, S3)
     inside = d3 >= 0
     if channels % BLOCK_D != 0:
@@ -129,7 +140,7 @@ def backward(
     carry_G = ()
     for i in gl.static_range(GROUPS):
         n_i = n3 + i * GROUP
-        A2 = gl.load(A + d3 * N + n_i, mask=inside & (n_i < N), other=0.0).to(gl.float32) * LOG2E
+        A2 = rates(gl.load(A + d3 * N + n_i, mask=inside & (n_i < N), other=0.0), LOG_A)
         A_G += (A2,)
         dA_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
         if HAS_DLAST:
@@ -140,95 +151,128 @@ def backward(
     step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     dy_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
+    u_shared = gl.allocate_shared_memory(u.dtype.element_ty, [T, BLOCK_D], ROWS)
+    delta_shared = gl.allocate_shared_memory(delta.dtype.element_ty, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     dD_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     dbias_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
-    for walked in range(end - begin):
-        tile = end - 1 - walked
+    tile = end - 1
+    next_tile = _load_tile(
+        u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+        row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+    )  # fmt: skip
+    for _ in range(begin, end):
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
-        delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-        u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D).to(gl.float32)
-        dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D).to(gl.float32)
-        B_shared.store(columns(load_columns(B, t + tn, n, L, row_B, N, PLACES * GROUP), SN))
-        C_shared.store(columns(load_columns(C, t + tn, n, L, row_C, N, PLACES * GROUP), SN))
+        delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G = next_tile
+        delta_shared.store(delta_TD)
+        u_shared.store(u_TD)
+        B_shared.store(columns(B_TN, SN))
+        C_shared.store(columns(C_TN, SN))
+        u_TD = u_TD.to(gl.float32)
+        dy_TD = dy_TD.to(gl.float32)
         step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
         if HAS_Z:
-            z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D).to(gl.float32)
+            z_TD = z_TD.to(gl.float32)
             gate_TD = sigmoid(z_TD)
-            dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD))
+            dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD)) * y_TD.to(gl.float32)
+            dz_places = dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :]
+            gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
             dy_TD *= z_TD * gate_TD
         dy_shared.store(dy_TD)
+        dD_TD += dy_TD * u_TD
         here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
-        y_rows = ()
         dx_rows = ()
         dstep_rows = ()
         new_carry = ()
         new_dA = ()
-        for i in gl.static_range(GROUPS):
-            n_i = n3 + i * GROUP
-            h = gl.load(kept + ((b * tiles + tile) * N + n_i) * channels + d3, mask=inside & (n_i < N), other=0.0)
-            A2 = A_G[i]
-            carry = carry_G[i]
-            dA = dA_G[i]
+        for group in gl.static_range(0, GROUPS, BATCH):
+            states = ()
+            for i in gl.static_range(group, group + BATCH):
+                states += (states_G[i],)
             decays = ()
-            decayed = ()
-            y_more = ()
             for s in gl.static_range(T):
                 step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
                 x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
-                decay = gl.exp2(step_D * A2)
-                p = decay * h
-                h = p + x_D * B_shared.slice(s * PLACES + i, 1, 2).load(S3)
-                if HAS_Z:
-                    y_more += (gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1),)
-                decays += (decay,)
-                decayed += (p,)
-            y_rows = _added(y_rows, y_more)
-            if HAS_Z and i == GROUPS - 1:
-                dz_TD *= _sum_of_lanes(y_rows, LSD, TD) + skip_D[None, :] * u_TD
-                gl.store(dz + here_TD, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
+                for j in gl.static_range(BATCH):
+                    a = decay(step_D, A_G[group + j])
+                    added = x_D * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
+                    states += (a * states[s * BATCH + j] + added,)
+                    decays += (a,)
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
-            dB_rows = ()
-            dC_rows = ()
+            carry = ()
+            dA = ()
+            dB = ()
+            dC = ()
+            for i in gl.static_range(group, group + BATCH):
+                carry += (carry_G[i],)
+                dA += (dA_G[i],)
+                dB += (no_sums(SN, WARPS),)
+                dC += (no_sums(SN, WARPS),)
             dx_more = ()
             dstep_more = ()
-            for r in gl.static_range(T):
-                step_D = gl.expand_dims(step_shared.slice(T - 1 - r, 1).load(DN), 0)
-                x_D = gl.expand_dims(x_shared.slice(T - 1 - r, 1).load(DN), 0)
-                dy_D = gl.expand_dims(dy_shared.slice(T - 1 - r, 1).load(DN), 0)
-                B_N = B_shared.slice((T - 1 - r) * PLACES + i, 1, 2).load(S3)
-                g = carry + dy_D * C_shared.slice((T - 1 - r) * PLACES + i, 1, 2).load(S3)
-                p = decayed[T - 1 - r]
-                dC_rows += (gl.sum(gl.reshape((p + x_D * B_N) * dy_D, SPLIT), 3),)
-                dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
-                dx_more += (gl.sum(g * B_N, 1),)
-                carry = g * decays[T - 1 - r]
-                g *= p
-                dstep_more += (gl.sum(g * A2, 1),)
-                dA += g * step_D
-            sums = dBC + (t + tn)[:, None].to(gl.int64) * (2 * WIDTH) + i * GROUP + tg[None, :]
-            gl.store(sums, _sum_of_channels(_reversed(dB_rows), LSC, TN, SN))
-            gl.store(sums + WIDTH, _sum_of_channels(_reversed(dC_rows), LSC, TN, SN))
-            dx_rows = _added(dx_rows, dx_more)
-            dstep_rows = _added(dstep_rows, dstep_more)
-            new_carry += (carry,)
-            new_dA += (dA,)
+            for quad in gl.static_range(T // QUAD - 1, -1, -1):
+                dB_rows = ()
+                dC_rows = ()
+                for s in gl.static_range(quad * QUAD + QUAD - 1, quad * QUAD - 1, -1):
+                    step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
+                    x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
+                    dy_D = gl.expand_dims(dy_shared.slice(s, 1).load(DN), 0)
+                    dx_parts = ()
+                    dstep_parts = ()
+                    before = ()
+                    summed = ()
+                    for j in gl.static_range(BATCH):
+                        g = carry[j] + dy_D * C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
+                        dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
+                        dC_rows += (gl.sum(gl.reshape(states[s * BATCH + BATCH + j] * dy_D, SPLIT), 3),)
+                        dx_parts += (gl.sum(g * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3), 1),)
+                        if DECAYS:
+                            g *= decays[s * BATCH + j]
+                        else:
+                            g *= decay(step_D, A_G[group + j])
+                        before += (g,)
+                        g *= states[s * BATCH + j]
+                        dstep_parts += (gl.sum(g * A_G[group + j], 1),)
+                        summed += (dA[j] + g * step_D,)
+                    carry = before
+                    dA = summed
+                    dx_more += (sum_of(dx_parts),)
+                    dstep_more += (sum_of(dstep_parts),)
+                more_dB = ()
+                more_dC = ()
+                for j in gl.static_range(BATCH):
+                    more_dB += (add_sums(dB[j], last_first(dB_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+                    more_dC += (add_sums(dC[j], last_first(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+                dB = more_dB
+                dC = more_dC
+            if group + BATCH == GROUPS:  # states no longer take registers
+                tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
+                next_tile = _load_tile(
+                    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+                    row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+                )  # fmt: skip
+            for j in gl.static_range(BATCH):
+                gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))
+            dx_rows = sums_by_step(dx_rows, dx_more)
+            dstep_rows = sums_by_step(dstep_rows, dstep_more)
+            new_carry += carry
+            new_dA += dA
         carry_G = new_carry
         dA_G = new_dA
-        dx_TD = _sum_of_lanes(_reversed(dx_rows), LSD, TD)
-        dstep_TD = _sum_of_lanes(_reversed(dstep_rows), LSD, TD) * (1.0 / LOG2E) + dx_TD * u_TD
+        dx_TD = sum_of_lanes(last_first(dx_rows, 0, 1), LSD, TD)
+        dstep_TD = sum_of_lanes(last_first(dstep_rows, 0, 1), LSD, TD) * (1.0 / LOG2E)
+        dstep_TD += dx_TD * u_shared.load(TD).to(gl.float32)
         if SOFTPLUS:
-            dstep_TD *= sigmoid(delta_TD.to(gl.float32) + bias_D[None, :])
+            dstep_TD *= sigmoid(delta_shared.load(TD).to(gl.float32) + bias_D[None, :])
         dstep_TD = gl.where(inside_TD, dstep_TD, 0.0)
-        dD_TD += dy_TD * u_TD
         dbias_TD += dstep_TD
-        dx_TD = dx_TD * step_TD + skip_D[None, :] * dy_TD
+        dx_TD = dx_TD * step_shared.load(TD) + skip_D[None, :] * dy_shared.load(TD)
         gl.store(du + here_TD, dx_TD.to(du.dtype.element_ty), mask=inside_TD)
         gl.store(ddelta + here_TD, dstep_TD.to(ddelta.dtype.element_ty), mask=inside_TD)
     for i in gl.static_range(GROUPS):

@@ -12,15 +12,16 @@ from triton.experimental.gluon import language as gl
 from .selective_scan_tiles_gluon import (
     COLUMNS,
     LANES,
-    LOG2E,
     ROWS,
     T,
     columns,
     columns_layout,
+    decay,
     load_columns,
     load_constant,
     load_rows,
     power_of_two,
+    rates,
     rows_inside,
     sigmoid,
     state_places,
@@ -34,8 +35,8 @@ from .selective_scan_tiles_gluon import (
 def ends(
     x, delta, A, B, z, bias, states, steps, L, tiles, slots, span, batch_x, batch_delta, batch_B, batch_z, row_B,
     channels: gl.constexpr, row_x: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, N: gl.constexpr,
-    SN: gl.constexpr, BLOCK_D: gl.constexpr, SOFTPLUS: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
-    REVERSE: gl.constexpr,
+    SN: gl.constexpr, BLOCK_D: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr, HAS_Z: gl.constexpr,
+    HAS_BIAS: gl.constexpr, REVERSE: gl.constexpr,
 ):  # fmt: skip
     """Of u and B, h = a h + delta u B, into the next segment's slot of states (B,slots,N,D); REVERSE: of dy silu(z) and
     C, g = a (g + dy C) from the end, into the slot before. Also steps (B,slots,D), of every segment that is walked.
@@ -72,7 +73,7 @@ def ends(
     h_G = ()
     for i in gl.static_range(GROUPS):
         n_i = n3 + i * GROUP
-        A2 = gl.load(A + d3 * N + n_i, mask=(n_i < N) & (d3 < channels), other=0.0).to(gl.float32) * LOG2E
+        A2 = rates(gl.load(A + d3 * N + n_i, mask=(n_i < N) & (d3 < channels), other=0.0), LOG_A)
         A_G += (A2,)
         h_G += (gl.zeros([LANES, SN, BLOCK_D], gl.float32, S3),)
     step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
@@ -115,12 +116,12 @@ def ends(
             x_D = gl.expand_dims(x_shared.slice(T - 1 - r if REVERSE else r, 1).load(DN), 0)
             new_G = ()
             for i in gl.static_range(GROUPS):
-                decay = gl.exp2(step_D * A_G[i])
+                a = decay(step_D, A_G[i])
                 added = x_D * B_shared.slice((T - 1 - r if REVERSE else r) * PLACES + i, 1, 2).load(S3)
                 if REVERSE:
-                    new_G += (decay * (h_G[i] + added),)
+                    new_G += (a * (h_G[i] + added),)
                 else:
-                    new_G += (decay * h_G[i] + added,)
+                    new_G += (a * h_G[i] + added,)
             h_G = new_G
     gl.store(steps + (b * slots + segment) * channels + d, gl.sum(total_TD, 0), mask=d < channels)
     for i in gl.static_range(GROUPS):

@@ -8,18 +8,18 @@ One launch each: at short sequences a launch costs as much as a tenth of a scan.
 import triton
 import triton.language as tl
 
-from .selective_scan_tiles_triton import LOG2E
+from .selective_scan_tiles_triton import LOG2E, rates
 
 CARRIED_CHANNELS = 32  # of a program
-SUMMED_STEPS = 16
-SUMMED_BLOCKS = 8  # partial sums in flight at once
-SUMMED_CHANNELS = 64
+SUMMED = 4096  # partial sums of a program, in flight at once
+SUMMED_BLOCKS = 8  # at most
+SUMMED_SEGMENTS, SUMMED_CHANNELS = 32, 64
 
 
 @triton.jit(do_not_specialize=["slots"])
 def carry(
     states, steps, A, given, slots, channels, N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr,
-    HAS_STATE: tl.constexpr, REVERSE: tl.constexpr,
+    LOG_A: tl.constexpr, HAS_STATE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """In place: from what each segment alone hands to the next, in that one's slot of states (B,slots,N,D), to what it
     hands on after all before it. `steps` (B,slots,D) are the segments' sums, `given` (B,D,N) what the first one gets.
@@ -29,7 +29,7 @@ def carry(
     n = tl.arange(0, STATES)[:, None]
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     inside = (n < N) & (d < channels)
-    A_ND = tl.load(A + d * N + n, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    A_ND = rates(tl.load(A + d * N + n, mask=inside, other=0.0), LOG_A)
     state_ND = tl.zeros([STATES, BLOCK_D], tl.float32)
     if HAS_STATE:
         state_ND = tl.load(given + (b * channels + d) * N + n, mask=inside, other=0.0).to(tl.float32)
@@ -50,7 +50,7 @@ def carry(
 
 @triton.jit
 def _sum_blocks(
-    dBC, dB, dC, tile, blocks, stride, L,
+    dBC, dB, dC, tile, blocks, stride, L, row_dB, row_dC,
     N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A tile of one sequence's (steps,2,WIDTH) over blocks, `stride` apart -> its steps of dB and dC (L,N)."""
@@ -65,42 +65,61 @@ def _sum_blocks(
         mask = (part < blocks) & inside_TN[None]
         total_PTN += tl.load(here_TN[None] + part.to(tl.int64) * stride, mask=mask, other=0.0)
     total_TN = tl.sum(total_PTN, 0)
-    tl.store(dB + t * N + n, total_TN.to(dB.dtype.element_ty), mask=(t < L) & (n < N))
+    tl.store(dB + t.to(tl.int64) * row_dB + n, total_TN.to(dB.dtype.element_ty), mask=(t < L) & (n < N))
     mask_C = (t < L) & (n >= WIDTH) & (n < WIDTH + N)
-    tl.store(dC + t * N + n - WIDTH, total_TN.to(dC.dtype.element_ty), mask=mask_C)
+    tl.store(dC + t.to(tl.int64) * row_dC + n - WIDTH, total_TN.to(dC.dtype.element_ty), mask=mask_C)
+
+
+@triton.jit
+def _sum_constants(
+    dconstants, A, dA, dD, dbias, n, block, parts, channels,
+    N: tl.constexpr, LOG_A: tl.constexpr, PARTS: tl.constexpr, BLOCK_D: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """One row of (parts,N+2,D) over parts -> a column of dA (D,N), dD or dbias. LOG_A: dA is of log(-A), A dA."""
+    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
+    lane = tl.arange(0, PARTS)
+    inside = d < channels
+    total_PD = tl.zeros([PARTS, BLOCK_D], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + lane
+        here = dconstants + (part.to(tl.int64) * (N + 2) + n)[:, None] * channels + d[None, :]
+        total_PD += tl.load(here, mask=(part < parts)[:, None] & inside[None, :], other=0.0)
+    total_D = tl.sum(total_PD, 0)
+    if LOG_A:
+        A_D = rates(tl.load(A + d * N + n, mask=inside & (n < N), other=0.0), LOG_A) / LOG2E
+        total_D *= tl.where(n < N, A_D, 1.0)
+    tl.store(dA + d * N + n, total_D.to(dA.dtype.element_ty), mask=inside & (n < N))
+    if HAS_D:
+        tl.store(dD + d, total_D.to(dD.dtype.element_ty), mask=inside & (n == N))
+    if HAS_BIAS:
+        tl.store(dbias + d, total_D.to(dbias.dtype.element_ty), mask=inside & (n == N + 1))
 
 
 @triton.jit(do_not_specialize=["L", "steps", "tiles", "blocks", "programs"])
 def finish(
-    dBC, dconstants, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, parts, channels, programs,
-    N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    dBC, dconstants, A, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, parts, channels, programs,
+    row_dB, row_dC,
+    N: tl.constexpr, LOG_A: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr,
+    PARTS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH); those of A, D and the bias from the
-    segments' dconstants (parts,N+2,D). The first `programs` programs take B and C. Every sum has a fixed order.
+    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH), their rows row_dB and row_dC apart;
+    those of A, D and the bias from the segments' dconstants (parts,N+2,D). Every sum has a fixed order.
+
+    The first `programs` programs take A, D and the bias: each has a long way to go.
     """
     pid = tl.program_id(0)
     if pid < programs:
-        b = (pid // tiles).to(tl.int64)
-        one = b * 0 + steps * (2 * WIDTH)  # 64 bits: of one sequence
-        _sum_blocks(
-            dBC + b * one, dB + b * L * N, dC + b * L * N, pid % tiles, blocks, batch * one, L,
-            N, WIDTH, PLACES, TILE, PARTS,
+        n = pid % (N + 2)
+        _sum_constants(
+            dconstants, A, dA, dD, dbias, n, pid // (N + 2), parts, channels,
+            N, LOG_A, SEGMENTS, BLOCK_D, HAS_D, HAS_BIAS,
         )  # fmt: skip
     else:
         pid -= programs
-        n = pid % (N + 2)
-        d = pid // (N + 2) * BLOCK_D + tl.arange(0, BLOCK_D)
-        lane = tl.arange(0, 4 * PARTS)
-        inside = d < channels
-        total_PD = tl.zeros([4 * PARTS, BLOCK_D], tl.float32)
-        for start in range(0, parts, 4 * PARTS):
-            part = start + lane
-            here = dconstants + (part.to(tl.int64) * (N + 2) + n)[:, None] * channels + d[None, :]
-            total_PD += tl.load(here, mask=(part < parts)[:, None] & inside[None, :], other=0.0)
-        total_D = tl.sum(total_PD, 0)
-        tl.store(dA + d * N + n, total_D.to(dA.dtype.element_ty), mask=inside & (n < N))
-        if HAS_D:
-            tl.store(dD + d, total_D.to(dD.dtype.element_ty), mask=inside & (n == N))
-        if HAS_BIAS:
-            tl.store(dbias + d, total_D.to(dbias.dtype.element_ty), mask=inside & (n == N + 1))
+        b = (pid // tiles).to(tl.int64)
+        one = b * 0 + steps * (2 * WIDTH)  # 64 bits: of one sequence
+        _sum_blocks(
+            dBC + b * one, dB + b * L * row_dB, dC + b * L * row_dC, pid % tiles, blocks, batch * one, L,
+            row_dB, row_dC, N, WIDTH, PLACES, TILE, PARTS,
+        )  # fmt: skip

@@ -9,16 +9,17 @@ from .selective_scan_tiles_gluon import (
     COLUMNS,
     CUBE,
     LANES,
-    LOG2E,
     ROWS,
     T,
     columns,
     columns_layout,
+    decay,
     load_columns,
     load_constant,
     load_rows,
     parts_layout,
     power_of_two,
+    rates,
     rows_inside,
     sigmoid,
     stacked,
@@ -31,14 +32,15 @@ from .selective_scan_tiles_gluon import (
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
-    u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, L, tiles, slots, span,
+    u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, open_y, L, tiles, slots, span,
     batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C,
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
-    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr, STATE: gl.constexpr,
+    LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
 ):  # fmt: skip
-    """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles.
+    """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles, and open_y, y before
+    the gate.
 
     Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D.
     """
@@ -67,6 +69,7 @@ def forward(
     if HAS_Z:
         z += b * batch_z
     y += b * L * channels
+    open_y += b * L * channels
     n3, d3 = state_places(first, SN, BLOCK_D, S3)
     d3_inside = d3 >= 0
     if channels % BLOCK_D != 0:
@@ -76,7 +79,7 @@ def forward(
     for i in gl.static_range(GROUPS):
         n_i = n3 + i * GROUP
         inside = (n_i < N) & d3_inside
-        A_G += (gl.load(A + d3 * N + n_i, mask=inside, other=0.0).to(gl.float32) * LOG2E,)
+        A_G += (rates(gl.load(A + d3 * N + n_i, mask=inside, other=0.0), LOG_A),)
         if HAS_STATE:
             state = initial + (b * slots + segment) * (N * channels) + n_i * STATE_N + d3 * STATE_D
             h_G += (gl.load(state, mask=inside, other=0.0).to(gl.float32),)
@@ -122,7 +125,7 @@ def forward(
             new_G = ()
             for i in gl.static_range(GROUPS):
                 B_N = B_shared.slice(s * PLACES + i, 1, 2).load(S3)
-                h = gl.exp2(step_D * A_G[i]) * h_G[i] + x_D * B_N
+                h = decay(step_D, A_G[i]) * h_G[i] + x_D * B_N
                 new_G += (h,)
                 part = gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1)
                 if i == 0:
@@ -133,10 +136,12 @@ def forward(
             rows += (y_LD,)
         y_shared.store(stacked(rows))
         y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
+        here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
         if HAS_Z:
+            if KEEP:
+                gl.store(open_y + here_TD, y_TD.to(open_y.dtype.element_ty), mask=inside_TD)
             y_TD *= z_TD * sigmoid(z_TD)
-        here_TD = y + (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
-        gl.store(here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
+        gl.store(y + here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
     if STATE:
         for i in gl.static_range(GROUPS):
             n_i = n3 + i * GROUP

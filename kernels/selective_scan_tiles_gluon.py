@@ -23,6 +23,7 @@ CUBE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 COLUMNS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2]))
 
 
+decay, rates = gluon.jit(arithmetic.decay.fn), gluon.jit(arithmetic.rates.fn)
 sigmoid, step_size = gluon.jit(arithmetic.sigmoid.fn), gluon.jit(arithmetic.step_size.fn)
 
 
@@ -51,15 +52,9 @@ def parts_layout(block_d, warps=1):
 
 
 @gluon.constexpr_function
-def channels_layout(sn, warps=1):
-    """Of (LANES, SN, 8 warps, T): a thread with the partial sums of all lanes of channels."""
-    return gl.BlockedLayout([1, sn // warps, 8 * warps, 1], [4, 1, 1, 8], [1, warps, 1, 1], [1, 0, 3, 2])
-
-
-@gluon.constexpr_function
 def columns_layout(sn, warps=1):
     """Of (T, N) in memory."""
-    return gl.BlockedLayout([1, sn], [8, 4], [1, warps], [1, 0])
+    return gl.BlockedLayout([1, max(2, sn // warps)], [8, 4], [1, warps], [1, 0])
 
 
 @gluon.jit

@@ -6,24 +6,47 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+CENTRE = tl.constexpr(6.88e-8)  # 0.8 of 2^-24, in powers of two: by so much the hardware's exp2 is low on average
+RECIPROCAL = tl.constexpr("rcp.approx.ftz.f32 $0, $1;")
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x in one instruction, to the last bit: a division would first look for results that are no normal numbers."""
+    return tl.inline_asm_elementwise(RECIPROCAL, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def rates(A, LOG_A: tl.constexpr):
+    """A / log 2; with LOG_A what is given is log(-A), as models keep it."""
+    A = A.to(tl.float32)
+    if LOG_A:
+        A = -tl.exp2(A * LOG2E)
+    return A * LOG2E
+
+
+@triton.jit
+def decay(step, A2):
+    """exp(step A), A2 = A / log 2. Decays multiply: what they lack on average adds up over as many steps as last."""
+    return tl.exp2(step * A2 + CENTRE)
 
 
 @triton.jit
 def softplus(x):
-    """max(x, 0) + log(1 + e), e = exp(-|x|), by the series of 2 artanh(e / (2 + e)): exact for small e too."""
+    """max(x, 0) + log(1 + e), e = exp(-|x|): e times a polynomial, which is within 6e-9 of log(1 + e) / e.
+
+    It starts with 1, so that small steps are exact too; and special functions are what the forward waits for.
+    """
     e = tl.exp2(tl.abs(x) * -LOG2E)
-    s = e / (2.0 + e)
-    w = s * s
-    series = 1.0 / 13 + w * (1.0 / 15)
-    series = 1.0 / 9 + w * (1.0 / 11 + w * series)
-    series = 1.0 / 5 + w * (1.0 / 7 + w * series)
-    series = 1.0 + w * (1.0 / 3 + w * series)
-    return tl.maximum(x, 0.0) + 2.0 * s * series
+    series = 0.1068055624 + e * (-0.0576644511 + e * (0.0202045885 + e * -0.0033184733))
+    series = -0.2495858746 + e * (0.1969540072 + e * (-0.1535539676 + e * series))
+    series = 1.0 + e * (-0.4999993276 + e * (0.3333051133 + e * series))
+    return tl.maximum(x, 0.0) + e * series
 
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+    return reciprocal(1.0 + tl.exp2(x * -LOG2E))
 
 
 @triton.jit

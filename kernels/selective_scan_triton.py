@@ -4,11 +4,12 @@ A thread has some states of some channels in registers, so that a step of the re
 the step sizes, which products share, are read once for several. Where sequences and channels make too few programs, the
 sequence is cut into segments: their last states from zeros and the sums of their steps, a short scan over segments,
 then the outputs of all segments side by side. When gradients will be asked for, the states before tiles of 8 steps are
-kept, N / 8 float32 per step and channel.
+kept, N / 8 float32 per step and channel, and y before the gate.
 
 The backward takes the tiles from the last to the first. Gradients of B and C are sums over channels: every program
 leaves the sum over its own, and those are added in a fixed order, as are the sequences' gradients of A, D and the bias
-of delta. Results are reproducible bit by bit. Everything between load and store is float32.
+of delta. Results are reproducible bit by bit. Everything between load and store is float32, but
+for bfloat16's sums over channels.
 """
 
 # mypy: allow-untyped-defs
@@ -30,10 +31,11 @@ BLOCKS = 32, 16, 8  # channels of a program of the forward
 PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
+CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """An operator's inputs, channels and states next to each other."""
 
     u: Tensor
@@ -44,6 +46,7 @@ class _Inputs(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     bias: Tensor | None
+    log_A: bool = False  # A is log(-A)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -60,16 +63,17 @@ class _Inputs(NamedTuple):
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
         return {
             "channels": self.u.shape[2], "N": self.A.shape[1], "SN": _group(self.A.shape[1]) // 4, "BLOCK_D": block,
-            "SOFTPLUS": softplus, "HAS_Z": self.z is not None, "HAS_BIAS": self.bias is not None,
+            "SOFTPLUS": softplus, "LOG_A": self.log_A, "HAS_Z": self.z is not None, "HAS_BIAS": self.bias is not None,
         } | {f"row_{name}": x.stride(1) for name, x in rows.items()}  # fmt: skip
 
 
-def _inputs(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None
-) -> _Inputs:
+def inputs_of(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    log_A: bool = False,
+) -> Inputs:  # fmt: skip
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
     u, delta, B, C = (dense_rows(x) for x in (u, delta, B, C))
-    return _Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias)
+    return Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias, log_A)
 
 
 def _group(states: int) -> int:
@@ -95,7 +99,7 @@ def _span(warps: int, wanted: int, tiles: int) -> int:
 
 
 def _between(
-    inputs: _Inputs, x: Tensor, B: Tensor, z: Tensor | None, given: Tensor | None, span: int, softplus: bool, *,
+    inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, given: Tensor | None, span: int, softplus: bool, *,
     reverse: bool,
 ) -> Tensor:  # fmt: skip
     """(B,slots,N,D): the states before segments of `span` tiles, or the gradients of those after (`reverse`, of dy)."""
@@ -111,27 +115,35 @@ def _between(
     )  # fmt: skip
     around.carry[(triton.cdiv(channels, around.CARRIED_CHANNELS), batch)](
         between, steps, inputs.A, given, slots, channels, N=states, STATES=triton.next_power_of_2(states),
-        BLOCK_D=around.CARRIED_CHANNELS, HAS_STATE=given is not None, REVERSE=reverse, num_warps=4,
+        BLOCK_D=around.CARRIED_CHANNELS, LOG_A=inputs.log_A, HAS_STATE=given is not None, REVERSE=reverse, num_warps=4,
     )  # fmt: skip
     return between
 
 
-def _backward_block(states: int) -> int:
-    """Channels of a program: 16 of a warp, 8 where states need more of the registers."""
-    return BACKWARD_WARPS * (16 if states <= 32 else 8)
+class _Walk(NamedTuple):
+    """How a warp of the backward walks: its channels, whether it keeps decays, and how many registers it may take."""
+
+    channels: int
+    decays: bool
+    registers: int | None
 
 
-@torch.library.custom_op("basedbench::selective_scan", mutates_args=())
-def forward_operator(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
-    initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D).
+def _walk(states: int) -> _Walk:
+    """Kept decays cost registers, others their exponentials again."""
+    if states <= 8:
+        return _Walk(16, True, CROWDED)
+    return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
-    Empty where not asked for.
-    """
-    inputs = _inputs(u, delta, A, B, C, D, z, bias)
-    y, last, kept = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
+
+def _batch(states: int) -> int:
+    """Groups of states that walk together."""
+    groups = triton.cdiv(states, _group(states))
+    return groups if groups * _group(states) <= 24 else 1
+
+
+def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | None, softplus: bool) -> None:
+    """Write what `forward_operator` returns."""
+    y, last, kept, open_y = found
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
     block, span = _plan(batch, channels, tiles)
@@ -141,37 +153,56 @@ def forward_operator(
         place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=D is not None,
-        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=state, KEEP=keep, num_warps=1,
-        **inputs.constants(block, softplus),
+        open_y, length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
+        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
+        KEEP=kept.numel() > 0, num_warps=1, **inputs.constants(block, softplus),
     )  # fmt: skip
-    return y, last, kept
+
+
+@torch.library.custom_op("basedbench::selective_scan", mutates_args=())
+def forward_operator(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    initial: Tensor | None, softplus: bool, state: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y (B,L,D); the last `state` (B,D,N) in float32; to `keep`, the states before tiles (B,tiles,N,D), and y
+    before a gate. Empty where not asked for.
+    """
+    found = outputs(u, delta, A, B, C, D, z, bias, initial, softplus, state, keep)
+    forward_into(found, inputs_of(u, delta, A, B, C, D, z, bias), initial, softplus)
+    return found
 
 
 @forward_operator.register_fake
 def outputs(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     initial: Tensor | None, softplus: bool, state: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The outputs, not yet written."""
     batch, length, channels = u.shape
     states, tiles = A.shape[1], (length + TILE - 1) // TILE
     last = u.new_empty((batch, channels, states) if state else 0, dtype=torch.float32)
-    return u.new_empty(u.shape), last, last.new_empty((batch, tiles, states, channels) if keep else 0)
+    kept = last.new_empty((batch, tiles, states, channels) if keep else 0)
+    # float16 would not hold all that a gate makes small again
+    wide = u.dtype if u.dtype == torch.bfloat16 else torch.float32
+    return u.new_empty(u.shape), last, kept, u.new_empty(u.shape if keep and z is not None else 0, dtype=wide)
 
 
-@torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
-def backward_operator(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
-    inputs = _inputs(u, delta, A, B, C, D, z, bias)
+def backward_into(
+    found: tuple[Tensor, ...],
+    dy: Tensor,
+    dlast: Tensor | None,
+    kept: Tensor,
+    open_y: Tensor,
+    inputs: Inputs,
+    softplus: bool,
+) -> None:
+    """Write the gradients that `backward_operator` returns. Those of B, C and z may be slices of wider tensors."""
     batch, length, channels, states, tiles = inputs.shape
+    D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
-    found = gradients(dy, dlast, kept, u, delta, A, B, C, D, z, bias, initial, softplus)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
-    block, width = _backward_block(states), triton.cdiv(states, _group(states)) * _group(states)
+    walk, width = _walk(states), triton.cdiv(states, _group(states)) * _group(states)
+    block = BACKWARD_WARPS * walk.channels
     blocks = triton.cdiv(channels, block)
     span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
     slots, place = triton.cdiv(tiles, span), (1, states)
@@ -181,29 +212,42 @@ def backward_operator(
     dconstants = kept.new_empty(batch * slots, states + 2, channels)
     dBC = kept.new_empty(blocks, batch, tiles * TILE, 2, width)
     backward[(blocks, batch, slots)](
-        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, dy, dlast, du,
-        ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
-        row_u=inputs.u.stride(1), row_dy=dy.stride(1), HAS_D=D is not None, HAS_DLAST=dlast is not None,
-        STATE_N=place[0], STATE_D=place[1], WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS,
-        **inputs.constants(block, softplus),
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, dy, dlast,
+        du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
+        row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
+        HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
+        EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
+        WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.constants(block, softplus),
     )  # fmt: skip
-    parts_L, parts_D = triton.cdiv(length, around.SUMMED_STEPS), triton.cdiv(channels, around.SUMMED_CHANNELS)
+    parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
+    steps = around.SUMMED // (parts * places)
+    parts_L, parts_D = triton.cdiv(length, steps), triton.cdiv(channels, around.SUMMED_CHANNELS)
     around.finish[(batch * parts_L + parts_D * (states + 2),)](
-        dBC, dconstants, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots, channels,
-        batch * parts_L,
-        N=states, WIDTH=width, PLACES=triton.next_power_of_2(2 * width), TILE=around.SUMMED_STEPS,
-        PARTS=around.SUMMED_BLOCKS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None,
-        num_warps=4,
+        dBC, dconstants, inputs.A, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots,
+        channels, parts_D * (states + 2), dB.stride(1), dC.stride(1),
+        N=states, LOG_A=inputs.log_A, WIDTH=width, PLACES=places, TILE=steps, PARTS=parts,
+        SEGMENTS=around.SUMMED_SEGMENTS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None,
+        HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip
-    if initial is not None:
+    if dinitial.numel():
         dinitial.copy_(dstate.transpose(1, 2))
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
+
+
+@torch.library.custom_op("basedbench::selective_scan_backward", mutates_args=())
+def backward_operator(
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, open_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of u, delta, A, B, C, D, z, bias and the initial state; an empty tensor where there is no input."""
+    found = gradients(dy, dlast, kept, open_y, u, delta, A, B, C, D, z, bias, initial, softplus)
+    backward_into(found, dy, dlast, kept, open_y, inputs_of(u, delta, A, B, C, D, z, bias), softplus)
+    return found
 
 
 @backward_operator.register_fake
 def gradients(
-    dy: Tensor, dlast: Tensor | None, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
+    dy: Tensor, dlast: Tensor | None, kept: Tensor, open_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, initial: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients, not yet written."""
     return tuple(  # type: ignore[return-value]
@@ -222,9 +266,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     if dy is None:
-        dy = torch.zeros_like(tensors[1])
+        dy = torch.zeros_like(tensors[2])
     found = backward_operator(dy, dlast, *tensors, ctx.softplus)
-    return *(None if x is None else gradient for x, gradient in zip(tensors[1:], found, strict=True)), None, None, None
+    return *(None if x is None else gradient for x, gradient in zip(tensors[2:], found, strict=True)), None, None, None
 
 
 forward_operator.register_autograd(_gradients, setup_context=_keep)

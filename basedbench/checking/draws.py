@@ -197,6 +197,21 @@ def split_conv(source: Source) -> Arguments:
     }
 
 
+def selective_ssm(source: Source) -> Arguments:
+    """xz and the parameters of an initialised layer of Mamba."""
+    channels, states, rank = source.size["D"], source.size["N"], source.size["R"]
+    return {
+        "xz_BLE": source.rows(2 * channels),
+        "conv_DW": source.normal(channels, 4) / 2,
+        "conv_bias_D": source.normal(channels) if source.has("bias") else None,
+        "x_weight_FD": source.normal(rank + 2 * states, channels) * channels**-0.5,
+        "dt_weight_DR": source.normal(channels, rank) * rank**-0.5,
+        "dt_bias_D": source.step_bias(channels),
+        "A_log_DN": torch.arange(1.0, states + 1).log().repeat(channels, 1),
+        "D_D": source.normal(channels, dtype=torch.float32),
+    }
+
+
 def conv_gate(source: Source) -> Arguments:
     """x = [u, g], a filter and its bias."""
     channels, taps = source.size["D"], source.size["W"]

@@ -33,6 +33,7 @@ from basedbench.kernels.long_conv import gated_reference as gated_long_reference
 from basedbench.kernels.long_conv import reference as long_conv_reference
 from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
+from basedbench.kernels.selective_ssm import reference as ssm_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.split_conv import reference as split_conv_reference
@@ -92,6 +93,7 @@ FORMS: dict[str, Form] = {
     ),
     "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
+    "selective_ssm": Form(draws.selective_ssm, kernels.selective_ssm, ssm_reference),
     "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),

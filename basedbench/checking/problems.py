@@ -136,6 +136,9 @@ COVERAGE: dict[str, Coverage] = {
         (("bias", "silu"), (), ("bias", "silu", "initial state", "last state")),
         step_options=(("bias", "silu"), ()),
     ),
+    "selective_ssm": Coverage(
+        ({"D": 64, "N": 16, "R": 2}, {"D": 40, "N": 8, "R": 3}), (("bias",), ()), modes=("fwd", "gradients")
+    ),
     "split_conv": Coverage(({"D": 64, "W": 4}, {"D": 40, "W": 3}), (("bias", "silu"), ()), modes=("fwd", "gradients")),
     "conv_gate": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), ((), ("initial state", "last state"))),
     "gated_conv": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), modes=("fwd", "gradients")),

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import selective_scan, selective_scan_step
+from basedbench.kernels import selective_scan, selective_scan_step, selective_ssm
 from basedbench.kernels.precision import negative_exp
 from basedbench.mixers.base import (
     Init,
@@ -72,8 +72,8 @@ class Mamba(Mixer):
         return {"D_D": self.D, "delta_bias_D": self.dt_proj.bias, "delta_softplus": True}
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLE, z_BLE = self.conv.split(self.in_proj(x_BLD), [self.dt_proj.out_features] * 2)
-        return self.out_proj(selective_scan(x_BLE, *self._scan_inputs(x_BLE), z_BLD=z_BLE, **self._constants()))
+        weights = self.conv.weight, self.conv.bias, self.x_proj.weight, self.dt_proj.weight
+        return self.out_proj(selective_ssm(self.in_proj(x_BLD), *weights, self.dt_proj.bias, self.A_log, self.D))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         x_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, -1)

@@ -63,6 +63,10 @@ PARALLEL = {
     "long_conv": (kernels.long_conv, [(B, L, D), (L, D)]),
     "gated_long_conv": (kernels.gated_long_conv, [(B, L, 3 * D), (L, D), (D,), (9, D), (D,)]),
     "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),
+    "selective_ssm": (
+        lambda xz, c, w, dt, b, A: kernels.selective_ssm(xz, c, None, w, dt, b, A, b),
+        [(B, L, 2 * D), (D, 4), (5 + 2 * N, D), (D, 5), (D,), (D, N)],
+    ),
     "split_conv": (
         lambda x, w: torch.cat(kernels.split_conv(x, [9, 32, 16, 2], w, start=9, activation="silu"), -1),
         [(B, L, 11 + D), (D, 4)],

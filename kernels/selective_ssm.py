@@ -1,0 +1,74 @@
+"""What lies between the two projections of Mamba's block: convolution, step sizes, scan, gate.
+
+    x, z = halves of xz;   x <- silu(conv(x));   dt, B, C = cut(W_x x);   delta = W_dt dt
+    y = scan(x, delta + bias, A, B, C) with D and z,   A = -exp(A_log),   as in `selective_scan`
+
+Source: Mamba, arXiv 2312.00752, section 3.4, figure 3 and algorithm 2. Products are PyTorch's, in the dtype of xz.
+
+On CUDA its backward writes the gradients of both halves into one tensor, and those of dt, B and C into another; the one
+of x through W_x is added to the scan's by the product itself. Cut apart, autograd would copy and add: per token, with E
+channels of x, 8 E elements more through memory.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .gluon_modules import usable
+from .precision import negative_exp, product_dtype
+from .selective_scan import reference as scan_reference
+from .selective_scan import selective_scan
+from .short_conv import on_triton
+from .split_conv import reference as split_reference
+from .split_conv import split_conv
+
+
+def _compose(
+    split: Callable[..., tuple[Tensor, ...]], scan: Callable[..., Any], xz_BLE: Tensor, *parameters: Any
+) -> Tensor:
+    conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D = parameters
+    channels, states = A_log_DN.shape
+    x_BLD, z_BLD = split(xz_BLE, [channels] * 2, conv_DW, conv_bias_D, activation="silu")
+    dt, B, C = F.linear(x_BLD, x_weight_FD).split([dt_weight_DR.shape[1], states, states], -1)
+    options = {"D_D": D_D, "z_BLD": z_BLD, "delta_bias_D": dt_bias_D, "delta_softplus": True}
+    return cast(Tensor, scan(x_BLD, F.linear(dt, dt_weight_DR), negative_exp(A_log_DN), B, C, **options))
+
+
+def reference(
+    xz_BLE: Tensor,
+    conv_DW: Tensor,
+    conv_bias_D: Tensor | None,
+    x_weight_FD: Tensor,
+    dt_weight_DR: Tensor,
+    dt_bias_D: Tensor,
+    A_log_DN: Tensor,
+    D_D: Tensor,
+) -> Tensor:
+    """`selective_ssm` in PyTorch: differentiable once, any device."""
+    parameters = conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
+    return _compose(split_reference, scan_reference, xz_BLE, *parameters)
+
+
+def selective_ssm(
+    xz_BLE: Tensor,
+    conv_DW: Tensor,
+    conv_bias_D: Tensor | None,
+    x_weight_FD: Tensor,
+    dt_weight_DR: Tensor,
+    dt_bias_D: Tensor,
+    A_log_DN: Tensor,
+    D_D: Tensor,
+) -> Tensor:
+    """xz (B,L,2 D), the convolution's weight and bias, W_x (R+2 N,D), W_dt (D,R) and its bias, A_log, D -> y (B,L,D).
+
+    Where its kernels do not take the inputs, those of `split_conv` and `selective_scan` do as far as they can.
+    """
+    parameters = conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
+    if on_triton(xz_BLE, conv_DW) and usable("selective_scan_triton", "selective_scan"):
+        from . import selective_ssm_triton as fused
+
+        if product_dtype(xz_BLE) in (None, xz_BLE.dtype) and fused.supported(xz_BLE, A_log_DN, *parameters):
+            return fused.selective_ssm(xz_BLE, *parameters)
+    return _compose(split_conv, selective_scan, xz_BLE, *parameters)

@@ -1,0 +1,67 @@
+"""`selective_ssm` by the kernels of its parts with one backward: gradients written side by side, sums by products."""
+
+# mypy: allow-untyped-defs
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import selective_scan_triton as scan
+from . import short_conv_triton as conv
+
+
+class _SelectiveSSM(torch.autograd.Function):
+    """Keeps what the parts would keep: xz, the convolution's output, dt, B and C, step sizes, states before tiles."""
+
+    @staticmethod
+    def forward(ctx, keep, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
+        channels, states = A_log.shape
+        rank = dt_weight.shape[1]
+        weights = x_weight.to(xz.dtype), dt_weight.to(xz.dtype)
+        x = conv.convolution(xz[..., :channels], None, conv_weight, conv_bias, None, None, True)
+        projected = F.linear(x, weights[0])
+        delta = F.linear(projected[..., :rank], weights[1])
+        B, C = projected[..., rank:].split(states, -1)
+        given = x, delta, A_log, B, C, D, xz[..., channels:], dt_bias
+        y, _, kept, open_y = found = scan.outputs(*given, None, True, False, keep)
+        scan.forward_into(found, scan.inputs_of(*given, log_A=True), None, True)
+        ctx.save_for_backward(
+            xz, x, projected, delta, kept, open_y, A_log, *weights, dt_bias, D, conv_weight, conv_bias
+        )
+        ctx.dtypes = x_weight.dtype, dt_weight.dtype
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        xz, x, projected, delta, kept, open_y, A_log, *parameters = ctx.saved_tensors
+        x_weight, dt_weight, dt_bias, D, weight, bias = parameters
+        (channels, states), rank = A_log.shape, dt_weight.shape[1]
+        B, C = projected[..., rank:].split(states, -1)
+        like = xz, projected, x, delta, A_log, D, dt_bias
+        dxz, dprojected, dx, ddelta, dA_log, dD, dbias = (tensor.new_empty(tensor.shape) for tensor in like)
+        dB, dC = dprojected[..., rank:].split(states, -1)
+        found = dx, ddelta, dA_log, dB, dC, dD, dxz[..., channels:], dbias, kept.new_empty(0)
+        inputs = scan.inputs_of(x, delta, A_log, B, C, D, xz[..., channels:], dt_bias, log_A=True)
+        scan.backward_into(found, dy, None, kept, open_y, inputs, True)
+        x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
+        torch.mm(ddelta, dt_weight, out=dprojected[:, :rank])
+        dx_rows.addmm_(dprojected, x_weight)
+        into = dxz[..., :channels]
+        sums = conv.launch_backward([dx], xz[..., :channels], None, weight, bias, None, None, True, into, into)
+        d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
+        weights = dprojected.t() @ x, ddelta.t() @ projected[:, :rank]
+        dx_weight, ddt_weight = (weight.to(dtype) for weight, dtype in zip(weights, ctx.dtypes, strict=True))
+        return None, dxz, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
+
+
+def supported(xz_BLE: Tensor, A_log_DN: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether the kernels take these inputs."""
+    halves = xz_BLE.is_contiguous() and xz_BLE.shape[-1] == 2 * len(A_log_DN)
+    return halves and scan.supported(xz_BLE, A_log_DN, *parameters)
+
+
+def selective_ssm(*tensors: Tensor | None) -> Tensor:
+    """`selective_ssm.reference` by the kernels of its parts."""
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return _SelectiveSSM.apply(keep, *tensors)
