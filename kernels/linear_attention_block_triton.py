@@ -16,11 +16,13 @@ from .linear_attention_tiles_triton import (
     EPSILON,
     load_features,
     load_rate,
+    met,
     read_state,
     scores,
     slope,
     store_rows,
     weights,
+    without_mean,
 )
 from .taylor_tiles import block_of_sequence, head_offset, load_tile, load_vector, operand
 
@@ -51,11 +53,12 @@ def block_kernel(
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
-    """Outputs as of `walk_kernel`. `segment` is a multiple of T; STATE: `states` (B,H,segments,K,W)."""
+    """Outputs as of `walk_kernel`, query in blocks too: then delta is from y, `output_pointer`. `segment` is a multiple of T; STATE: `states` (B,H,segments,K,W)."""
     KEYS_FIRST: tl.constexpr = KIND == "output" or KIND == "value"  # noqa: PLR1714
     KEYS: tl.constexpr = X if KEYS_FIRST else Z
     VALUES: tl.constexpr = Z if KEYS_FIRST else X
     W: tl.constexpr = VALUES + 1 if NORMALISE else VALUES
+    WHOLE: tl.constexpr = BZ == ZB
     block = tl.program_id(0) % (BZ // ZB)
     blocks = tl.cdiv(length, T)
     sequence, start = tl.program_id(0) // (BZ // ZB) // blocks, tl.program_id(0) // (BZ // ZB) % blocks * T
@@ -72,16 +75,18 @@ def block_kernel(
     inverse, delta = tl.zeros([T], tl.float32), tl.zeros([T], tl.float32)
     if NORMALISE and KIND == "query":
         inverse = load_vector(inverse_pointer + token, rows, length, EVEN)
-        output_pointer += head_offset(sequence, heads, heads.to(tl.int64) * length * X, X)
-        delta = _row_deltas(x_pointer, x_row, output_pointer, heads * X, rows, length, inverse, X, BX, XB, EVEN)
-        if block == 0:
-            tl.store(delta_pointer + token + rows, delta, mask=rows < length)
+        if not WHOLE:
+            output_pointer += head_offset(sequence, heads, heads.to(tl.int64) * length * X, X)
+            delta = _row_deltas(x_pointer, x_row, output_pointer, heads * X, rows, length, inverse, X, BX, XB, EVEN)
     found, total = tl.zeros([T, ZB], tl.float32), tl.zeros([T], tl.float32)
+    passed = tl.zeros([T, ZB], tl.float32)
     if STATE:
         states += (sequence.to(tl.int64) * segments + number) * (KEYS * W)
         vector = tl.zeros([ZB], tl.float32)
         if NORMALISE and not KEYS_FIRST:
             vector = tl.load(states + iz * W + VALUES, mask=iz < Z, other=0.0)
+            if KIND == "query" and WHOLE:
+                passed += vector[None, :]
         for x_block in tl.range(0, BX, XB):
             ix = x_block + columns_x
             x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP)
@@ -95,7 +100,7 @@ def block_kernel(
                 sums = tl.load(states + ix * W + VALUES, mask=ix < X, other=0.0)
                 total += tl.sum(x.to(tl.float32) * sums[None, :], 1)
         found = read_state(
-            found, inverse, delta, vector, rows, begin, end, rate, scale, KIND, REVERSE, NORMALISE, DECAY
+            found, inverse, delta, vector, rows, begin, end, rate, scale, KIND, REVERSE, NORMALISE, DECAY, WHOLE
         )  # fmt: skip
     if BX == XB:
         x = load_features(x_pointer, x_row, rows, columns_x, length, X, BX, EVEN, XY_MAP)
@@ -115,17 +120,25 @@ def block_kernel(
             inverse = load_vector(inverse_pointer + token, columns, length, EVEN)
             if KIND == "key":
                 delta = load_vector(delta_pointer + token, columns, length, EVEN)
-        w = weights(s, rows, columns, inverse, delta, rate, scale, KIND, REVERSE, NORMALISE, DECAY)
+        w = weights(s, rows, columns, inverse, delta, rate, scale, KIND, REVERSE, NORMALISE, DECAY, WHOLE)
         total += tl.sum(w, 1)
         z = load_features(z_pointer, z_row, columns, iz, length, Z, BZ, EVEN, Z_MAP)
         found = product(operand(w, PRECISION), operand(z, PRECISION), found, PRECISION)
+        if NORMALISE and KIND == "query" and WHOLE:
+            passed = met(rows, columns, z, passed, PRECISION)
     if NORMALISE and KIND == "output":
         total = 1.0 / (total + EPSILON)
         found *= total[:, None]
         if block == 0:
             tl.store(inverse_pointer + token + rows, total, mask=rows < length)
+    raw_pointer += head_offset(sequence, heads, raw_batch, raw_head)
+    if NORMALISE and KIND == "query":
+        if WHOLE:
+            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
+            found, delta = without_mean(found, passed, features, inverse)
+        if block == 0:
+            tl.store(delta_pointer + token + rows, delta, mask=rows < length)
     if Z_MAP != "none":
-        raw_pointer += head_offset(sequence, heads, raw_batch, raw_head)
         found *= slope(load_tile(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN), Z_MAP)
     out_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * Z, Z)
     store_rows(out_pointer, found, out_offset, heads, rows, iz, length, Z)

@@ -81,11 +81,16 @@ def scores(x, y, accumulator, PRECISION: tl.constexpr):
 @triton.jit
 def weights(
     s, rows, columns, inverse, delta, rate, scale, KIND: tl.constexpr, REVERSE: tl.constexpr,
-    NORMALISE: tl.constexpr, DECAY: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """w of the pairs of rows and columns, zero for those that do not meet. inverse, delta: of the queries."""
+    """w of the pairs of rows and columns, zero for those that do not meet. inverse, delta: of the queries.
+
+    WHOLE: delta of KIND query is left to `without_mean`.
+    """
     if NORMALISE:
-        if KIND == "query":
+        if KIND == "query" and WHOLE:
+            s = s * inverse[:, None]
+        elif KIND == "query":
             s = s * inverse[:, None] - delta[:, None]
         elif KIND == "value":
             s = s * inverse[None, :]
@@ -118,17 +123,37 @@ def decay_of_rows(rows, begin, end, rate, scale, READ: tl.constexpr, REVERSE: tl
 @triton.jit
 def read_state(
     found, inverse, delta, vector, rows, begin, end, rate, scale, KIND: tl.constexpr, REVERSE: tl.constexpr,
-    NORMALISE: tl.constexpr, DECAY: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """What the state adds to the rows, from found = x state."""
     if NORMALISE:
-        if KIND == "query":
+        if KIND == "query" and WHOLE:
+            found = found * inverse[:, None]
+        elif KIND == "query":
             found = found * inverse[:, None] - delta[:, None] * vector[None, :]
         elif KIND == "key":
             found = found + vector[None, :]
     if DECAY:
         found *= decay_of_rows(rows, begin, end, rate, scale, True, REVERSE)[:, None]
     return found
+
+
+@triton.jit
+def met(rows, columns, z, passed, PRECISION: tl.constexpr):
+    """passed + the sum of z over the columns up to each row."""
+    ones = tl.where(rows[:, None] >= columns[None, :], 1.0, 0.0)
+    return product(operand(ones, PRECISION), operand(z, PRECISION), passed, PRECISION)
+
+
+@triton.jit
+def without_mean(found, passed, q, inverse):
+    """(dq, delta) from found = sum_c u . v_c phi(k_c) and passed = sum_c phi(k_c), q the features of the rows.
+
+    delta = u . y is phi(q) . found / z. From y, which has been rounded, it would not cancel what it has to: dq is the
+    small difference of two sums, for features have a mean.
+    """
+    delta = tl.sum(q.to(tl.float32) * found, 1) * inverse
+    return found - delta[:, None] * passed, delta
 
 
 @triton.jit

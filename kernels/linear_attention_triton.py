@@ -32,6 +32,8 @@ QUADRATIC_LENGTH = 256
 WIDEST = {"bf16": 128, "tf32": 64, "tf32x3": 64}
 # Beyond twice K V / (K + V) tokens states cost less than blocks do: 512 at widths of 512.
 SEGMENT = 1024
+# Features whose dq one program makes as a whole, see `without_mean`.
+WHOLE = 256
 # Programs that fill an H100 twice (132 multiprocessors), and the fewest chunks worth a segment of their own.
 PROGRAMS, FEWEST = 264, 8
 
@@ -42,6 +44,9 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, *more: Tensor | None) -> str | 
         return "q, k and v must share one of float32, float16, bfloat16, or q and k be float32"
     if any(part is not None and part.dtype not in DTYPES for part in more):
         return "the state must be float32, float16 or bfloat16"
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if differentiable and q.shape[-1] > WHOLE and v.dtype != torch.float32:
+        return f"gradients of more than {WHOLE} features take y before it is rounded"
     if q.numel() == 0 or v.numel() == 0:
         return "there is nothing to compute"
     return None
@@ -67,7 +72,7 @@ def block_of(width: int, largest: int = 128) -> tuple[int, int]:
 def launch_shape(kernel: str, widest: int, precision: str) -> dict[str, int]:
     """Tokens of a tile, warps and stages of a kernel: "walk", "block" or "sum"; `widest`, its widest tile."""
     tokens = 64 if precision == "bf16" or kernel == "block" else 32
-    warps = 8 if kernel == "block" and widest > 64 else 4
+    warps = 8 if kernel != "sum" and widest > 64 else 4
     return {"T": tokens, "num_warps": warps, "num_stages": 3 if precision == "bf16" else 2}
 
 
@@ -174,30 +179,35 @@ def _launch(
     x, z, heads = tensors[0], tensors[2], call.q.shape[2]
     of_keys = kind in ("output", "value")
     mixed = of_keys and x.dtype == torch.float32 and call.precision == "bf16"
+    # What cancels in dq is several times as large as dq: factors of 8 bits would show.
+    precision = "tf32" if kind == "query" and call.precision == "bf16" else call.precision
     options = {
         "X": x.shape[-1], "Z": z.shape[-1], "KIND": kind, "REVERSE": kind in ("value", "key"),
         "XY_MAP": call.feature_map if of_keys else "none", "Z_MAP": "none" if of_keys else call.feature_map,
-        "STATE": states is not None, "SCORES": "tf32" if mixed else call.precision,
+        "STATE": states is not None, "SCORES": "tf32" if mixed else precision,
     }  # fmt: skip
     (padded_x, block_x), (padded_z, block_z) = block_of(x.shape[-1]), block_of(z.shape[-1])
-    pointers = (*tensors, output, out, inverse, delta, _or(call.rates, inverse), _or(states, inverse))
+    pointers = (inverse, delta, _or(call.rates, inverse), _or(states, inverse))
     segment, segments = call.segments
     sizes = (*_strides(*tensors), call.length, heads, segment, segments, call.scale)
     if call.walks:
-        shape = launch_shape("walk", padded_x, call.precision)
-        block_z = min(64, block_z)
+        block_z = padded_z if kind == "query" else min(64, block_z)
+        shape = launch_shape("walk", block_z, call.precision)
         walk_kernel[(call.sequences * segments * (padded_z // block_z),)](
-            *pointers, _or(last, inverse), *sizes, BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None,
-            **options, **call.flags(shape["T"]), **shape,
+            *tensors, out, *pointers, _or(last, inverse), *sizes,
+            BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None,
+            **options, **call.flags(shape["T"]) | {"PRECISION": precision}, **shape,
         )  # fmt: skip
         return
     shape = launch_shape("block", max(block_x, block_z), call.precision)
     if padded_x > 64 and call.precision != "bf16":
         padded_x, block_x = block_of(x.shape[-1], 64)
+    if kind == "query" and padded_z <= WHOLE:
+        padded_z = block_z = triton.next_power_of_2(padded_z)
     programs = call.sequences * triton.cdiv(call.length, shape["T"]) * (padded_z // block_z)
     block_kernel[(programs,)](
-        *pointers, *sizes, BX=padded_x, XB=block_x, BZ=padded_z, ZB=block_z,
-        **options, **call.flags(shape["T"]), **shape,
+        *tensors, output, out, *pointers, *sizes, BX=padded_x, XB=block_x, BZ=padded_z, ZB=block_z,
+        **options, **call.flags(shape["T"]) | {"PRECISION": precision}, **shape,
     )  # fmt: skip
 
 

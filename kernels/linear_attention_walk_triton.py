@@ -16,6 +16,7 @@ from .linear_attention_tiles_triton import (
     EPSILON,
     load_features,
     load_rate,
+    met,
     read_state,
     scores,
     slope,
@@ -23,6 +24,7 @@ from .linear_attention_tiles_triton import (
     store_rows,
     weighted,
     weights,
+    without_mean,
 )
 from .taylor_tiles import head_offset, load_tile, load_vector, operand
 
@@ -50,7 +52,7 @@ def _advance(
 
 @triton.jit(do_not_specialize=["length", "heads", "segment", "segments"])
 def walk_kernel(
-    x_pointer, y_pointer, z_pointer, raw_pointer, output_pointer, out_pointer, inverse_pointer, delta_pointer, rates,
+    x_pointer, y_pointer, z_pointer, raw_pointer, out_pointer, inverse_pointer, delta_pointer, rates,
     states, last,
     x_batch, x_row, x_head, y_batch, y_row, y_head, z_batch, z_row, z_head, raw_batch, raw_row, raw_head,
     length, heads, segment, segments, scale,
@@ -59,7 +61,7 @@ def walk_kernel(
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, STATE: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
-    """out (B,L,H,Z); KIND output: 1 / z (B,H,L) too, query: delta (B,H,L) from `output_pointer`, the forward's y.
+    """out (B,L,H,Z); KIND output: 1 / z (B,H,L) too, query: delta (B,H,L), all of Z in one block.
 
     STATE: `states` (B,H,segments,K,W) holds what each segment begins with. LAST: `last` is what one segment ends with.
     """
@@ -76,7 +78,6 @@ def walk_kernel(
     z_pointer += head_offset(sequence, heads, z_batch, z_head)
     raw_pointer += head_offset(sequence, heads, raw_batch, raw_head)
     token = sequence.to(tl.int64) * length
-    output_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * X, X)
     out_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * Z, Z)
     rate = load_rate(rates, sequence % heads, DECAY)
     if KEYS_FIRST:
@@ -110,16 +111,11 @@ def walk_kernel(
             inverse = load_vector(inverse_pointer + token, rows, length, EVEN)
             if KIND == "key":
                 delta = load_vector(delta_pointer + token, rows, length, EVEN)
-            elif KIND == "query":
-                output = load_tile(output_pointer + output_offset, heads * X, rows, ix, length, X, BX, EVEN)
-                delta = tl.sum(output.to(tl.float32) * x.to(tl.float32), 1) * inverse
-                if block == 0:
-                    tl.store(delta_pointer + token + rows, delta, mask=rows < length)
         s = scores(x, y, tl.zeros([T, T], tl.float32), SCORES)
-        w = weights(s, rows, rows, inverse, delta, rate, scale, KIND, REVERSE, NORMALISE, DECAY)
+        w = weights(s, rows, rows, inverse, delta, rate, scale, KIND, REVERSE, NORMALISE, DECAY, True)
         found = product(operand(x, PRECISION), operand(state, PRECISION), tl.zeros([T, ZB], tl.float32), PRECISION)
         found = read_state(
-            found, inverse, delta, vector, rows, begin, end, rate, scale, KIND, REVERSE, NORMALISE, DECAY
+            found, inverse, delta, vector, rows, begin, end, rate, scale, KIND, REVERSE, NORMALISE, DECAY, True
         )  # fmt: skip
         found = product(operand(w, PRECISION), operand(z, PRECISION), found, PRECISION)
         if KIND == "output" and NORMALISE:
@@ -127,6 +123,11 @@ def walk_kernel(
             found *= own[:, None]
             if block == 0:
                 tl.store(inverse_pointer + token + rows, own, mask=rows < length)
+        if KIND == "query" and NORMALISE:
+            passed = met(rows, rows, z, tl.zeros([T, ZB], tl.float32) + vector[None, :], PRECISION)
+            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
+            found, own = without_mean(found, passed, features, inverse)
+            tl.store(delta_pointer + token + rows, own, mask=rows < length)
         state, vector = _advance(
             state, vector, y, z, inverse, delta, rows, begin, end, rate, scale,
             KIND, REVERSE, NORMALISE, DECAY, PRECISION,
