@@ -18,6 +18,7 @@ from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .long_conv import gated_long_conv, long_conv
+from .retention import retention
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
@@ -54,6 +55,7 @@ __all__ = [
     "linear_attention_step",
     "linear_cross_entropy",
     "long_conv",
+    "retention",
     "rotary",
     "rotary_angles",
     "rwkv7_inputs",

@@ -32,15 +32,15 @@ EPSILON = tl.constexpr(1e-12)
 @triton.jit
 def feature(x, MAP: tl.constexpr):
     """phi(x), in float32 unless x is its own feature. NaN stays NaN."""
-    if MAP == "none":
-        return x
-    x = x.to(tl.float32)
+    if MAP != "none":
+        x = x.to(tl.float32)
     if MAP == "pos_elu":
-        return tl.where(x > 0.0, x + 1.0, tl.exp2(x * LOG2E))
-    if MAP == "relu":
-        return tl.where(x < EPSILON, EPSILON, x)
-    tl.static_assert(MAP == "square")
-    return x * x
+        x = tl.where(x > 0.0, x + 1.0, tl.exp2(x * LOG2E))
+    elif MAP == "relu":
+        x = tl.where(x < EPSILON, EPSILON, x)
+    elif MAP == "square":
+        x = x * x
+    return x
 
 
 @triton.jit
@@ -48,11 +48,13 @@ def slope(x, MAP: tl.constexpr):
     """phi'(x)."""
     x = x.to(tl.float32)
     if MAP == "pos_elu":
-        return tl.where(x > 0.0, 1.0, tl.exp2(x * LOG2E))
-    if MAP == "relu":
-        return tl.where(x < EPSILON, 0.0, 1.0)
-    tl.static_assert(MAP == "square")
-    return 2.0 * x
+        x = tl.where(x > 0.0, 1.0, tl.exp2(x * LOG2E))
+    elif MAP == "relu":
+        x = tl.where(x < EPSILON, 0.0, 1.0)
+    else:
+        tl.static_assert(MAP == "square")
+        x = 2.0 * x
+    return x
 
 
 @triton.jit
@@ -171,17 +173,19 @@ def weighted(
 @triton.jit
 def state_decay(begin, end, rate, DECAY: tl.constexpr):
     """What a state has lost from one end of a run of tokens to the other."""
+    decay = 1.0
     if DECAY:
-        return tl.exp2((end - begin).to(tl.float32) * rate)
-    return 1.0
+        decay = tl.exp2((end - begin).to(tl.float32) * rate)
+    return decay
 
 
 @triton.jit
 def load_rate(rates, head, DECAY: tl.constexpr):
     """The logarithm of the head's decay, to base 2."""
+    rate = 0.0
     if DECAY:
-        return tl.load(rates + head)
-    return 0.0
+        rate = tl.load(rates + head)
+    return rate
 
 
 @triton.jit

@@ -36,16 +36,19 @@ SEGMENT = 1024
 WHOLE = 256
 # Programs that fill an H100 twice (132 multiprocessors), and the fewest chunks worth a segment of their own.
 PROGRAMS, FEWEST = 264, 8
+LOG2E = 1.4426950408889634
 
 
-def unsupported(q: Tensor, k: Tensor, v: Tensor, *more: Tensor | None) -> str | None:
-    """Why the kernels do not take these inputs (`more`: the initial state), or None if they do."""
+def unsupported(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None = None, *, normalise: bool = True
+) -> str | None:
+    """Why the kernels do not take these inputs, or None if they do."""
     if q.dtype != k.dtype or v.dtype not in DTYPES or q.dtype not in (v.dtype, torch.float32):
         return "q, k and v must share one of float32, float16, bfloat16, or q and k be float32"
-    if any(part is not None and part.dtype not in DTYPES for part in more):
+    if initial_state is not None and initial_state.dtype not in DTYPES:
         return "the state must be float32, float16 or bfloat16"
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if differentiable and q.shape[-1] > WHOLE and v.dtype != torch.float32:
+    if normalise and differentiable and q.shape[-1] > WHOLE and v.dtype != torch.float32:
         return f"gradients of more than {WHOLE} features take y before it is rounded"
     if q.numel() == 0 or v.numel() == 0:
         return "there is nothing to compute"
@@ -73,7 +76,8 @@ def launch_shape(kernel: str, widest: int, precision: str) -> dict[str, int]:
     """Tokens of a tile, warps and stages of a kernel: "walk", "block" or "sum"; `widest`, its widest tile."""
     tokens = 64 if precision == "bf16" or kernel == "block" else 32
     warps = 8 if kernel != "sum" and widest > 64 else 4
-    return {"T": tokens, "num_warps": warps, "num_stages": 3 if precision == "bf16" else 2}
+    stages = 3 if precision == "bf16" and widest <= 128 else 2
+    return {"T": tokens, "num_warps": warps, "num_stages": stages}
 
 
 class _Call(NamedTuple):
@@ -179,8 +183,9 @@ def _launch(
     x, z, heads = tensors[0], tensors[2], call.q.shape[2]
     of_keys = kind in ("output", "value")
     mixed = of_keys and x.dtype == torch.float32 and call.precision == "bf16"
-    # What cancels in dq is several times as large as dq: factors of 8 bits would show.
-    precision = "tf32" if kind == "query" and call.precision == "bf16" else call.precision
+    # What cancels in dq, from where y is normalised, is several times as large as dq: factors of 8 bits would show.
+    cancels = kind == "query" and call.normalise
+    precision = "tf32" if cancels and call.precision == "bf16" else call.precision
     options = {
         "X": x.shape[-1], "Z": z.shape[-1], "KIND": kind, "REVERSE": kind in ("value", "key"),
         "XY_MAP": call.feature_map if of_keys else "none", "Z_MAP": "none" if of_keys else call.feature_map,
@@ -191,19 +196,20 @@ def _launch(
     segment, segments = call.segments
     sizes = (*_strides(*tensors), call.length, heads, segment, segments, call.scale)
     if call.walks:
-        block_z = padded_z if kind == "query" else min(64, block_z)
-        shape = launch_shape("walk", block_z, call.precision)
+        # Wide x has a state of as many rows: more warps, so that each thread holds a smaller part of it.
+        block_z = padded_z if cancels or padded_x > 64 else min(64, block_z)
+        shape = launch_shape("walk", max(padded_x, block_z), call.precision)
         walk_kernel[(call.sequences * segments * (padded_z // block_z),)](
             *tensors, out, *pointers, _or(last, inverse), *sizes,
             BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None,
             **options, **call.flags(shape["T"]) | {"PRECISION": precision}, **shape,
         )  # fmt: skip
         return
-    shape = launch_shape("block", max(block_x, block_z), call.precision)
     if padded_x > 64 and call.precision != "bf16":
         padded_x, block_x = block_of(x.shape[-1], 64)
-    if kind == "query" and padded_z <= WHOLE:
+    if cancels and padded_z <= WHOLE:
         padded_z = block_z = triton.next_power_of_2(padded_z)
+    shape = launch_shape("block", max(block_x, block_z), precision)
     programs = call.sequences * triton.cdiv(call.length, shape["T"]) * (padded_z // block_z)
     block_kernel[(programs,)](
         *tensors, output, out, *pointers, *sizes, BX=padded_x, XB=block_x, BZ=padded_z, ZB=block_z,
@@ -318,23 +324,33 @@ def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None, grad_state: Tensor 
 forward.register_autograd(_backward, setup_context=_save)
 
 
+
 def linear_attention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
     v_BLHV: Tensor,
     *,
     feature_map: str = "none",
-    rates_H: Tensor | None = None,
-    normalise: bool = True,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The public function of `linear_attention`, the map by name, for inputs that `unsupported` has no reason against."""
+    y, _, state = forward(q_BLHK, k_BLHK, v_BLHV, None, initial_state, feature_map, True, 1.0, return_state)
+    return (y, state) if return_state else y
+
+
+def retention(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    log_decay_H: Tensor,
+    *,
     scale: float = 1.0,
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`linear_attention` for inputs that `unsupported` has no reason against; the map by name.
-
-    `rates_H`, in units of log 2 and constant, `normalise` and `scale`: see `linear_attention_tiles_triton`.
-    """
-    y, _, state = forward(
-        q_BLHK, k_BLHK, v_BLHV, rates_H, initial_state, feature_map, normalise, scale, return_state
-    )  # fmt: skip
-    return (y, state) if return_state else y
+    """The public function of `retention`, likewise."""
+    rates_H = log_decay_H.detach().float() * LOG2E
+    initial_state = None if initial_state is None else initial_state.mT
+    y, _, state = forward(q_BLHK, k_BLHK, v_BLHV, rates_H, initial_state, "none", False, scale, return_state)
+    return (y, state.mT) if return_state else y
