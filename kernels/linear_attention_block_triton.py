@@ -24,7 +24,7 @@ from .linear_attention_tiles_triton import (
     weights,
     without_mean,
 )
-from .taylor_tiles import block_of_sequence, head_offset, load_tile, load_vector, operand
+from .taylor_tiles import head_offset, load_tile, load_vector, operand
 
 
 @triton.jit
@@ -53,8 +53,11 @@ def block_kernel(
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
-    """Outputs as of `walk_kernel`, query in blocks too: then delta is from y, `output_pointer`. `segment` is a multiple of T; STATE: `states` (B,H,segments,K,W)."""
-    KEYS_FIRST: tl.constexpr = KIND == "output" or KIND == "value"  # noqa: PLR1714
+    """Outputs as of `walk_kernel`; `segment` is a multiple of T, STATE: `states` (B,H,segments,K,W).
+
+    Where dq comes in blocks of columns, delta is from the forward's y, `output_pointer`.
+    """
+    KEYS_FIRST: tl.constexpr = KIND == "output" or KIND == "value"
     KEYS: tl.constexpr = X if KEYS_FIRST else Z
     VALUES: tl.constexpr = Z if KEYS_FIRST else X
     W: tl.constexpr = VALUES + 1 if NORMALISE else VALUES
@@ -90,10 +93,7 @@ def block_kernel(
         for x_block in tl.range(0, BX, XB):
             ix = x_block + columns_x
             x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP)
-            if KEYS_FIRST:
-                place = ix[:, None] * W + iz[None, :]
-            else:
-                place = ix[:, None] + iz[None, :] * W
+            place = ix[:, None] * W + iz[None, :] if KEYS_FIRST else ix[:, None] + iz[None, :] * W
             state = tl.load(states + place, mask=(ix < X)[:, None] & (iz < Z)[None, :], other=0.0)
             found = product(operand(x, PRECISION), operand(state, PRECISION), found, PRECISION)
             if NORMALISE and KIND == "output":

@@ -112,10 +112,7 @@ def decay_of_rows(rows, begin, end, rate, scale, READ: tl.constexpr, REVERSE: tl
 
     A token reads a state from before `begin` after its own decay, and a state takes it up without.
     """
-    if READ == REVERSE:  # to or from the end
-        steps = tl.maximum(end - 1 - rows, 0)
-    else:
-        steps = rows - begin + 1
+    steps = tl.maximum(end - 1 - rows, 0) if READ == REVERSE else rows - begin + 1
     factor = tl.exp2(steps.to(tl.float32) * rate)
     if READ == REVERSE:
         factor *= scale

@@ -2,8 +2,8 @@
 
 Output and gradients are four launches of one form (`linear_attention_tiles_triton`), by one of two kernels: heads up to
 WIDEST in sequences beyond QUADRATIC_LENGTH by `walk_kernel`, cut into segments where sequences and heads are few;
-everything else by `block_kernel`, in segments of SEGMENT tokens. Segments take two more launches for the states between
-them. Gradients pass through the initial and the final state. Launch shapes are fixed by the class of the inputs
+everything else by `block_kernel`, in segments of SEGMENT tokens or more. Segments take two more launches for the states
+between them. Gradients pass through the initial and the final state. Launch shapes are fixed by the class of the inputs
 (widths, dtype), never tuned at run time.
 
 float32 inputs follow torch.get_float32_matmul_precision(): "highest" keeps float32's accuracy (three tf32 products),
@@ -28,10 +28,10 @@ from .precision import float32_precision
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Per token-head a block costs (L + 64) (K + V) operations, a walk 64 (K + V) + 4 K V, one chunk after the other.
 QUADRATIC_LENGTH = 256
-# A state in the registers of one program.
-WIDEST = {"bf16": 128, "tf32": 64, "tf32x3": 64}
-# Beyond twice K V / (K + V) tokens states cost less than blocks do: 512 at widths of 512.
-SEGMENT = 1024
+# Keys and values whose state is held in the registers of one program.
+WIDEST = {"bf16": (64, 128), "tf32": (64, 64), "tf32x3": (64, 64)}
+# Beyond 4 K V / (K + V) tokens states cost less than blocks do; twice as long for widths beyond 256.
+SEGMENT = 512
 # Features whose dq one program makes as a whole, see `without_mean`.
 WHOLE = 256
 # Programs that fill an H100 twice (132 multiprocessors), and the fewest chunks worth a segment of their own.
@@ -109,13 +109,15 @@ class _Call(NamedTuple):
 
     @property
     def walks(self) -> bool:
-        return self.length > QUADRATIC_LENGTH and max(self.widths) <= WIDEST[self.precision]
+        (keys, values), (most_keys, most_values) = self.widths, WIDEST[self.precision]
+        return self.length > QUADRATIC_LENGTH and keys <= most_keys and values <= most_values
 
     @property
     def segments(self) -> tuple[int, int]:
         """(tokens of a segment, segments)."""
         if not self.walks:
-            return SEGMENT, triton.cdiv(self.length, SEGMENT)
+            size = SEGMENT if max(self.widths) <= 256 else 2 * SEGMENT
+            return size, triton.cdiv(self.length, size)
         tokens = launch_shape("walk", 0, self.precision)["T"]
         chunks = triton.cdiv(self.length, tokens)
         wanted = min(PROGRAMS // (self.sequences * triton.cdiv(max(self.widths), 64)), chunks // FEWEST)
@@ -138,7 +140,7 @@ class _Call(NamedTuple):
 
 
 def _call(q, k, v, rates, feature_map, normalise, scale) -> _Call:
-    return _Call(*(dense_rows(part) for part in (q, k, v)), rates, feature_map, normalise, scale)
+    return _Call(dense_rows(q), dense_rows(k), dense_rows(v), rates, feature_map, normalise, scale)
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -196,9 +198,8 @@ def _launch(
     segment, segments = call.segments
     sizes = (*_strides(*tensors), call.length, heads, segment, segments, call.scale)
     if call.walks:
-        # Wide x has a state of as many rows: more warps, so that each thread holds a smaller part of it.
-        block_z = padded_z if cancels or padded_x > 64 else min(64, block_z)
-        shape = launch_shape("walk", max(padded_x, block_z), call.precision)
+        block_z = min(64, block_z)
+        shape = launch_shape("walk", padded_x, call.precision)
         walk_kernel[(call.sequences * segments * (padded_z // block_z),)](
             *tensors, out, *pointers, _or(last, inverse), *sizes,
             BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None,
@@ -324,7 +325,6 @@ def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None, grad_state: Tensor 
 forward.register_autograd(_backward, setup_context=_save)
 
 
-
 def linear_attention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -334,7 +334,7 @@ def linear_attention(
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The public function of `linear_attention`, the map by name, for inputs that `unsupported` has no reason against."""
+    """The public function of `linear_attention`, for inputs that `unsupported` has no reason against."""
     y, _, state = forward(q_BLHK, k_BLHK, v_BLHV, None, initial_state, feature_map, True, 1.0, return_state)
     return (y, state) if return_state else y
 

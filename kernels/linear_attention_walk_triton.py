@@ -42,7 +42,7 @@ def _advance(
             vector += tl.sum(z.to(tl.float32), 0)
         elif KIND == "key":
             vector -= tl.sum(z.to(tl.float32) * delta[:, None], 0)
-    if KIND == "output" or KIND == "value":  # noqa: PLR1714
+    if KIND == "output" or KIND == "value":
         y = weighted(y, inverse, rows, begin, end, rate, scale, REVERSE, NORMALISE, DECAY)
     else:
         z = weighted(z, inverse, rows, begin, end, rate, scale, REVERSE, NORMALISE, DECAY)
@@ -65,7 +65,7 @@ def walk_kernel(
 
     STATE: `states` (B,H,segments,K,W) holds what each segment begins with. LAST: `last` is what one segment ends with.
     """
-    KEYS_FIRST: tl.constexpr = KIND == "output" or KIND == "value"  # noqa: PLR1714
+    KEYS_FIRST: tl.constexpr = KIND == "output" or KIND == "value"
     KEYS: tl.constexpr = X if KEYS_FIRST else Z
     VALUES: tl.constexpr = Z if KEYS_FIRST else X
     W: tl.constexpr = VALUES + 1 if NORMALISE else VALUES
@@ -80,19 +80,13 @@ def walk_kernel(
     token = sequence.to(tl.int64) * length
     out_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * Z, Z)
     rate = load_rate(rates, sequence % heads, DECAY)
-    if KEYS_FIRST:
-        place = ix[:, None] * W + iz[None, :]
-    else:
-        place = ix[:, None] + iz[None, :] * W
+    place = ix[:, None] * W + iz[None, :] if KEYS_FIRST else ix[:, None] + iz[None, :] * W
     inside = (ix < X)[:, None] & (iz < Z)[None, :]
     states += program.to(tl.int64) // BLOCKS * (KEYS * W)
     last += sequence.to(tl.int64) * (KEYS * W)
     along = ix if KIND == "output" else iz  # the entries of the vector
     along_end = X if KIND == "output" else Z
-    if STATE:
-        state = tl.load(states + place, mask=inside, other=0.0)
-    else:
-        state = tl.zeros([BX, ZB], tl.float32)
+    state = tl.load(states + place, mask=inside, other=0.0) if STATE else tl.zeros([BX, ZB], tl.float32)
     vector = tl.zeros([BX if KIND == "output" else ZB], tl.float32)
     if STATE and NORMALISE and KIND != "value":
         vector = tl.load(states + along * W + VALUES, mask=along < along_end, other=0.0)

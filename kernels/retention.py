@@ -9,6 +9,8 @@ The reference is that of `ssd`, with step size `scale` and every head a group. O
 linear_attention compute it, which form nothing for decays that depend on the token; float64 goes to the reference.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,13 +49,13 @@ def retention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """q, k (B,L,H,K), v (B,L,H,V), log gamma (H) <= 0 -> y (B,L,H,V), and the state (B,H,V,K) if asked for.
 
-    `scale` is not zero. `initial_state` continues a sequence: a prefix, then the rest, gives the whole. A decode step is
-    `ssd_step` with the same arguments as the reference's.
+    `scale` is not zero. `initial_state` continues a sequence: a prefix, then the rest, gives the whole. A decode step
+    is `ssd_step` with the reference's arguments.
     """
-    options = {"scale": scale, "return_state": return_state}
+    options: dict[str, Any] = {"scale": scale, "initial_state": initial_state, "return_state": return_state}
     if v_BLHV.is_cuda and v_BLHV.dtype != torch.float64:
         from . import linear_attention_triton as kernels
 
         if kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, initial_state, normalise=False) is None:
-            return kernels.retention(q_BLHK, k_BLHK, v_BLHV, log_decay_H, initial_state=initial_state, **options)
-    return reference(q_BLHK, k_BLHK, v_BLHV, log_decay_H, initial_state=initial_state, **options)
+            return kernels.retention(q_BLHK, k_BLHK, v_BLHV, log_decay_H, **options)
+    return reference(q_BLHK, k_BLHK, v_BLHV, log_decay_H, **options)

@@ -137,43 +137,24 @@ def _attention(
 class Elementwise(FeatureMap):
     """A map of single entries, which the operator's kernels compute themselves; None: the entries as they are."""
 
-    function: ClassVar[Callable[[Tensor], Tensor] | None] = None
+    def __init__(
+        self, key_dim: int, heads: int, features: int, max_length: int, *, function: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        super().__init__(key_dim, heads, features, max_length)
+        self.function = function
 
     def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
-        function = type(self).function
-        return k_xHK if function is None else function(k_xHK)
+        return k_xHK if self.function is None else self.function(k_xHK)
 
     def attend(
         self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, return_state: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        return _attention(q_BLHK, k_BLHK, v_BLHV, None, return_state, type(self).function)
+        return _attention(q_BLHK, k_BLHK, v_BLHV, None, return_state, self.function)
 
     def step(
         self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor | None
     ) -> Tensor:
-        return linear_attention_step(q_BHK, k_BHK, v_BHV, state_BHFW, feature_map=type(self).function)
-
-
-class PosELU(Elementwise):
-    """elu(x) + 1, positive."""
-
-    function = staticmethod(pos_elu)
-
-
-class Identity(Elementwise):
-    """x itself."""
-
-
-class ReLU(Elementwise):
-    """max(x, 1e-12): a token without a positive entry still weighs something."""
-
-    function = staticmethod(relu)
-
-
-class Square(Elementwise):
-    """x^2."""
-
-    function = staticmethod(square)
+        return linear_attention_step(q_BHK, k_BHK, v_BHV, state_BHFW, feature_map=self.function)
 
 
 class CosFormer(FeatureMap):
@@ -300,10 +281,10 @@ class Taylor(FeatureMap):
 
 
 FEATURE_MAPS: dict[str, Callable[[int, int, int, int], FeatureMap]] = {
-    "pos_elu": PosELU,
-    "identity": Identity,
-    "relu": ReLU,
-    "square": Square,
+    "pos_elu": partial(Elementwise, function=pos_elu),
+    "identity": partial(Elementwise, function=None),
+    "relu": partial(Elementwise, function=relu),
+    "square": partial(Elementwise, function=square),
     "cosformer": CosFormer,
     "performer": Performer,
     "hedgehog": Hedgehog,

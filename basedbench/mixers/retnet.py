@@ -7,8 +7,9 @@ Per head h of K = d / heads keys and V = expand_v d / heads values, with a fixed
 are the pairs of channels 2i and 2i + 1, by theta_i = 10000^(-i / (K/2 - 1)) a token: xPos whose scale gamma stands for,
 as released. The norm over a head's values, the paper's GroupNorm, has no weights and eps 1e-6; the row-wise scales of
 the released code, which it cancels, are left out. No biases.
-The recurrence is `retention`; a step is `ssd_step` with step size 1 / sqrt(K) and every head a group. q and k come with the first of each pair before all the second: their products do not depend on an
-order that both have, and so `rotary` turns them.
+The recurrence is `retention`; a step is `ssd_step` with step size 1 / sqrt(K) and every head a group. q and k come with
+the first of each pair before all the second: their products do not depend on an order that both have, and so `rotary`
+turns them.
 State: per head V x K numbers, always in fp32 (fp64 for fp64), and the position that the next token is rotated by.
 
     state_bytes = a * d * int(expand_v * d) // heads + 4
