@@ -51,17 +51,16 @@ def block_kernel(
     X: tl.constexpr, Z: tl.constexpr, BX: tl.constexpr, XB: tl.constexpr, BZ: tl.constexpr, ZB: tl.constexpr,
     T: tl.constexpr, KIND: tl.constexpr, REVERSE: tl.constexpr, XY_MAP: tl.constexpr, Z_MAP: tl.constexpr,
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr, SCORES: tl.constexpr,
+    PRECISION: tl.constexpr, SCORES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Outputs as of `walk_kernel`; `segment` is a multiple of T, STATE: `states` (B,H,segments,K,W).
 
-    Where dq comes in blocks of columns, delta is from the forward's y, `output_pointer`.
+    Without WHOLE delta is from the forward's y, `output_pointer`; with it one block has all of Z.
     """
     KEYS_FIRST: tl.constexpr = KIND == "output" or KIND == "value"
     KEYS: tl.constexpr = X if KEYS_FIRST else Z
     VALUES: tl.constexpr = Z if KEYS_FIRST else X
     W: tl.constexpr = VALUES + 1 if NORMALISE else VALUES
-    WHOLE: tl.constexpr = BZ == ZB
     block = tl.program_id(0) % (BZ // ZB)
     blocks = tl.cdiv(length, T)
     sequence, start = tl.program_id(0) // (BZ // ZB) // blocks, tl.program_id(0) // (BZ // ZB) % blocks * T

@@ -63,13 +63,12 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "tf32x3"
 
 
-def block_of(width: int, largest: int = 128) -> tuple[int, int]:
-    """(padded width, block): one block that is a power of two, or several that leave less than 64 empty."""
-    if width <= largest:
-        padded = max(16, triton.next_power_of_2(width))
-        return padded, padded
-    block = largest if -width % largest < 64 else 64
-    return triton.cdiv(width, block) * block, block
+def block_of(width: int, largest: int) -> tuple[int, int]:
+    """(padded width, block): one block that is a power of two, or several of the largest."""
+    if width > largest:
+        return triton.cdiv(width, largest) * largest, largest
+    padded = max(16, triton.next_power_of_2(width))
+    return padded, padded
 
 
 def launch_shape(kernel: str, widest: int, precision: str) -> dict[str, int]:
@@ -130,14 +129,6 @@ class _Call(NamedTuple):
         keys, values = self.widths
         return self.q.shape[0], self.q.shape[2], keys, values + self.normalise
 
-    def flags(self, tokens: int) -> dict[str, Any]:
-        return {
-            "EVEN": self.length % tokens == 0,
-            "NORMALISE": self.normalise,
-            "DECAY": self.rates is not None,
-            "PRECISION": self.precision,
-        }
-
 
 def _call(q, k, v, rates, feature_map, normalise, scale) -> _Call:
     return _Call(dense_rows(q), dense_rows(k), dense_rows(v), rates, feature_map, normalise, scale)
@@ -167,7 +158,8 @@ def _states(
     sum_kernel[(programs,)](
         x, v, inverse, delta, _or(call.rates, sums), sums, *_strides(x, v), *sizes, call.scale,
         K=keys, V=values, BK=padded_k, KB=block_k, BV=padded_v, VB=block_v, REVERSE=reverse, MAP=call.feature_map,
-        **call.flags(shape["T"]), **shape,
+        NORMALISE=call.normalise, DECAY=call.rates is not None, PRECISION=precision,
+        EVEN=call.length % shape["T"] == 0, **shape,
     )  # fmt: skip
     running_kernel[(call.sequences, triton.cdiv(keys * columns, 512))](
         sums, _or(initial, sums), _or(last, sums), _or(call.rates, sums), *sizes,
@@ -188,33 +180,31 @@ def _launch(
     # What cancels in dq, from where y is normalised, is several times as large as dq: factors of 8 bits would show.
     cancels = kind == "query" and call.normalise
     precision = "tf32" if cancels and call.precision == "bf16" else call.precision
-    options = {
+    flags = {
         "X": x.shape[-1], "Z": z.shape[-1], "KIND": kind, "REVERSE": kind in ("value", "key"),
         "XY_MAP": call.feature_map if of_keys else "none", "Z_MAP": "none" if of_keys else call.feature_map,
-        "STATE": states is not None, "SCORES": "tf32" if mixed else precision,
+        "STATE": states is not None, "NORMALISE": call.normalise, "DECAY": call.rates is not None,
+        "PRECISION": precision, "SCORES": "tf32" if mixed else precision,
     }  # fmt: skip
-    (padded_x, block_x), (padded_z, block_z) = block_of(x.shape[-1]), block_of(z.shape[-1])
     pointers = (inverse, delta, _or(call.rates, inverse), _or(states, inverse))
     segment, segments = call.segments
     sizes = (*_strides(*tensors), call.length, heads, segment, segments, call.scale)
     if call.walks:
-        block_z = min(64, block_z)
+        (padded_x, _), (padded_z, block_z) = block_of(x.shape[-1], 128), block_of(z.shape[-1], 64)
         shape = launch_shape("walk", padded_x, call.precision)
         walk_kernel[(call.sequences * segments * (padded_z // block_z),)](
-            *tensors, out, *pointers, _or(last, inverse), *sizes,
-            BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None,
-            **options, **call.flags(shape["T"]) | {"PRECISION": precision}, **shape,
+            *tensors, out, *pointers, _or(last, inverse), *sizes, **flags, EVEN=call.length % shape["T"] == 0,
+            BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None, **shape,
         )  # fmt: skip
         return
-    if padded_x > 64 and call.precision != "bf16":
-        padded_x, block_x = block_of(x.shape[-1], 64)
-    if cancels and padded_z <= WHOLE:
-        padded_z = block_z = triton.next_power_of_2(padded_z)
+    wide_x = call.precision == "bf16" and (x.shape[-1] <= 128 or x.shape[-1] % 128 == 0)
+    (padded_x, block_x), (padded_z, block_z) = block_of(x.shape[-1], 128 if wide_x else 64), block_of(z.shape[-1], 256)
     shape = launch_shape("block", max(block_x, block_z), precision)
+    whole = padded_z == block_z and (padded_z <= 128 or call.v.dtype != torch.float32)
     programs = call.sequences * triton.cdiv(call.length, shape["T"]) * (padded_z // block_z)
     block_kernel[(programs,)](
-        *tensors, output, out, *pointers, *sizes, BX=padded_x, XB=block_x, BZ=padded_z, ZB=block_z,
-        **options, **call.flags(shape["T"]) | {"PRECISION": precision}, **shape,
+        *tensors, output, out, *pointers, *sizes, **flags, EVEN=call.length % shape["T"] == 0,
+        BX=padded_x, XB=block_x, BZ=padded_z, ZB=block_z, WHOLE=whole, **shape,
     )  # fmt: skip
 
 
