@@ -75,7 +75,7 @@ def launch_shape(kernel: str, widest: int, precision: str) -> dict[str, int]:
     """Tokens of a tile, warps and stages of a kernel: "walk", "block" or "sum"; `widest`, its widest tile."""
     tokens = 64 if precision == "bf16" or kernel == "block" else 32
     warps = 8 if kernel != "sum" and widest > 64 else 4
-    stages = 3 if precision == "bf16" and widest <= 128 else 2
+    stages = 3 if precision == "bf16" and widest <= 128 else 1 if precision == "tf32x3" and widest > 128 else 2
     return {"T": tokens, "num_warps": warps, "num_stages": stages}
 
 
