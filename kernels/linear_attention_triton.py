@@ -23,7 +23,7 @@ from .dense_rows import dense_rows
 from .linear_attention_block_triton import block_kernel
 from .linear_attention_states_triton import running_kernel, sum_kernel
 from .linear_attention_walk_triton import walk_kernel
-from .precision import float32_precision
+from .precision import precision_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Per token-head a block costs (L + 64) (K + V) operations, a walk 64 (K + V) + 4 K V, one chunk after the other.
@@ -53,14 +53,6 @@ def unsupported(
     if q.numel() == 0 or v.numel() == 0:
         return "there is nothing to compute"
     return None
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """What operands are rounded to, see `taylor_tiles`."""
-    if dtype == torch.bfloat16:
-        return "bf16"
-    tf32 = dtype == torch.float32 and float32_precision() != "highest"
-    return "tf32" if tf32 else "tf32x3"
 
 
 def block_of(width: int, largest: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from basedbench.kernels import linear_attention_triton as triton_form
 from basedbench.kernels.linear_attention_step_triton import step
 from basedbench.kernels.linear_attention_step_triton import unsupported as step_unsupported
 
-from .conftest import interpreted
+from .conftest import errors, interpreted
 
 # The package has functions of the modules' names.
 linear = importlib.import_module("basedbench.kernels.linear_attention")
@@ -68,16 +68,6 @@ def outputs_and_gradients(function, tensors, signs) -> list[Tensor]:
     outputs = found if with_state else (found,)
     signs = [sign.to(y.dtype) for sign, y in zip(signs, outputs, strict=False)]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, signs)]
-
-
-def errors(value: Tensor, exact: Tensor, along_length: bool) -> list[float]:
-    """Of the whole and of the worst 64 rows or a few more: kernels that go wrong do so after the first chunks."""
-    blocks = [(value, exact)]
-    if along_length:
-        count = max(1, value.shape[1] // 64)
-        blocks += zip(value.tensor_split(count, 1), exact.tensor_split(count, 1), strict=True)
-    relative = [((a.double() - b).norm() / b.norm().clamp_min(1e-3)).item() for a, b in blocks]
-    return [relative[0], max(relative)]
 
 
 def compare(randn, tensors, ours, reference) -> None:
