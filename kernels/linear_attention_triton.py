@@ -192,6 +192,8 @@ def _launch(
     wide_x = call.precision == "bf16" and (x.shape[-1] <= 128 or x.shape[-1] % 128 == 0)
     (padded_x, block_x), (padded_z, block_z) = block_of(x.shape[-1], 128 if wide_x else 64), block_of(z.shape[-1], 256)
     shape = launch_shape("block", max(block_x, block_z), precision)
+    if padded_x > block_x:  # the innermost loop is that over blocks of x and y, whose tiles are small
+        shape["num_stages"] = 2
     whole = padded_z == block_z and (padded_z <= 128 or call.v.dtype != torch.float32)
     programs = call.sequences * triton.cdiv(call.length, shape["T"]) * (padded_z // block_z)
     block_kernel[(programs,)](
