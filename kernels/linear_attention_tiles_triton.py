@@ -60,15 +60,21 @@ def slope(x, MAP: tl.constexpr):
 @triton.jit
 def load_features(
     pointer, stride, rows, columns, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr,
-    MAP: tl.constexpr,
+    MAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """phi of a tile; zero beyond the length and the width, where phi(0) need not be."""
+    """phi of a tile; zero beyond the length and the width, where phi(0) need not be.
+
+    PRECISION bf16: rounded once and for all. A sum and its normaliser then have the same features, so that an error
+    weighs the distance of the values from their mean, not the values.
+    """
     x = feature(load_tile(pointer, stride, rows, columns, length, WIDTH, PADDED, EVEN), MAP)
     if MAP != "none":
         if not EVEN:
             x = tl.where((rows < length)[:, None], x, 0.0)
         if WIDTH != PADDED:
             x = tl.where((columns < WIDTH)[None, :], x, 0.0)
+        if PRECISION == "bf16":
+            x = operand(x, PRECISION)
     return x
 
 
@@ -134,6 +140,17 @@ def read_state(
             found = found + vector[None, :]
     if DECAY:
         found *= decay_of_rows(rows, begin, end, rate, scale, True, REVERSE)[:, None]
+    return found
+
+
+@triton.jit
+def add_weighted(found, w, z, KIND: tl.constexpr, NORMALISE: tl.constexpr, PRECISION: tl.constexpr):
+    """found + w z. What w of KIND key is made of cancels: in bf16 it comes in two parts, high and low."""
+    high = operand(w, PRECISION)
+    z = operand(z, PRECISION)
+    found = product(high, z, found, PRECISION)
+    if KIND == "key" and NORMALISE and PRECISION == "bf16":
+        found = product(operand(w - high.to(tl.float32), PRECISION), z, found, PRECISION)
     return found
 
 

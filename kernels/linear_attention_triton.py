@@ -87,6 +87,14 @@ class _Call(NamedTuple):
         return precision_of(self.v.dtype)
 
     @property
+    def finer(self) -> str:
+        """The precision of dq, and of what it reads.
+
+        What cancels in it, where y is normalised, is several times as large as dq: factors of 8 bits would show.
+        """
+        return "tf32" if self.normalise and self.precision == "bf16" else self.precision
+
+    @property
     def sequences(self) -> int:
         return self.q.shape[0] * self.q.shape[2]
 
@@ -137,10 +145,10 @@ def _or(part: Tensor | None, other: Tensor) -> Tensor:
 
 def _states(
     call: _Call, x: Tensor, v: Tensor, inverse: Tensor, delta: Tensor, initial: Tensor | None, last: Tensor | None, *,
-    reverse: bool,
+    reverse: bool, precision: str,
 ) -> Tensor:  # fmt: skip
     """What each segment begins with, in reverse ends with: (B,H,segments,K,W); `last` is written."""
-    (keys, values), (segment, segments), precision = call.widths, call.segments, call.precision
+    (keys, values), (segment, segments) = call.widths, call.segments
     (padded_k, block_k), (padded_v, block_v) = block_of(keys, 64), block_of(values, 64)
     shape = launch_shape("sum", 64, precision)
     batch, heads, _, columns = call.state
@@ -169,9 +177,7 @@ def _launch(
     x, z, heads = tensors[0], tensors[2], call.q.shape[2]
     of_keys = kind in ("output", "value")
     mixed = of_keys and x.dtype == torch.float32 and call.precision == "bf16"
-    # What cancels in dq, from where y is normalised, is several times as large as dq: factors of 8 bits would show.
-    cancels = kind == "query" and call.normalise
-    precision = "tf32" if cancels and call.precision == "bf16" else call.precision
+    precision = call.finer if kind == "query" else call.precision
     flags = {
         "X": x.shape[-1], "Z": z.shape[-1], "KIND": kind, "REVERSE": kind in ("value", "key"),
         "XY_MAP": call.feature_map if of_keys else "none", "Z_MAP": "none" if of_keys else call.feature_map,
@@ -221,7 +227,7 @@ def forward(
     last = final if return_state else None
     states = initial
     if call.segments[1] > 1 or (return_state and not call.walks):
-        sums = _states(call, call.k, call.v, inverse, inverse, initial, last, reverse=False)
+        sums = _states(call, call.k, call.v, inverse, inverse, initial, last, reverse=False, precision=call.precision)
         states = sums if call.segments[1] > 1 else initial
         last = None
     _launch("output", call, (call.q, call.k, call.v, call.q), y, y, inverse, inverse, states, last)
@@ -251,11 +257,13 @@ def backward(
     behind = None if grad_state is None else grad_state.float().contiguous()
     first = None if initial is None else dstate if dstate.dtype == torch.float32 else torch.empty_like(initial)
     several = call.segments[1] > 1
-    before = _states(call, k, v, inverse, inverse, initial, None, reverse=False) if several else initial
+    before = initial
+    if several:
+        before = _states(call, k, v, inverse, inverse, initial, None, reverse=False, precision=call.finer)
     _launch("query", call, (dy, v, k, q), y, dq, inverse, delta, before)
     into = first
     if several or (first is not None and not call.walks):
-        sums = _states(call, q, dy, inverse, delta, behind, first, reverse=True)
+        sums = _states(call, q, dy, inverse, delta, behind, first, reverse=True, precision=call.precision)
         behind, into = sums if several else behind, None
     _launch("value", call, (k, q, dy, k), y, dv, inverse, delta, behind, into)
     _launch("key", call, (v, dy, q, k), y, dk, inverse, delta, behind, into)

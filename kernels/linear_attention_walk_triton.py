@@ -14,6 +14,7 @@ import triton.language as tl
 from .delta_rule_tiles_triton import product
 from .linear_attention_tiles_triton import (
     EPSILON,
+    add_weighted,
     load_features,
     load_rate,
     met,
@@ -98,9 +99,9 @@ def walk_kernel(
         begin = first + (chunks - 1 - index if REVERSE else index) * T
         end = tl.minimum(begin + T, length)
         rows = begin + t
-        x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP)
-        y = load_features(y_pointer, y_row, rows, ix, length, X, BX, EVEN, XY_MAP)
-        z = load_features(z_pointer, z_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
+        x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
+        y = load_features(y_pointer, y_row, rows, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
+        z = load_features(z_pointer, z_row, rows, iz, length, Z, BZ, EVEN, Z_MAP, "exact")
         if NORMALISE and KIND != "output":
             inverse = load_vector(inverse_pointer + token, rows, length, EVEN)
             if KIND == "key":
@@ -111,7 +112,7 @@ def walk_kernel(
         found = read_state(
             found, inverse, delta, vector, rows, begin, end, rate, scale, KIND, REVERSE, NORMALISE, DECAY, True
         )  # fmt: skip
-        found = product(operand(w, PRECISION), operand(z, PRECISION), found, PRECISION)
+        found = add_weighted(found, w, z, KIND, NORMALISE, PRECISION)
         if KIND == "output" and NORMALISE:
             own = 1.0 / (tl.sum(w, 1) + tl.sum(x.to(tl.float32) * vector[None, :], 1) + EPSILON)
             found *= own[:, None]
@@ -119,7 +120,7 @@ def walk_kernel(
                 tl.store(inverse_pointer + token + rows, own, mask=rows < length)
         if KIND == "query" and NORMALISE:
             passed = met(rows, rows, z, tl.zeros([T, ZB], tl.float32) + vector[None, :], PRECISION)
-            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
+            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP, "exact")
             found, own = without_mean(found, passed, features, inverse)
             tl.store(delta_pointer + token + rows, own, mask=rows < length)
         state, vector = _advance(
