@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .costs import total_bytes
-from .gated_linear_attention import flops as gated_flops
 from .precision import accumulation_dtype
 from .ssd import reference as ssd_reference
 
@@ -61,28 +59,3 @@ def retention(
         if kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, initial_state, normalise=False) is None:
             return kernels.retention(q_BLHK, k_BLHK, v_BLHV, log_decay_H, **options)
     return reference(q_BLHK, k_BLHK, v_BLHV, log_decay_H, **options)
-
-
-flops = gated_flops  # products are the same, whatever decays
-
-
-def bytes_moved(
-    *,
-    batch: int,
-    length: int,
-    heads: int,
-    key_dim: int,
-    value_dim: int,
-    element_bytes: int = 2,
-    state: bool = False,
-    backward: bool = False,
-) -> int:
-    """q, k, v in and y out: 2 K + 2 V elements per token-head; with `state` K V float32 in and out per head."""
-    tokens = batch * length * heads
-    return total_bytes(
-        tokens * (2 * key_dim + value_dim),
-        tokens * value_dim,
-        state=batch * heads * key_dim * value_dim if state else 0,
-        element_bytes=element_bytes,
-        backward=backward,
-    )
