@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .costs import STATE_BYTES
+from .gated_linear_attention import flops as gated_flops
+from .linear_attention import bytes_moved as linear_bytes
 from .precision import accumulation_dtype
 from .ssd import reference as ssd_reference
 
@@ -59,3 +62,12 @@ def retention(
         if kernels.unsupported(q_BLHK, k_BLHK, v_BLHV, initial_state, normalise=False) is None:
             return kernels.retention(q_BLHK, k_BLHK, v_BLHV, log_decay_H, **options)
     return reference(q_BLHK, k_BLHK, v_BLHV, log_decay_H, **options)
+
+
+flops = gated_flops  # products are the same, whatever decays
+
+
+def bytes_moved(*, batch: int, heads: int, key_dim: int, state: bool = False, **sizes: int) -> int:
+    """q, k, v in and y out, as `linear_attention`; with `state` K V float32 in and out per head, no normaliser."""
+    whole = linear_bytes(batch=batch, heads=heads, key_dim=key_dim, state=state, **sizes)
+    return whole - (2 * STATE_BYTES * batch * heads * key_dim if state else 0)
