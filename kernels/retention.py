@@ -67,7 +67,7 @@ def retention(
 flops = gated_flops  # products are the same, whatever decays
 
 
-def bytes_moved(*, batch: int, heads: int, key_dim: int, state: bool = False, **sizes: int) -> int:
+def bytes_moved(*, batch: int, heads: int, key_dim: int, state: bool = False, **sizes: Any) -> int:
     """q, k, v in and y out, as `linear_attention`; with `state` K V float32 in and out per head, no normaliser."""
     whole = linear_bytes(batch=batch, heads=heads, key_dim=key_dim, state=state, **sizes)
     return whole - (2 * STATE_BYTES * batch * heads * key_dim if state else 0)
