@@ -92,7 +92,7 @@ def block_kernel(
                 passed += vector[None, :]
         for x_block in tl.range(0, BX, XB):
             ix = x_block + columns_x
-            x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
+            x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP)
             place = ix[:, None] * W + iz[None, :] if KEYS_FIRST else ix[:, None] + iz[None, :] * W
             state = tl.load(states + place, mask=(ix < X)[:, None] & (iz < Z)[None, :], other=0.0)
             found = product(operand(x, PRECISION), operand(state, PRECISION), found, PRECISION)
@@ -103,18 +103,18 @@ def block_kernel(
             found, inverse, delta, vector, rows, begin, end, rate, scale, KIND, REVERSE, NORMALISE, DECAY, WHOLE
         )  # fmt: skip
     if BX == XB:
-        x = load_features(x_pointer, x_row, rows, columns_x, length, X, BX, EVEN, XY_MAP, PRECISION)
+        x = load_features(x_pointer, x_row, rows, columns_x, length, X, BX, EVEN, XY_MAP)
     for first in tl.range(start if REVERSE else begin, end if REVERSE else start + T, T):
         columns = first + t
         s = tl.zeros([T, T], tl.float32)
         if BX == XB:
-            y = load_features(y_pointer, y_row, columns, columns_x, length, X, BX, EVEN, XY_MAP, PRECISION)
+            y = load_features(y_pointer, y_row, columns, columns_x, length, X, BX, EVEN, XY_MAP)
             s = scores(x, y, s, SCORES)
         else:
             for x_block in tl.range(0, BX, XB):
                 ix = x_block + columns_x
-                x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
-                y = load_features(y_pointer, y_row, columns, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
+                x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP)
+                y = load_features(y_pointer, y_row, columns, ix, length, X, BX, EVEN, XY_MAP)
                 s = scores(x, y, s, SCORES)
         if NORMALISE and REVERSE:
             inverse = load_vector(inverse_pointer + token, columns, length, EVEN)
@@ -122,7 +122,7 @@ def block_kernel(
                 delta = load_vector(delta_pointer + token, columns, length, EVEN)
         w = weights(s, rows, columns, inverse, delta, rate, scale, KIND, REVERSE, NORMALISE, DECAY, WHOLE)
         total += tl.sum(w, 1)
-        z = load_features(z_pointer, z_row, columns, iz, length, Z, BZ, EVEN, Z_MAP, "exact")
+        z = load_features(z_pointer, z_row, columns, iz, length, Z, BZ, EVEN, Z_MAP)
         found = add_weighted(found, w, z, KIND, NORMALISE, PRECISION)
         if NORMALISE and KIND == "query" and WHOLE:
             passed = met(rows, columns, z, passed, PRECISION)
@@ -134,7 +134,7 @@ def block_kernel(
     raw_pointer += head_offset(sequence, heads, raw_batch, raw_head)
     if NORMALISE and KIND == "query":
         if WHOLE:
-            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP, "exact")
+            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
             found, delta = without_mean(found, passed, features, inverse)
         if block == 0:
             tl.store(delta_pointer + token + rows, delta, mask=rows < length)

@@ -41,7 +41,7 @@ def sum_kernel(
     inverse = tl.zeros([T], tl.float32)
     for first in tl.range(begin, end, T):
         rows = first + t
-        x = load_features(x_pointer, x_row, rows, keys, length, K, BK, EVEN, MAP, "exact" if REVERSE else PRECISION)
+        x = load_features(x_pointer, x_row, rows, keys, length, K, BK, EVEN, MAP)
         v = load_tile(v_pointer, v_row, rows, values, length, V, BV, EVEN)
         if NORMALISE:
             if REVERSE:

@@ -60,21 +60,15 @@ def slope(x, MAP: tl.constexpr):
 @triton.jit
 def load_features(
     pointer, stride, rows, columns, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr,
-    MAP: tl.constexpr, PRECISION: tl.constexpr,
+    MAP: tl.constexpr,
 ):  # fmt: skip
-    """phi of a tile; zero beyond the length and the width, where phi(0) need not be.
-
-    PRECISION bf16: rounded once and for all. A sum and its normaliser then have the same features, so that an error
-    weighs the distance of the values from their mean, not the values.
-    """
+    """phi of a tile; zero beyond the length and the width, where phi(0) need not be."""
     x = feature(load_tile(pointer, stride, rows, columns, length, WIDTH, PADDED, EVEN), MAP)
     if MAP != "none":
         if not EVEN:
             x = tl.where((rows < length)[:, None], x, 0.0)
         if WIDTH != PADDED:
             x = tl.where((columns < WIDTH)[None, :], x, 0.0)
-        if PRECISION == "bf16":
-            x = operand(x, PRECISION)
     return x
 
 
@@ -156,9 +150,9 @@ def add_weighted(found, w, z, KIND: tl.constexpr, NORMALISE: tl.constexpr, PRECI
 
 @triton.jit
 def met(rows, columns, z, passed, PRECISION: tl.constexpr):
-    """passed + the sum of z over the columns up to each row."""
+    """passed + the sum of z over the columns up to each row; PRECISION is tf32 or finer."""
     ones = tl.where(rows[:, None] >= columns[None, :], 1.0, 0.0)
-    return product(operand(ones, PRECISION), operand(z, PRECISION), passed, PRECISION)
+    return product(ones, operand(z, PRECISION), passed, PRECISION)
 
 
 @triton.jit

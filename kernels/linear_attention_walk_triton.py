@@ -99,9 +99,9 @@ def walk_kernel(
         begin = first + (chunks - 1 - index if REVERSE else index) * T
         end = tl.minimum(begin + T, length)
         rows = begin + t
-        x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
-        y = load_features(y_pointer, y_row, rows, ix, length, X, BX, EVEN, XY_MAP, PRECISION)
-        z = load_features(z_pointer, z_row, rows, iz, length, Z, BZ, EVEN, Z_MAP, "exact")
+        x = load_features(x_pointer, x_row, rows, ix, length, X, BX, EVEN, XY_MAP)
+        y = load_features(y_pointer, y_row, rows, ix, length, X, BX, EVEN, XY_MAP)
+        z = load_features(z_pointer, z_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
         if NORMALISE and KIND != "output":
             inverse = load_vector(inverse_pointer + token, rows, length, EVEN)
             if KIND == "key":
@@ -120,7 +120,7 @@ def walk_kernel(
                 tl.store(inverse_pointer + token + rows, own, mask=rows < length)
         if KIND == "query" and NORMALISE:
             passed = met(rows, rows, z, tl.zeros([T, ZB], tl.float32) + vector[None, :], PRECISION)
-            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP, "exact")
+            features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
             found, own = without_mean(found, passed, features, inverse)
             tl.store(delta_pointer + token + rows, own, mask=rows < length)
         state, vector = _advance(
