@@ -68,12 +68,7 @@ _MAMBA = ("skip", "gate", "bias", "softplus")
 COVERAGE: dict[str, Coverage] = {
     "taylor_attention": Coverage(_HEADS, _STATE, wide=({"H": 128, "K": 16, "V": 64},)),
     "linear_attention": Coverage(
-        (
-            {"H": 2, "K": 64, "V": 64},
-            {"H": 2, "K": 16, "V": 48},
-            {"H": 2, "K": 128, "V": 128},
-            {"H": 1, "K": 256, "V": 64},
-        ),
+        ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 48}, {"H": 1, "K": 256, "V": 64}),
         _STATE,
         wide=({"H": 1, "K": 192, "V": 512}, {"H": 264, "K": 16, "V": 64}),
     ),
