@@ -18,6 +18,7 @@ from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .long_conv import gated_long_conv, long_conv
+from .retention import retention
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .selective_ssm import selective_ssm
@@ -55,6 +56,7 @@ __all__ = [
     "linear_attention_step",
     "linear_cross_entropy",
     "long_conv",
+    "retention",
     "rotary",
     "rotary_angles",
     "rwkv7_inputs",

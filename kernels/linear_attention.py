@@ -8,8 +8,9 @@ in float32 (float64 for float64 inputs); F = K for elu(x) + 1.
 Features of either sign can make the sum under y negative, or nearly zero and y large. It is divided by as it is, as in
 the published code.
 
-On CUDA the reference runs too. Triton's `ssd` with no decay and a column of ones would be the same sum, but it takes at
-most 64 columns, one less than the 64 values of a common head and their normaliser, and it is unproven there.
+On CUDA the Triton kernels compute what `linear_attention_triton.unsupported` has no reason against, with elu(x) + 1,
+max(x, 1e-12), x^2 and x inside of them; the reference takes the rest: float64, and gradients of more than 256 features
+beside values of 16 bits.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunked import Kernel, Weights, attention_flops, attention_step, chunked_attention
+from .chunked import EPSILON, Kernel, Weights, attention_flops, attention_step, chunked_attention
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
 
@@ -28,6 +29,20 @@ FeatureMap = Callable[[Tensor], Tensor]
 def pos_elu(x: Tensor) -> Tensor:
     """elu(x) + 1: (..., K) -> (..., K), positive."""
     return F.elu(x) + 1
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 1e-12): a token without a positive entry still weighs something."""
+    return x.clamp_min(EPSILON)
+
+
+def square(x: Tensor) -> Tensor:
+    """x^2."""
+    return x.square()
+
+
+# What the kernels compute themselves; any other map comes to them as features.
+_NAMES: dict[FeatureMap | None, str] = {None: "none", pos_elu: "pos_elu", relu: "relu", square: "square"}
 
 
 def _mapped(x: Tensor, feature_map: FeatureMap | None, dtype: torch.dtype) -> Tensor:
@@ -75,6 +90,16 @@ def linear_attention(
     `chunk` is the tokens per state update in sequences longer than 256; shorter ones are one quadratic block.
     `initial_state` continues a sequence: a prefix, then the rest, gives the whole.
     """
+    if q_BLHK.is_cuda and v_BLHV.dtype != torch.float64:
+        from . import linear_attention_triton as kernels
+
+        q, k, name = _for_kernels(q_BLHK, k_BLHK, v_BLHV.dtype, feature_map)
+        if kernels.unsupported(q, k, v_BLHV, initial_state) is None:
+            return kernels.linear_attention(
+                q, k, v_BLHV, feature_map=name, initial_state=initial_state, return_state=return_state
+            )
+        if name == "none":
+            q_BLHK, k_BLHK, feature_map = q, k, None
     return reference(
         q_BLHK,
         k_BLHK,
@@ -87,10 +112,35 @@ def linear_attention(
 
 
 @without_autocast
+def _for_kernels(
+    q: Tensor, k: Tensor, dtype: torch.dtype, feature_map: FeatureMap | None
+) -> tuple[Tensor, Tensor, str]:
+    """q, k and the name of the map that is left to the kernels."""
+    name = _NAMES.get(feature_map)
+    if name is not None:
+        return q, k, name
+    accumulation = accumulation_dtype(dtype)
+    return _mapped(q, feature_map, accumulation), _mapped(k, feature_map, accumulation), "none"
+
+
 def linear_attention_step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHKW: Tensor, *, feature_map: FeatureMap | None = pos_elu
 ) -> Tensor:
     """One decode step. Adds the token to `state_BHKW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v."""
+    if state_BHKW.is_cuda:
+        from . import linear_attention_step_triton as kernels
+
+        q, k, name = _for_kernels(q_BHK, k_BHK, state_BHKW.dtype, feature_map)
+        if kernels.unsupported(q, k, v_BHV, state_BHKW) is None:
+            return kernels.step(q, k, v_BHV, state_BHKW, name)
+    return step_reference(q_BHK, k_BHK, v_BHV, state_BHKW, feature_map=feature_map)
+
+
+@without_autocast
+def step_reference(
+    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHKW: Tensor, *, feature_map: FeatureMap | None = pos_elu
+) -> Tensor:
+    """`linear_attention_step` in PyTorch."""
     q, k = (_mapped(x, feature_map, state_BHKW.dtype) for x in (q_BHK, k_BHK))
     return attention_step(q, k, v_BHV, state_BHKW)
 

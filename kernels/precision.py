@@ -17,6 +17,14 @@ def float32_precision() -> str:
     return torch.get_float32_matmul_precision()
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """What kernels round operands of their products to, see `taylor_tiles`. float16 keeps more than one tf32 would."""
+    if dtype == torch.bfloat16:
+        return "bf16"
+    tf32 = dtype == torch.float32 and float32_precision() != "highest"
+    return "tf32" if tf32 else "tf32x3"
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 accumulates in itself, everything narrower in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import taylor_backward_gluon, taylor_gluon
 from .dense_rows import dense_rows
-from .precision import float32_precision
+from .precision import precision_of
 from .taylor_backward_triton import grad_key_value_kernel, grad_query_kernel
 from .taylor_forward_triton import output_kernel
 from .taylor_states_triton import running_state_kernel, segment_state_kernel
@@ -49,14 +49,6 @@ def unsupported(
     if torch.is_grad_enabled() and (states_differentiable or (state and inputs_differentiable)):
         return "gradients do not pass through states"
     return None
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """What operands are rounded to, see `taylor_tiles`."""
-    if dtype == torch.bfloat16:
-        return "bf16"
-    tf32 = dtype == torch.float32 and float32_precision() != "highest"
-    return "tf32" if tf32 else "tf32x3"
 
 
 class _Plan(NamedTuple):

@@ -22,11 +22,13 @@ import triton.language as tl
 
 @triton.jit
 def operand(x, PRECISION: tl.constexpr):
-    """x rounded to nearest as an operand of the matrix units, which would cut tf32 off; NaN stays NaN."""
+    """x rounded to nearest as an operand of the matrix units, which would cut tf32 off; NaN stays NaN.
+
+    Numbers of 16 bits are tf32 as they are.
+    """
     if PRECISION == "bf16":
         rounded = x.to(tl.bfloat16)
-    elif PRECISION == "tf32":
-        x = x.to(tl.float32)
+    elif PRECISION == "tf32" and x.dtype == tl.float32:
         bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
         rounded = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
     else:

@@ -26,6 +26,18 @@ def of_several(function: Function) -> Function:
     return call
 
 
+def of_retention(function: Function) -> Function:
+    """With RetNet's decays, which are constants, and its scale."""
+
+    def call(q_BLHK: Tensor, **named: Any) -> Any:
+        dtype = torch.promote_types(q_BLHK.dtype, torch.float32)
+        heads_H = torch.arange(q_BLHK.shape[2], dtype=dtype, device=q_BLHK.device)
+        named["log_decay_H"] = torch.log1p(-torch.exp2(-5 - heads_H))
+        return function(q_BLHK, **named, scale=q_BLHK.shape[-1] ** -0.5)
+
+    return call
+
+
 def of_head_norm(function: Function) -> Function:
     """The bonus's tensors one by one."""
 

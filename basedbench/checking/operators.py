@@ -31,6 +31,7 @@ from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
 from basedbench.kernels.long_conv import gated_reference as gated_long_reference
 from basedbench.kernels.long_conv import reference as long_conv_reference
+from basedbench.kernels.retention import reference as retention_reference
 from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.selective_ssm import reference as ssm_reference
@@ -65,6 +66,9 @@ FORMS: dict[str, Form] = {
     ),
     "linear_attention": Form(
         draws.heads, kernels.linear_attention, linear_reference, kernels.linear_attention_step, "state_BHKW"
+    ),
+    "retention": Form(
+        draws.heads, adapters.of_retention(kernels.retention), adapters.of_retention(retention_reference)
     ),
     "gated_linear_attention": Form(
         draws.gated_heads,

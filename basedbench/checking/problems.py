@@ -67,7 +67,16 @@ _MAMBA = ("skip", "gate", "bias", "softplus")
 
 COVERAGE: dict[str, Coverage] = {
     "taylor_attention": Coverage(_HEADS, _STATE, wide=({"H": 128, "K": 16, "V": 64},)),
-    "linear_attention": Coverage(({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 48}), _STATE),
+    "linear_attention": Coverage(
+        ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 48}, {"H": 1, "K": 256, "V": 64}),
+        _STATE,
+        wide=({"H": 1, "K": 192, "V": 512}, {"H": 264, "K": 16, "V": 64}),
+    ),
+    "retention": Coverage(
+        ({"H": 2, "K": 64, "V": 128}, {"H": 2, "K": 32, "V": 64}, {"H": 1, "K": 128, "V": 256}),
+        _STATE,
+        modes=("fwd", "gradients"),
+    ),
     "gated_linear_attention": Coverage(
         ({"H": 2, "K": 64, "V": 64}, {"H": 2, "K": 16, "V": 32}),
         (*_STATE, ("strong decays",)),

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.kernels import linear_attention, linear_attention_step, taylor_attention, taylor_attention_step
-from basedbench.kernels.linear_attention import pos_elu
+from basedbench.kernels.linear_attention import pos_elu, relu, square
 from basedbench.kernels.precision import accumulation_dtype
 from basedbench.kernels.taylor_features import KERNELS, feature_count
 from basedbench.mixers.base import Init
@@ -55,7 +55,6 @@ MapName = Literal[
     "taylor3",
     "all_poly",
 ]
-EPSILON = 1e-12
 RANDOM_FEATURES = 256  # zoology's
 LARGEST_EXPONENT = 60.0  # e^60 times 256 features times any length is still a float32
 SEGMENT = 1024  # tokens whose features exist at once, where they are wider than the keys
@@ -122,38 +121,40 @@ class FeatureMap(nn.Module):
 
 
 def _attention(
-    q_BLHF: Tensor, k_BLHF: Tensor, v_BLHV: Tensor, state: Tensor | None, return_state: bool
+    q_BLHF: Tensor,
+    k_BLHF: Tensor,
+    v_BLHV: Tensor,
+    state: Tensor | None,
+    return_state: bool,
+    feature_map: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    found = linear_attention(q_BLHF, k_BLHF, v_BLHV, feature_map=None, initial_state=state, return_state=return_state)
+    found = linear_attention(
+        q_BLHF, k_BLHF, v_BLHV, feature_map=feature_map, initial_state=state, return_state=return_state
+    )
     return found if isinstance(found, tuple) else (found, None)
 
 
-class PosELU(FeatureMap):
-    """elu(x) + 1, positive."""
+class Elementwise(FeatureMap):
+    """A map of single entries, which the operator's kernels compute themselves; None: the entries as they are."""
+
+    def __init__(
+        self, key_dim: int, heads: int, features: int, max_length: int, *, function: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        super().__init__(key_dim, heads, features, max_length)
+        self.function = function
 
     def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
-        return pos_elu(k_xHK)
+        return k_xHK if self.function is None else self.function(k_xHK)
 
+    def attend(
+        self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, return_state: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        return _attention(q_BLHK, k_BLHK, v_BLHV, None, return_state, self.function)
 
-class Identity(FeatureMap):
-    """x itself."""
-
-    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
-        return k_xHK
-
-
-class ReLU(FeatureMap):
-    """max(x, 1e-12): a token without a positive entry still weighs something."""
-
-    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
-        return k_xHK.clamp_min(EPSILON)
-
-
-class Square(FeatureMap):
-    """x^2."""
-
-    def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
-        return k_xHK.square()
+    def step(
+        self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor | None
+    ) -> Tensor:
+        return linear_attention_step(q_BHK, k_BHK, v_BHV, state_BHFW, feature_map=self.function)
 
 
 class CosFormer(FeatureMap):
@@ -280,10 +281,10 @@ class Taylor(FeatureMap):
 
 
 FEATURE_MAPS: dict[str, Callable[[int, int, int, int], FeatureMap]] = {
-    "pos_elu": PosELU,
-    "identity": Identity,
-    "relu": ReLU,
-    "square": Square,
+    "pos_elu": partial(Elementwise, function=pos_elu),
+    "identity": partial(Elementwise, function=None),
+    "relu": partial(Elementwise, function=relu),
+    "square": partial(Elementwise, function=square),
     "cosformer": CosFormer,
     "performer": Performer,
     "hedgehog": Hedgehog,

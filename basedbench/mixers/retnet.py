@@ -7,9 +7,9 @@ Per head h of K = d / heads keys and V = expand_v d / heads values, with a fixed
 are the pairs of channels 2i and 2i + 1, by theta_i = 10000^(-i / (K/2 - 1)) a token: xPos whose scale gamma stands for,
 as released. The norm over a head's values, the paper's GroupNorm, has no weights and eps 1e-6; the row-wise scales of
 the released code, which it cancels, are left out. No biases.
-The recurrence is `ssd` with step size 1 / sqrt(K) and every head a group: exact, and its kernels compute it, up to
-128 values a head. q and k come with the first of each pair before all the second: their products do not depend on an
-order that both have, and so `rotary` turns them.
+The recurrence is `retention`; a step is `ssd_step` with step size 1 / sqrt(K) and every head a group. q and k come with
+the first of each pair before all the second: their products do not depend on an order that both have, and so `rotary`
+turns them.
 State: per head V x K numbers, always in fp32 (fp64 for fp64), and the position that the next token is rotated by.
 
     state_bytes = a * d * int(expand_v * d) // heads + 4
@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import rotary, ssd, ssd_step
+from basedbench.kernels import retention, rotary, ssd_step
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
 from basedbench.mixers.gla import check_expansions, expanded
 from basedbench.mixers.head_norm import GatedHeadNorm
@@ -69,29 +69,28 @@ class RetNet(Mixer):
                 "number that cannot be rotated in pairs; choose heads that leave an even one."
             )
 
-    def _project(self, x_xD: Tensor, positions_x: Tensor) -> tuple[Tensor, ...]:
-        """What `ssd` reads: v, step sizes, rates, k and q of (..., H, K); and the gate's logits."""
+    def _project(self, x_xD: Tensor, positions_x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v of (..., H, K), and the gate's logits."""
         rows = self.in_proj.weight.index_select(0, self.order)
         q, k, v, gate_xE = F.linear(x_xD, rows).split(self.widths, -1)
         q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in (q, k, v))
-        keys, dtype = q.shape[-1], accumulator_dtype(q.dtype)
-        q, k = rotary(q, k, angles(positions_x, keys, dtype))
-        steps = v.new_full(v.shape[:-1], keys**-0.5, dtype=dtype)
-        return v, steps, log_decays(v) * keys**0.5, k, q, gate_xE
+        q, k = rotary(q, k, angles(positions_x, q.shape[-1], accumulator_dtype(q.dtype)))
+        return q, k, v, gate_xE
 
-    def _positions(self, x_BLD: Tensor) -> Tensor:
-        return torch.arange(x_BLD.shape[1], device=x_BLD.device)
+    def _retained(self, x_BLD: Tensor, *, return_state: bool) -> tuple[Tensor, Tensor | None]:
+        positions_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
+        q, k, v, gate_BLE = self._project(x_BLD, positions_L)
+        found = retention(q, k, v, log_decays(v), scale=q.shape[-1] ** -0.5, return_state=return_state)
+        y_BLHV, state = found if isinstance(found, tuple) else (found, None)
+        return self.out_proj(self.norm(y_BLHV, gate_BLE)), state
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        *parts, gate_BLE = self._project(x_BLD, self._positions(x_BLD))
-        y_BLHV = cast(Tensor, ssd(*parts))
-        return self.out_proj(self.norm(y_BLHV, gate_BLE))
+        return self._retained(x_BLD, return_state=False)[0]
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        *parts, gate_BLE = self._project(x_BLD, self._positions(x_BLD))
-        y_BLHV, state_BHVK = ssd(*parts, return_state=True)
+        y_BLD, state_BHVK = self._retained(x_BLD, return_state=True)
         position_B = torch.full(x_BLD.shape[:1], x_BLD.shape[1], dtype=torch.int32, device=x_BLD.device)
-        return self.out_proj(self.norm(y_BLHV, gate_BLE)), {"state": state_BHVK, "position": position_B}
+        return y_BLD, {"state": cast(Tensor, state_BHVK).contiguous(), "position": position_B}
 
     def init_state(
         self,
@@ -108,9 +107,11 @@ class RetNet(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        v, steps, rates, k, q, gate_BE = self._project(x_BD, state["position"])
+        q, k, v, gate_BE = self._project(x_BD, state["position"])
         state["position"] += 1
-        y_BHV = ssd_step(v, steps, rates, k, q, state["state"])
+        scale = q.shape[-1] ** -0.5
+        steps_BH = v.new_full(v.shape[:-1], scale, dtype=state["state"].dtype)
+        y_BHV = ssd_step(v, steps_BH, log_decays(v) / scale, k, q, state["state"])
         return self.out_proj(self.norm(y_BHV, gate_BE)), state
 
     def zoology_elements(self, length: int) -> int:

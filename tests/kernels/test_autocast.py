@@ -15,6 +15,7 @@ SSD = [(B, L, H, K), (B, L, H), (H,), (B, L, 1, N), (B, L, 1, N)]
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
+    "retention": (lambda q, k, v, g: kernels.retention(q, k, v, -g.abs()), [*ATTENTION, (H,)]),
     "gated_linear_attention": (
         lambda q, k, v, g: kernels.gated_linear_attention(q, k, v, -g.abs()),
         [*ATTENTION, (B, L, H, K)],

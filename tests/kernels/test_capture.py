@@ -28,6 +28,7 @@ def angles(q: Tensor) -> tuple[Tensor, Tensor]:
 PARALLEL = {
     "taylor_attention": (kernels.taylor_attention, ATTENTION),
     "linear_attention": (kernels.linear_attention, ATTENTION),
+    "retention": (lambda q, k, v: kernels.retention(q, k, v, torch.full((H,), -0.1, device=q.device)), ATTENTION),
     "gated_linear_attention": (
         lambda q, k, v, g: kernels.gated_linear_attention(q, k, v, F.logsigmoid(g)),
         [*ATTENTION, (B, L, H, K)],

@@ -12,6 +12,7 @@ OPERATORS = {
         "taylor_attention",
         "linear_attention",
         "gated_linear_attention",
+        "retention",
         "sliding_window",
         "selective_scan",
         "ssd",
@@ -26,6 +27,7 @@ SHAPES = {
     "taylor_attention": ATTENTION,
     "linear_attention": ATTENTION,
     "gated_linear_attention": ATTENTION,
+    "retention": ATTENTION,
     "sliding_window": {**ATTENTION, "window": 64},
     "selective_scan": {"batch": 1, "length": 4096, "channels": 128, "states": 16},
     "ssd": {"batch": 1, "length": 4096, "heads": 2, "head_dim": 64, "states": 128},
@@ -83,6 +85,14 @@ def test_gated_linear_attention():
     assert gated.flops(**ATTENTION) == 4096 * 4 * 16 * 64
     step = {**ATTENTION, "length": 1, "state": True}
     assert gated.bytes_moved(**step) == 352 + 2 * 16 * 64 * 4
+
+
+def test_retention():
+    retention = OPERATORS["retention"]
+    assert retention.bytes_moved(**ATTENTION) == 4096 * 320  # q 32, k 32, v 128, y 128 bytes per token
+    step = {**ATTENTION, "length": 1, "state": True}
+    assert retention.bytes_moved(**step) == 320 + 2 * 16 * 64 * 4
+    assert retention.flops(**step) == 4 * 16 * 64
 
 
 def test_scan_and_ssd():

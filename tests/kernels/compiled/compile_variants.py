@@ -99,7 +99,7 @@ def run(problem: Problem) -> None:
 
 
 def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dict[str, Any]:
-    """Suspicious instructions and the size of the stack.
+    """Suspicious instructions, the size of the stack, and shared memory.
 
     Disassembling takes as long as compiling, half a second. Operands' descriptors, which the assembler gets wrong, are
     only in kernels with warpgroup products or bulk copies: by default those are read.
@@ -117,6 +117,7 @@ def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dic
         "read": reads,
         "suspicions": [str(one) for one in unwritten_reads(dump)],
         "stack": stack_bytes(dump),
+        "shared": kernel.metadata.shared,
     }
 
 

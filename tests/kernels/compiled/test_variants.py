@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 # Bytes of stack, where registers go that do not fit. A few beside a loop cost nothing that can be measured. Products in
 # three parts of tf32, which fp32 and fp16 take, hold each operand three times: they are not what is timed.
 STACK_LIMITS = {"bf16": 128, "fp16": 2048, "fp32": 2048}
+SHARED_LIMIT = 232448  # bytes that one program can have on Hopper: beyond it the launch fails
 # Kernels known to need more: work left to do (docs/log/ssd.md, docs/log/taylor_attention.md). A larger number here is a
 # regression unless it was measured to be faster.
 KNOWN_STACKS = {
@@ -24,6 +25,7 @@ KNOWN_STACKS = {
     ("ssd", "gradient_kernel", "fp32"): 9304,
     ("ssd", "output_kernel", "fp32"): 2672,
     ("implicit_filter", "network_gradient_kernel", "bf16"): 192,  # sines of large arguments have a table there
+    ("linear_attention", "block_kernel", "bf16"): 136,  # the gradient of 256 features at once
     ("taylor_attention", "query_sweep_kernel", "bf16"): 296,
     ("taylor_attention", "key_value_sweep_kernel", "bf16"): 224,
     ("taylor_attention", "serial_kernel", "bf16"): 144,
@@ -63,6 +65,10 @@ def test_machine_code(operators: list[str]) -> None:
     assert not failed, "\n".join(failed)
     wrong = [f"{one['problem']}: {text}" for one in found for text in one["suspicions"]]
     assert not wrong, "the assembler made wrong code, these variants must not be used:\n" + "\n".join(wrong)
+    large = [
+        f"{one['problem']}: {one['kernel']} {one['shared']} bytes" for one in found if one["shared"] > SHARED_LIMIT
+    ]
+    assert not large, "more shared memory than there is:\n" + "\n".join(large)
     spilling = [f"{one['problem']}: {one['kernel']} {one['stack']} bytes" for one in found if _spills(one)]
     assert not spilling, f"more stack than {STACK_LIMITS} bytes and {KNOWN_STACKS}:\n" + "\n".join(spilling)
 

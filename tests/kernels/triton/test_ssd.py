@@ -10,7 +10,7 @@ from basedbench.kernels import ssd_triton as triton_form
 from basedbench.kernels.ssd_step_triton import step
 from basedbench.kernels.ssd_step_triton import unsupported as step_unsupported
 
-from .conftest import interpreted
+from .conftest import errors, interpreted
 
 # The package has a function of the module's name.
 reference = importlib.import_module("basedbench.kernels.ssd").reference
@@ -67,16 +67,6 @@ def outputs_and_gradients(function, tensors, signs, softplus=True) -> list[Tenso
     outputs = call(function, leaves, softplus=softplus)
     signs = [sign.to(y.dtype) for sign, y in zip(signs, outputs, strict=False)]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, signs)]
-
-
-def errors(value: Tensor, exact: Tensor, along_length: bool) -> list[float]:
-    """Of the whole and of the worst 64 rows or a few more: kernels that go wrong do so after the first chunks."""
-    blocks = [(value, exact)]
-    if along_length:
-        count = max(1, value.shape[1] // 64)
-        blocks += zip(value.tensor_split(count, 1), exact.tensor_split(count, 1), strict=True)
-    relative = [((a.double() - b).norm() / b.norm().clamp_min(1e-3)).item() for a, b in blocks]
-    return [relative[0], max(relative)]
 
 
 def compare(randn, tensors, *, softplus=True) -> None:
