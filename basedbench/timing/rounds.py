@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
-from basedbench.timing.failures import harmless
+from basedbench.timing.failures import NOT_CAPTURED, harmless
 from basedbench.timing.samples import Round
 from basedbench.timing.stopping import StoppingRule
 from basedbench.timing.worker import Failure
@@ -139,6 +139,8 @@ class Competition:
                 self._fail(measurement, last)
             else:
                 measurement.facts |= last
+                if NOT_CAPTURED in (measurement.facts.get("reason") or ""):
+                    self.runners.discard(measurement.case)  # a capture that failed may have left something behind
 
     def _fail(self, measurement: Measurement, failure: Failure) -> None:
         measurement.fail(failure)

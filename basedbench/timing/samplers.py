@@ -1,4 +1,7 @@
-"""How one sample is taken: on a CPU, cold on a GPU, hot in a CUDA graph. Calls take turns, one per input set."""
+"""How one sample is taken: on a CPU, cold on a GPU, hot in a CUDA graph. Calls take turns, one per input set.
+
+What a cold sample calls may itself be the replay of a graph (`captured`): then no launch of the host is in it.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -110,6 +113,19 @@ def wall_ms(calls: Sequence[Thunk], clock: Clock, count: int) -> float:
         call()
     torch.cuda.synchronize()
     return (clock.now() - start) * 1e3 / count
+
+
+def captured(call: Thunk) -> Thunk:
+    """What replays everything that `call`, which has run before, launches. RuntimeError if that cannot be captured.
+
+    Nothing runs on a side stream first: what whole prompts need would be held there a second time.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # the graph has memory of its own, and finds none of this
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def _capture(calls: Sequence[Thunk], passes: int) -> torch.cuda.CUDAGraph:

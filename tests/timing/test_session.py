@@ -95,6 +95,37 @@ def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
     assert len(slow.calls) == 3  # the first call, and two for the check
 
 
+class Replays:
+    """A subject on a GPU that there is none of: its calls can be replayed, or say why not."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def replayed(self, capture: object) -> list[object]:
+        if self.error:
+            raise self.error
+        return [lambda: None]
+
+
+def on_a_gpu(subject: object, cache: str = "cold") -> Session:
+    session = Session(small("taylor_attention", "fwd"), MeasureSection(), "cpu", WallClock())
+    session.case = session.case.model_copy(update={"device": "cuda", "cache": cache})
+    session.subject = subject  # type: ignore[assignment]
+    return session
+
+
+def test_what_cannot_be_captured_is_launched_and_says_so() -> None:
+    for error in (RuntimeError("operation not permitted\nwhen stream is capturing"), torch.OutOfMemoryError("full")):
+        calls, reason = on_a_gpu(Replays(error))._replayed()
+        assert calls == []
+        assert reason.startswith("launched by the host, cannot be captured in a CUDA graph: ")
+        assert "\n" not in reason
+    calls, reason = on_a_gpu(Replays())._replayed()
+    assert len(calls) == 1
+    assert reason is None
+    assert on_a_gpu(Replays(), cache="hot")._replayed() == ([], None)  # a graph of whole passes is made then
+
+
 def test_peak_memory_is_what_a_call_needs() -> None:
     def call() -> torch.Tensor:
         a = torch.ones(2**22)  # 16 MiB
