@@ -63,6 +63,11 @@ class Measurement:
         """Whether it has not failed so far."""
         return bool(self.facts["status"] == "ok")
 
+    @property
+    def sampling_s(self) -> float:
+        """Of `spent_s`, what were warm-up and samples."""
+        return sum(one.seconds for one in self.rounds)
+
     def fail(self, failure: Failure) -> None:
         """It has no time."""
         self.facts |= {"status": failure.status, "reason": failure.reason}

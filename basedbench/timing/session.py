@@ -68,10 +68,12 @@ class Session:
         assert self.sampler is not None  # prepared
         with self._quiet(), self._running():
             before = self.telemetry.read()
+            start = self.clock.now()
             self._warm_up(self.sampler)
             exposed = self.sampler.exposed
             samples = self.sampler.sample(self._samples_a_round())
-        return Round(samples, [before, self.telemetry.read()], self.sampler.exposed - exposed)
+            seconds = self.clock.now() - start
+        return Round(samples, [before, self.telemetry.read()], self.sampler.exposed - exposed, seconds)
 
     def close(self) -> dict[str, float]:
         """Free the device's memory for the next case. Returns what is measured last."""

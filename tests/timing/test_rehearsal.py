@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.config.throughput import MeasureSection
+from basedbench.config.throughput import Case, MeasureSection
 from basedbench.timing import rehearsal
-from basedbench.timing.rehearsal import rehearse, to_rehearse
+from basedbench.timing.rehearsal import kinds, rehearse, to_rehearse
+from basedbench.timing.worker import Failure
 from tests.timing.conftest import make_case, make_model_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
@@ -28,6 +29,38 @@ def test_what_compiles_is_called_the_largest_last() -> None:
     cases = [make_case("ours", length=64), make_case("sdpa-flash", length=8), make_case("flex", length=16)]
     cases += [make_case("reference", length=8), make_model_case("based"), make_case("fla-parallel", batch=1, length=8)]
     assert [case.contender for case in to_rehearse(cases)] == ["fla-parallel", "flex", "ours"]
+
+
+def test_cases_that_may_share_a_kernel_are_one_piece_of_work() -> None:
+    lengths = [make_case("ours", length=length) for length in (8, 16)]
+    wide = make_case("ours", length=8, key_dim=8)
+    others = [make_case("ours", mode="fwd_bwd"), make_case("ours", dtype="bf16"), make_case("flex")]
+    assert kinds([lengths[0], wide, *others, lengths[1]]) == [lengths, [wide], *([one] for one in others)]
+
+
+def test_a_kind_is_called_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    hired: list[list[int]] = []
+
+    class Player:
+        def __init__(self, *arguments: object) -> None:
+            self.called: list[int] = []
+            hired.append(self.called)
+
+        def prepare(self, case: Case, measure: MeasureSection) -> object:
+            self.called.append(case.length)
+            refused = Failure("unsupported", "not for this shape")
+            return {8: Failure("crashed", "it died"), 16: refused}.get(case.length, {})
+
+        def kill(self) -> None:
+            pass
+
+        stop = kill
+
+    monkeypatch.setattr(rehearsal, "Worker", Player)
+    cases = [make_case("ours", length=length) for length in (24, 8, 16, 40)]
+    failures = rehearse(cases, "cpu", MEASURE, [], processes=4)
+    assert [failure.status for failure in failures] == ["crashed", "unsupported"]
+    assert hired == [[24, 8], [16, 40]]  # what crashed is replaced, what was refused a case goes on
 
 
 def test_an_interrupt_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,9 @@ def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
     facts = session.prepare()
     assert facts["compile_s"] == pytest.approx(2.0 - 0.005)
     before = len(slow.calls)
-    assert session.round().samples_ms == pytest.approx([5.0] * 10)
+    one = session.round()
+    assert one.samples_ms == pytest.approx([5.0] * 10)
+    assert one.seconds == pytest.approx((10 + WARM_UP_CALLS) * 5e-3)
     assert len(slow.calls) - before == 10 + WARM_UP_CALLS
     assert len(set(slow.calls[before:])) == INPUT_SETS
 

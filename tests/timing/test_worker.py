@@ -10,7 +10,7 @@ import pytest
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.timing.samples import Round
-from basedbench.timing.worker import Failure, Worker, Workers
+from basedbench.timing.worker import CeilingsRequest, Failure, Worker, Workers
 from tests.timing.conftest import make_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
@@ -114,6 +114,28 @@ def test_what_takes_too_long_is_ended(worker: Worker) -> None:
     assert answer == Failure("timeout", "no answer within 0.3 s")
     worker._process.join(5)
     assert not worker._process.is_alive()
+
+
+def test_a_worker_measures_ceilings_and_then_cases(worker: Worker) -> None:
+    rows = worker.ceilings(CeilingsRequest(0.01))
+    assert [row["ceiling"] for row in rows] == ["copy", "matmul_fp32", "matmul_bf16", "launch"]
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert worker.prepare(make_case("good"), MEASURE)["status"] == "ok"
+
+
+def test_waiting_for_workers_that_are_up_costs_nothing_and_tells_of_those_that_are_not(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    worker = Worker("cpu", [str(broken)])
+    first = worker.wait()
+    assert isinstance(first, Failure)
+    assert "division by zero" in first.reason
+    assert worker.wait() == first == worker.prepare(make_case(), MEASURE)
+    worker.stop()
+    with Workers("cpu", []) as workers:
+        workers.start([make_case("ours")])
+        workers.wait()
+        assert workers.of(make_case("ours"))._started
 
 
 def test_a_plugin_that_fails_over_there_is_an_answer(tmp_path: Path) -> None:
