@@ -55,6 +55,10 @@ def throughput(
     form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
     began = time.monotonic()
+    from basedbench.timing.worker import start_server
+
+    if models is None and device != "cpu" and not dry_run and Path("/dev/nvidiactl").exists():
+        start_server()  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
     from basedbench.cli.decode import refuse_with_models, time_models
     from basedbench.config import load_suite
@@ -63,7 +67,6 @@ def throughput(
     from basedbench.store import Store
     from basedbench.timing.choose import choose, pending
     from basedbench.timing.sweep import Sweep
-    from basedbench.timing.worker import start_server
     from basedbench.training.sweep import parse_statuses
 
     own = load_plugins(plugin or [])

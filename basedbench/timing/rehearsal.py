@@ -3,7 +3,8 @@
 A kernel is compiled on one core, and peers try many configurations: one after the other that takes most of a sweep's
 time. Triton keeps what it compiled on disk, for every process. So on a GPU every case is loaded and called once, in as
 many processes as cores and memory allow, by kinds that may share a kernel; all of them have ended when the first sample
-is taken. What fails here fails again in the case's own worker, which then says so. `compile_s` is measured there, of a cache that holds the kernels.
+is taken. What fails here fails again in the case's own worker, which then says so. `compile_s` is measured there, of a
+cache that holds the kernels.
 """
 
 from collections import deque
@@ -21,6 +22,7 @@ from basedbench.timing.worker import Failure, Worker
 # Whole models are left out too: few and large.
 NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS))
 FEWEST = 3  # below that, starting the processes takes longer
+KINDS_EACH = 2  # a process takes about as long to come up as a kernel to compile
 
 
 def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
@@ -35,6 +37,11 @@ def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
     """The cases whose implementations may have something to compile, the largest last: they need the most memory."""
     found = [case for case in cases if not isinstance(case, ModelCase) and case.contender not in NOTHING_TO_COMPILE]
     return sorted(found, key=lambda case: case.batch * case.length)
+
+
+def processes_for(cases: Sequence[AnyCase], most: int) -> int:
+    """How many processes are worth starting for these cases."""
+    return min(most, -(-len(kinds(cases)) // KINDS_EACH))
 
 
 def rehearse(

@@ -10,7 +10,8 @@ from basedbench.engines.compile_ahead import most_processes
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.rehearsal import FEWEST, rehearse, to_rehearse
+from basedbench.timing.rehearsal import FEWEST, processes_for, rehearse, to_rehearse
+from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
@@ -81,6 +82,7 @@ class Sweep:
         self.ceilings: Mapping[str, float] = {}  # what fractions are taken of; see `ceilings.stored_ceilings`
         self.find_ceilings: Callable[[Workers, AnyCase], Mapping[str, float]] | None = None  # once all is compiled
         found = fingerprint(device)
+        self.fingerprint: dict[str, Any] = found
         self.origin = {"code_version": code_version(), "device_name": device_name(device), "fingerprint": found}
         self.memory_bytes: int | None = found["gpu_memory_bytes"]  # a CPU's is everybody's
 
@@ -111,10 +113,13 @@ class Sweep:
         """On a GPU: compile what the cases need, all at once, before any of them is timed."""
         if self.device == "cpu":
             return
-        wanted, processes = to_rehearse(cases), most_processes(self.device, cores())
+        known = Rehearsed(cache_folder(), self.fingerprint, self.plugins)
+        wanted = to_rehearse(known.new(cases))
+        processes = processes_for(wanted, most_processes(self.device, cores()))
         if len(wanted) >= FEWEST and processes > 1:
             self.on_rehearsal(len(wanted), processes)
             rehearse(wanted, self.device, self.measure, self.plugins, processes)
+            known.add(wanted)
 
     def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
         """The groups to be timed; what cannot be has its row before anything is."""

@@ -192,12 +192,14 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
 
 
 def _wake(device: str) -> None:
-    """What libraries do on first use, while nothing is timed: the context, generators, handles, matrix products."""
+    """What libraries do on first use, while nothing is timed: the context, generators, handles, Triton's driver."""
     import torch
+    import triton
 
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         x = torch.randn(64, 64, device=device).to(dtype)
         (x @ x).square().sum()
+    triton.runtime.driver.active.get_current_device()
     torch.cuda.synchronize()
 
 
