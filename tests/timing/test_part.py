@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from basedbench.config.throughput import Case
-from basedbench.contenders import Contender, get_contender, operator_of
+from basedbench.contenders import operator_of
 from basedbench.contenders.operators import bind
 from basedbench.timing import part as parts
 from basedbench.timing.correctness import Verdict, check
 from basedbench.timing.part import Part, part_of
 from basedbench.timing.program import inputs, program
 from tests.contenders.conftest import FORMS, small
+from tests.timing.conftest import Altered
 
 HEADED = {
     *("attention", "taylor_attention", "linear_attention", "sliding_window"),
@@ -88,19 +89,6 @@ def test_first_and_last_are_there_and_the_others_are_the_seeds() -> None:
     assert part(case.model_copy(update={"contender": "flex"})).sequences == one.sequences
     others = {part(large("attention", "fwd", batch=16, length=length)).sequences for length in range(30, 40)}
     assert len(others) > 1
-
-
-class Altered(Contender):
-    """The reference, with what a test does to its result."""
-
-    name = "altered"
-
-    def __init__(self, alter) -> None:
-        self.alter = alter
-
-    def build(self, case):
-        call = get_contender("reference").build(case)
-        return lambda tensors: self.alter(call(tensors), tensors)
 
 
 def verdict(alter, mode: str = "fwd", **changes: object) -> Verdict:
