@@ -1,5 +1,7 @@
 """Real worker processes: whatever happens over there is an answer here."""
 
+import gc
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.timing.samples import Round
-from basedbench.timing.worker import CeilingsRequest, Failure, Worker, Workers
+from basedbench.timing.worker import CeilingsRequest, Failure, Worker, Workers, _set_up
 from tests.timing.conftest import make_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
@@ -121,6 +123,16 @@ def test_a_worker_measures_ceilings_and_then_cases(worker: Worker) -> None:
     assert [row["ceiling"] for row in rows] == ["copy", "matmul_fp32", "matmul_bf16", "launch"]
     assert all(row["median_ms"] > 0 for row in rows)
     assert worker.prepare(make_case("good"), MEASURE)["status"] == "ok"
+
+
+def test_what_is_tuned_in_a_worker_is_kept_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, found in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("TRITON_CACHE_AUTOTUNING", raising=False)
+        if given:
+            monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", given)
+        monkeypatch.setattr(gc, "freeze", lambda: None)
+        _set_up("cpu", [])
+        assert os.environ["TRITON_CACHE_AUTOTUNING"] == found
 
 
 def test_waiting_for_workers_that_are_up_costs_nothing_and_tells_of_those_that_are_not(tmp_path: Path) -> None:
