@@ -22,7 +22,8 @@ Thunk = Callable[[], object]
 # Modes that run in a CUDA graph on a GPU: whole models, and steps of one token for each sequence.
 IN_GRAPHS = ("decode", "generation", "prefill")
 MOST_SAMPLES_A_ROUND = 50
-FEWEST_WALL_CALLS, MOST_WALL_CALLS, WALL_MS = 5, 50, 200.0
+FEWEST_WALL_CALLS, MOST_WALL_CALLS = 5, 50
+LONG_MS = 200.0  # a call this long is called no more often than need be before it is sampled
 ESTIMATES, LONGEST_ESTIMATE_S = 3, 0.3
 # A round begins with calls that are no samples, for a while: another process had the device before, so its clocks,
 # caches and address translations are not what this one left. Unless one call takes long: then its beginning hardly
@@ -121,13 +122,12 @@ class Session:
     def _measure_up(self, first_s: float) -> dict[str, Any]:
         """Estimate, weigh, and make the sampler."""
         self.calls = self.subject.calls()
-        estimate_ms, enqueue_ms = self._estimate(self.calls)
-        memory = peak_memory(self.calls[0], self.device)
+        (estimate_ms, enqueue_ms), memory = self._weighed()
         wall = self._wall_ms(estimate_ms)
         replayed, launched = self._replayed()
         self.calls = replayed or self.calls
         self.sampler = self._make_sampler(self.calls, estimate_ms, _enqueue_ms(replayed, self.clock, enqueue_ms))
-        self.sample_ms = self.sampler.sample(2 if estimate_ms <= LONGEST_WARM_UP_MS else 1)[-1]
+        self.sample_ms = self.sampler.sample(2)[-1] if estimate_ms < LONG_MS else estimate_ms
         gc.collect()
         gc.freeze()  # what is there by now is not looked at again
         return {
@@ -137,6 +137,14 @@ class Session:
             "wall_ms": wall,
             "reason": launched,
         } | self.subject.capacity(memory)
+
+    def _weighed(self) -> tuple[tuple[float, float], int]:
+        """The estimates, and the peak memory of a call: of the same calls, unless a profiler has to look on."""
+        if self.case.device == "cpu":
+            return self._estimate(self.calls), peak_memory(self.calls[0], self.device)
+        found: list[tuple[float, float]] = []
+        memory = peak_memory(lambda: found.append(self._estimate(self.calls)), self.device)
+        return found[0], memory
 
     def _estimate(self, calls: Sequence[Thunk]) -> tuple[float, float]:
         """(time of one call, time until it is enqueued), host clock, the least of a few, in milliseconds."""
@@ -155,9 +163,9 @@ class Session:
         """Of what runs in a graph on a GPU, without one: over fewer calls if they are long, long ones as estimated."""
         if self.case.mode not in IN_GRAPHS or self.case.device != "cuda":
             return None
-        if estimate_ms >= WALL_MS:
+        if estimate_ms >= LONG_MS:
             return estimate_ms
-        count = int(WALL_MS / max(estimate_ms, 1e-6))
+        count = int(LONG_MS / max(estimate_ms, 1e-6))
         return wall_ms(self.calls, self.clock, max(FEWEST_WALL_CALLS, min(MOST_WALL_CALLS, count)))
 
     def _replayed(self) -> tuple[list[Thunk], str | None]:

@@ -7,6 +7,7 @@ import torch
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import Contender, register
+from basedbench.timing import session as session_module
 from basedbench.timing.clock import WallClock
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.operator import INPUT_SETS
@@ -126,6 +127,17 @@ def test_what_cannot_be_captured_is_launched_and_says_so() -> None:
     assert len(calls) == 1
     assert reason is None
     assert on_a_gpu(Replays(), cache="hot")._replayed() == ([], None)  # a graph of whole passes is made then
+
+
+def test_on_a_gpu_memory_is_weighed_in_the_calls_that_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    weighed, calls = on_a_gpu(Replays()), []
+    weighed.calls = [lambda: calls.append(1), lambda: calls.append(2)]
+    monkeypatch.setattr(weighed, "_synchronize", lambda: None)
+    monkeypatch.setattr(session_module, "peak_memory", lambda call, device: call() or 7)
+    (estimate, enqueue), memory = weighed._weighed()
+    assert memory == 7
+    assert calls == [1, 2, 1]
+    assert 0 < enqueue <= estimate
 
 
 def test_peak_memory_is_what_a_call_needs() -> None:
