@@ -55,9 +55,9 @@ def throughput(
     form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
     began = time.monotonic()
-    from basedbench.timing.worker import start_server
+    from basedbench.timing.worker import driver_is_there, start_server
 
-    if models is None and device != "cpu" and not dry_run and Path("/dev/nvidiactl").exists():
+    if models is None and device != "cpu" and not dry_run and driver_is_there():
         start_server()  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
     from basedbench.cli.decode import refuse_with_models, time_models

@@ -20,7 +20,10 @@ from basedbench.timing.failures import classify, crash
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
 # What the server imports besides torch: workers need it all, and none of it touches a GPU.
-PRELOADED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
+PRELOADED = (
+    *("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language"),
+    "basedbench.timing.preloaded",
+)
 _LAST_WORDS = 2000
 
 
@@ -50,6 +53,11 @@ def _context() -> Any:
     finally:
         signal.signal(signal.SIGINT, handler)
     return context
+
+
+def driver_is_there() -> bool:
+    """Whether this machine may have a GPU, as far as can be told at once."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
 def start_server() -> None:

@@ -96,6 +96,18 @@ for name in PRELOADED:
     subprocess.run([sys.executable, "-c", touched], check=True)
 
 
+def test_the_key_of_compiled_kernels_is_there_before_a_worker_asks() -> None:
+    code = """
+from basedbench.timing import preloaded
+from triton.runtime import cache
+assert preloaded.make_triton_key() is not None
+assert cache.triton_key.cache_info().misses == 1
+assert preloaded.make_triton_key() == cache.triton_key()
+assert cache.triton_key.cache_info().misses == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_only_the_workers_of_other_cases_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, reference = make_case("ours"), make_case("reference")
     asked: list[Worker] = []
