@@ -139,13 +139,17 @@ class Competition:
         measurement.rounds.append(answer)
         measurement.stop_reason = self.rule.reason(measurement.samples, measurement.spent_s)
         if measurement.stop_reason:
-            last = runner.close()
-            if isinstance(last, Failure):
-                self._fail(measurement, last)
-            else:
-                measurement.facts |= last
-                if NOT_CAPTURED in (measurement.facts.get("reason") or ""):
-                    self.runners.discard(measurement.case)  # a capture that failed may have left something behind
+            self._close(measurement, runner)
+
+    def _close(self, measurement: Measurement, runner: Runner) -> None:
+        if NOT_CAPTURED in (measurement.facts.get("reason") or ""):
+            self.runners.discard(measurement.case)  # after a capture that failed the allocator frees nothing
+            return
+        last = runner.close()
+        if isinstance(last, Failure):
+            self._fail(measurement, last)
+        else:
+            measurement.facts |= last
 
     def _fail(self, measurement: Measurement, failure: Failure) -> None:
         measurement.fail(failure)

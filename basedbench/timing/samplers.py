@@ -118,13 +118,16 @@ def wall_ms(calls: Sequence[Thunk], clock: Clock, count: int) -> float:
 def captured(call: Thunk) -> Thunk:
     """What replays everything that `call`, which has run before, launches. RuntimeError if that cannot be captured.
 
-    Nothing runs on a side stream first: what whole prompts need would be held there a second time.
+    Nothing runs on a side stream first: what whole prompts need would be held there a second time. What the calls before
+    it left free is given back as the capture begins: the graph's memory is its own.
     """
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # the graph has memory of its own, and finds none of this
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own
+        raise
     return graph.replay
 
 

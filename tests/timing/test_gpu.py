@@ -16,9 +16,10 @@ from basedbench.timing.kept import Kept
 from basedbench.timing.language import LanguageSubject
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, GraphSampler, captured, wall_ms
+from basedbench.timing.samples import Round
 from basedbench.timing.session import Session
 from basedbench.timing.telemetry import Telemetry
-from basedbench.timing.worker import Failure, Workers
+from basedbench.timing.worker import Failure, Worker, Workers, _set_up
 from tests.contenders.conftest import FORMS, small
 from tests.timing.conftest import TINY_LAYERS, make_case, make_model_case
 
@@ -199,21 +200,29 @@ def test_a_replayed_prompt_gives_what_a_launched_one_gives(family: str, length: 
                 ).norm() <= 1e-3 * b.double().norm()  # a library may split sums otherwise
 
 
-def test_a_prompt_that_waits_for_the_host_is_launched_and_its_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def waiting(device: str, plugins: list[str]) -> object:
+    """A worker's set-up in which prompts wait for the host."""
     prefill = LanguageModel.prefill
 
     def waits(self, tokens_BL, *arguments, **options):
         tokens_BL.sum().item()
         return prefill(self, tokens_BL, *arguments, **options)
 
-    monkeypatch.setattr(LanguageModel, "prefill", waits)
-    session = Session(prompts("based", 64).case, MEASURE, DEVICE, WallClock())
-    facts = session.prepare()
+    LanguageModel.prefill = waits
+    return _set_up(device, plugins)
+
+
+def test_a_prompt_that_waits_for_the_host_is_launched_and_its_row_says_so() -> None:
+    worker, case = Worker(DEVICE, [], waiting), prompts("based", 64).case
+    facts = worker.prepare(case, MEASURE)
+    one = worker.round(60)
+    worker.stop()
+    assert isinstance(facts, dict)
     assert facts["status"] == "ok", facts.get("reason")
     assert facts["graph"] is False
     assert facts["reason"].startswith("launched by the host, cannot be captured in a CUDA graph")
-    assert all(sample > 0 for sample in session.round().samples_ms)
-    session.close()
+    assert isinstance(one, Round)
+    assert all(sample > 0 for sample in one.samples_ms)
 
 
 def test_a_graph_of_a_prompt_holds_about_what_a_launched_one_needs() -> None:

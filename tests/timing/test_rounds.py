@@ -115,3 +115,4 @@ def test_a_runner_whose_capture_failed_ends_with_its_case(clock: MockClock) -> N
     done = run(clock, workers)
     assert all(one.ok and one.rounds for one in done.values())
     assert workers.discarded == ["launched"]
+    assert [worker.closed for worker in workers.workers.values()] == [0, 1]
