@@ -118,8 +118,8 @@ def wall_ms(calls: Sequence[Thunk], clock: Clock, count: int) -> float:
 def captured(call: Thunk) -> Thunk:
     """What replays everything that `call`, which has run before, launches. RuntimeError if that cannot be captured.
 
-    Nothing runs on a side stream first: what whole prompts need would be held there a second time. What the calls before
-    it left free is given back as the capture begins: the graph's memory is its own.
+    Nothing runs on a side stream first: what whole prompts need would be held there a second time. As the capture
+    begins, the memory that earlier calls left free is given back; the graph's is its own.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
