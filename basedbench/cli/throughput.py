@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from basedbench.config.throughput import AnyCase
     from basedbench.store import Store
+    from basedbench.timing.worker import Workers
+
+CEILING_SECONDS = 0.5  # for each
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +55,10 @@ def throughput(
     form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
     began = time.monotonic()
+    from basedbench.timing.worker import driver_is_there, start_server
+
+    if models is None and device != "cpu" and not dry_run and driver_is_there():
+        start_server()  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
     from basedbench.cli.decode import refuse_with_models, time_models
     from basedbench.config import load_suite
@@ -59,7 +67,6 @@ def throughput(
     from basedbench.store import Store
     from basedbench.timing.choose import choose, pending
     from basedbench.timing.sweep import Sweep
-    from basedbench.timing.worker import start_server
     from basedbench.training.sweep import parse_statuses
 
     own = load_plugins(plugin or [])
@@ -83,7 +90,10 @@ def throughput(
     store = Store(out)
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
-        sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
+        if kind == "cpu":
+            sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
+        else:
+            sweep.find_ceilings = partial(_ceilings_by_a_worker, store, place, quiet)
         sweep.on_rehearsal = partial(report.rehearsal, quiet=quiet)
         progress = report.Progress(len(todo), len(cases), began, quiet)
         sweep.run(todo, progress)
@@ -101,8 +111,32 @@ def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> 
     found = stored_ceilings(store.root, device, threads)
     if found:
         return found
-    if not quiet:
-        typer.echo("measuring this machine's ceilings first (`basedbench calibrate` does it with more care)", err=True)
-    for row in calibrate(device, 0.5, threads):
+    _announce(quiet)
+    for row in calibrate(device, CEILING_SECONDS, threads):
         store.write("calibration", row)
     return stored_ceilings(store.root, device, threads)
+
+
+def _ceilings_by_a_worker(
+    store: "Store", device: str, quiet: bool, workers: "Workers", case: "AnyCase"
+) -> dict[str, float]:
+    """The same on a GPU, by the worker of a case: it is up, and this process needs no context of its own."""
+    from basedbench.timing.ceilings import stored_ceilings
+    from basedbench.timing.worker import CeilingsRequest, Failure
+
+    found = stored_ceilings(store.root, device)
+    if found:
+        return found
+    _announce(quiet)
+    answer = workers.of(case).ceilings(CeilingsRequest(CEILING_SECONDS))
+    if isinstance(answer, Failure):
+        workers.discard(case)  # the cases go without fractions of ceilings
+        return {}
+    for row in answer:
+        store.write("calibration", row)
+    return stored_ceilings(store.root, device)
+
+
+def _announce(quiet: bool) -> None:
+    if not quiet:
+        typer.echo("measuring this machine's ceilings first (`basedbench calibrate` does it with more care)", err=True)

@@ -123,6 +123,9 @@ def _explain(rows: Sequence[Row]) -> None:
         marked = [label(row) for row in rows if row[mark]]
         if marked:
             _say(f"{_rows(marked)} {text}: {_few(marked)}.")
+    launched = [label(row) for row in rows if row["status"] == "ok" and row["reason"]]
+    if launched:
+        _say(f"{_rows(launched)} without the graph that others of the kind have: {_few(launched)}; see their `reason`.")
     wide = [label(row) for row in rows if row["status"] == "ok" and half_width(row) > WIDE]
     if wide:
         _say(

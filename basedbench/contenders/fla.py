@@ -6,7 +6,12 @@ timed with it. All its functions scale queries by 1/sqrt(K) unless they are told
 """
 
 import re
+import sys
+from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +20,11 @@ from torch import Tensor
 from basedbench.config.throughput import Case
 from basedbench.contenders.base import Call, Contender, Tensors, needs_cuda, needs_half
 
+PACKAGE = "flash-linear-attention"
+
 
 class _Fla(Contender):
-    package = "flash-linear-attention"
+    package = PACKAGE
 
     def limits(self, case: Case) -> str | None:
         if case.mode == "decode":
@@ -36,9 +43,8 @@ class FusedChunkBased(_Fla):
         return super().limits(case) or too_wide
 
     def build(self, case: Case) -> Call:
-        from fla.ops.based import fused_chunk_based
-
-        return lambda tensors: fused_chunk_based(*tensors.values())
+        function = _ops("based").fused_chunk_based
+        return lambda tensors: function(*tensors.values())
 
 
 class ParallelBased(_Fla):
@@ -52,9 +58,8 @@ class ParallelBased(_Fla):
         return super().limits(case) or too_wide
 
     def build(self, case: Case) -> Call:
-        from fla.ops.based import parallel_based
-
-        return lambda tensors: parallel_based(*tensors.values())
+        function = _ops("based").parallel_based
+        return lambda tensors: function(*tensors.values())
 
 
 class Chunk(_Fla):
@@ -73,6 +78,24 @@ class Chunk(_Fla):
         return _build_gated() if case.operator == "gated_linear_attention" else _build_linear()
 
 
+def _ops(name: str) -> Any:
+    """The module `fla.ops.NAME` without what importing `fla` brings besides: layers and models, with transformers.
+
+    That takes most of ten seconds in every process. What needs more than its own parts gets the whole package.
+    """
+    spec = find_spec("fla") if "fla" not in sys.modules else None
+    if spec and spec.submodule_search_locations:
+        bare: Any = ModuleType("fla")
+        bare.__path__, bare.__version__ = list(spec.submodule_search_locations), version(PACKAGE)
+        sys.modules["fla"] = bare
+        try:
+            return import_module(f"fla.ops.{name}")
+        except ImportError:
+            for loaded in [one for one in sys.modules if one.partition(".")[0] == "fla"]:
+                del sys.modules[loaded]
+    return import_module(f"fla.ops.{name}")
+
+
 def _build_linear() -> Call:
     """Its gradient of q in 16 bits is refused, and should be: several times as far off as bfloat16 has to be.
 
@@ -81,7 +104,7 @@ def _build_linear() -> Call:
     gradient is zero, and 17 % of a usual row is left. Emulated on a CPU, products exact, what lies between them in
     bfloat16: 19 % there, and 1.3 % for the whole gradient, where rounding it once costs 0.17 %.
     """
-    from fla.ops.linear_attn import chunk_linear_attn
+    chunk_linear_attn = _ops("linear_attn").chunk_linear_attn
 
     def call(tensors: Tensors) -> Tensor:
         q, k, v = tensors.values()
@@ -93,7 +116,7 @@ def _build_linear() -> Call:
 
 
 def _build_gated() -> Call:
-    from fla.ops.gla import chunk_gla
+    chunk_gla = _ops("gla").chunk_gla
 
     def call(tensors: Tensors) -> Tensor:
         q, k, v, g = tensors.values()
@@ -107,11 +130,11 @@ def _build_delta(case: Case) -> Call:
     """`chunk_delta_rule(q, k, v, beta)`, `chunk_gated_delta_rule` or `chunk_kda(q, k, v, g, beta)`."""
     match case.config["decay"]:
         case "none":
-            from fla.ops.delta_rule import chunk_delta_rule as rule
+            rule = _ops("delta_rule").chunk_delta_rule
         case "head":
-            from fla.ops.gated_delta_rule import chunk_gated_delta_rule as rule
+            rule = _ops("gated_delta_rule").chunk_gated_delta_rule
         case _:
-            from fla.ops.kda import chunk_kda as rule
+            rule = _ops("kda").chunk_kda
 
     def call(tensors: Tensors) -> Tensor:
         q, k, v, beta, *g = tensors.values()
@@ -133,6 +156,6 @@ def _refuses_gated_backward() -> bool:
     """Whether it would raise: these versions of Triton miscompile the kernel. TileLang, if installed, replaces it."""
     import triton
 
-    version = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
+    triton_version = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-    return hopper and (3, 4) <= version < (3, 7, 1) and find_spec("tilelang") is None
+    return hopper and (3, 4) <= triton_version < (3, 7, 1) and find_spec("tilelang") is None

@@ -1,7 +1,7 @@
 """Correctness before time: a contender's results against the PyTorch reference in float64, or no time is taken.
 
 What is allowed is tied to what the same reference makes in the case's own dtype (see `errors`), for every output,
-gradient and state.
+gradient and state. A contender computes its whole case; of a large one the reference computes a part (see `part`).
 """
 
 import math
@@ -16,6 +16,7 @@ from basedbench.contenders import Call, Contender, operator_of
 from basedbench.contenders.costs import flops_of
 from basedbench.contenders.operators import bind
 from basedbench.timing.errors import Finding, Results, findings
+from basedbench.timing.part import part_of
 from basedbench.timing.program import inputs, program
 
 # Above so many operations the truth is float32: float64 runs at a fraction of its speed.
@@ -49,13 +50,20 @@ def check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
 
 
 def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
-    dtype = torch.float64 if flops_of(case) <= FLOAT64_FLOPS[case.device] else torch.float32
     results = _results(case, contender, call, device)
-    reference = bind(operator_of(case).reference, case)
     tensors = inputs(case, 0, device)
-    truth = program(case, reference, tensors, device, dtype).results()
-    same = program(case, reference, tensors, device).results()
-    return judge(results, same, truth, case, str(dtype).removeprefix("torch."))
+    part = part_of(case, tensors)
+    share = 1.0
+    if part is not None:
+        if unwritten := [name for name, x in results.items() if x.is_floating_point() and not x.isfinite().all()]:
+            return Verdict(math.nan, 0.0, "itself", f"{unwritten[0]}: values that are no finite numbers")
+        results, tensors, share = part.results(results), part.inputs(tensors), part.share
+    dtype = torch.float64 if share * flops_of(case) <= FLOAT64_FLOPS[case.device] else torch.float32
+    reference = bind(operator_of(case).reference, case)
+    truth = program(case, reference, tensors, device, dtype, part).results()
+    same = program(case, reference, tensors, device, part=part).results()
+    name = str(dtype).removeprefix("torch.")
+    return judge(results, same, truth, case, name if part is None else f"{name}, {part.words}")
 
 
 def _results(case: Case, contender: Contender, call: Call, device: str) -> dict[str, Tensor]:

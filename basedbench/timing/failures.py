@@ -43,7 +43,7 @@ def crash(exit_code: int | None, last_words: str) -> tuple[str, str]:
     if code == -9:
         return "oom", "the worker was killed from outside (signal 9), as the system does when memory runs out"
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return "crashed", _shorten(f"the worker died with {how}{': ' + last_words if last_words else ''}")
+    return "crashed", shorten(f"the worker died with {how}{': ' + last_words if last_words else ''}")
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -54,9 +54,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _sentence(error: BaseException) -> str:
-    return _shorten(f"{type(error).__name__}: {error}")
+    return shorten(f"{type(error).__name__}: {error}")
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """In one line, of a length that a table can show."""
     text = re.sub(r"\s+", " ", text).strip()
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."

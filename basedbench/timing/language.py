@@ -4,7 +4,8 @@ The weights are random, made on the device, and shared by the cases of a worker 
 before its state takes up the memory: what prefill and steps give, against the parallel form (`step_check`). Then, for
 generation, a state as it is behind `length` - 1 tokens: a short prompt is read, its recurrent states and rings are
 copied to every sequence, its keys and values repeated up to the context. Reading whole prompts would give the same step
-and take hours. A step ends with the choice of the largest logit, which is the next step's token.
+and take hours. A step ends with the choice of the largest logit, which is the next step's token. A prompt stands in one
+buffer, which every call fills with one of a few, and its state in another: so one CUDA graph serves all calls.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,14 @@ class LanguageSubject:
         self.model = self.kept.model(case)
         self.verdict = self.kept.verdict(case, lambda: check_steps(self.model, case))
         self.generator.manual_seed(int(case.problem_id, 16) % 2**63)
-        self.call = self._step() if case.mode == "generation" else self._prefill()
+        if case.mode == "generation":
+            self.call = self._step()
+            return
+        self.state = self.model.init_state(case.batch, case.length)
+        self.prompts = [self._tokens(case.batch, case.length) for _ in range(PROMPT_SETS)]
+        self.tokens_BL = self.prompts[0].clone()
+        logits = case.logits or "last"
+        self.call = partial(self.model.prefill, self.tokens_BL, logits=logits, state=self.state)
 
     def start(self) -> None:
         self.call()
@@ -60,7 +68,13 @@ class LanguageSubject:
     def calls(self) -> list[Callable[[], object]]:
         if self.case.mode == "generation":
             return [self.call]
-        return [self.call, *(self._prefill() for _ in range(1, PROMPT_SETS))]
+        return self._in_turn(self.call)
+
+    def replayed(self, capture: Callable[[Callable[[], object]], Callable[[], object]]) -> list[Callable[[], object]]:
+        return [] if self.case.mode == "generation" else self._in_turn(capture(self.call))
+
+    def _in_turn(self, read: Callable[[], object]) -> list[Callable[[], object]]:
+        return [partial(_read, read, self.tokens_BL, prompt_BL) for prompt_BL in self.prompts]
 
     def facts(self) -> dict[str, Any]:
         model, case = self.model, self.case
@@ -86,12 +100,6 @@ class LanguageSubject:
         vocabulary = self.model.config.vocab_size
         return torch.randint(vocabulary, shape, generator=self.generator, device=self.device)
 
-    def _prefill(self) -> Callable[[], object]:
-        """One prompt for every sequence, the state that follows made anew."""
-        case = self.case
-        logits = case.logits or "last"
-        return partial(self.model.prefill, self._tokens(case.batch, case.length), logits=logits)
-
     def _step(self) -> Callable[[], object]:
         """One token for every sequence, the largest logit its successor; repeatable for ever."""
         case, model = self.case, self.model
@@ -114,6 +122,12 @@ class LanguageSubject:
             for name, tensor in state.items():
                 spread(short[name], tensor)
         return state
+
+
+def _read(read: Callable[[], object], buffer_BL: Tensor, prompt_BL: Tensor) -> object:
+    """Put a prompt where `read` finds it, and call that."""
+    buffer_BL.copy_(prompt_BL)
+    return read()
 
 
 def spread(short: Tensor, whole: Tensor) -> None:

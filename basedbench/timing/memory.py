@@ -1,4 +1,4 @@
-"""Peak memory of one call, as the difference to what was held before it, in a call of its own."""
+"""Peak memory of one call, as the difference to what was held before it; on a CPU in a call of its own."""
 
 import gc
 from collections.abc import Callable

@@ -46,6 +46,9 @@ class OperatorSubject:
         others = [self._program(inputs(self.case, index, self.device)) for index in range(1, sets)]
         return [one.timed for one in (self.first, *others)]
 
+    def replayed(self, capture: Callable[[Callable[[], object]], Callable[[], object]]) -> list[Callable[[], object]]:
+        return []
+
     def facts(self) -> dict[str, Any]:
         case = self.case
         return {

@@ -84,11 +84,18 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     result = compare_times(a["round_medians_ms"], b["round_medians_ms"], threshold)
     again = sorted({case_label(row) for row in (a, b)}) if a["contender"] != b["contender"] else [label]
     command = _time_command(b, again, result, out) if result.needed else None
-    held_back = [side for side, row in (("A", a), ("B", b)) if row["throttled"]]
-    if held_back:
-        notes = [result.reason, f"the device was held back in {' and '.join(held_back)}"]
-        result = replace(result, reason="; ".join(filter(None, notes)))
+    notes = [result.reason, *_unlike(a, b)]
+    result = replace(result, reason="; ".join(filter(None, notes)) or None)
     return Pair(label, a["median_ms"], b["median_ms"], result, command)
+
+
+def _unlike(a: Row, b: Row) -> list[str]:
+    """What a reader should know of how the two were timed."""
+    held_back = [side for side, row in (("A", a), ("B", b)) if row["throttled"]]
+    notes = [f"the device was held back in {' and '.join(held_back)}"] if held_back else []
+    if bool(a["graph"]) != bool(b["graph"]):
+        notes.append(f"only {'A' if a['graph'] else 'B'} ran in a CUDA graph, the host launched the other")
+    return notes
 
 
 def _median(row: Row | None) -> float | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from basedbench.config.throughput import Case
 from basedbench.contenders import Call, Tensors, operator_of
 from basedbench.contenders.draw import Draw
+from basedbench.timing.part import Part
 
 # Input set -1 draws the gradients that the backward starts from.
 _GRADIENTS = -1
@@ -64,10 +65,18 @@ def inputs(case: Case, index: int, device: str) -> Tensors:
     return operator_of(case).draw(Draw(case, index, device))
 
 
-def program(case: Case, call: Call, tensors: Tensors, device: str, dtype: torch.dtype | None = None) -> Program:
+def program(
+    case: Case,
+    call: Call,
+    tensors: Tensors,
+    device: str,
+    dtype: torch.dtype | None = None,
+    part: Part | None = None,
+) -> Program:
     """The call on these tensors, all in `dtype` if one is given; states are copied, as they will be rewritten.
 
     With a backward, inputs become leaves, and the gradients that it starts from are drawn in the layout of the outputs.
+    If the tensors are a part of the case's, so are the gradients.
     """
     own = {name: x.detach().to(dtype) if dtype and x.is_floating_point() else x.detach() for name, x in tensors.items()}
     for name in operator_of(case).states:
@@ -79,8 +88,12 @@ def program(case: Case, call: Call, tensors: Tensors, device: str, dtype: torch.
     draw = Draw(case, _GRADIENTS, device)
     with torch.enable_grad():
         ends = [output for output in _as_tuple(call(own)) if output.requires_grad]
-    drawn = [draw.normal(*end.shape) for end in ends]  # in the case's dtype: the truth starts from the same values
+    drawn = [_start(draw, end, part) for end in ends]  # in the case's dtype: the truth starts from the same values
     return Program(case, call, own, tuple(torch.empty_like(e).copy_(g) for e, g in zip(ends, drawn, strict=True)))
+
+
+def _start(draw: Draw, end: Tensor, part: Part | None) -> Tensor:
+    return draw.normal(*end.shape) if part is None else part.output(draw.normal(*part.whole(end.shape)))
 
 
 def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:

@@ -2,12 +2,13 @@
 
 A kernel is compiled on one core, and peers try many configurations: one after the other that takes most of a sweep's
 time. Triton keeps what it compiled on disk, for every process. So on a GPU every case is loaded and called once, in as
-many processes as cores and memory allow; all of them have ended when the first sample is taken. What fails here fails
-again in the case's own worker, which then says so. `compile_s` is measured there, of a cache that holds the kernels.
+many processes as cores and memory allow, by kinds that may share a kernel; all of them have ended when the first sample
+is taken. What fails here fails again in the case's own worker, which then says so. `compile_s` is measured there, of a
+cache that holds the kernels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
@@ -15,17 +16,32 @@ from typing import Any
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.contenders.sdpa import BACKENDS
+from basedbench.timing.failures import harmless
 from basedbench.timing.worker import Failure, Worker
 
 # Whole models are left out too: few and large.
 NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS))
 FEWEST = 3  # below that, starting the processes takes longer
+KINDS_EACH = 2  # a process takes about as long to come up as a kernel to compile
+
+
+def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
+    """Cases that may share a compiled kernel, together and in their order: all but batch and length is the same."""
+    found: dict[str, list[AnyCase]] = {}
+    for case in cases:
+        found.setdefault(repr((case.implementation, case.mode, case.dtype, case.shape)), []).append(case)
+    return list(found.values())
 
 
 def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
     """The cases whose implementations may have something to compile, the largest last: they need the most memory."""
     found = [case for case in cases if not isinstance(case, ModelCase) and case.contender not in NOTHING_TO_COMPILE]
     return sorted(found, key=lambda case: case.batch * case.length)
+
+
+def processes_for(cases: Sequence[AnyCase], most: int) -> int:
+    """How many processes are worth starting for these cases."""
+    return min(most, -(-len(kinds(cases)) // KINDS_EACH))
 
 
 def rehearse(
@@ -36,17 +52,22 @@ def rehearse(
     processes: int,
     set_up: Callable[..., Any] | None = None,
 ) -> list[Failure]:
-    """Call each case once in one of `processes` processes; returns what failed, which nobody needs to mind."""
-    troupe = _Troupe(cases, lambda: Worker(device, plugins, set_up or _set_up), measure)
-    return troupe.run(min(processes, len(cases)))
+    """Call each case once in one of `processes` processes; returns what failed, which nobody needs to mind.
+
+    Cases that may share a kernel are called one after the other by the same one: it is compiled once.
+    """
+    parts = kinds(cases)
+    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure)
+    return troupe.run(min(processes, len(parts)))
 
 
 class _Troupe:
-    """Workers that take cases from one queue until it is empty."""
+    """Workers that take kinds of cases from one queue until it is empty."""
 
-    def __init__(self, cases: Sequence[AnyCase], hire: Callable[[], Worker], measure: MeasureSection) -> None:
-        self.left, self.hire, self.measure = deque(cases), hire, measure
+    def __init__(self, parts: Sequence[Sequence[AnyCase]], hire: Callable[[], Worker], measure: MeasureSection) -> None:
+        self.left, self.hire, self.measure = deque(parts), hire, measure
         self.workers: list[Worker] = []
+        self.interrupted = False
         self.failures: list[Failure] = []
 
     def run(self, count: int) -> list[Failure]:
@@ -56,24 +77,36 @@ class _Troupe:
             try:
                 wait([pool.submit(self._work, place) for place in range(count)])
             except BaseException:
-                self.left.clear()
+                self.interrupted = True
                 for worker in self.workers:
                     worker.kill()
                 raise
+        for worker in self.workers:  # all at once: a context takes its time to go
+            worker.kill()
         for worker in self.workers:
             worker.stop()
         return self.failures
 
     def _work(self, place: int) -> None:
         """A process that failed is replaced: its device may be lost to it."""
+        lost = False
+        for case in self._queue():
+            if lost:
+                self.workers[place].stop()
+                self.workers[place] = self.hire()
+            answer = self.workers[place].prepare(case, self.measure)
+            lost = isinstance(answer, Failure) and not harmless(answer.status, answer.reason)
+            if isinstance(answer, Failure):
+                self.failures.append(answer)
+
+    def _queue(self) -> Iterator[AnyCase]:
+        """What is left, a kind at a time, for one process."""
         while self.left:
             with suppress(IndexError):  # another was faster
-                answer = self.workers[place].prepare(self.left.popleft(), self.measure)
-                if isinstance(answer, Failure):
-                    self.failures.append(answer)
-                    self.workers[place].stop()
-                    if self.left:
-                        self.workers[place] = self.hire()
+                for case in self.left.popleft():
+                    if self.interrupted:
+                        return
+                    yield case
 
 
 class _Rehearsal:

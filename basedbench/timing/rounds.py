@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
-from basedbench.timing.failures import harmless
+from basedbench.timing.failures import NOT_CAPTURED, harmless
 from basedbench.timing.samples import Round
 from basedbench.timing.stopping import StoppingRule
 from basedbench.timing.worker import Failure
@@ -62,6 +62,11 @@ class Measurement:
     def ok(self) -> bool:
         """Whether it has not failed so far."""
         return bool(self.facts["status"] == "ok")
+
+    @property
+    def sampling_s(self) -> float:
+        """Of `spent_s`, what were warm-up and samples."""
+        return sum(one.seconds for one in self.rounds)
 
     def fail(self, failure: Failure) -> None:
         """It has no time."""
@@ -134,11 +139,17 @@ class Competition:
         measurement.rounds.append(answer)
         measurement.stop_reason = self.rule.reason(measurement.samples, measurement.spent_s)
         if measurement.stop_reason:
-            last = runner.close()
-            if isinstance(last, Failure):
-                self._fail(measurement, last)
-            else:
-                measurement.facts |= last
+            self._close(measurement, runner)
+
+    def _close(self, measurement: Measurement, runner: Runner) -> None:
+        if NOT_CAPTURED in (measurement.facts.get("reason") or ""):
+            self.runners.discard(measurement.case)  # after a capture that failed the allocator frees nothing
+            return
+        last = runner.close()
+        if isinstance(last, Failure):
+            self._fail(measurement, last)
+        else:
+            measurement.facts |= last
 
     def _fail(self, measurement: Measurement, failure: Failure) -> None:
         measurement.fail(failure)

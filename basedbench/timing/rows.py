@@ -22,7 +22,7 @@ def throughput_row(
     row |= {"suite": suite, "case_id": case.id, "cache": case.cache, "device": case.device}
     row |= {"baseline": "/".join(case.baseline_key), "stop_reason": measurement.stop_reason}
     row |= dict(origin) | measurement.facts
-    row |= {"prepare_s": measurement.prepare_s, "sampling_s": measurement.spent_s}
+    row |= {"prepare_s": measurement.prepare_s, "sampling_s": measurement.sampling_s}
     if measurement.rounds:
         row |= times(measurement.rounds) | _quality(measurement.rounds)
         row["tokens_per_s"] = case.tokens / row["median_ms"] * 1e3

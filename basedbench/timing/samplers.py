@@ -1,4 +1,7 @@
-"""How one sample is taken: on a CPU, cold on a GPU, hot in a CUDA graph. Calls take turns, one per input set."""
+"""How one sample is taken: on a CPU, cold on a GPU, hot in a CUDA graph. Calls take turns, one per input set.
+
+What a cold sample calls may itself be the replay of a graph (`captured`): then no launch of the host is in it.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -110,6 +113,22 @@ def wall_ms(calls: Sequence[Thunk], clock: Clock, count: int) -> float:
         call()
     torch.cuda.synchronize()
     return (clock.now() - start) * 1e3 / count
+
+
+def captured(call: Thunk) -> Thunk:
+    """What replays everything that `call`, which has run before, launches. RuntimeError if that cannot be captured.
+
+    Nothing runs on a side stream first: what whole prompts need would be held there a second time. As the capture
+    begins, the memory that earlier calls left free is given back; the graph's is its own.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own
+        raise
+    return graph.replay
 
 
 def _capture(calls: Sequence[Thunk], passes: int) -> torch.cuda.CUDAGraph:

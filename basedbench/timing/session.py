@@ -10,18 +10,20 @@ import torch
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.clock import Clock
 from basedbench.timing.cross_check import cross_check
-from basedbench.timing.failures import NOT_CAPTURED
+from basedbench.timing.failures import NOT_CAPTURED, shorten
 from basedbench.timing.kept import Kept
 from basedbench.timing.memory import peak_memory
-from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, wall_ms
+from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, captured, wall_ms
 from basedbench.timing.samples import Round
 from basedbench.timing.subject import subject_of
 from basedbench.timing.telemetry import Telemetry
 
 Thunk = Callable[[], object]
-STEPS = ("decode", "generation")  # modes that run in a CUDA graph: one token for each sequence
+# Modes that run in a CUDA graph on a GPU: whole models, and steps of one token for each sequence.
+IN_GRAPHS = ("decode", "generation", "prefill")
 MOST_SAMPLES_A_ROUND = 50
-FEWEST_WALL_CALLS, MOST_WALL_CALLS, WALL_MS = 5, 50, 200.0
+FEWEST_WALL_CALLS, MOST_WALL_CALLS = 5, 50
+LONG_MS = 200.0  # a call this long is called no more often than need be before it is sampled
 ESTIMATES, LONGEST_ESTIMATE_S = 3, 0.3
 # A round begins with calls that are no samples, for a while: another process had the device before, so its clocks,
 # caches and address translations are not what this one left. Unless one call takes long: then its beginning hardly
@@ -67,10 +69,12 @@ class Session:
         assert self.sampler is not None  # prepared
         with self._quiet(), self._running():
             before = self.telemetry.read()
+            start = self.clock.now()
             self._warm_up(self.sampler)
             exposed = self.sampler.exposed
             samples = self.sampler.sample(self._samples_a_round())
-        return Round(samples, [before, self.telemetry.read()], self.sampler.exposed - exposed)
+            seconds = self.clock.now() - start
+        return Round(samples, [before, self.telemetry.read()], self.sampler.exposed - exposed, seconds)
 
     def close(self) -> dict[str, float]:
         """Free the device's memory for the next case. Returns what is measured last."""
@@ -118,18 +122,29 @@ class Session:
     def _measure_up(self, first_s: float) -> dict[str, Any]:
         """Estimate, weigh, and make the sampler."""
         self.calls = self.subject.calls()
-        estimate_ms, enqueue_ms = self._estimate(self.calls)
-        memory = peak_memory(self.calls[0], self.device)
-        self.sampler = self._make_sampler(self.calls, estimate_ms, enqueue_ms)
-        self.sample_ms = self.sampler.sample(2)[-1]
+        (estimate_ms, enqueue_ms), memory = self._weighed()
+        wall = self._wall_ms(estimate_ms)
+        replayed, launched = self._replayed()
+        self.calls = replayed or self.calls
+        self.sampler = self._make_sampler(self.calls, estimate_ms, _enqueue_ms(replayed, self.clock, enqueue_ms))
+        self.sample_ms = self.sampler.sample(2)[-1] if estimate_ms < LONG_MS else estimate_ms
         gc.collect()
         gc.freeze()  # what is there by now is not looked at again
         return {
             "compile_s": max(0.0, first_s - estimate_ms / 1e3),
             "peak_memory_bytes": memory,
-            "graph": isinstance(self.sampler, GraphSampler),
-            "wall_ms": self._wall_ms(estimate_ms),
+            "graph": bool(replayed) or isinstance(self.sampler, GraphSampler),
+            "wall_ms": wall,
+            "reason": launched,
         } | self.subject.capacity(memory)
+
+    def _weighed(self) -> tuple[tuple[float, float], int]:
+        """The estimates, and the peak memory of a call: of the same calls, unless a profiler has to look on."""
+        if self.case.device == "cpu":
+            return self._estimate(self.calls), peak_memory(self.calls[0], self.device)
+        found: list[tuple[float, float]] = []
+        memory = peak_memory(lambda: found.append(self._estimate(self.calls)), self.device)
+        return found[0], memory
 
     def _estimate(self, calls: Sequence[Thunk]) -> tuple[float, float]:
         """(time of one call, time until it is enqueued), host clock, the least of a few, in milliseconds."""
@@ -145,11 +160,22 @@ class Session:
         return min(whole), min(enqueued)
 
     def _wall_ms(self, estimate_ms: float) -> float | None:
-        """Of a step on a GPU, over fewer calls if they are long."""
-        if self.case.mode not in STEPS or self.case.device != "cuda":
+        """Of what runs in a graph on a GPU, without one: over fewer calls if they are long, long ones as estimated."""
+        if self.case.mode not in IN_GRAPHS or self.case.device != "cuda":
             return None
-        count = int(WALL_MS / max(estimate_ms, 1e-6))
+        if estimate_ms >= LONG_MS:
+            return estimate_ms
+        count = int(LONG_MS / max(estimate_ms, 1e-6))
         return wall_ms(self.calls, self.clock, max(FEWEST_WALL_CALLS, min(MOST_WALL_CALLS, count)))
+
+    def _replayed(self) -> tuple[list[Thunk], str | None]:
+        """The calls as replays of a graph, if they are to be; otherwise none, and why if a capture failed."""
+        if self.case.device == "cpu" or self.case.cache != "cold":
+            return [], None
+        try:
+            return self.subject.replayed(captured), None
+        except RuntimeError as error:
+            return [], shorten(f"launched by the host, {NOT_CAPTURED}: {error}")
 
     def _make_sampler(self, calls: list[Any], estimate_ms: float, enqueue_ms: float) -> Sampler:
         if self.case.device == "cpu":
@@ -196,3 +222,12 @@ class Session:
         gc.collect()
         if self.case.device == "cuda":
             torch.cuda.empty_cache()
+
+
+def _enqueue_ms(replays: Sequence[Thunk], clock: Clock, launched_ms: float) -> float:
+    """Until a call is enqueued: a replay's, whose first also brings the graph onto the device, or as launched."""
+    if not replays:
+        return launched_ms
+    start = clock.now()
+    replays[0]()
+    return (clock.now() - start) * 1e3

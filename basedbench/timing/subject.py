@@ -32,6 +32,9 @@ class Subject(Protocol):
     def calls(self) -> list[Callable[[], object]]:
         """What samples call in turn, one for each set of inputs; each may be repeated for ever."""
 
+    def replayed(self, capture: Callable[[Callable[[], object]], Callable[[], object]]) -> list[Callable[[], object]]:
+        """The same calls with what they launch captured once by `capture`; none if they are timed as launched."""
+
     def facts(self) -> dict[str, Any]:
         """The columns that are known before any sample."""
 

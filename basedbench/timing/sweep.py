@@ -10,14 +10,16 @@ from basedbench.engines.compile_ahead import most_processes
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.rehearsal import FEWEST, rehearse, to_rehearse
-from basedbench.timing.room import does_not_fit, side_by_side
+from basedbench.timing.rehearsal import FEWEST, processes_for, rehearse, to_rehearse
+from basedbench.timing.rehearsed import Rehearsed, cache_folder
+from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
 from basedbench.timing.subject import unsupported
 from basedbench.timing.worker import Workers
 
 Row = dict[str, Any]
+IDLE_SHARE = 0.1  # of the device's memory, for the contexts of processes that wait for their operator
 
 
 def groups(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
@@ -55,6 +57,15 @@ def _models(found: Iterable[list[AnyCase]]) -> list[AnyCase]:
     return [case for group in found for case in group if isinstance(case, ModelCase)]
 
 
+def _first_of_kinds(found: Iterable[list[AnyCase]], most: int) -> list[AnyCase]:
+    """The first operators' cases of so many different workers."""
+    first: dict[Any, AnyCase] = {}
+    for case in chain.from_iterable(found):
+        if not isinstance(case, ModelCase) and len(first) < most:
+            first.setdefault(case.implementation, case)
+    return list(first.values())
+
+
 class Sweep:
     """Runs cases of a suite on one device and stores their rows."""
 
@@ -69,7 +80,9 @@ class Sweep:
         self.suite, self.store, self.device, self.measure, self.plugins = suite, store, device, measure, plugins
         self.on_rehearsal: Callable[[int, int], None] = lambda cases, processes: None
         self.ceilings: Mapping[str, float] = {}  # what fractions are taken of; see `ceilings.stored_ceilings`
+        self.find_ceilings: Callable[[Workers, AnyCase], Mapping[str, float]] | None = None  # once all is compiled
         found = fingerprint(device)
+        self.fingerprint: dict[str, Any] = found
         self.origin = {"code_version": code_version(), "device_name": device_name(device), "fingerprint": found}
         self.memory_bytes: int | None = found["gpu_memory_bytes"]  # a CPU's is everybody's
 
@@ -78,22 +91,35 @@ class Sweep:
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, WallClock())
             todo = self._able(cases, on_row)
+            if self.device != "cpu" and todo:
+                workers.start([*todo[0], *_first_of_kinds(todo, self._idle())])  # they come up during the rehearsal
             self._rehearse(case for group in todo for case in group)
+            workers.wait()
+            if self.find_ceilings is not None and todo:
+                self.ceilings = self.find_ceilings(workers, todo[0][0])
             for index, group in enumerate(todo):
-                workers.start(group, later=_models(todo[index + 1 :]))
+                later = todo[index + 1 :]
+                workers.start(group, later=[*_models(later), *_first_of_kinds(later, self._idle())])
                 for part in self._parts(group, len(workers)):
                     workers.spare(part)
                     for measurement in competition.run(part):
                         self._store(measurement, on_row)
 
+    def _idle(self) -> int:
+        """How many processes of operators may wait for their cases; each has a context on the device."""
+        return 0 if self.memory_bytes is None else int(IDLE_SHARE * self.memory_bytes / CONTEXT_BYTES)
+
     def _rehearse(self, cases: Iterable[AnyCase]) -> None:
         """On a GPU: compile what the cases need, all at once, before any of them is timed."""
         if self.device == "cpu":
             return
-        wanted, processes = to_rehearse(cases), most_processes(self.device, cores())
+        known = Rehearsed(cache_folder(), self.fingerprint, self.plugins)
+        wanted = to_rehearse(known.new(cases))
+        processes = processes_for(wanted, most_processes(self.device, cores()))
         if len(wanted) >= FEWEST and processes > 1:
             self.on_rehearsal(len(wanted), processes)
             rehearse(wanted, self.device, self.measure, self.plugins, processes)
+            known.add(wanted)
 
     def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
         """The groups to be timed; what cannot be has its row before anything is."""

@@ -20,7 +20,10 @@ from basedbench.timing.failures import classify, crash
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
 # What the server imports besides torch: workers need it all, and none of it touches a GPU.
-PRELOADED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
+PRELOADED = (
+    *("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language"),
+    "basedbench.timing.preloaded",
+)
 _LAST_WORDS = 2000
 
 
@@ -52,6 +55,11 @@ def _context() -> Any:
     return context
 
 
+def driver_is_there() -> bool:
+    """Whether this machine may have a GPU, as far as can be told at once."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
 def start_server() -> None:
     """Let the server import what workers need while this process does something else; not to be waited for."""
     _context()
@@ -74,6 +82,15 @@ class Worker:
         self._process.start()
         far.close()
         self._started = self._prepared = False
+        self._refused: Failure | None = None  # the set-up over there
+
+    def wait(self) -> Failure | None:
+        """Until the process is up; why it is not, if so."""
+        if not self._started and self._refused is None:
+            greeting = self._answer(START_LIMIT_S)
+            self._refused = greeting if isinstance(greeting, Failure) else None
+            self._started = self._refused is None
+        return self._refused
 
     def prepare(self, case: Any, measure: Any) -> dict[str, Any] | Failure:
         """`Session.prepare` over there."""
@@ -94,6 +111,11 @@ class Worker:
         self._prepared = False
         return answer if isinstance(answer, Failure) else None
 
+    def ceilings(self, request: "CeilingsRequest") -> list[dict[str, Any]] | Failure:
+        """The rows of what the device can do, measured over there."""
+        answer = self._ask("prepare", request, None, limit_s=START_LIMIT_S)
+        return answer if isinstance(answer, Failure) else answer["rows"]
+
     def kill(self) -> None:
         """End the process, whatever it is doing; whoever waits for its answer gets a failure."""
         self._process.kill()
@@ -106,11 +128,8 @@ class Worker:
         Path(self._log).unlink(missing_ok=True)
 
     def _ask(self, what: str, *arguments: Any, limit_s: float) -> Any:
-        if not self._started:
-            greeting = self._answer(START_LIMIT_S)
-            if isinstance(greeting, Failure):
-                return greeting
-            self._started = True
+        if refused := self.wait():
+            return refused
         try:
             self._pipe.send((what, arguments))
         except OSError:
@@ -166,8 +185,49 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
         torch.cuda.set_device(device)
     load_plugins(plugins)
     gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second a case
+    # What peers tune in here, with the device to themselves, need not be tuned again in the next process.
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    if device != "cpu":
+        _wake(device)
     kept = Kept(device)
-    return lambda case, measure: Session(case, measure, device, WallClock(), kept)
+
+    def make(case: Any, measure: Any) -> Any:
+        if isinstance(case, CeilingsRequest):
+            return _Ceilings(case, device)
+        return Session(case, measure, device, WallClock(), kept)
+
+    return make
+
+
+def _wake(device: str) -> None:
+    """What libraries do on first use, while nothing is timed: the context, generators, handles, Triton's driver."""
+    import torch
+    import triton
+
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        x = torch.randn(64, 64, device=device).to(dtype)
+        (x @ x).square().sum()
+    triton.runtime.driver.active.get_current_device()
+    torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class CeilingsRequest:
+    """What `Worker.ceilings` asks for: about so many seconds for each."""
+
+    seconds: float
+
+
+class _Ceilings:
+    """What a worker prepares for such a request."""
+
+    def __init__(self, request: CeilingsRequest, device: str) -> None:
+        self.request, self.device = request, device
+
+    def prepare(self) -> dict[str, Any]:
+        from basedbench.timing.ceilings import calibrate
+
+        return {"rows": list(calibrate(self.device, self.request.seconds))}
 
 
 def _attempt(action: Any) -> Any:
@@ -202,6 +262,11 @@ class Workers:
             self._running[key] = Worker(self.device, self.plugins)
         return self._running[key]
 
+    def wait(self) -> None:
+        """Until all that were started are up: none makes its context while something is measured."""
+        for worker in self._running.values():
+            worker.wait()
+
     def spare(self, cases: Sequence[Any]) -> None:
         """Free what the workers of other cases keep: these need the memory."""
         needed = {case.implementation for case in cases}
@@ -217,5 +282,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for worker in self._running.values():  # all at once: a context takes its time to go
+            worker.kill()
         for key in list(self._running):
             self._running.pop(key).stop()

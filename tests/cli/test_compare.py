@@ -111,6 +111,15 @@ def test_two_contenders_of_one_run(run_cli: RunCli, folders: tuple[Path, Path]) 
     assert run_cli("compare", a, "--contender", "ours", "--against", "attention/sdpa-flash").exit_code == 3
 
 
+def test_a_graph_on_one_side_only_is_said(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    for length, graphs in ((256, (False, True)), (512, (True, True)), (1024, (None, False))):
+        for out, graph in zip(folders, graphs, strict=True):
+            write_time(out, length, 2 if out is a else 1, graph=graph)
+    said = run_cli("compare", a, b).stdout
+    assert re.sub(r"\s+", " ", said).count("only B ran in a CUDA graph, the host launched the other") == 1
+
+
 def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     a, b = folders
     for seed, accuracy in enumerate((0.80, 0.81, 0.79)):

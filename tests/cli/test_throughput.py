@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from basedbench.cli import throughput_report
+from basedbench.cli import throughput, throughput_report
 from basedbench.cli.throughput_report import outcome
-from basedbench.store import load
+from basedbench.store import Store, load
 from basedbench.store.schema import blank_row
+from basedbench.timing.worker import Failure, Worker, Workers
 from tests.cli.conftest import RunCli
+from tests.timing.conftest import make_case
 
 SUITE = """
 kind: throughput
@@ -191,3 +193,25 @@ def test_the_share_of_sampling_is_that_of_the_whole_command(
     progress(timed | {"status": "unsupported", "reason": "beyond it", "sampling_s": None, "prepare_s": 2.0})
     progress.close()
     assert capsys.readouterr().err.endswith("1 min 0 s, 10 % of it warm-up and sampling\n")
+
+
+def test_a_worker_finds_the_ceilings_that_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "CEILING_SECONDS", 0.01)
+    case, store = make_case("reference"), Store(tmp_path)
+    with Workers("cpu", []) as workers:
+        found = throughput._ceilings_by_a_worker(store, "cpu", True, workers, case)
+        assert set(found) == {"copy", "matmul_fp32", "matmul_bf16"}
+        assert all(rate > 0 for rate in found.values())
+        monkeypatch.setattr(Worker, "ceilings", lambda self, request: pytest.fail("they are stored"))
+        assert throughput._ceilings_by_a_worker(store, "cpu", True, workers, case) == found
+
+
+def test_a_worker_that_dies_of_the_ceilings_costs_their_fractions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "ceilings", lambda self, request: Failure("crashed", "it died"))
+    case = make_case("reference")
+    with Workers("cpu", []) as workers:
+        gone = workers.of(case)
+        assert throughput._ceilings_by_a_worker(Store(tmp_path), "cpu", True, workers, case) == {}
+        assert workers.of(case) is not gone

@@ -7,6 +7,7 @@ import pytest
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case, MeasureSection
+from basedbench.contenders import Contender, get_contender
 from basedbench.timing.samples import Round
 from basedbench.timing.worker import Failure
 
@@ -50,6 +51,19 @@ def make_model_case(family: str = "based", **changes: Any) -> ModelCase:
     case = {"model": f"{family}-360m", "mode": "generation", "batch": 3, "length": 300, "overrides": overrides}
     contender = "sdpa-math" if family == "attention" else "ours"
     return ModelCase.model_validate({**case, "contender": contender, "baseline": "attention-360m/sdpa-math", **changes})
+
+
+class Altered(Contender):
+    """The reference, with what a test does to its result."""
+
+    name = "altered"
+
+    def __init__(self, alter: Callable[..., Any]) -> None:
+        self.alter = alter
+
+    def build(self, case: Case) -> Any:
+        call = get_contender("reference").build(case)
+        return lambda tensors: self.alter(call(tensors), tensors)
 
 
 class FakeWorker:

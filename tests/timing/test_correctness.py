@@ -5,24 +5,12 @@ import math
 import pytest
 import torch
 
-from basedbench.contenders import Contender, get_contender
+from basedbench.contenders import get_contender
 from basedbench.timing import correctness
 from basedbench.timing.correctness import check, judge
 from basedbench.timing.errors import FLOOR
 from tests.contenders.conftest import FORMS, small
-
-
-class Altered(Contender):
-    """The reference, with what a test does to its result."""
-
-    name = "altered"
-
-    def __init__(self, alter) -> None:
-        self.alter = alter
-
-    def build(self, case):
-        call = get_contender("reference").build(case)
-        return lambda tensors: self.alter(call(tensors), tensors)
+from tests.timing.conftest import Altered
 
 
 def verdict(alter, operator="taylor_attention", mode="fwd", **changes):

@@ -7,16 +7,19 @@ import torch
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import get_contender
+from basedbench.models.language import LanguageModel
 from basedbench.timing.ceilings import calibrate
 from basedbench.timing.clock import WallClock
 from basedbench.timing.cross_check import cross_check
 from basedbench.timing.flush import LONGEST_BLOCKER_MS
 from basedbench.timing.kept import Kept
+from basedbench.timing.language import LanguageSubject
 from basedbench.timing.memory import peak_memory
-from basedbench.timing.samplers import ColdSampler, GraphSampler, wall_ms
+from basedbench.timing.samplers import ColdSampler, GraphSampler, captured, wall_ms
+from basedbench.timing.samples import Round
 from basedbench.timing.session import Session
 from basedbench.timing.telemetry import Telemetry
-from basedbench.timing.worker import Failure, Workers
+from basedbench.timing.worker import Failure, Worker, Workers, _set_up
 from tests.contenders.conftest import FORMS, small
 from tests.timing.conftest import TINY_LAYERS, make_case, make_model_case
 
@@ -149,11 +152,89 @@ def test_whole_models_are_right_and_run_as_their_mode_asks(family: str, mode: st
     session = Session(case, MEASURE, DEVICE, WallClock())
     facts = session.prepare()
     assert facts["status"] == "ok", facts.get("reason")
-    assert facts["graph"] == (mode == "generation")
-    assert (facts["wall_ms"] is not None) == (mode == "generation")
+    assert facts["graph"], facts["reason"]
+    assert facts["reason"] is None
+    assert facts["wall_ms"] > 0
     assert facts["largest_batch"] > 3
     assert all(sample > 0 for sample in session.round().samples_ms)
     session.close()
+
+
+def prompts(family: str, length: int) -> LanguageSubject:
+    """A model loaded for a prompt in bfloat16."""
+    wide = {"d_model": 128, "heads": 2, "feature_dim": 16, "d_state": 16, "vocab_size": 512}
+    case = make_model_case(family, device="cuda", dtype="bf16", mode="prefill", cache="cold", length=length)
+    by = "sdpa-flash" if family == "attention" else "ours"
+    subject = LanguageSubject(case.model_copy(update={"overrides": case.overrides | wide, "contender": by}), DEVICE)
+    with torch.no_grad(), subject.context():
+        subject.load()
+        subject.start()
+    return subject
+
+
+@pytest.mark.parametrize("family", TINY_LAYERS)
+@pytest.mark.parametrize("length", [17, 1000, 2048])
+def test_a_replayed_prompt_gives_what_a_launched_one_gives(family: str, length: int) -> None:
+    subject = prompts(family, length)
+    with torch.no_grad(), subject.context():
+        launched = []
+        for call in subject.calls():
+            logits, state = call()
+            launched.append([logits.clone(), *(tensor.clone() for tensor in state.values())])
+        found: list[torch.Tensor] = []
+
+        def capture(call):
+            def keep():
+                found[:] = [call()[0]]
+
+            return captured(keep)
+
+        for replay, expected in zip(subject.replayed(capture), launched, strict=True):
+            for tensor in subject.state.values():
+                tensor.zero_()
+            replay()
+            got = [found[0], *subject.state.values()]
+            for a, b in zip(got, expected, strict=True):
+                assert (
+                    a.double() - b.double()
+                ).norm() <= 1e-3 * b.double().norm()  # a library may split sums otherwise
+
+
+def waiting(device: str, plugins: list[str]) -> object:
+    """A worker's set-up in which prompts wait for the host."""
+    prefill = LanguageModel.prefill
+
+    def waits(self, tokens_BL, *arguments, **options):
+        tokens_BL.sum().item()
+        return prefill(self, tokens_BL, *arguments, **options)
+
+    LanguageModel.prefill = waits
+    return _set_up(device, plugins)
+
+
+def test_a_prompt_that_waits_for_the_host_is_launched_and_its_row_says_so() -> None:
+    worker, case = Worker(DEVICE, [], waiting), prompts("based", 64).case
+    facts = worker.prepare(case, MEASURE)
+    one = worker.round(60)
+    worker.stop()
+    assert isinstance(facts, dict)
+    assert facts["status"] == "ok", facts.get("reason")
+    assert facts["graph"] is False
+    assert facts["reason"].startswith("launched by the host, cannot be captured in a CUDA graph")
+    assert isinstance(one, Round)
+    assert all(sample > 0 for sample in one.samples_ms)
+
+
+def test_a_graph_of_a_prompt_holds_about_what_a_launched_one_needs() -> None:
+    subject = prompts("attention", 2**15)
+    with torch.no_grad(), subject.context():
+        calls = subject.calls()
+        calls[0]()
+        needed = peak_memory(calls[0], DEVICE)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        subject.replayed(captured)[0]()
+        assert torch.cuda.memory_reserved() - before < 1.5 * needed + 2**26
 
 
 def test_cases_share_a_model_and_its_memory_is_free_once_it_is_forgotten() -> None:

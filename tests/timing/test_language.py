@@ -17,7 +17,7 @@ from basedbench.timing import language
 from basedbench.timing.clock import WallClock
 from basedbench.timing.correctness import Verdict
 from basedbench.timing.kept import Kept
-from basedbench.timing.language import PROMPT, RESERVED_BYTES, LanguageSubject, largest_batch, spread
+from basedbench.timing.language import PROMPT, PROMPT_SETS, RESERVED_BYTES, LanguageSubject, largest_batch, spread
 from basedbench.timing.repeated import repeated_step
 from basedbench.timing.session import Session
 from basedbench.timing.step_check import check_steps
@@ -57,7 +57,7 @@ def test_what_a_row_says_of_the_model(family: str) -> None:
     assert facts["bytes"] == model.bytes_per_step(3, 300)
     prefill = loaded(family, mode="prefill", length=40, logits="last").facts()
     assert prefill["state_bytes"] == model.state_bytes(40)
-    assert prefill["memory_bytes"] == weights
+    assert prefill["memory_bytes"] == weights + 3 * prefill["state_bytes"]
 
 
 @pytest.mark.parametrize("family", TINY_LAYERS)
@@ -77,6 +77,41 @@ def test_the_state_is_that_of_a_prompt_spread_over_batch_and_context() -> None:
     assert (before.norm(dim=-1) > 0).all()
     assert torch.equal(after, before[:, : after.shape[1]])
     assert torch.equal(before, before[:1].expand_as(before))
+
+
+@pytest.mark.parametrize("family", TINY_LAYERS)
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_a_prompt_from_the_buffer_gives_what_it_gives_alone(family: str, logits: str) -> None:
+    subject = loaded(family, mode="prefill", length=40, logits=logits)
+    held = dict(subject.state)
+    results = []
+    for call, prompt_BL in zip(subject.calls(), subject.prompts, strict=True):
+        with torch.no_grad():
+            found, state = call()
+        expected, alone = subject.model.prefill(prompt_BL, logits=logits)
+        assert torch.equal(found, expected)
+        assert set(state) == set(alone)
+        assert all(state[name] is held[name] for name in held)
+        assert all(torch.equal(state[name], alone[name]) for name in alone)
+        results.append(expected)
+    assert len(results) == PROMPT_SETS
+    assert not torch.equal(results[0], results[1])
+
+
+def test_all_prompts_replay_one_capture() -> None:
+    subject = loaded("based", mode="prefill", length=20)
+    captures, seen = [], []
+
+    def capture(call: Any) -> Any:
+        captures.append(call)
+        return lambda: seen.append(subject.tokens_BL.clone())
+
+    calls = subject.replayed(capture)
+    for call in calls:
+        call()
+    assert captures == [subject.call]
+    assert all(torch.equal(a, b) for a, b in zip(seen, subject.prompts, strict=True))
+    assert loaded("based").replayed(capture) == []  # steps have a graph of their own
 
 
 def test_spreading_copies_rings_and_repeats_caches() -> None:

@@ -6,6 +6,7 @@ import random
 from basedbench.config.throughput import MeasureSection
 from basedbench.timing.failures import NOT_CAPTURED
 from basedbench.timing.rounds import Competition
+from basedbench.timing.samples import Round
 from basedbench.timing.worker import Failure
 from tests.timing.conftest import FakeWorker, FakeWorkers, MockClock, make_case
 
@@ -104,3 +105,14 @@ def test_what_is_known_last_joins_the_facts_and_time_is_accounted_for(clock: Moc
     assert one.facts["do_bench_ms"] == 2.0
     assert one.prepare_s == 3
     assert abs(one.spent_s - 6 * 5 * 5e-3) < 1e-9
+    one.rounds = [Round([1.0], [], seconds=0.25), Round([1.0], [], seconds=0.5)]
+    assert one.sampling_s == 0.75  # without what it takes to ask for them
+
+
+def test_a_runner_whose_capture_failed_ends_with_its_case(clock: MockClock) -> None:
+    workers = FakeWorkers(launched=steady(clock, 5), replayed=steady(clock, 5))
+    workers.workers["launched"].facts = {"status": "ok", "reason": f"launched by the host, {NOT_CAPTURED}: it waits"}
+    done = run(clock, workers)
+    assert all(one.ok and one.rounds for one in done.values())
+    assert workers.discarded == ["launched"]
+    assert [worker.closed for worker in workers.workers.values()] == [0, 1]

@@ -7,6 +7,7 @@ import torch
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import Contender, register
+from basedbench.timing import session as session_module
 from basedbench.timing.clock import WallClock
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.operator import INPUT_SETS
@@ -68,7 +69,9 @@ def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
     facts = session.prepare()
     assert facts["compile_s"] == pytest.approx(2.0 - 0.005)
     before = len(slow.calls)
-    assert session.round().samples_ms == pytest.approx([5.0] * 10)
+    one = session.round()
+    assert one.samples_ms == pytest.approx([5.0] * 10)
+    assert one.seconds == pytest.approx((10 + WARM_UP_CALLS) * 5e-3)
     assert len(slow.calls) - before == 10 + WARM_UP_CALLS
     assert len(set(slow.calls[before:])) == INPUT_SETS
 
@@ -93,6 +96,48 @@ def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
     assert facts["error"] == pytest.approx(1.0)
     assert session.sampler is None
     assert len(slow.calls) == 3  # the first call, and two for the check
+
+
+class Replays:
+    """A subject on a GPU that there is none of: its calls can be replayed, or say why not."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def replayed(self, capture: object) -> list[object]:
+        if self.error:
+            raise self.error
+        return [lambda: None]
+
+
+def on_a_gpu(subject: object, cache: str = "cold") -> Session:
+    session = Session(small("taylor_attention", "fwd"), MeasureSection(), "cpu", WallClock())
+    session.case = session.case.model_copy(update={"device": "cuda", "cache": cache})
+    session.subject = subject  # type: ignore[assignment]
+    return session
+
+
+def test_what_cannot_be_captured_is_launched_and_says_so() -> None:
+    for error in (RuntimeError("operation not permitted\nwhen stream is capturing"), torch.OutOfMemoryError("full")):
+        calls, reason = on_a_gpu(Replays(error))._replayed()
+        assert calls == []
+        assert reason.startswith("launched by the host, cannot be captured in a CUDA graph: ")
+        assert "\n" not in reason
+    calls, reason = on_a_gpu(Replays())._replayed()
+    assert len(calls) == 1
+    assert reason is None
+    assert on_a_gpu(Replays(), cache="hot")._replayed() == ([], None)  # a graph of whole passes is made then
+
+
+def test_on_a_gpu_memory_is_weighed_in_the_calls_that_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    weighed, calls = on_a_gpu(Replays()), []
+    weighed.calls = [lambda: calls.append(1), lambda: calls.append(2)]
+    monkeypatch.setattr(weighed, "_synchronize", lambda: None)
+    monkeypatch.setattr(session_module, "peak_memory", lambda call, device: call() or 7)
+    (estimate, enqueue), memory = weighed._weighed()
+    assert memory == 7
+    assert calls == [1, 2, 1]
+    assert 0 < enqueue <= estimate
 
 
 def test_peak_memory_is_what_a_call_needs() -> None:

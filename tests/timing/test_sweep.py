@@ -7,6 +7,7 @@ import pytest
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
+from basedbench.timing import sweep as sweeps
 from basedbench.timing.choose import pending
 from basedbench.timing.room import CONTEXT_BYTES, side_by_side
 from basedbench.timing.sweep import Sweep, groups, neighbours
@@ -86,8 +87,55 @@ def test_the_workers_of_models_live_as_long_as_a_later_group_needs_them(
     seen: list[str] = []
     sweep.run([*cases, make_case("ours", length=8)], lambda row: seen.append(row["status"]))
     both, based, operator = {"attention-360m", "based-360m"}, {"based-360m"}, {"taylor_attention"}
-    assert started == [(both, both), (both, based), (based, set()), (operator, set())]
+    assert started == [(both, both | operator), (both, based | operator), (based, operator), (operator, set())]
     assert seen == ["oom", *["ok"] * 6]
+
+
+class Noted(Workers):
+    """Workers that note what is asked of them, beside a GPU that there is none of."""
+
+    def __init__(self, device: str, plugins: list[str]) -> None:
+        super().__init__("cpu", plugins)
+        NOTES.clear()
+
+    def start(self, cases: list[AnyCase], later: list[AnyCase] = ()) -> None:
+        NOTES.append(("start", {case.contender for case in cases}, {case.contender for case in later}))
+        super().start(cases, later)
+
+    def wait(self) -> None:
+        NOTES.append(("wait",))
+        super().wait()
+
+
+NOTES: list[tuple[object, ...]] = []
+
+
+def test_workers_come_up_during_the_rehearsal_and_ceilings_are_found_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "Workers", Noted)
+    monkeypatch.setattr(Sweep, "_rehearse", lambda self, cases: NOTES.append(("rehearse", len(list(cases)))))
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.device, sweep.memory_bytes = "cuda:0", 2**33  # one process may wait
+
+    def find(workers: Workers, case: AnyCase) -> dict[str, float]:
+        NOTES.append(("ceilings", case.contender, len(workers)))
+        return {"copy": 1e10}
+
+    sweep.find_ceilings = find
+    attention = make_case("sdpa-math", operator="attention", length=8, baseline="sdpa-math")
+    cases = [attention, make_case("ours", length=16), make_case("reference", length=24)]
+    sweep.run(cases, lambda row: NOTES.append(("row", row["contender"], row["bandwidth_fraction"] > 0)))
+    assert NOTES[:4] == [
+        ("start", {"sdpa-math"}, set()),
+        ("rehearse", 3),
+        ("wait",),
+        ("ceilings", "sdpa-math", 1),
+    ]
+    rows = [note for note in NOTES if note[0] == "row"]
+    assert rows == [("row", name, True) for name in ("sdpa-math", "ours", "reference")]
+    kept = [note[2] for note in NOTES if note[0] == "start"][1:]
+    assert kept == [{"ours"}, {"reference"}, set()]
 
 
 def test_what_is_left_to_do() -> None:

@@ -1,5 +1,7 @@
 """Real worker processes: whatever happens over there is an answer here."""
 
+import gc
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 
 from basedbench.config.throughput import MeasureSection
 from basedbench.timing.samples import Round
-from basedbench.timing.worker import Failure, Worker, Workers
+from basedbench.timing.worker import CeilingsRequest, Failure, Worker, Workers, _set_up
 from tests.timing.conftest import make_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
@@ -94,6 +96,18 @@ for name in PRELOADED:
     subprocess.run([sys.executable, "-c", touched], check=True)
 
 
+def test_the_key_of_compiled_kernels_is_there_before_a_worker_asks() -> None:
+    code = """
+from basedbench.timing import preloaded
+from triton.runtime import cache
+assert preloaded.make_triton_key() is not None
+assert cache.triton_key.cache_info().misses == 1
+assert preloaded.make_triton_key() == cache.triton_key()
+assert cache.triton_key.cache_info().misses == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_only_the_workers_of_other_cases_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, reference = make_case("ours"), make_case("reference")
     asked: list[Worker] = []
@@ -114,6 +128,38 @@ def test_what_takes_too_long_is_ended(worker: Worker) -> None:
     assert answer == Failure("timeout", "no answer within 0.3 s")
     worker._process.join(5)
     assert not worker._process.is_alive()
+
+
+def test_a_worker_measures_ceilings_and_then_cases(worker: Worker) -> None:
+    rows = worker.ceilings(CeilingsRequest(0.01))
+    assert [row["ceiling"] for row in rows] == ["copy", "matmul_fp32", "matmul_bf16", "launch"]
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert worker.prepare(make_case("good"), MEASURE)["status"] == "ok"
+
+
+def test_what_is_tuned_in_a_worker_is_kept_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, found in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("TRITON_CACHE_AUTOTUNING", raising=False)
+        if given:
+            monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", given)
+        monkeypatch.setattr(gc, "freeze", lambda: None)
+        _set_up("cpu", [])
+        assert os.environ["TRITON_CACHE_AUTOTUNING"] == found
+
+
+def test_waiting_for_workers_that_are_up_costs_nothing_and_tells_of_those_that_are_not(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    worker = Worker("cpu", [str(broken)])
+    first = worker.wait()
+    assert isinstance(first, Failure)
+    assert "division by zero" in first.reason
+    assert worker.wait() == first == worker.prepare(make_case(), MEASURE)
+    worker.stop()
+    with Workers("cpu", []) as workers:
+        workers.start([make_case("ours")])
+        workers.wait()
+        assert workers.of(make_case("ours"))._started
 
 
 def test_a_plugin_that_fails_over_there_is_an_answer(tmp_path: Path) -> None:
