@@ -7,11 +7,14 @@ The blocker keeps the device busy for as long as the host needs to enqueue the m
 all of it waiting, and the sample holds no gap in which it waited for the host.
 """
 
+from collections import deque
+
 import torch
 
 # A blocker longer than this would cost more than it tells: such a call is bound by the host whatever is done.
 LONGEST_BLOCKER_MS = 5.0
 _PROBE_CYCLES = 2_000_000
+_REMEMBERED = 64  # calls
 
 
 class Flush:
@@ -27,20 +30,34 @@ class Flush:
         torch.sum(self.buffer, dim=0, out=self.total)
 
 
-class Blocker:
-    """A wait on the device, of a length that grows until the host is hidden."""
+class Lead:
+    """For how long the device must be busy: half as long again as the host has needed for a call lately, at the most.
 
-    def __init__(self, milliseconds: float) -> None:
-        self.milliseconds = min(milliseconds, LONGEST_BLOCKER_MS)
+    One slow call (the system had something else to do) is forgotten after some more.
+    """
+
+    def __init__(self, host_ms: float) -> None:
+        self.recent = deque([host_ms], maxlen=_REMEMBERED)
+
+    @property
+    def milliseconds(self) -> float:
+        """At most LONGEST_BLOCKER_MS."""
+        return min(1.5 * max(self.recent) + 0.05, LONGEST_BLOCKER_MS)
+
+    def learn(self, host_ms: float, exposed: bool) -> None:
+        """What one more call took. Twice the lead where the device was faster all the same."""
+        self.recent.append(max(host_ms, 4 / 3 * self.milliseconds) if exposed else host_ms)
+
+
+class Blocker:
+    """A wait on the device."""
+
+    def __init__(self) -> None:
         self.cycles_per_ms = _cycles_per_ms()
 
-    def __call__(self) -> None:
+    def __call__(self, milliseconds: float) -> None:
         """Enqueue the wait; returns at once."""
-        torch.cuda._sleep(int(self.milliseconds * self.cycles_per_ms))
-
-    def grow(self) -> None:
-        """Wait twice as long from now on."""
-        self.milliseconds = min(2 * self.milliseconds, LONGEST_BLOCKER_MS)
+        torch.cuda._sleep(int(milliseconds * self.cycles_per_ms))
 
 
 def _cycles_per_ms() -> float:

@@ -6,16 +6,20 @@ What a cold sample calls may itself be the replay of a graph (`captured`): then 
 import math
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from time import perf_counter
 from typing import Protocol
 
 import torch
 
 from basedbench.timing.clock import Clock
-from basedbench.timing.flush import Blocker, Flush
+from basedbench.timing.flush import Blocker, Flush, Lead
 
 Thunk = Callable[[], object]
 # Calls shorter than this are timed several at a time: the clock and the loop cost tenths of a microsecond.
 SHORTEST_CPU_SAMPLE_MS = 0.1
+REPLAY_LEAD_MS = 0.1
+# Behind so many calls the queue to the device may be full, and the host wait for room.
+FREE_CALLS = 16
 # A graph is made at least this long, so that the gap in front of it does not count.
 SHORTEST_GRAPH_MS = 2.0
 MOST_GRAPH_PASSES = 256
@@ -54,25 +58,27 @@ class ColdSampler:
 
     def __init__(self, calls: Sequence[Thunk], device: str, enqueue_ms: float) -> None:
         self.calls, self.exposed = cycle(calls), 0
-        self.flush, self.blocker = Flush(device), Blocker(1.5 * enqueue_ms + 0.05)
+        self.flush, self.blocker, self.lead = Flush(device), Blocker(), Lead(enqueue_ms)
 
     def sample(self, count: int) -> list[float]:
         """So many samples of one call each."""
-        events = [self._enqueue() for _ in range(count)]
+        events = [self._enqueue(freely=index < FREE_CALLS) for index in range(count)]
         torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in events]
 
-    def _enqueue(self) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    def _enqueue(self, freely: bool) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         call = next(self.calls)
         self.flush()
-        self.blocker()
+        self.blocker(self.lead.milliseconds)
+        began = perf_counter()
         start.record()
         call()
         end.record()
-        if start.query():
-            self.exposed += 1
-            self.blocker.grow()
+        host_ms, exposed = (perf_counter() - began) * 1e3, start.query()
+        self.exposed += exposed
+        if freely or exposed:
+            self.lead.learn(host_ms, exposed)
         return start, end
 
 
@@ -82,7 +88,7 @@ class GraphSampler:
     def __init__(self, calls: Sequence[Thunk]) -> None:
         self.calls, self.exposed = list(calls), 0
         self.graph, self.passes = _capture(self.calls, 1), 1
-        self.blocker = Blocker(0.1)
+        self.blocker = Blocker()
         pass_ms = self._replay()
         if pass_ms < SHORTEST_GRAPH_MS:  # a first replay is slower: others say how many make a sample
             pass_ms = min(self._replay() for _ in range(2))
@@ -96,7 +102,7 @@ class GraphSampler:
 
     def _replay(self) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self.blocker()
+        self.blocker(REPLAY_LEAD_MS)
         start.record()
         self.graph.replay()
         end.record()

@@ -49,7 +49,7 @@ def test_a_call_that_waits_for_the_device_is_exposed_and_the_blocker_bounded() -
     sampler = ColdSampler([lambda: x.sum().item()], DEVICE, enqueue_ms=0.01)
     sampler.sample(20)
     assert sampler.exposed == 20
-    assert sampler.blocker.milliseconds == LONGEST_BLOCKER_MS
+    assert sampler.lead.milliseconds == LONGEST_BLOCKER_MS
 
 
 def test_a_graph_runs_every_input_set_as_often() -> None:
