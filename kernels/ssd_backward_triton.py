@@ -19,7 +19,8 @@ left of their difference would grow with the length.
 import triton
 import triton.language as tl
 
-from .ssd_tiles_triton import LOG2E, chunk_steps, last_of, load_scalar, load_steps, sigmoid
+from .sigmoid_triton import LOG2E, sigmoid
+from .ssd_tiles_triton import chunk_steps, last_of, load_scalar, load_steps
 from .taylor_tiles import load_tile, operand, product
 
 
@@ -200,3 +201,21 @@ def parameter_kernel(
         tl.store(dbias_pointer + head, value.to(dbias_pointer.dtype.element_ty), mask=(head < heads) & (kind == 1))
     if HAS_D:
         tl.store(dD_pointer + head, value.to(dD_pointer.dtype.element_ty), mask=(head < heads) & (kind == 2))
+
+
+@triton.jit(do_not_specialize=["rows", "heads"])
+def group_sums_kernel(
+    parts, dB_pointer, dC_pointer, rows, heads, N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (rows,N); rows are tokens x groups."""
+    row, states = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BN)
+    inside = (row < rows)[:, None] & (states < N)[None, :]
+    first = parts + row[:, None] * heads * N + states[None, :]
+    second = rows.to(tl.int64) * heads * N
+    dB, dC = tl.zeros([ROWS, BN], tl.float32), tl.zeros([ROWS, BN], tl.float32)
+    for head in tl.range(heads):
+        dB += tl.load(first + head * N, mask=inside, other=0.0)
+        dC += tl.load(first + second + head * N, mask=inside, other=0.0)
+    place = row[:, None] * N + states[None, :]
+    tl.store(dB_pointer + place, dB.to(dB_pointer.dtype.element_ty), mask=inside)
+    tl.store(dC_pointer + place, dC.to(dC_pointer.dtype.element_ty), mask=inside)

@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 
 NAMES = "triton.experimental.gluon", "triton.experimental.gluon.language"
+AMPERE = "triton.experimental.gluon.language.nvidia.ampere"
 
 
 def _number(x: Any) -> int:
@@ -33,7 +34,7 @@ class Shared:
     """A block of shared memory, or a part of one; it starts as NaN."""
 
     def __init__(self, data: np.ndarray, dtype: Any) -> None:
-        self.data, self.dtype = data, dtype
+        self.data, self.dtype, self.shape = data, dtype, data.shape
 
     def store(self, value: Any) -> None:
         assert value.handle.data.shape == self.data.shape, (value.handle.data.shape, self.data.shape)
@@ -47,6 +48,9 @@ class Shared:
         index[_number(dim)] = np.s_[_number(start) : _number(start) + _number(length)]
         return Shared(self.data[tuple(index)], self.dtype)
 
+    def index(self, index: Any) -> "Shared":
+        return Shared(self.data[int(index.handle.data.item() if isinstance(index, tl.tensor) else index)], self.dtype)
+
     def permute(self, order: Any) -> "Shared":
         return Shared(self.data.transpose([_number(i) for i in order]), self.dtype)
 
@@ -59,7 +63,7 @@ def _language() -> types.ModuleType:
         setattr(module, name, getattr(tl, name))
     for name in (
         *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
-        *("sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast"),
+        *("sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))
     here.to_tensor = lambda x: x if isinstance(x, tl.tensor) else tl.full((), x, tl.int32)
@@ -70,10 +74,23 @@ def _language() -> types.ModuleType:
     here.convert_layout = lambda x, layout, assert_trivial=False: x
     here.barrier = lambda: None
     here.allocate_shared_memory = lambda dtype, shape, layout: Shared(
-        np.full([_number(n) for n in shape], np.nan, np.float32), dtype
+        np.full([_number(n) for n in shape], np.nan, np.float16 if dtype == tl.float16 else np.float32), dtype
     )
-    for name in ("BlockedLayout", "SliceLayout", "SwizzledSharedLayout"):
+    layouts = "BlockedLayout", "SliceLayout", "SwizzledSharedLayout", "NVMMADistributedLayout", "DotOperandLayout"
+    for name in layouts:
         setattr(module, name, lambda *given: None)
+    return module
+
+
+def _ampere() -> types.ModuleType:
+    """Products of one warp, and copies that have arrived at once."""
+    module: Any = types.ModuleType(AMPERE)
+    module.mma_v2 = lambda x, y, acc, input_precision=None: tl.dot(x, y, acc, input_precision="ieee")
+    module.async_copy = types.SimpleNamespace(
+        async_copy_global_to_shared=lambda shared, pointer, mask: shared.store(tl.load(pointer, mask=mask, other=0.0)),
+        commit_group=lambda: None,
+        wait_group=lambda count: None,
+    )
     return module
 
 
@@ -83,10 +100,11 @@ def interpreted_gluon() -> Iterator[None]:
     stand_in: Any = types.ModuleType(NAMES[0])
     stand_in.jit, stand_in.language = triton.jit, _language()
     stand_in.constexpr_function = lambda function: function
-    before = {name: sys.modules.get(name) for name in NAMES}
+    modules = dict(zip((*NAMES, AMPERE), (stand_in, stand_in.language, _ampere()), strict=True))
+    before = {name: sys.modules.get(name) for name in modules}
     parent: Any = importlib.import_module("triton.experimental")
     real = vars(parent).pop("gluon", None)
-    sys.modules.update(zip(NAMES, (stand_in, stand_in.language), strict=True))
+    sys.modules.update(modules)
     try:
         yield
     finally:
