@@ -176,7 +176,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _parameter_gradients(
+def parameter_gradients(
     sums: Tensor, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of weight, bias and the gate's bias."""
@@ -188,7 +188,7 @@ def _parameter_gradients(
 def _gradients(ctx, dy: Tensor):
     x, gate, weight, bias, gate_bias, state = ctx.saved_tensors
     dx, dgate, sums = _conv_backward(dy, x, gate, weight, bias, gate_bias, state, ctx.silu)
-    parameters = _parameter_gradients(sums, weight, bias, gate_bias)
+    parameters = parameter_gradients(sums, weight, bias, gate_bias)
     return dx, None if gate is None else dgate, *parameters, None, None
 
 
@@ -233,6 +233,16 @@ def _(dy, x, weight, bias, start, silu):
     return x.new_empty(x.shape), weight.new_empty(_sums(weight, bias, None))
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution with SiLU, for an operator that has it as a part."""
+    return _conv(x, None, weight, bias, None, None, True)
+
+
+def convolve_backward(dy: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor) -> Tensor:
+    """Writes dx; returns the gradients of weight and bias, see `parameter_gradients`."""
+    return _launch_backward(dy, x, None, weight, bias, None, None, True, dx, dx)
+
+
 class _SplitConv(torch.autograd.Function):
     """`_conv` between two cuts, with a backward of its own."""
 
@@ -247,7 +257,7 @@ class _SplitConv(torch.autograd.Function):
     def backward(ctx, *dy):
         x, weight, bias = ctx.saved_tensors
         dx, sums = _split_backward(list(dy), x, weight, bias, ctx.start, ctx.silu)
-        d_weight, d_bias, _ = _parameter_gradients(sums, weight, bias)
+        d_weight, d_bias, _ = parameter_gradients(sums, weight, bias)
         return dx, None, d_weight, d_bias, None, None
 
 

@@ -203,11 +203,12 @@ def parameter_kernel(
         tl.store(dD_pointer + head, value.to(dD_pointer.dtype.element_ty), mask=(head < heads) & (kind == 2))
 
 
-@triton.jit(do_not_specialize=["rows", "heads"])
+@triton.jit(do_not_specialize=["rows", "heads", "length", "groups"])
 def group_sums_kernel(
-    parts, dB_pointer, dC_pointer, rows, heads, N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr
+    parts, dB_pointer, dC_pointer, dB_batch, dB_row, dC_batch, dC_row, rows, heads, length, groups,
+    N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (rows,N); rows are tokens x groups."""
+    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups."""
     row, states = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BN)
     inside = (row < rows)[:, None] & (states < N)[None, :]
     first = parts + row[:, None] * heads * N + states[None, :]
@@ -216,6 +217,8 @@ def group_sums_kernel(
     for head in tl.range(heads):
         dB += tl.load(first + head * N, mask=inside, other=0.0)
         dC += tl.load(first + second + head * N, mask=inside, other=0.0)
-    place = row[:, None] * N + states[None, :]
+    batch, token, column = row // groups // length, row // groups % length, row % groups * N
+    place = (batch * dB_batch + token * dB_row + column)[:, None] + states[None, :]
     tl.store(dB_pointer + place, dB.to(dB_pointer.dtype.element_ty), mask=inside)
+    place = (batch * dC_batch + token * dC_row + column)[:, None] + states[None, :]
     tl.store(dC_pointer + place, dC.to(dC_pointer.dtype.element_ty), mask=inside)

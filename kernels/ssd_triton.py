@@ -150,12 +150,17 @@ def backward(
         if plan.chunks > 1 or inputs.initial is not None or grad_state is not None:
             states = _kept_states(inputs, plan, softplus, dy, *ends)
         partials = _chunk_gradients(inputs, plan, softplus, dy, skips, states, (dx, ddt, dB, dC))
+    add_parameters(inputs, plan, partials, dA, dbias, dD)
+    return grads
+
+
+def add_parameters(inputs: Inputs, plan: Plan, partials: Tensor, dA: Tensor, dbias: Tensor, dD: Tensor) -> None:
+    """Writes the gradients of A, the bias and D: the sums of what programs left (...,3,H)."""
+    kinds = {"HAS_BIAS": inputs.bias is not None, "HAS_D": inputs.D is not None}
     rows = partials.numel() // (3 * plan.heads)
-    kinds = {"HAS_BIAS": dt_bias is not None, "HAS_D": D is not None}
     parameter_kernel[(plan.heads, 3)](
         partials, dA, dbias, dD, rows, plan.heads, **kinds, ROWS=1024, BLOCK=1, num_warps=8
     )
-    return grads
 
 
 def _ungate(inputs: Inputs, ungated: Tensor, dy: Tensor, dz: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:

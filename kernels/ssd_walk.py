@@ -75,23 +75,30 @@ def walk_back(
     grad_initial: Tensor | None,
     grads: tuple[Tensor, ...],
 ) -> Tensor:
-    """Writes dx, dz, ddt, dB, dC and `grad_initial`; returns the sums (B,3,H) for A, the bias and D."""
+    """Writes dx, dz, ddt, dB, dC and `grad_initial`; returns the sums (B,3,H) for A, the bias and D.
+
+    Gradients may be slices of something wider, a token's heads or groups side by side.
+    """
     dx, dz, ddt, dB, dC = grads
     states = plan.widths["N"]
     partials = dy.new_empty((plan.batch, 3, plan.heads), dtype=torch.float32)
     alone = plan.per_group == 1
     shape = (2, plan.batch, plan.length, plan.heads, states)
-    parts = (dB, dC) if alone else dy.new_empty(shape, dtype=torch.float32)
+    by_head = dy.new_empty((0,) if alone else shape, dtype=torch.float32)
+    parts = (dB, dC) if alone else tuple(by_head)
+    outputs = dx, dx if inputs.z is None else dz, ddt, *parts
     _kernels("backward").walk_gradient_kernel[(plan.sequences,)](
         inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A),
         either(inputs.z, inputs.x), either(inputs.bias, inputs.A), kept, either(grad_final, partials), dx, dz,
-        ddt, parts[0], parts[1], partials, either(grad_initial, partials), *_strides(inputs),
-        plan.length, plan.heads, plan.per_group, **_options(inputs, plan, softplus),
+        ddt, *parts, partials, either(grad_initial, partials), *_strides(inputs),
+        *(stride for output in outputs for stride in output.stride()[:2]), plan.length, plan.heads, plan.per_group,
+        **_options(inputs, plan, softplus),
         GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None,
     )  # fmt: skip
     if not alone:
         rows, height = plan.batch * plan.length * plan.groups, SUMMED // plan.widths["BN"]
         group_sums_kernel[(triton.cdiv(rows, height),)](
-            parts, dB, dC, rows, plan.per_group, N=states, BN=plan.widths["BN"], ROWS=height
-        )
+            by_head, dB, dC, *dB.stride()[:2], *dC.stride()[:2], rows, plan.per_group, plan.length, plan.groups,
+            N=states, BN=plan.widths["BN"], ROWS=height,
+        )  # fmt: skip
     return partials

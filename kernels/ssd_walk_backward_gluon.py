@@ -62,14 +62,16 @@ def _fetch_chunk(
 def walk_gradient_kernel(
     x, dy, dt, A, B, C, D, z, bias, kept, grad_final, dx, dz, ddt, dB, dC, partials, grad_initial,
     x_batch, x_row, x_head, dt_batch, dt_row, dt_head, B_batch, B_row, B_group, C_batch, C_row, C_group,
-    z_batch, z_row, z_head, length, heads, per_group,
+    z_batch, z_row, z_head, dx_batch, dx_row, dz_batch, dz_row, ddt_batch, ddt_row, dB_batch, dB_row, dC_batch, dC_row,
+    length, heads, per_group,
     P: gl.constexpr, N: gl.constexpr, BP: gl.constexpr, BN: gl.constexpr, BYTES: gl.constexpr, ALIGNED: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr,
     GRAD_FINAL: gl.constexpr, GRAD_INITIAL: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
     """dx, dz (B,L,H,P), ddt (B,L,H), dB, dC by head (B,L,H,N), and sums (B,3,H) for A, the bias and D.
 
-    kept: states before the chunks (B,H,chunks,P,N). Blocks of weights are outputs x inputs.
+    A token's heads lie side by side in each. kept: states before the chunks (B,H,chunks,P,N). Blocks of weights are
+    outputs x inputs.
     """
     WIDE: gl.constexpr = 2 if PRECISION == "bf16" else 4  # bytes of an operand and of a kept number
     OPERAND: gl.constexpr = gl.bfloat16 if PRECISION == "bf16" else gl.float32
@@ -78,18 +80,17 @@ def walk_gradient_kernel(
     batch, head = (sequence // heads).to(gl.int64), (sequence % heads).to(gl.int64)
     group = head // per_group
     chunks = gl.cdiv(length, T)
-    first = batch * length * heads + head
     x += batch * x_batch + head * x_head
     z += batch * z_batch + head * z_head
     dt += batch * dt_batch + head * dt_head
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
-    dy += first * P
-    dx += first * P
-    dz += first * P
-    ddt += first
-    dB += first * N
-    dC += first * N
+    dy += (batch * length * heads + head) * P
+    dx += batch * dx_batch + head * P
+    dz += batch * dz_batch + head * P
+    ddt += batch * ddt_batch + head
+    dB += batch * dB_batch + head * N
+    dC += batch * dC_batch + head * N
     kept += sequence.to(gl.int64) * chunks * (P * N)
     rate = gl.load(A + head).to(gl.float32)
     skip, shift = load_scalar(D, head, HAS_D), load_scalar(bias, head, HAS_BIAS)
@@ -153,7 +154,7 @@ def walk_gradient_kernel(
             gate = zs.index(stage).load(MMA).to(gl.float32)
             opened = sigmoid(gate)
             y *= inner * opened * (1.0 + gate * (1.0 - opened))
-            store_tile(dz, y, heads * P, start, left, P, X)
+            store_tile(dz, y, dz_row, start, left, P, X)
             inner *= gate * opened
         own = gl.sum(inner * x_tile.load(MMA).to(gl.float32), 1)
         inner_shared.store(operand(inner, PRECISION))
@@ -175,7 +176,7 @@ def walk_gradient_kernel(
         through *= up[:, None]
         by_time = gl.sum(both * step_j[None, :], 1) + gl.sum(through * C_own, 1)
         through = product(left_operand(products, PRECISION), from_shared(B_tile, 1, PRECISION), through, PRECISION)
-        store_tile(dC, through, heads * N, start, left, N, MMA)
+        store_tile(dC, through, dC_row, start, left, N, MMA)
         across = gl.sum(gl.reshape(h_tile.load(MMA).to(gl.float32) * R, [BP * BN]), 0) * all_decay
 
         R_shared.store(operand(R, PRECISION))
@@ -191,7 +192,7 @@ def walk_gradient_kernel(
             from_shared(transposed(products_shared), 0, PRECISION), operand(C_right, PRECISION),
             through * step_i[:, None], PRECISION,
         )  # fmt: skip
-        store_tile(dB, through, heads * N, start, left, N, MMA)
+        store_tile(dB, through, dB_row, start, left, N, MMA)
 
         inner_right = from_shared(inner_shared, 1, PRECISION)
         grad = product(B_left, turned(R, PRECISION), gl.zeros([T, BP], gl.float32, MMA), PRECISION)
@@ -199,7 +200,7 @@ def walk_gradient_kernel(
             from_shared(transposed(weights_shared), 0, PRECISION), inner_right, grad * (down * step_i)[:, None],
             PRECISION,
         )  # fmt: skip
-        store_tile(dx, grad, heads * P, start, left, P, X)
+        store_tile(dx, grad, dx_row, start, left, P, X)
         weight = gl.convert_layout(gl.exp2(total), gl.SliceLayout(1, side(1, PRECISION)))
         C_weighted = operand(C_right.to(gl.float32) * weight[:, None], PRECISION)
         R = product(from_shared(transposed(inner_shared), 0, PRECISION), C_weighted, R * all_decay, PRECISION)
@@ -211,7 +212,7 @@ def walk_gradient_kernel(
         if SOFTPLUS:
             grad_step *= sigmoid(here)
         grad_step = gl.where(t < left, grad_step, 0.0)
-        gl.store(ddt + (start + t).to(gl.int64) * heads, grad_step.to(ddt.dtype.element_ty), mask=t < left)
+        gl.store(ddt + (start + t).to(gl.int64) * ddt_row, grad_step.to(ddt.dtype.element_ty), mask=t < left)
         sum_A += sums * step
         sum_bias += grad_step
         sum_D += own
