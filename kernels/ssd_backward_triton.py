@@ -205,19 +205,30 @@ def parameter_kernel(
 
 @triton.jit(do_not_specialize=["rows", "heads", "length", "groups"])
 def group_sums_kernel(
-    parts, dB_pointer, dC_pointer, dB_batch, dB_row, dC_batch, dC_row, rows, heads, length, groups,
-    N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr,
+    parts, scales, dB_pointer, dC_pointer, dB_batch, dB_row, dC_batch, dC_row, rows, heads, length, groups,
+    N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups."""
+    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups.
+
+    SCALED: parts are float16, to be multiplied with the scales (2,B,chunks of T,groups,heads).
+    """
     row, states = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BN)
     inside = (row < rows)[:, None] & (states < N)[None, :]
     first = parts + row[:, None] * heads * N + states[None, :]
     second = rows.to(tl.int64) * heads * N
     dB, dC = tl.zeros([ROWS, BN], tl.float32), tl.zeros([ROWS, BN], tl.float32)
-    for head in tl.range(heads):
-        dB += tl.load(first + head * N, mask=inside, other=0.0)
-        dC += tl.load(first + second + head * N, mask=inside, other=0.0)
     batch, token, column = row // groups // length, row // groups % length, row % groups * N
+    chunks = tl.cdiv(length, T)
+    scales += ((batch * chunks + token // T) * groups + row % groups) * heads
+    all_scales = rows.to(tl.int64) // length * chunks * heads
+    for head in tl.range(heads, num_stages=3):
+        part_B = tl.load(first + head * N, mask=inside, other=0.0).to(tl.float32)
+        part_C = tl.load(first + second + head * N, mask=inside, other=0.0).to(tl.float32)
+        if SCALED:
+            part_B *= tl.load(scales + head, mask=row < rows, other=0.0)[:, None]
+            part_C *= tl.load(scales + all_scales + head, mask=row < rows, other=0.0)[:, None]
+        dB += part_B
+        dC += part_C
     place = (batch * dB_batch + token * dB_row + column)[:, None] + states[None, :]
     tl.store(dB_pointer + place, dB.to(dB_pointer.dtype.element_ty), mask=inside)
     place = (batch * dC_batch + token * dC_row + column)[:, None] + states[None, :]

@@ -18,6 +18,9 @@ from .ssd_backward_triton import group_sums_kernel
 from .ssd_plan import Inputs, Plan, either
 
 SUMMED = 2048  # numbers of a program that adds heads
+# Precisions in which what heads add to dB and dC passes through memory in 16 bits: of a chunk, over its largest number.
+# Plain bfloat16 would round as coarsely as the sum is rounded afterwards.
+HALVED = ("bf16",)
 # Most registers of a thread in the forward in bf16, by padded states: a multiprocessor then holds 16 warps, or 12. Its
 # 2,048 walks of 8 heads and 256 sequences are 15.5 a multiprocessor.
 FORWARD_REGISTERS = {16: 128, 32: 168}
@@ -84,21 +87,23 @@ def walk_back(
     partials = dy.new_empty((plan.batch, 3, plan.heads), dtype=torch.float32)
     alone = plan.per_group == 1
     shape = (2, plan.batch, plan.length, plan.heads, states)
-    by_head = dy.new_empty((0,) if alone else shape, dtype=torch.float32)
+    scaled = not alone and plan.precision in HALVED
+    by_head = dy.new_empty((0,) if alone else shape, dtype=torch.float16 if scaled else torch.float32)
+    scales = dy.new_empty((2, plan.batch, plan.chunks, plan.heads) if scaled else (0,), dtype=torch.float32)
     parts = (dB, dC) if alone else tuple(by_head)
     outputs = dx, dx if inputs.z is None else dz, ddt, *parts
     _kernels("backward").walk_gradient_kernel[(plan.sequences,)](
         inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A),
         either(inputs.z, inputs.x), either(inputs.bias, inputs.A), kept, either(grad_final, partials), dx, dz,
-        ddt, *parts, partials, either(grad_initial, partials), *_strides(inputs),
+        ddt, *parts, scales, partials, either(grad_initial, partials), *_strides(inputs),
         *(stride for output in outputs for stride in output.stride()[:2]), plan.length, plan.heads, plan.per_group,
         **_options(inputs, plan, softplus),
-        GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None,
+        GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None, SCALED=scaled,
     )  # fmt: skip
     if not alone:
         rows, height = plan.batch * plan.length * plan.groups, SUMMED // plan.widths["BN"]
         group_sums_kernel[(triton.cdiv(rows, height),)](
-            by_head, dB, dC, *dB.stride()[:2], *dC.stride()[:2], rows, plan.per_group, plan.length, plan.groups,
-            N=states, BN=plan.widths["BN"], ROWS=height,
+            by_head, scales, dB, dC, *dB.stride()[:2], *dC.stride()[:2], rows, plan.per_group, plan.length, plan.groups,
+            N=states, BN=plan.widths["BN"], ROWS=height, T=plan.chunk, SCALED=scaled,
         )  # fmt: skip
     return partials

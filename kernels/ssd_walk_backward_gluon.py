@@ -22,6 +22,7 @@ from .ssd_walk_tiles_gluon import (
     block_of_weights,
     chunk_steps,
     fetch,
+    fit_into_half,
     from_shared,
     left_operand,
     load_scalar,
@@ -60,22 +61,23 @@ def _fetch_chunk(
 
 @gluon.jit(do_not_specialize=["length", "heads", "per_group"])
 def walk_gradient_kernel(
-    x, dy, dt, A, B, C, D, z, bias, kept, grad_final, dx, dz, ddt, dB, dC, partials, grad_initial,
+    x, dy, dt, A, B, C, D, z, bias, kept, grad_final, dx, dz, ddt, dB, dC, scales, partials, grad_initial,
     x_batch, x_row, x_head, dt_batch, dt_row, dt_head, B_batch, B_row, B_group, C_batch, C_row, C_group,
     z_batch, z_row, z_head, dx_batch, dx_row, dz_batch, dz_row, ddt_batch, ddt_row, dB_batch, dB_row, dC_batch, dC_row,
     length, heads, per_group,
     P: gl.constexpr, N: gl.constexpr, BP: gl.constexpr, BN: gl.constexpr, BYTES: gl.constexpr, ALIGNED: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr,
-    GRAD_FINAL: gl.constexpr, GRAD_INITIAL: gl.constexpr, PRECISION: gl.constexpr,
+    GRAD_FINAL: gl.constexpr, GRAD_INITIAL: gl.constexpr, SCALED: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
     """dx, dz (B,L,H,P), ddt (B,L,H), dB, dC by head (B,L,H,N), and sums (B,3,H) for A, the bias and D.
 
     A token's heads lie side by side in each. kept: states before the chunks (B,H,chunks,P,N). Blocks of weights are
-    outputs x inputs.
+    outputs x inputs. SCALED: dB and dC are float16, of each chunk over its own of `scales` (2,B,chunks,H).
     """
     WIDE: gl.constexpr = 2 if PRECISION == "bf16" else 4  # bytes of an operand and of a kept number
     OPERAND: gl.constexpr = gl.bfloat16 if PRECISION == "bf16" else gl.float32
     X: gl.constexpr = memory_layout(BP, BYTES)
+    PARTS: gl.constexpr = memory_layout(BN, 2) if dB.dtype.element_ty.primitive_bitwidth == 16 else MMA
     sequence = gl.program_id(0)
     batch, head = (sequence // heads).to(gl.int64), (sequence % heads).to(gl.int64)
     group = head // per_group
@@ -176,7 +178,10 @@ def walk_gradient_kernel(
         through *= up[:, None]
         by_time = gl.sum(both * step_j[None, :], 1) + gl.sum(through * C_own, 1)
         through = product(left_operand(products, PRECISION), from_shared(B_tile, 1, PRECISION), through, PRECISION)
-        store_tile(dC, through, dC_row, start, left, N, MMA)
+        if SCALED:
+            scale = scales + (batch * chunks + chunk) * heads + head
+            through = fit_into_half(through, scale + gl.num_programs(0).to(gl.int64) * chunks)
+        store_tile(dC, through, dC_row, start, left, N, PARTS)
         across = gl.sum(gl.reshape(h_tile.load(MMA).to(gl.float32) * R, [BP * BN]), 0) * all_decay
 
         R_shared.store(operand(R, PRECISION))
@@ -192,7 +197,9 @@ def walk_gradient_kernel(
             from_shared(transposed(products_shared), 0, PRECISION), operand(C_right, PRECISION),
             through * step_i[:, None], PRECISION,
         )  # fmt: skip
-        store_tile(dB, through, dB_row, start, left, N, MMA)
+        if SCALED:
+            through = fit_into_half(through, scale)
+        store_tile(dB, through, dB_row, start, left, N, PARTS)
 
         inner_right = from_shared(inner_shared, 1, PRECISION)
         grad = product(B_left, turned(R, PRECISION), gl.zeros([T, BP], gl.float32, MMA), PRECISION)

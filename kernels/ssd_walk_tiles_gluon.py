@@ -156,6 +156,15 @@ def block_of_weights(C, B, dt, total, D, PRECISION: gl.constexpr):
 
 
 @gluon.jit
+def fit_into_half(x, scale):
+    """x over a number, which is stored, that makes its largest entry 2^15: float16 is then as good as its 11 bits."""
+    size: gl.constexpr = x.shape[0] * x.shape[1]
+    largest = gl.maximum(gl.max(gl.reshape(gl.abs(x), [size]), 0), 1e-30)
+    gl.store(scale, largest * (1.0 / 32768.0))
+    return x * (32768.0 / largest)
+
+
+@gluon.jit
 def store_tile(pointer, x, row, first, left, WIDTH: gl.constexpr, layout: gl.constexpr):
     """Rows from `first` on of a dense tensor, in the tensor's dtype."""
     ROWS: gl.constexpr = x.shape[0]

@@ -63,7 +63,7 @@ def _language() -> types.ModuleType:
         setattr(module, name, getattr(tl, name))
     for name in (
         *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
-        *("sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
+        *("max", "sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))
     here.to_tensor = lambda x: x if isinstance(x, tl.tensor) else tl.full((), x, tl.int32)

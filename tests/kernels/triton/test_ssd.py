@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from basedbench.kernels import ssd_plan
+from basedbench.kernels import ssd_plan, ssd_walk
 from basedbench.kernels import ssd_triton as triton_form
 from basedbench.kernels.ssd_step_triton import step
 from basedbench.kernels.ssd_step_triton import unsupported as step_unsupported
@@ -149,6 +149,19 @@ def test_walks(randn, device, walks, shape, count):
 def test_walks_in_half_precision(randn, device, dtypes, walks, shape):
     for dtype in dtypes[1:]:
         compare(randn, inputs(randn, device, dtype, *shape))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e12])
+def test_heads_add_to_keys_in_half_precision(randn, relative_error, device, walks, monkeypatch, size):
+    """What a walk leaves of each head in 16 bits is as good as those, however small or large gradients are."""
+    tensors = inputs(randn, device, torch.float32, 50, 4, 2, 16, 24)
+    signs = [size * randn(*tensors[0].shape).to(device), size * randn(*tensors[8].shape).to(device)]
+    exact = outputs_and_gradients(triton_form.ssd, tensors, signs)
+    monkeypatch.setattr(ssd_walk, "HALVED", ("tf32", "tf32x3"))
+    halved = outputs_and_gradients(triton_form.ssd, tensors, signs)
+    for name, one, other in zip(("y", "last", *NAMES), halved, exact, strict=True):
+        assert torch.equal(one, other) == (name not in ("B", "C")), name
+        assert relative_error(one, other) < 3e-4, name
 
 
 def test_walks_of_strong_decays_and_bare_steps(randn, device, walks):
