@@ -9,6 +9,8 @@ On CUDA, where the scan is a walk (`ssd_walk`), the backward writes all gradient
 themselves would leave that of z in a tensor of its own, for another launch to copy: 4 bytes a channel in bf16.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,18 @@ def heads_and_groups(parts: tuple[Tensor, ...], head_dim: int, groups: int) -> t
     return z, x, B, C, dt
 
 
+def _composed(
+    split: Any, scan: Any, p: Tensor, weight: Tensor, bias: Tensor | None, *rates: Tensor, **sizes: int
+) -> Tensor:
+    """The two halves, one after the other."""
+    A, D, dt_bias = rates
+    widths = part_widths(weight, len(A), sizes["head_dim"])
+    parts = split(p, widths, weight, bias, start=widths[0], activation="silu")
+    z, x, B, C, dt = heads_and_groups(parts, **sizes)
+    y: Tensor = scan(x, dt, A, B, C, D_H=D, z_BLHP=z, dt_bias_H=dt_bias, dt_softplus=True)
+    return y
+
+
 def reference(
     p_BLE: Tensor,
     weight_DW: Tensor,
@@ -46,12 +60,8 @@ def reference(
     groups: int,
 ) -> Tensor:
     """`split_ssd` in PyTorch: differentiable, any device."""
-    widths = part_widths(weight_DW, len(A_H), head_dim)
-    parts = split_reference(p_BLE, widths, weight_DW, bias_D, start=widths[0], activation="silu")
-    z, x, B, C, dt = heads_and_groups(parts, head_dim, groups)
-    y = ssd_reference(x, dt, A_H, B, C, D_H=D_H, z_BLHP=z, dt_bias_H=dt_bias_H, dt_softplus=True)
-    assert isinstance(y, Tensor)
-    return y
+    sizes = {"head_dim": head_dim, "groups": groups}
+    return _composed(split_reference, ssd_reference, p_BLE, weight_DW, bias_D, A_H, D_H, dt_bias_H, **sizes)
 
 
 def split_ssd(
@@ -71,9 +81,5 @@ def split_ssd(
 
         if kernels.walks(p_BLE, weight_DW, A_H, D_H, dt_bias_H, head_dim, groups):
             return kernels.split_ssd(p_BLE, weight_DW, bias_D, A_H, D_H, dt_bias_H, head_dim, groups)
-    widths = part_widths(weight_DW, len(A_H), head_dim)
-    parts = split_conv(p_BLE, widths, weight_DW, bias_D, start=widths[0], activation="silu")
-    z, x, B, C, dt = heads_and_groups(parts, head_dim, groups)
-    y = ssd(x, dt, A_H, B, C, D_H=D_H, z_BLHP=z, dt_bias_H=dt_bias_H, dt_softplus=True)
-    assert isinstance(y, Tensor)
-    return y
+    sizes = {"head_dim": head_dim, "groups": groups}
+    return _composed(split_conv, ssd, p_BLE, weight_DW, bias_D, A_H, D_H, dt_bias_H, **sizes)

@@ -155,9 +155,9 @@ def walk_gradient_kernel(
             y = product(left_operand(weights, PRECISION), from_shared(x_tile, 1, PRECISION), y * up[:, None], PRECISION)
             gate = zs.index(stage).load(MMA).to(gl.float32)
             opened = sigmoid(gate)
-            y *= inner * opened * (1.0 + gate * (1.0 - opened))
-            store_tile(dz, y, dz_row, start, left, P, X)
-            inner *= gate * opened
+            by_gate = inner * opened
+            inner = by_gate * gate
+            store_tile(dz, y * (by_gate + inner * (1.0 - opened)), dz_row, start, left, P, X)
         own = gl.sum(inner * x_tile.load(MMA).to(gl.float32), 1)
         inner_shared.store(operand(inner, PRECISION))
         weights_shared.store(operand(weights, PRECISION))
