@@ -98,7 +98,8 @@ def walk_back(
         ddt, *parts, scales, partials, either(grad_initial, partials), *_strides(inputs),
         *(stride for output in outputs for stride in output.stride()[:2]), plan.length, plan.heads, plan.per_group,
         **_options(inputs, plan, softplus),
-        GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None, SCALED=scaled,
+        INITIAL=inputs.initial is not None, GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None,
+        SCALED=scaled,
     )  # fmt: skip
     if not alone:
         rows, height = plan.batch * plan.length * plan.groups, SUMMED // plan.widths["BN"]

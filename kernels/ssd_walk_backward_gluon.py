@@ -44,9 +44,9 @@ from .ssd_walk_tiles_gluon import (
 def _fetch_chunk(
     xs, dys, zs, Bs, Cs, hs, x, dy, z, B, C, kept, x_row, dy_row, z_row, B_row, C_row, chunk, length,
     P: gl.constexpr, N: gl.constexpr, BYTES: gl.constexpr, WIDE: gl.constexpr, ALIGNED: gl.constexpr,
-    HAS_Z: gl.constexpr,
+    HAS_Z: gl.constexpr, INITIAL: gl.constexpr,
 ):  # fmt: skip
-    """Chunk number `chunk`; nothing is read for a negative one."""
+    """Chunk number `chunk`; nothing is read for a negative one, and no state that nobody gave or computed."""
     start = chunk * T
     left = gl.where(chunk < 0, 0, length - start)
     fetch(xs, x, x_row, start, left, P, BYTES, ALIGNED)
@@ -55,7 +55,7 @@ def _fetch_chunk(
         fetch(zs, z, z_row, start, left, P, BYTES, ALIGNED)
     fetch(Bs, B, B_row, start, left, N, BYTES, ALIGNED)
     fetch(Cs, C, C_row, start, left, N, BYTES, ALIGNED)
-    fetch(hs, kept, N, chunk * P, gl.where(chunk < 0, 0, P), N, WIDE, ALIGNED)
+    fetch(hs, kept, N, chunk * P, gl.where(chunk < (0 if INITIAL else 1), 0, P), N, WIDE, ALIGNED)
     async_copy.commit_group()
 
 
@@ -66,7 +66,7 @@ def walk_gradient_kernel(
     z_batch, z_row, z_head, dx_batch, dx_row, dz_batch, dz_row, ddt_batch, ddt_row, dB_batch, dB_row, dC_batch, dC_row,
     length, heads, per_group,
     P: gl.constexpr, N: gl.constexpr, BP: gl.constexpr, BN: gl.constexpr, BYTES: gl.constexpr, ALIGNED: gl.constexpr,
-    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr,
+    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr, INITIAL: gl.constexpr,
     GRAD_FINAL: gl.constexpr, GRAD_INITIAL: gl.constexpr, SCALED: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
     """dx, dz (B,L,H,P), ddt (B,L,H), dB, dC by head (B,L,H,N), and sums (B,3,H) for A, the bias and D.
@@ -120,7 +120,7 @@ def walk_gradient_kernel(
     raw = gl.load(dt + (start + t).to(gl.int64) * dt_row, mask=start + t < length, other=0.0)
     _fetch_chunk(
         xs.index(0), dys.index(0), zs.index(0), Bs.index(0), Cs.index(0), hs.index(0), x, dy, z, B, C, kept,
-        x_row, heads * P, z_row, B_row, C_row, chunk, length, P, N, BYTES, WIDE, ALIGNED, HAS_Z,
+        x_row, heads * P, z_row, B_row, C_row, chunk, length, P, N, BYTES, WIDE, ALIGNED, HAS_Z, INITIAL,
     )  # fmt: skip
     for done in range(chunks):
         stage, chunk = done % 2, chunks - 1 - done
@@ -133,7 +133,7 @@ def walk_gradient_kernel(
         _fetch_chunk(
             xs.index(1 - stage), dys.index(1 - stage), zs.index(1 - stage), Bs.index(1 - stage), Cs.index(1 - stage),
             hs.index(1 - stage), x, dy, z, B, C, kept,
-            x_row, heads * P, z_row, B_row, C_row, chunk - 1, length, P, N, BYTES, WIDE, ALIGNED, HAS_Z,
+            x_row, heads * P, z_row, B_row, C_row, chunk - 1, length, P, N, BYTES, WIDE, ALIGNED, HAS_Z, INITIAL,
         )  # fmt: skip
         async_copy.wait_group(1)
         x_tile, B_tile, C_tile, h_tile = xs.index(stage), Bs.index(stage), Cs.index(stage), hs.index(stage)

@@ -45,7 +45,10 @@ def walk_output_kernel(
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr, KEEP: gl.constexpr,
     INITIAL: gl.constexpr, FINAL: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
-    """y (B,L,H,P); KEEP: the states before the chunks (B,H,chunks,P,N); FINAL: the last state (B,H,P,N)."""
+    """y (B,L,H,P); KEEP: the states before the chunks (B,H,chunks,P,N); FINAL: the last state (B,H,P,N).
+
+    A first state of zeros is not kept.
+    """
     WIDE: gl.constexpr = 2 if PRECISION == "bf16" else 4  # bytes of a kept number
     X: gl.constexpr = memory_layout(BP, BYTES)
     sequence = gl.program_id(0)
@@ -93,7 +96,8 @@ def walk_output_kernel(
         async_copy.commit_group()
         async_copy.wait_group(1)
         if KEEP:
-            store_tile(kept, state, N, chunk * P, P, N, memory_layout(BN, WIDE))
+            rows = P if INITIAL else gl.where(chunk == 0, 0, P)
+            store_tile(kept, state, N, chunk * P, rows, N, memory_layout(BN, WIDE))
         C_left = from_shared(Cs.index(stage), 0, PRECISION)
         B_right = from_shared(transposed(Bs.index(stage)), 1, PRECISION)
         up = gl.exp2(gl.convert_layout(total, ROW))
