@@ -136,7 +136,7 @@ def _launch_backward(
         x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
         *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
         HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
-        PIECES=len(dy), **_ahead(x, gate, unit),
+        PIECES=len(dy), **_ahead(x, gate, min(unit, _strides(*dy)[1])),
     )  # fmt: skip
     return sum_parts(partials, weight.dtype)
 
