@@ -79,7 +79,7 @@ def _y(x: Tensor, gate: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("basedbench::conv", mutates_args=())
-def _conv(
+def convolution(
     x: Tensor,
     gate: Tensor | None,
     weight: Tensor,
@@ -103,7 +103,7 @@ def _conv(
     return y
 
 
-@_conv.register_fake
+@convolution.register_fake
 def _(x, gate, weight, bias, gate_bias, state, silu):
     return _y(x, gate)
 
@@ -113,7 +113,7 @@ def _sums(weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None) -> int:
     return weight.numel() + sum(len(part) for part in (bias, gate_bias) if part is not None)
 
 
-def _launch_backward(
+def launch_backward(
     dy: list[Tensor],
     x: Tensor,
     gate: Tensor | None,
@@ -155,7 +155,7 @@ def _conv_backward(
     """The gradients of x, of the gate (empty without one), and of the parameters: weight (D W), bias, gate's bias."""
     dx, dgate, parameters = _input_gradients(x, gate, weight, bias, gate_bias)
     if x.numel():
-        parameters = _launch_backward([dy], x, gate, weight, bias, gate_bias, state, silu, dx, dgate)
+        parameters = launch_backward([dy], x, gate, weight, bias, gate_bias, state, silu, dx, dgate)
     return dx, dgate, parameters if x.numel() else parameters.zero_()
 
 
@@ -192,7 +192,7 @@ def _gradients(ctx, dy: Tensor):
     return dx, None if gate is None else dgate, *parameters, None, None
 
 
-_conv.register_autograd(_gradients, setup_context=_setup)
+convolution.register_autograd(_gradients, setup_context=_setup)
 
 
 @torch.library.custom_op("basedbench::split_conv_backward", mutates_args=())
@@ -206,7 +206,7 @@ def _split_backward(
     _paste({at: part for at, part in places.items() if not inner.start <= at < inner.stop}, dx)
     dx[..., sum(part.shape[-1] for part in dy) :].zero_()
     into = dx[..., inner]
-    return dx, _launch_backward(convolved, x[..., inner], None, weight, bias, None, None, silu, into, into)
+    return dx, launch_backward(convolved, x[..., inner], None, weight, bias, None, None, silu, into, into)
 
 
 def _starts(parts: list[Tensor]) -> list[int]:
@@ -233,24 +233,14 @@ def _(dy, x, weight, bias, start, silu):
     return x.new_empty(x.shape), weight.new_empty(_sums(weight, bias, None))
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution with SiLU, for an operator that has it as a part."""
-    return _conv(x, None, weight, bias, None, None, True)
-
-
-def convolve_backward(dy: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, dx: Tensor) -> Tensor:
-    """Writes dx; returns the gradients of weight and bias, see `parameter_gradients`."""
-    return _launch_backward(dy, x, None, weight, bias, None, None, True, dx, dx)
-
-
 class _SplitConv(torch.autograd.Function):
-    """`_conv` between two cuts, with a backward of its own."""
+    """`convolution` between two cuts, with a backward of its own."""
 
     @staticmethod
     def forward(ctx, x, widths, weight, bias, start, silu):
         ctx.save_for_backward(x, weight, bias)
         ctx.start, ctx.silu = start, silu
-        y = _conv(x[..., start : start + len(weight)], None, weight, bias, None, None, silu)
+        y = convolution(x[..., start : start + len(weight)], None, weight, bias, None, None, silu)
         return cut(x, y, widths, start)
 
     @staticmethod
@@ -291,18 +281,18 @@ def short_conv(
     initial_state: Tensor | None = None,
 ) -> Tensor:
     """`short_conv.reference` by the kernels above; the initial state gets no gradient."""
-    return _conv(x_BLD, None, weight_DW, bias_D, None, initial_state, activation == "silu")
+    return convolution(x_BLD, None, weight_DW, bias_D, None, initial_state, activation == "silu")
 
 
 def gated_conv(u_BLD: Tensor, gate_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, gate_bias_D: Tensor) -> Tensor:
     """`gated_conv.reference` by the kernels above."""
-    return _conv(u_BLD, gate_BLD, weight_DW, bias_D, gate_bias_D, None, False)
+    return convolution(u_BLD, gate_BLD, weight_DW, bias_D, gate_bias_D, None, False)
 
 
 def conv_gate(x_BLE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, initial_state: Tensor | None = None) -> Tensor:
     """`conv_gate.reference` by the kernels above; the initial state gets no gradient."""
     u_BLD, gate_BLD = x_BLE.chunk(2, dim=-1)
-    return _conv(u_BLD, gate_BLD, weight_DW, bias_D, None, initial_state, True)
+    return convolution(u_BLD, gate_BLD, weight_DW, bias_D, None, initial_state, True)
 
 
 def split_conv(

@@ -9,7 +9,7 @@ convolution's output; from there the convolution's backward takes them to their 
 import torch
 from torch import Tensor
 
-from .short_conv_triton import convolve, convolve_backward, parameter_gradients
+from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
 from .split_ssd import heads_and_groups, part_widths
 from .ssd_plan import dense_inputs, plan_of
@@ -57,7 +57,8 @@ def backward(
     widths = part_widths(weight, len(A), dy.shape[-1])
     dp[..., sum(widths) :].zero_()
     inner = slice(widths[0], widths[0] + len(weight))
-    d_conv = convolve_backward([d_convolved], p[..., inner], weight, bias, dp[..., inner])
+    into = dp[..., inner]
+    d_conv = launch_backward([d_convolved], p[..., inner], None, weight, bias, None, None, True, into, into)
     return [dp, d_conv, dA, dD, d_bias]
 
 
@@ -71,7 +72,7 @@ class _SplitSSD(torch.autograd.Function):
     @staticmethod
     def forward(ctx, p, weight, bias, A, D, dt_bias, head_dim, groups):
         start = len(A) * head_dim
-        convolved = convolve(p[..., start : start + len(weight)], weight, bias)
+        convolved = convolution(p[..., start : start + len(weight)], None, weight, bias, None, None, True)
         z, x, B, C, dt = _parts(p, convolved, weight, len(A), head_dim, groups)
         y, kept, _ = ssd_forward(x, dt, A, B, C, D, z, dt_bias, None, True, False, True)
         ctx.save_for_backward(p, convolved, kept, weight, bias, A, D, dt_bias)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
-NAMES = "triton.experimental.gluon", "triton.experimental.gluon.language"
-AMPERE = "triton.experimental.gluon.language.nvidia.ampere"
+NAMES = tuple(f"triton.experimental.gluon{part}" for part in ("", ".language", ".language.nvidia.ampere"))
+NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # what the interpreter keeps numbers in
 
 
 def _number(x: Any) -> int:
@@ -28,6 +28,33 @@ def _number(x: Any) -> int:
 
 def _tensor(data: np.ndarray, like: Any) -> Any:
     return tl.tensor(TensorHandle(data, like), tl.block_type(like, list(data.shape)))
+
+
+def _product(a: Any, b: Any, sums: Any, input_precision: str) -> Any:
+    """Of matrix units: TF32 operands are float32 without their last 13 bits."""
+    assert input_precision == "tf32"
+    a, b = ((x.handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in (a, b))
+    return _tensor(sums.handle.data + a @ b, tl.float32)
+
+
+def _copies() -> types.SimpleNamespace:
+    """Copies to shared memory that have arrived at once."""
+    return types.SimpleNamespace(
+        async_copy_global_to_shared=lambda shared, pointer, mask: shared.store(tl.load(pointer, mask=mask, other=0.0)),
+        commit_group=lambda: None,
+        wait_group=lambda count: None,
+    )
+
+
+def know_reciprocals() -> None:
+    """The one instruction that kernels name themselves."""
+
+    def create(self: Any, code: str, form: str, values: list[Any], *more: Any) -> Any:
+        assert code.startswith("rcp.approx.ftz.f32"), code
+        result = TensorHandle(np.float32(1) / values[0].data, tl.float32)
+        return types.SimpleNamespace(get_result=lambda index: result)
+
+    InterpreterBuilder.create_inline_asm = create
 
 
 class Shared:
@@ -74,23 +101,12 @@ def _language() -> types.ModuleType:
     here.convert_layout = lambda x, layout, assert_trivial=False: x
     here.barrier = lambda: None
     here.allocate_shared_memory = lambda dtype, shape, layout: Shared(
-        np.full([_number(n) for n in shape], np.nan, np.float16 if dtype == tl.float16 else np.float32), dtype
+        np.full([_number(n) for n in shape], 0x7FC0 if dtype == tl.bfloat16 else np.nan, NUMPY[dtype.name]), dtype
     )
-    layouts = "BlockedLayout", "SliceLayout", "SwizzledSharedLayout", "NVMMADistributedLayout", "DotOperandLayout"
-    for name in layouts:
+    for name in (
+        *("BlockedLayout", "SliceLayout", "SwizzledSharedLayout", "DotOperandLayout", "NVMMADistributedLayout"),
+    ):
         setattr(module, name, lambda *given: None)
-    return module
-
-
-def _ampere() -> types.ModuleType:
-    """Products of one warp, and copies that have arrived at once."""
-    module: Any = types.ModuleType(AMPERE)
-    module.mma_v2 = lambda x, y, acc, input_precision=None: tl.dot(x, y, acc, input_precision="ieee")
-    module.async_copy = types.SimpleNamespace(
-        async_copy_global_to_shared=lambda shared, pointer, mask: shared.store(tl.load(pointer, mask=mask, other=0.0)),
-        commit_group=lambda: None,
-        wait_group=lambda count: None,
-    )
     return module
 
 
@@ -100,11 +116,12 @@ def interpreted_gluon() -> Iterator[None]:
     stand_in: Any = types.ModuleType(NAMES[0])
     stand_in.jit, stand_in.language = triton.jit, _language()
     stand_in.constexpr_function = lambda function: function
-    modules = dict(zip((*NAMES, AMPERE), (stand_in, stand_in.language, _ampere()), strict=True))
-    before = {name: sys.modules.get(name) for name in modules}
+    ampere: Any = types.ModuleType(NAMES[2])
+    ampere.mma_v2, ampere.async_copy = _product, _copies()
+    before = {name: sys.modules.get(name) for name in NAMES}
     parent: Any = importlib.import_module("triton.experimental")
     real = vars(parent).pop("gluon", None)
-    sys.modules.update(modules)
+    sys.modules.update(zip(NAMES, (stand_in, stand_in.language, ampere), strict=True))
     try:
         yield
     finally:
