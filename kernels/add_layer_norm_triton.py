@@ -16,6 +16,8 @@ from .partial_sums_triton import sum_parts
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
+# Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
+AHEAD = tl.constexpr(3)
 
 
 @triton.jit
@@ -59,7 +61,7 @@ def add_norm_backward_kernel(
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)
     d_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
     d_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=AHEAD):
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < D)[None, :]
         at = row.to(tl.int64)[:, None] * D + column[None, :]

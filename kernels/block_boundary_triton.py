@@ -19,6 +19,8 @@ from .partial_sums_triton import sum_parts
 
 TILE = 2048  # elements, for four warps
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
+# Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
+AHEAD = tl.constexpr(3)
 
 
 @triton.jit
@@ -113,7 +115,7 @@ def boundary_backward_kernel(
     d_shift = tl.zeros((ROWS, BLOCK_D), tl.float32)
     d_first_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
     d_first_shift = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=AHEAD):
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < D)[None, :]
         at = row.to(tl.int64)[:, None] * D + column[None, :]

@@ -16,7 +16,8 @@ from torch import Tensor
 from .delta_inputs import EPS
 from .head_rows_triton import TILE, WIDEST, flat_rows, head_vector, load_rows, store_rows, unit_gradient, unit_scale
 from .partial_sums_triton import sum_parts
-from .ssd_tiles_triton import LOG2E, sigmoid, softplus
+from .sigmoid_triton import LOG2E, sigmoid
+from .ssd_tiles_triton import softplus
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PROGRAMS = 1024  # of the backward, about

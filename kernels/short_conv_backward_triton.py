@@ -20,6 +20,7 @@ from .short_conv_tiles_triton import (
     place,
     store_group,
 )
+from .sigmoid_triton import sigmoid
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def _gradients(upper, factor, x0, x1, x2, x3, w0, w1, w2, w3, b, TAPS: tl.conste
         if GATED:
             g *= factor
         if SILU:
-            s = tl.sigmoid(c)
+            s = sigmoid(c)
             g *= s * (1 + c * (1 - s))
             c *= s
         d_gate *= c
@@ -59,7 +60,7 @@ def conv_backward_kernel(
     segments, length, per_sequence, x_batch, x_row, gate_batch, gate_row, dx_batch, dx_row, dgate_batch, dgate_row,
     width, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr,
     TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
-    RESIDUAL: tl.constexpr, PIECES: tl.constexpr,
+    RESIDUAL: tl.constexpr, PIECES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     line = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     channel = line[None, :]
@@ -83,7 +84,7 @@ def conv_backward_kernel(
         )
         q3 = tl.zeros((ROWS, BLOCK_D), tl.float32)  # dx 3, 2 and 1 tokens before a group, as far as it is known
         q2, q1 = q3, q3
-        for step in range(0, STEPS + 1, GROUP):
+        for step in tl.range(0, STEPS + 1, GROUP, num_stages=AHEAD):
             # The last group belongs to the next segment, which counts it: here it only completes what comes before.
             own, completes = step < STEPS, inside & (step > 0)
             xa, xb, xc, xd = load_group(x_at, x_row * UNIT, left, inside)

@@ -18,6 +18,7 @@ from .short_conv_tiles_triton import (
     place,
     store_group,
 )
+from .sigmoid_triton import sigmoid
 
 
 @triton.jit
@@ -26,7 +27,7 @@ def _output(x0, x1, x2, x3, factor, w0, w1, w2, w3, b, TAPS: tl.constexpr, SILU:
 ):  # fmt: skip
     y = convolve(x0, x1, x2, x3, w0, w1, w2, w3, b, TAPS)
     if SILU:
-        y = y * tl.sigmoid(y)
+        y = y * sigmoid(y)
     if GATED:
         y *= factor
     if RESIDUAL:
@@ -39,7 +40,7 @@ def conv_forward_kernel(
     x, gate, weight, bias, gate_bias, state, y, segments, length, per_sequence, x_batch, x_row, gate_batch, gate_row,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr,
     TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    RESIDUAL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     channel = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     segment = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -53,7 +54,7 @@ def conv_forward_kernel(
     b = channel_bias(bias, channel, D, HAS_BIAS)
     gb = channel_bias(gate_bias, channel, D, RESIDUAL)
     x1, x2, x3 = older(x, state + (sequence * D + channel) * (TAPS - 1), t, x_row * UNIT, inside, TAPS, HAS_STATE)
-    for _ in range(0, STEPS, GROUP):
+    for _ in tl.range(0, STEPS, GROUP, num_stages=AHEAD):
         xa, xb, xc, xd = load_group(x, x_row * UNIT, left, inside)
         if GATED:
             fa, fb, fc, fd = load_group(gate, gate_row * UNIT, left, inside)
@@ -108,7 +109,7 @@ def conv_step_kernel(
         tl.store(slot + TAPS - 2, token.to(state.dtype.element_ty), mask=inside)
     c = convolve(token.to(tl.float32), x1.to(tl.float32), x2.to(tl.float32), x3.to(tl.float32), w0, w1, w2, w3, b, TAPS)
     if SILU:
-        c = c * tl.sigmoid(c)
+        c = c * sigmoid(c)
     if GATED:
         c *= factor
     tl.store(y + element, c.to(y.dtype.element_ty), mask=inside)

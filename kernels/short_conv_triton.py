@@ -27,6 +27,9 @@ LONGEST, SHORTEST = 32, 8  # tokens of a segment
 THREADS = 1 << 16  # wanted; with fewer, memory waits
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 PASTED, PASTED_CHANNELS = 2048, 64  # elements of a tile that is only copied
+# Groups of tokens on their way to shared memory while one is computed, and the most registers of a thread then: four
+# programs a multiprocessor. Not with gates, float32 or rows in small pieces, which take more registers.
+AHEAD, REGISTERS = 3, 128
 STEP_CHANNELS, STEP_ROWS = 128, 4  # of a program of the decode step: a thread a channel
 
 
@@ -53,6 +56,12 @@ def _tiles(shape: torch.Size) -> tuple[tuple[int, int], dict[str, int], tuple[in
     segments = batch * per_sequence
     tile = {"D": width, "BLOCK_D": block, "ROWS": height, "STEPS": steps, "num_warps": WARPS}
     return (triton.cdiv(segments, height), blocks), tile, (segments, length, per_sequence)
+
+
+def _ahead(x: Tensor, gate: Tensor | None, unit: int) -> dict[str, int]:
+    """How far a program loads ahead."""
+    small = gate is None and x.element_size() == 2 and unit == 16
+    return {"AHEAD": AHEAD, "maxnreg": REGISTERS} if small else {"AHEAD": 1}
 
 
 def _or(part: Tensor | None, other: Tensor) -> Tensor:
@@ -89,7 +98,7 @@ def convolution(
     conv_forward_kernel[grid](
         x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), y, *sizes, *strides, **tile,
         UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
-        GATED=gate is not None, RESIDUAL=gate_bias is not None,
+        GATED=gate is not None, RESIDUAL=gate_bias is not None, **_ahead(x, gate, unit),
     )  # fmt: skip
     return y
 
@@ -127,7 +136,7 @@ def launch_backward(
         x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
         *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
         HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
-        PIECES=len(dy),
+        PIECES=len(dy), **_ahead(x, gate, min(unit, _strides(*dy)[1])),
     )  # fmt: skip
     return sum_parts(partials, weight.dtype)
 

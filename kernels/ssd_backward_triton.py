@@ -19,7 +19,8 @@ left of their difference would grow with the length.
 import triton
 import triton.language as tl
 
-from .ssd_tiles_triton import LOG2E, chunk_steps, last_of, load_scalar, load_steps, sigmoid
+from .sigmoid_triton import LOG2E, sigmoid
+from .ssd_tiles_triton import chunk_steps, last_of, load_scalar, load_steps
 from .taylor_tiles import load_tile, operand, product
 
 
@@ -200,3 +201,35 @@ def parameter_kernel(
         tl.store(dbias_pointer + head, value.to(dbias_pointer.dtype.element_ty), mask=(head < heads) & (kind == 1))
     if HAS_D:
         tl.store(dD_pointer + head, value.to(dD_pointer.dtype.element_ty), mask=(head < heads) & (kind == 2))
+
+
+@triton.jit(do_not_specialize=["rows", "heads", "length", "groups"])
+def group_sums_kernel(
+    parts, scales, dB_pointer, dC_pointer, dB_batch, dB_row, dC_batch, dC_row, rows, heads, length, groups,
+    N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups.
+
+    SCALED: parts are float16, to be multiplied with the scales (2,B,chunks of T,groups,heads).
+    """
+    row, states = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BN)
+    inside = (row < rows)[:, None] & (states < N)[None, :]
+    first = parts + row[:, None] * heads * N + states[None, :]
+    second = rows.to(tl.int64) * heads * N
+    dB, dC = tl.zeros([ROWS, BN], tl.float32), tl.zeros([ROWS, BN], tl.float32)
+    batch, token, column = row // groups // length, row // groups % length, row % groups * N
+    chunks = tl.cdiv(length, T)
+    scales += ((batch * chunks + token // T) * groups + row % groups) * heads
+    all_scales = rows.to(tl.int64) // length * chunks * heads
+    for head in tl.range(heads, num_stages=3):
+        part_B = tl.load(first + head * N, mask=inside, other=0.0).to(tl.float32)
+        part_C = tl.load(first + second + head * N, mask=inside, other=0.0).to(tl.float32)
+        if SCALED:
+            part_B *= tl.load(scales + head, mask=row < rows, other=0.0)[:, None]
+            part_C *= tl.load(scales + all_scales + head, mask=row < rows, other=0.0)[:, None]
+        dB += part_B
+        dC += part_C
+    place = (batch * dB_batch + token * dB_row + column)[:, None] + states[None, :]
+    tl.store(dB_pointer + place, dB.to(dB_pointer.dtype.element_ty), mask=inside)
+    place = (batch * dC_batch + token * dC_row + column)[:, None] + states[None, :]
+    tl.store(dC_pointer + place, dC.to(dC_pointer.dtype.element_ty), mask=inside)

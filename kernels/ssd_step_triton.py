@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .ssd_tiles_triton import LOG2E, load_scalar, sigmoid, softplus
+from .sigmoid_triton import LOG2E, sigmoid
+from .ssd_tiles_triton import load_scalar, softplus
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -12,7 +12,7 @@ Precision, operands and products are those of `taylor_tiles`.
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .sigmoid_triton import LOG2E
 
 
 @triton.jit
@@ -26,11 +26,6 @@ def softplus(x):
     series = 1.0 / 7.0 + square * (1.0 / 9.0 + square * series)
     series = 1.0 / 3.0 + square * (1.0 / 5.0 + square * series)
     return tl.maximum(x, 0.0) + 2.0 * (s + s * square * series)
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
 
 
 @triton.jit

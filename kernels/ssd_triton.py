@@ -2,7 +2,7 @@
 
 Forward: one kernel walks over the chunks of a sequence and head. Backward: one launch leaves the states between chunks,
 forward and in reverse; a second takes all chunks at once; a third adds the parameters' sums. A sequence of one chunk
-has no states. Launch shapes are fixed by the class of the inputs (widths, dtype), never tuned at run time.
+has no states. Where states are narrow and sequences many, as in recall, other kernels take both ways: `ssd_walk`.
 
 float32 inputs follow torch.get_float32_matmul_precision(): "highest" keeps float32's accuracy (three tf32 products),
 everything else takes tf32. float16 takes tf32 too: what the products are made of passes 65504 soon.
@@ -10,23 +10,21 @@ everything else takes tf32. float16 takes tf32 too: what the products are made o
 
 # mypy: allow-untyped-defs
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from .dense_rows import dense_rows
-from .precision import float32_precision
 from .ssd_backward_triton import gate_kernel, gradient_kernel, parameter_kernel
 from .ssd_forward_triton import output_kernel
+from .ssd_plan import Inputs, Plan, dense_inputs, either, launch_shape, padded, plan_of
 from .ssd_states_triton import states_kernel
+from .ssd_walk import walk_back, walk_forward
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Heads of 128 are right but for the gradient of D in bfloat16, which was off by 1.1 % on a GPU.
 WIDEST = 64
-# Programs that fill an H200 (132 multiprocessors), and the fewest chunks worth a segment of their own.
-PROGRAMS, SEGMENT = 264, 8
 
 
 def unsupported(
@@ -40,7 +38,7 @@ def unsupported(
     if x.shape[-1] > WIDEST or B.shape[-1] > 256:
         return f"head width must be at most {WIDEST}, states at most 256"
     largest = 16384 if x.dtype == torch.bfloat16 else 8192
-    if _padded(x.shape[-1]) * _padded(B.shape[-1]) > largest:
+    if padded(x.shape[-1]) * padded(B.shape[-1]) > largest:
         return f"a state of more than {largest} numbers does not fit into the registers in {x.dtype}"
     if x.numel() == 0 or B.numel() == 0:
         return "there is nothing to compute"
@@ -49,113 +47,8 @@ def unsupported(
     return None
 
 
-def _padded(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
-
-
-def launch_shape(kernel: str, widths: dict[str, int], precision: str) -> dict[str, int]:
-    """Warps and stages of a kernel: "output", "states" or "gradient"."""
-    wide = kernel == "output" and widths["BN"] > 128
-    stages = 3 if kernel == "states" and precision == "bf16" else 2 if precision == "bf16" else 1
-    return {"num_warps": 8 if wide else 4, "num_stages": stages}
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """What operands are rounded to, see `taylor_tiles`."""
-    if dtype == torch.bfloat16:
-        return "bf16"
-    highest = dtype == torch.float32 and float32_precision() == "highest"
-    return "tf32x3" if highest else "tf32"
-
-
-class _Plan(NamedTuple):
-    """Sizes and launch shapes of one call."""
-
-    batch: int
-    length: int
-    heads: int
-    groups: int
-    widths: dict[str, int]
-    precision: str
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of a chunk. Wide tiles of float32 leave room for half as many."""
-        entries = self.widths["BN"] * (1 if self.precision == "bf16" else 2)
-        return 64 if entries <= 128 else 32
-
-    @property
-    def chunks(self) -> int:
-        return triton.cdiv(self.length, self.chunk)
-
-    @property
-    def sequences(self) -> int:
-        return self.batch * self.heads
-
-    @property
-    def per_group(self) -> int:
-        return self.heads // self.groups
-
-    @property
-    def state(self) -> int:
-        """Entries of a padded state."""
-        return self.widths["BP"] * self.widths["BN"]
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        return {"T": self.chunk, "EVEN": self.length % self.chunk == 0, "PRECISION": self.precision}
-
-    def segments(self, programs: int) -> tuple[int, int]:
-        """(chunks of a segment, segments) for a launch that would have `programs` programs without segments."""
-        wanted = min(PROGRAMS // programs, self.chunks // SEGMENT)
-        size = triton.cdiv(self.chunks, max(1, wanted))
-        return size, triton.cdiv(self.chunks, size)
-
-    def splits(self) -> tuple[int, int]:
-        """(heads of a split, splits) of the heads of a group in the backward."""
-        programs = self.batch * self.chunks * self.groups
-        size = triton.cdiv(self.per_group, min(self.per_group, max(1, PROGRAMS // 2 // programs)))
-        return size, triton.cdiv(self.per_group, size)
-
-
-class _Inputs(NamedTuple):
-    """The inputs, rows dense; what is missing is None."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    bias: Tensor | None
-    initial: Tensor | None
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Of x, dt, B, C."""
-        return tuple(stride for part in (self.x, self.dt, self.B, self.C) for stride in part.stride()[:3])
-
-    @property
-    def plan(self) -> _Plan:
-        (batch, length, heads, width), (groups, states) = self.x.shape, self.B.shape[2:]
-        padded = {"BP": _padded(width), "BN": _padded(states)}
-        return _Plan(batch, length, heads, groups, {"P": width, "N": states, **padded}, precision_of(self.x.dtype))
-
-
-def _inputs(x, dt, A, B, C, D, z, bias, initial) -> _Inputs:
-    x, B, C, z = (dense_rows(part) for part in (x, B, C, z))
-    A, D, bias, initial = (part if part is None else part.contiguous() for part in (A, D, bias, initial))
-    return _Inputs(x, dt, A, B, C, D, z, bias, initial)
-
-
-def _or(part: Tensor | None, other: Tensor) -> Tensor:
-    """A pointer that is not read stands for what is missing."""
-    return other if part is None else part
-
-
 def _states(
-    inputs: _Inputs, plan: _Plan, softplus: bool, dy: Tensor | None, sizes: tuple[int, int], *,
+    inputs: Inputs, plan: Plan, softplus: bool, dy: Tensor | None, sizes: tuple[int, int], *,
     grad_final: Tensor | None = None, grad_initial: Tensor | None = None, sums: tuple[Tensor, ...] | None = None,
     keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -169,9 +62,9 @@ def _states(
     before = (out, decays) if sums is None else sums
     programs = directions * plan.sequences * sizes[1] * (plan.state // (blocks["PB"] * blocks["NB"]))
     states_kernel[(programs,)](
-        x, _or(dy, x), inputs.dt, inputs.A, inputs.B, inputs.C, _or(inputs.bias, inputs.A),
-        _or(inputs.initial, out), _or(grad_final, out), out, *((out, decays) if not keep else before),
-        _or(grad_initial, out), *inputs.strides, plan.length, plan.heads, plan.per_group, *sizes, plan.sequences,
+        x, either(dy, x), inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.bias, inputs.A),
+        either(inputs.initial, out), either(grad_final, out), out, *((out, decays) if not keep else before),
+        either(grad_initial, out), *inputs.strides, plan.length, plan.heads, plan.per_group, *sizes, plan.sequences,
         **widths, **blocks, **plan.flags, HAS_BIAS=inputs.bias is not None, SOFTPLUS=softplus, KEEP=keep,
         INITIAL=inputs.initial is not None, GRAD_FINAL=grad_final is not None,
         GRAD_INITIAL=grad_initial is not None, SEGMENTED=sums is not None,
@@ -195,26 +88,32 @@ def forward(
     return_state: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B,L,H,P), with `keep` the same before the gate, and the state (B,H,P,N); (0,) for what is not asked."""
-    inputs = _inputs(x, dt, A, B, C, D, z, dt_bias, initial_state)
+    """y (B,L,H,P), what `keep` keeps for the backward, and the state (B,H,P,N); (0,) for what is not asked.
+
+    Kept is y before the gate, or, for walks, the states before the chunks (B,H,chunks,P,N).
+    """
+    inputs = dense_inputs(x, dt, A, B, C, D, z, dt_bias, initial_state)
     plan = inputs.plan
-    y, ungated, final = _outputs_like(x, B, keep and z is not None, return_state)
+    y, kept, final = _outputs_like(x, B, z, keep, return_state)
+    if plan.walks:
+        walk_forward(inputs, plan, softplus, y, kept if keep else None, final if return_state else None)
+        return y, kept, final
     widths = plan.widths
     block = min(64, widths["BP"])
     programs = plan.sequences * (widths["BP"] // block)
     sizes = plan.segments(programs)
     sums = _states(inputs, plan, softplus, None, sizes, keep=False) if sizes[1] > 1 else (final, final)
-    gate = _or(inputs.z, inputs.x)
+    gate = either(inputs.z, inputs.x)
     output_kernel[(programs * sizes[1],)](
-        inputs.x, inputs.dt, inputs.A, inputs.B, inputs.C, _or(inputs.D, inputs.A), gate, _or(inputs.bias, inputs.A),
-        y, ungated, _or(inputs.initial, final), final, *sums, *inputs.strides, *gate.stride()[:3],
-        plan.length, plan.heads, plan.per_group, *sizes,
+        inputs.x, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A), gate,
+        either(inputs.bias, inputs.A), y, kept, either(inputs.initial, final), final, *sums, *inputs.strides,
+        *gate.stride()[:3], plan.length, plan.heads, plan.per_group, *sizes,
         **widths, **plan.flags, PB=block, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None,
         SOFTPLUS=softplus, KEEP=keep and z is not None, INITIAL=initial_state is not None, FINAL=return_state,
         SEGMENTED=sizes[1] > 1, STATE=plan.chunks > 1 or initial_state is not None or return_state,
         **launch_shape("output", widths, plan.precision),
     )  # fmt: skip
-    return y, ungated, final
+    return y, kept, final
 
 
 @torch.library.custom_op("basedbench::ssd_backward", mutates_args=())
@@ -228,31 +127,43 @@ def backward(
     z: Tensor | None,
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
-    ungated: Tensor,
+    kept: Tensor,
     dy: Tensor,
     grad_state: Tensor | None,
     softplus: bool,
 ) -> list[Tensor]:
     """Gradients of x, dt, A, B, C, D, z, the bias and the initial state; (0,) for what there is not."""
-    inputs = _inputs(x, dt, A, B, C, D, z, dt_bias, initial_state)
+    inputs = dense_inputs(x, dt, A, B, C, D, z, dt_bias, initial_state)
     plan, grads = inputs.plan, _gradients_like(x, dt, A, B, C, D, z, dt_bias, initial_state)
     dx, ddt, dA, dB, dC, dD, dz, dbias, dstate = grads
     dy = dy.contiguous()
-    kept, skips = None, None
-    if inputs.z is not None:
-        dy, skips = _ungate(inputs, ungated, dy, dz, plan)
-    if plan.chunks > 1 or inputs.initial is not None or grad_state is not None:
-        grad_state = None if grad_state is None else grad_state.float().contiguous()
-        kept = _kept_states(inputs, plan, softplus, dy, grad_state, None if initial_state is None else dstate)
-    partials = _chunk_gradients(inputs, plan, softplus, dy, skips, kept, (dx, ddt, dB, dC))
-    kinds = {"HAS_BIAS": dt_bias is not None, "HAS_D": D is not None}
-    parameter_kernel[(plan.heads, 3)](
-        partials, dA, dbias, dD, plan.batch * plan.chunks, plan.heads, **kinds, ROWS=1024, BLOCK=1, num_warps=8
+    ends = (
+        None if grad_state is None else grad_state.float().contiguous(),
+        None if initial_state is None else dstate,
     )
+    if plan.walks:
+        partials = walk_back(inputs, plan, softplus, dy, kept, *ends, (dx, dz, ddt, dB, dC))
+    else:
+        states, skips = None, None
+        if inputs.z is not None:
+            dy, skips = _ungate(inputs, kept, dy, dz, plan)
+        if plan.chunks > 1 or inputs.initial is not None or grad_state is not None:
+            states = _kept_states(inputs, plan, softplus, dy, *ends)
+        partials = _chunk_gradients(inputs, plan, softplus, dy, skips, states, (dx, ddt, dB, dC))
+    add_parameters(inputs, plan, partials, dA, dbias, dD)
     return grads
 
 
-def _ungate(inputs: _Inputs, ungated: Tensor, dy: Tensor, dz: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+def add_parameters(inputs: Inputs, plan: Plan, partials: Tensor, dA: Tensor, dbias: Tensor, dD: Tensor) -> None:
+    """Writes the gradients of A, the bias and D: the sums of what programs left (...,3,H)."""
+    kinds = {"HAS_BIAS": inputs.bias is not None, "HAS_D": inputs.D is not None}
+    rows = partials.numel() // (3 * plan.heads)
+    parameter_kernel[(plan.heads, 3)](
+        partials, dA, dbias, dD, rows, plan.heads, **kinds, ROWS=1024, BLOCK=1, num_warps=8
+    )
+
+
+def _ungate(inputs: Inputs, ungated: Tensor, dy: Tensor, dz: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """The gradient before the gate, and what D gets of every token (B,L,H); writes dz.
 
     float16 has no room for the product.
@@ -271,7 +182,7 @@ def _ungate(inputs: _Inputs, ungated: Tensor, dy: Tensor, dz: Tensor, plan: _Pla
 
 
 def _kept_states(
-    inputs: _Inputs, plan: _Plan, softplus: bool, dy: Tensor, grad_final: Tensor | None, grad_initial: Tensor | None
+    inputs: Inputs, plan: Plan, softplus: bool, dy: Tensor, grad_final: Tensor | None, grad_initial: Tensor | None
 ) -> Tensor:
     """What every chunk receives from either side. Writes `grad_initial`."""
     sizes = plan.segments(2 * plan.sequences)
@@ -281,8 +192,8 @@ def _kept_states(
 
 
 def _chunk_gradients(
-    inputs: _Inputs,
-    plan: _Plan,
+    inputs: Inputs,
+    plan: Plan,
     softplus: bool,
     dy: Tensor,
     skips: Tensor | None,
@@ -299,8 +210,9 @@ def _chunk_gradients(
     extra = partials.new_empty((plan.sequences * plan.chunks * plan.chunk,)) if waits else partials
     for into_B, into_C in ((True, True),) if together else ((False, True), (True, False)):
         gradient_kernel[(splits * plan.batch * plan.chunks * plan.groups,)](
-            inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, _or(inputs.D, inputs.A), _or(inputs.bias, inputs.A),
-            _or(kept, partials), extra, _or(skips, partials), dx, ddt, *shared, partials, *inputs.strides,
+            inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A),
+            either(inputs.bias, inputs.A), either(kept, partials), extra, either(skips, partials), dx, ddt,
+            *shared, partials, *inputs.strides,
             plan.length, plan.heads, plan.per_group, per_split, plan.groups, plan.batch,
             **plan.widths, **plan.flags, HAS_D=inputs.D is not None, HAS_BIAS=inputs.bias is not None,
             SOFTPLUS=softplus, STATE=kept is not None, INTO_B=into_B, INTO_C=into_C, GATED=skips is not None,
@@ -312,13 +224,15 @@ def _chunk_gradients(
     return partials
 
 
-def _outputs_like(x: Tensor, B: Tensor, ungated: bool, state: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs_like(x: Tensor, B: Tensor, z: Tensor | None, keep: bool, state: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, heads, width = x.shape
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(x.shape if ungated else (0,)),
-        x.new_empty((batch, heads, width, B.shape[-1]) if state else (0,), dtype=torch.float32),
-    )
+    plan, one = plan_of(x, B), (width, B.shape[-1])
+    if keep and plan.walks:
+        dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+        kept = x.new_empty((batch, heads, plan.chunks, *one), dtype=dtype)
+    else:
+        kept = x.new_empty(x.shape if keep and z is not None else (0,))
+    return x.new_empty(x.shape), kept, x.new_empty((batch, heads, *one) if state else (0,), dtype=torch.float32)
 
 
 def _gradients_like(x: Tensor, *inputs: Tensor | None) -> list[Tensor]:
@@ -327,11 +241,11 @@ def _gradients_like(x: Tensor, *inputs: Tensor | None) -> list[Tensor]:
 
 @forward.register_fake
 def _(x, dt, A, B, C, D, z, dt_bias, initial_state, softplus, return_state, keep):
-    return _outputs_like(x, B, keep and z is not None, return_state)
+    return _outputs_like(x, B, z, keep, return_state)
 
 
 @backward.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, initial_state, ungated, dy, grad_state, softplus):
+def _(x, dt, A, B, C, D, z, dt_bias, initial_state, kept, dy, grad_state, softplus):
     return _gradients_like(x, dt, A, B, C, D, z, dt_bias, initial_state)
 
 
@@ -343,9 +257,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
-    *tensors, ungated = ctx.saved_tensors
+    *tensors, kept = ctx.saved_tensors
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    grads = backward(*tensors, ungated, dy, grad_state, ctx.softplus)
+    grads = backward(*tensors, kept, dy, grad_state, ctx.softplus)
     given = (None if part is None else grad for part, grad in zip(tensors, grads, strict=True))
     return *given, None, None, None
 

@@ -14,7 +14,7 @@ convolution.
 """
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm, ssd, ssd_step
 from basedbench.kernels.precision import negative_exp, product_dtype
+from basedbench.kernels.split_ssd import split_ssd
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
@@ -84,9 +85,7 @@ class Mamba2(Mixer):
 
     def _split_heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P) and B, C (..., G, N)."""
-        return self._heads_and_groups(*xBC.split(self.conv_widths, -1))
-
-    def _heads_and_groups(self, x: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, B, C = xBC.split(self.conv_widths, -1)
         groups = (self.options.groups, self.options.d_state)
         return x.unflatten(-1, (-1, self.options.head_dim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
@@ -105,12 +104,11 @@ class Mamba2(Mixer):
         return self.out_proj(normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        inner, _, heads = self.in_widths
-        widths = [inner, *self.conv_widths, heads]
-        z_BLE, *xBC, dt_BLH = self.conv.split(self._project(x_BLD), widths, start=inner)
-        x, B, C = self._heads_and_groups(*xBC)
-        y_BLHP = ssd(x, dt_BLH, negative_exp(self.A_log), B, C, z_BLHP=self._heads(z_BLE), **self._constants())
-        return self._output(cast(Tensor, y_BLHP))
+        convolution = self.conv.weight, self.conv.bias
+        scan = negative_exp(self.A_log), self.D, self.dt_bias
+        head_dim, groups = self.options.head_dim, self.options.groups
+        y_BLHP = split_ssd(self._project(x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
+        return self._output(y_BLHP)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)

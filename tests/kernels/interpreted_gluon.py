@@ -37,6 +37,15 @@ def _product(a: Any, b: Any, sums: Any, input_precision: str) -> Any:
     return _tensor(sums.handle.data + a @ b, tl.float32)
 
 
+def _copies() -> types.SimpleNamespace:
+    """Copies to shared memory that have arrived at once."""
+    return types.SimpleNamespace(
+        async_copy_global_to_shared=lambda shared, pointer, mask: shared.store(tl.load(pointer, mask=mask, other=0.0)),
+        commit_group=lambda: None,
+        wait_group=lambda count: None,
+    )
+
+
 def know_reciprocals() -> None:
     """The one instruction that kernels name themselves."""
 
@@ -52,7 +61,7 @@ class Shared:
     """A block of shared memory, or a part of one; it starts as NaN."""
 
     def __init__(self, data: np.ndarray, dtype: Any) -> None:
-        self.data, self.dtype = data, dtype
+        self.data, self.dtype, self.shape = data, dtype, data.shape
 
     def store(self, value: Any) -> None:
         assert value.handle.data.shape == self.data.shape, (value.handle.data.shape, self.data.shape)
@@ -66,6 +75,9 @@ class Shared:
         index[_number(dim)] = np.s_[_number(start) : _number(start) + _number(length)]
         return Shared(self.data[tuple(index)], self.dtype)
 
+    def index(self, index: Any) -> "Shared":
+        return Shared(self.data[int(index.handle.data.item() if isinstance(index, tl.tensor) else index)], self.dtype)
+
     def permute(self, order: Any) -> "Shared":
         return Shared(self.data.transpose([_number(i) for i in order]), self.dtype)
 
@@ -78,7 +90,7 @@ def _language() -> types.ModuleType:
         setattr(module, name, getattr(tl, name))
     for name in (
         *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
-        *("sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast"),
+        *("max", "sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))
     here.to_tensor = lambda x: x if isinstance(x, tl.tensor) else tl.full((), x, tl.int32)
@@ -105,7 +117,7 @@ def interpreted_gluon() -> Iterator[None]:
     stand_in.jit, stand_in.language = triton.jit, _language()
     stand_in.constexpr_function = lambda function: function
     ampere: Any = types.ModuleType(NAMES[2])
-    ampere.mma_v2 = _product
+    ampere.mma_v2, ampere.async_copy = _product, _copies()
     before = {name: sys.modules.get(name) for name in NAMES}
     parent: Any = importlib.import_module("triton.experimental")
     real = vars(parent).pop("gluon", None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from basedbench.kernels import ssd_plan, ssd_walk
 from basedbench.kernels import ssd_triton as triton_form
 from basedbench.kernels.ssd_step_triton import step
 from basedbench.kernels.ssd_step_triton import unsupported as step_unsupported
@@ -112,10 +113,55 @@ def test_half_precision(randn, device, shape):
 @pytest.mark.parametrize("shape", [(200, 2, 1, 16, 8), (130, 2, 2, 16, 64)])
 def test_segments(randn, device, monkeypatch, shape):
     """A device that one program per head does not fill: the sequence is cut."""
-    monkeypatch.setattr(triton_form, "SEGMENT", 1)
+    monkeypatch.setattr(ssd_plan, "SEGMENT", 1)
     tensors = inputs(randn, device, torch.float32, *shape)
     compare(randn, tensors)
     compare(randn, tensors[:5])
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """As if there were so many sequences that a warp each fills the device."""
+    monkeypatch.setattr(ssd_plan, "WALKS", 1)
+
+
+# One chunk and several, full and not; groups of several heads and of one; padded widths.
+WALKED = [(1, 2, 1, 16, 8), (17, 4, 2, 24, 12), (64, 2, 1, 64, 16), (50, 2, 2, 16, 24)]
+
+
+@pytest.mark.parametrize("count", [5, 6, 9])
+@pytest.mark.parametrize("shape", WALKED)
+def test_walks(randn, device, walks, shape, count):
+    compare(randn, inputs(randn, device, torch.float32, *shape)[:count])
+
+
+@pytest.mark.parametrize("shape", [(50, 2, 1, 16, 8), (40, 2, 1, 64, 24)])
+def test_walks_in_half_precision(randn, device, dtypes, walks, shape):
+    for dtype in dtypes[1:]:
+        compare(randn, inputs(randn, device, dtype, *shape))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e12])
+def test_heads_add_to_keys_in_half_precision(randn, relative_error, device, walks, monkeypatch, size):
+    """What a walk leaves of each head in 16 bits is as good as those, however small or large gradients are."""
+    tensors = inputs(randn, device, torch.float32, 50, 4, 2, 16, 24)
+    signs = [size * randn(*tensors[0].shape).to(device), size * randn(*tensors[8].shape).to(device)]
+    exact = outputs_and_gradients(triton_form.ssd, tensors, signs)
+    monkeypatch.setattr(ssd_walk, "HALVED", ("tf32", "tf32x3"))
+    halved = outputs_and_gradients(triton_form.ssd, tensors, signs)
+    for name, one, other in zip(("y", "last", *NAMES), halved, exact, strict=True):
+        assert torch.equal(one, other) == (name not in ("B", "C")), name
+        assert relative_error(one, other) < 3e-4, name
+
+
+def test_walks_of_strong_decays_and_bare_steps(randn, device, walks):
+    x, dt, A, B, C, D = inputs(randn, device, torch.float32, 50, 2, 1, 16, 8)[:6]
+    compare(randn, [x, dt + 1, 20 * A - 1, B, C])
+    compare(randn, [x, dt, A, B, C, D], softplus=False)
+
+
+def test_a_walk_back_through_the_last_state_alone(randn, relative_error, device, walks):
+    state_gradients(randn, relative_error, device)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
@@ -154,6 +200,10 @@ def test_large_norms_in_half_precision(randn, relative_error, device):
 
 
 def test_gradients_through_the_last_state_alone(randn, relative_error, device):
+    state_gradients(randn, relative_error, device)
+
+
+def state_gradients(randn, relative_error, device) -> None:
     tensors = inputs(randn, device, torch.float32, 70, 2, 1, 16, 8)[:5]
     found = []
     for function, parts in ((triton_form.ssd, tensors), (reference, [part.double() for part in tensors])):
@@ -183,9 +233,11 @@ def test_decode_steps(randn, relative_error, device, heads, groups, width, state
         assert relative_error(y, exact) < 1e-6
 
 
-def test_operators_keep_torchs_rules(randn, device):
+def test_operators_keep_torchs_rules(randn, device, monkeypatch):
     """Schema, fake tensors and autograd registration."""
     tensors = [part.detach().requires_grad_() for part in inputs(randn, device, torch.float32, 70, 2, 1, 16, 8)]
+    torch.library.opcheck(triton_form.forward, (*tensors, True, True, True))
+    monkeypatch.setattr(ssd_plan, "WALKS", 1)
     torch.library.opcheck(triton_form.forward, (*tensors, True, True, True))
     x, dt, A, B, C, D, z, bias, state = (part.detach() for part in tensors)
     token = x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0]

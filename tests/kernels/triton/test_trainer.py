@@ -15,6 +15,7 @@ import torch
 
 from basedbench import kernels
 from basedbench.config import RecallSuite
+from basedbench.kernels import ssd_plan
 from basedbench.training import optimizer
 from basedbench.training.cases import recall_cases
 from basedbench.training.data import recall_data
@@ -104,6 +105,13 @@ def test_an_epoch_stays_in_its_tensors(mixer, options, by_kernels):
     by_kernels(lambda: play(ours))
     assert ours.progress.losses == pytest.approx(reference.progress.losses, rel=1e-3)
     assert [int(cursor) for cursor in ours.cursors] == [part.count for part in ours.data.train]
+
+
+@pytest.mark.slow
+def test_an_epoch_of_walks_stays_in_its_tensors(by_kernels, monkeypatch):
+    """SSD as with so many sequences that a warp each fills the device."""
+    monkeypatch.setattr(ssd_plan, "WALKS", 1)
+    test_an_epoch_stays_in_its_tensors("mamba2", {"d_model": 64, "d_state": 8}, by_kernels)
 
 
 @pytest.mark.slow
