@@ -46,6 +46,13 @@ class HyenaOptions(MixerOptions):
     max_length: int = Field(1024, ge=2, description="The longest sequence; the filter's positions are relative to it.")
 
 
+class FilterLayer(nn.Linear):
+    """A layer of the filter's network, which is float32 also where training multiplies in half precision.
+
+    The trainer puts half-precision copies of weights in the place of plain linear layers' alone.
+    """
+
+
 class ImplicitFilter(nn.Module):
     """The long filter: a network with sine activations over positional features, and the weight of the token itself."""
 
@@ -53,14 +60,14 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         order = options.filter_order
         self.features = nn.Parameter(positional_features(options.max_length, options.emb_dim))
-        self.hidden = nn.ModuleList(nn.Linear(width, order) for width in (options.emb_dim, order, order))
-        self.out = nn.Linear(order, d_model, bias=False)
+        self.hidden = nn.ModuleList(FilterLayer(width, order) for width in (options.emb_dim, order, order))
+        self.out = FilterLayer(order, d_model, bias=False)
         self.frequency = nn.Parameter(torch.ones(order))
         self.bias = nn.Parameter(torch.randn(d_model))
 
     def forward(self, length: int) -> Tensor:
         """The first `length` taps (L, D), in float32 at least, without `bias`."""
-        layers = cast(list[nn.Linear], self.hidden)
+        layers = cast(list[FilterLayer], self.hidden)
         hidden = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
         rates = {"slowest": DECAY / SLOWEST, "fastest": DECAY / FASTEST}
         return implicit_filter(self.features, hidden, self.frequency, self.out.weight, length=length, **rates)
