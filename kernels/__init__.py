@@ -18,6 +18,8 @@ from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .long_conv import gated_long_conv, long_conv
+from .plane_conv import plane_conv
+from .plane_linear import plane_linear
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .short_conv import short_conv, short_conv_step
@@ -54,6 +56,8 @@ __all__ = [
     "linear_attention_step",
     "linear_cross_entropy",
     "long_conv",
+    "plane_conv",
+    "plane_linear",
     "rotary",
     "rotary_angles",
     "rwkv7_inputs",

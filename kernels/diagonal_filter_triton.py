@@ -68,7 +68,7 @@ def taps_kernel(
     _, _, _, _, _, p_re, p_im, _, _, _, _, g_re, g_im = _constants(log_dt, A_log, A_imag, B, C, h, M, M, BLOCK_M)
     re, im = _power(p_re[None, :], p_im[None, :], t[:, None], BITS)
     tap = tl.sum(g_re[None, :] * re - g_im[None, :] * im, 1)
-    tl.store(taps + t * H + h, tap, mask=t < length)
+    tl.store(taps + h * length + t, tap, mask=t < length)
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def mode_gradient_kernel(
     sum_re, sum_im, slope_re, slope_im = zero, zero, zero, zero
     for start in range(0, length, TAPS):
         t = start + tl.arange(0, TAPS)
-        g = tl.load(d_taps + t * H + h, mask=t < length, other=0.0)[:, None]
+        g = tl.load(d_taps + h * length + t, mask=t < length, other=0.0)[:, None]
         before = tl.maximum(t - 1, 0)[:, None]  # p^(t - 1), and p^t from it
         re, im = _power(p_re[None, :], p_im[None, :], before, BITS)
         slope_re += tl.sum(g * t[:, None].to(tl.float32) * re, 0)
@@ -125,8 +125,8 @@ def _shape(A_log: Tensor, length: int) -> dict[str, int]:
 
 @torch.library.custom_op("basedbench::diagonal_filter", mutates_args=())
 def _diagonal_filter(log_dt: Tensor, A_log: Tensor, A_imag: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
-    """(L,H) float32."""
-    taps = log_dt.new_empty((length, len(log_dt)), dtype=torch.float32)
+    """(H,L) float32: a filter's taps side by side, as its convolution reads them."""
+    taps = log_dt.new_empty((len(log_dt), length), dtype=torch.float32)
     parameters = [x.contiguous() for x in (log_dt, A_log, A_imag, B, C)]
     if taps.numel():
         taps_kernel[(len(log_dt), triton.cdiv(length, TAPS))](*parameters, taps, length, **_shape(A_log, length))
@@ -135,7 +135,7 @@ def _diagonal_filter(log_dt: Tensor, A_log: Tensor, A_imag: Tensor, B: Tensor, C
 
 @_diagonal_filter.register_fake
 def _(log_dt: Tensor, A_log: Tensor, A_imag: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
-    return log_dt.new_empty((length, len(log_dt)), dtype=torch.float32)
+    return log_dt.new_empty((len(log_dt), length), dtype=torch.float32)
 
 
 @torch.library.custom_op("basedbench::diagonal_filter_backward", mutates_args=())
@@ -144,7 +144,7 @@ def _diagonal_filter_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = [x.contiguous() for x in (log_dt, A_log, A_imag, B, C)]
     gradients = [x.new_empty(x.shape) for x in parameters]
-    length = len(d_taps)
+    length = d_taps.shape[1]
     mode_gradient_kernel[(len(log_dt),)](
         d_taps.contiguous(), *parameters, *gradients, length, **_shape(A_log, length), num_warps=8
     )
@@ -174,4 +174,4 @@ def diagonal_filter(
     log_dt_H: Tensor, A_log_HM: Tensor, A_imag_HM: Tensor, B_HM2: Tensor, C_HM2: Tensor, length: int
 ) -> Tensor:
     """`diagonal_filter.reference` by the kernels above."""
-    return _diagonal_filter(log_dt_H, A_log_HM, A_imag_HM, B_HM2, C_HM2, length)
+    return _diagonal_filter(log_dt_H, A_log_HM, A_imag_HM, B_HM2, C_HM2, length).t()

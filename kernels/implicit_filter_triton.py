@@ -71,7 +71,7 @@ def network_kernel(
         channel = start + tl.arange(0, CHANNELS)
         y = _times(h, tl.trans(_matrix(out, channel, units, D, U)))
         y *= _damping(t, channel, last, slowest, fastest, D)
-        tl.store(taps + t[:, None] * D + channel[None, :], y, mask=(t < length)[:, None] & (channel < D)[None, :])
+        tl.store(taps + channel[None, :] * length + t[:, None], y, mask=(t < length)[:, None] & (channel < D)[None, :])
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def network_gradient_kernel(
     for start in range(0, D, CHANNELS):
         channel = start + tl.arange(0, CHANNELS)
         there = (t < length)[:, None] & (channel < D)[None, :]
-        g = tl.load(d_taps + t[:, None] * D + channel[None, :], mask=there, other=0.0)
+        g = tl.load(d_taps + channel[None, :] * length + t[:, None], mask=there, other=0.0)
         g *= _damping(t, channel, last, slowest, fastest, D)
         grad += _times(g, _matrix(out, channel, units, D, U))
         _store(d_out, _times(tl.trans(g), h3), channel, units, D, U)
@@ -144,8 +144,8 @@ def _shape(features: Tensor, frequency: Tensor, out: Tensor) -> dict[str, int]:
 def _filter(
     features: Tensor, hidden: list[Tensor], frequency: Tensor, out: Tensor, length: int, slowest: float, fastest: float
 ) -> Tensor:
-    """(L,D)."""
-    taps = features.new_empty((length, len(out)))
+    """(D,L): a filter's taps side by side, as its convolution reads them."""
+    taps = features.new_empty((len(out), length))
     tensors = [x.contiguous() for x in (features, *hidden, frequency, out)]
     last = max(1, len(features) - 1)
     network_kernel[(triton.cdiv(length, ROWS),)](
@@ -165,7 +165,7 @@ def _filter(
 def _(
     features: Tensor, hidden: list[Tensor], frequency: Tensor, out: Tensor, length: int, slowest: float, fastest: float
 ) -> Tensor:
-    return features.new_empty((length, len(out)))
+    return features.new_empty((len(out), length))
 
 
 @torch.library.custom_op("basedbench::implicit_filter_backward", mutates_args=())
@@ -179,7 +179,7 @@ def _filter_backward(
     fastest: float,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the features, and of all parameters in one row."""
-    length, last = len(d_taps), max(1, len(features) - 1)
+    length, last = d_taps.shape[1], max(1, len(features) - 1)
     d_features = torch.zeros_like(features, memory_format=torch.contiguous_format)
     width = sum(x.numel() for x in (*hidden, frequency, out))
     programs = triton.cdiv(length, ROWS)
@@ -241,4 +241,4 @@ def implicit_filter(
     fastest: float,
 ) -> Tensor:
     """`implicit_filter.reference` by the kernels above."""
-    return _filter(features_NE, hidden, frequency_F, out_DF, length, slowest, fastest)
+    return _filter(features_NE, hidden, frequency_F, out_DF, length, slowest, fastest).t()

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import gated_long_conv, implicit_filter, linear
+from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_conv, plane_linear
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -125,7 +125,10 @@ class Hyena(Mixer):
         return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self._output(self.conv(self._input(x_BLD)))
+        x_BLE, bias_E = plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
+        if bias_E is None:
+            return self._output(self.conv(x_BLE))
+        return self._output(plane_conv(x_BLE, bias_E, self.conv.weight, cast(Tensor, self.conv.bias)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed_BLE, conv_BES = self.conv.prefill(self._input(x_BLD))

@@ -1,0 +1,197 @@
+"""`gated_long_conv` by the kernels of `long_conv_toeplitz_triton`: tiles, grids, gradients.
+
+The torch operators take and give planes: x (3 D,B,L), y (D,B,L), filters (H,N), time innermost. As (B,L,3 D), (B,L,D)
+and (N,H) these are transposed views; a tensor that does not lie in memory like that is copied.
+"""
+
+# mypy: allow-untyped-defs
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .long_conv_toeplitz_triton import backward_kernel, forward_kernel, plain_kernel, taps_gradient_kernel
+from .partial_sums_triton import sum_parts
+
+TILE = 64  # tokens of a tile: sources, outputs, lags
+SEQUENCES = 64  # of a program, at most
+PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
+WARPS = 4
+HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def _shape(x: Tensor) -> dict[str, object]:
+    """The tiles for planes of this shape."""
+    rows = max(16, min(SEQUENCES, triton.next_power_of_2(x.shape[1])))
+    tile = max(16, min(TILE, triton.next_power_of_2(x.shape[2])))
+    return {"TILE": tile, "BLOCK_B": rows, "HALF": HALVES[x.dtype], "num_warps": WARPS}
+
+
+def _grid(x: Tensor, heads: int) -> tuple[int, int, int]:
+    shape = _shape(x)
+    return triton.cdiv(x.shape[2], shape["TILE"]), heads, triton.cdiv(x.shape[1], shape["BLOCK_B"])
+
+
+def _thirds(x: Any, order: str) -> list[Any]:
+    """q, k and v of what has their channels in this order."""
+    return [None] * 3 if x is None else [x.chunk(3)[order.index(name)] for name in "qkv"]
+
+
+def _taps_gradient(
+    dy: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, gates: tuple[Any, ...] | None = None
+) -> Tensor:
+    """Of the taps (H,N). gates: q, v and their biases."""
+    (heads, reach), (width, sequences, length) = taps.shape, dy.shape
+    shape = _shape(x)
+    blocks = min(triton.cdiv(reach - 1, shape["TILE"]) + 1, triton.cdiv(length, shape["TILE"]))
+    parts = max(1, min(triton.cdiv(sequences, shape["BLOCK_B"]), PROGRAMS // (blocks * heads)))
+    partials = torch.empty((parts * 2, heads * reach), dtype=torch.float32, device=x.device)
+    q, v, q_bias, v_bias = gates or (dy, x, None, None)
+    taps_gradient_kernel[(blocks, heads, parts)](
+        dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
+        GATED=gates is not None, **shape,
+    )  # fmt: skip
+    return sum_parts(partials, torch.float32).view(heads, reach)
+
+
+def _outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    width, sequences, length = x.shape[0] // 3, *x.shape[1:]
+    y = x.new_empty((width, sequences, length))
+    c = x.new_empty((width * (width // len(taps)), sequences, length) if save else 0)
+    return y, c, x.new_empty(0 if shift is None else y.shape)
+
+
+@torch.library.custom_op("basedbench::gated_planes", mutates_args=())
+def _gated(
+    x: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    shift_skip: Tensor | None,
+    order: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (D,B,L); to save: the convolution of every product (D R,B,L); the shifted k, empty without a shift."""
+    (q, k, v), (q_bias, k_bias, v_bias) = _thirds(x, order), _thirds(bias, order)
+    y, c, shifted = _outputs(x, taps, shift, save)
+    width, sequences, length = y.shape
+    if not y.numel():
+        return y, c, shifted
+    if shift is not None:
+        plain_kernel[_grid(y, width)](
+            k, k_bias, shift, shift_skip, shifted, None, sequences, length, shift.shape[1], 0, D=width,
+            REVERSED=False, **_shape(y),
+        )  # fmt: skip
+        k, k_bias = shifted, None
+    heads, reach = taps.shape
+    forward_kernel[_grid(y, heads)](
+        q, q_bias, k, k_bias, v, v_bias, taps, skip, y, c, sequences, length, reach, H=heads, R=width // heads,
+        SAVE=save, **_shape(y),
+    )  # fmt: skip
+    return y, c, shifted
+
+
+@_gated.register_fake
+def _(x, bias, taps, skip, shift, shift_skip, order, save):
+    return _outputs(x, taps, shift, save)
+
+
+@torch.library.custom_op("basedbench::gated_planes_backward", mutates_args=())
+def _gated_backward(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    taps: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    shift_skip: Tensor | None,
+    c: Tensor,
+    shifted: Tensor,
+    order: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, of its bias (empty without one), of the taps, and of the shift (empty without one)."""
+    dx, d_bias, d_taps, d_shift = _gradients_like(x, bias, taps, shift)
+    if not dx.numel():
+        return dx, d_bias.zero_(), d_taps.zero_(), d_shift.zero_()
+    width, sequences, length = dy.shape
+    heads, reach = taps.shape
+    grid = _grid(dy, heads)
+    sums = None if bias is None else torch.empty((grid[0] * grid[2], len(x)), dtype=torch.float32, device=x.device)
+    columns = _thirds(None if sums is None else sums.t(), order)
+    (q, k, v), (dq, dk, dv), (q_bias, k_bias, v_bias) = (_thirds(part, order) for part in (x, dx, bias))
+    inner, inner_bias, d_inner = (k, k_bias, dk) if shift is None else (shifted, None, x.new_empty(shifted.shape))
+    backward_kernel[grid](
+        dy, q, q_bias, inner, inner_bias, v, v_bias, c, taps, skip, dq, d_inner, dv, columns[0],
+        columns[1] if shift is None else None, columns[2], sequences, length, reach, len(x), H=heads,
+        R=width // heads, **_shape(dy),
+    )  # fmt: skip
+    d_taps = _taps_gradient(dy, inner, inner_bias, taps, (q, v, q_bias, v_bias))
+    if shift is not None:
+        plain_kernel[_grid(dy, width)](
+            d_inner, None, shift, shift_skip, dk, columns[1], sequences, length, shift.shape[1], len(x), D=width,
+            REVERSED=True, **_shape(dy),
+        )  # fmt: skip
+        d_shift = _taps_gradient(d_inner, k, k_bias, shift)
+    return dx, d_bias if sums is None else sum_parts(sums, d_bias.dtype), d_taps, d_shift
+
+
+def _gradients_like(
+    x: Tensor, bias: Tensor | None, taps: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_bias, d_shift = (taps.new_empty(0) if part is None else part.new_empty(part.shape) for part in (bias, shift))
+    return x.new_empty(x.shape), d_bias, taps.new_empty(taps.shape), d_shift
+
+
+@_gated_backward.register_fake
+def _(dy, x, bias, taps, skip, shift, shift_skip, c, shifted, order):
+    return _gradients_like(x, bias, taps, shift)
+
+
+def _setup(ctx, inputs, output) -> None:
+    *tensors, ctx.order, ctx.saved = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # otherwise zeros as large as what is saved would be written
+
+
+def _gradients(ctx, dy: Tensor, *_: Tensor | None):
+    if not ctx.saved:
+        raise RuntimeError("gated_long_conv was called for its output alone.")
+    x, bias, taps, skip, shift, shift_skip, c, shifted = ctx.saved_tensors
+    dx, d_bias, d_taps, d_shift = _gated_backward(
+        dy.contiguous(), x, bias, taps, skip, shift, shift_skip, c, shifted, ctx.order
+    )
+    of_bias = None if bias is None else d_bias
+    of_shift = (None, None) if shift is None else (d_shift, None if shift_skip is None else d_shift[:, 0])
+    return dx, of_bias, d_taps, None if skip is None else d_taps[:, 0], *of_shift, None, None
+
+
+_gated.register_autograd(_gradients, setup_context=_setup)
+
+
+def _planes(taps_NH: Tensor | None, length: int) -> Tensor | None:
+    """Of the taps those that a sequence of this length meets, (H,N)."""
+    if taps_NH is None:
+        return None
+    return (taps_NH[:length] if len(taps_NH) > length else taps_NH).t().contiguous()
+
+
+def gated_long_conv(
+    x_BLE: Tensor,
+    taps_NH: Tensor,
+    skip_H: Tensor | None,
+    shift_ND: Tensor | None,
+    shift_skip_D: Tensor | None,
+    *,
+    order: str,
+    bias_E: Tensor | None = None,
+) -> Tensor:
+    """`long_conv.gated_reference` by the kernels above, for heads of one or two channels."""
+    length, x_EBL = x_BLE.shape[1], x_BLE.permute(2, 0, 1).contiguous()
+    given = (x_EBL, bias_E, _planes(taps_NH, length), skip_H, _planes(shift_ND, length), shift_skip_D)
+    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+    return _gated(*given, order, save)[0].permute(1, 2, 0)
