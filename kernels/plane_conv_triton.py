@@ -14,82 +14,98 @@ from torch import Tensor
 
 from .partial_sums_triton import sum_parts
 
-TOKENS = 2048  # of a tile
+TOKENS, LONGEST = 2048, 256  # of a tile, of one sequence in it
 PROGRAMS = 16  # of a channel's backward, at most; fixed, so that the order of its sums is the same on every device
 
 
 @triton.jit
-def _shifted(x, place, t, tokens, length, BACK: tl.constexpr):
-    """The numbers so many tokens earlier, or later, of the same sequence; zeros outside of it."""
-    inside = (place < tokens) & (t >= BACK) & (t < length + BACK)
-    return tl.load(x + place - BACK, mask=inside, other=0.0).to(tl.float32), inside
+def _place(tile, sequences, length, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where the tokens of a tile of sequences x time lie in a plane, which token of a sequence each is, and whether."""
+    across = tl.cdiv(length, WIDTH)
+    b = (tile // across * ROWS + tl.arange(0, ROWS))[:, None]
+    t = (tile % across * WIDTH + tl.arange(0, WIDTH))[None, :]
+    return b * length + t, t, (b < sequences) & (t < length)
 
 
 @triton.jit
-def forward_kernel(x, input_bias, weight, bias, y, tokens, length, TAPS: tl.constexpr, TOKENS: tl.constexpr):
+def _earlier(x, place, t, inside, BACK: tl.constexpr):
+    """The numbers so many tokens before, and where there are any: zeros before the start."""
+    there = inside & (t >= BACK)
+    return tl.load(x + place - BACK, mask=there, other=0.0).to(tl.float32), there
+
+
+@triton.jit
+def _later(x, place, t, inside, length, AHEAD: tl.constexpr):
+    return tl.load(x + place + AHEAD, mask=inside & (t + AHEAD < length), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def forward_kernel(
+    x, input_bias, weight, bias, y, sequences, length, TAPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
     channel = tl.program_id(1).to(tl.int64)
-    place = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    t = place % length
-    x += channel * tokens
+    place, t, inside = _place(tl.program_id(0), sequences, length, ROWS, WIDTH)
+    x += channel * sequences * length
     own = tl.load(input_bias + channel).to(tl.float32)
-    total = tl.zeros((TOKENS,), tl.float32) + tl.load(bias + channel).to(tl.float32)
+    total = tl.zeros((ROWS, WIDTH), tl.float32) + tl.load(bias + channel).to(tl.float32)
     for back in tl.static_range(TAPS):
-        found, inside = _shifted(x, place, t, tokens, length, back)
-        total += tl.load(weight + channel * TAPS + TAPS - 1 - back).to(tl.float32) * tl.where(inside, found + own, 0.0)
-    tl.store(y + channel * tokens + place, total.to(y.dtype.element_ty), mask=place < tokens)
+        found, there = _earlier(x, place, t, inside, back)
+        total += tl.load(weight + channel * TAPS + TAPS - 1 - back).to(tl.float32) * tl.where(there, found + own, 0.0)
+    tl.store(y + channel * sequences * length + place, total.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def backward_kernel(
-    dy, x, input_bias, weight, dx, partials, tokens, length, D: tl.constexpr, TAPS: tl.constexpr, TOKENS: tl.constexpr,
+    dy, x, input_bias, weight, dx, partials, sequences, length, D: tl.constexpr, TAPS: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Partial sums: weight (D,TAPS), bias (D), the input's bias (D)."""
     channel = tl.program_id(1).to(tl.int64)
-    x += channel * tokens
-    dy += channel * tokens
-    dx += channel * tokens
+    plane = channel * sequences * length
     own = tl.load(input_bias + channel).to(tl.float32)
-    zero = tl.zeros((TOKENS,), tl.float32)
+    zero = tl.zeros((ROWS, WIDTH), tl.float32)
     of_weight = (zero,)
     for _ in tl.static_range(1, TAPS):
         of_weight = of_weight + (zero,)
     of_bias, of_input = zero, zero
-    for tile in range(tl.program_id(0), tl.cdiv(tokens, TOKENS), tl.num_programs(0)):
-        place = tile * TOKENS + tl.arange(0, TOKENS)
-        t = place % length
-        upper, _ = _shifted(dy, place, t, tokens, length, 0)
+    tiles = tl.cdiv(sequences, ROWS) * tl.cdiv(length, WIDTH)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        place, t, inside = _place(tile, sequences, length, ROWS, WIDTH)
+        upper = _later(dy + plane, place, t, inside, length, 0)
         gradient = zero
         found = ()
         for back in tl.static_range(TAPS):
-            earlier, inside = _shifted(x, place, t, tokens, length, back)
-            found = found + (of_weight[back] + upper * tl.where(inside, earlier + own, 0.0),)
-            later, _ = _shifted(dy, place, t, tokens, length, -back)
+            earlier, there = _earlier(x + plane, place, t, inside, back)
+            found = found + (of_weight[back] + upper * tl.where(there, earlier + own, 0.0),)
+            later = _later(dy + plane, place, t, inside, length, back)
             gradient += tl.load(weight + channel * TAPS + TAPS - 1 - back).to(tl.float32) * later
         of_weight = found
         of_bias += upper
         of_input += gradient
-        tl.store(dx + place, gradient.to(dx.dtype.element_ty), mask=place < tokens)
+        tl.store(dx + plane + place, gradient.to(dx.dtype.element_ty), mask=inside)
     row = partials + tl.program_id(0) * (D * (TAPS + 2))
     for back in tl.static_range(TAPS):
-        tl.store(row + channel * TAPS + TAPS - 1 - back, tl.sum(of_weight[back], 0))
-    tl.store(row + D * TAPS + channel, tl.sum(of_bias, 0))
-    tl.store(row + D * (TAPS + 1) + channel, tl.sum(of_input, 0))
+        tl.store(row + channel * TAPS + TAPS - 1 - back, tl.sum(tl.sum(of_weight[back], 1), 0))
+    tl.store(row + D * TAPS + channel, tl.sum(tl.sum(of_bias, 1), 0))
+    tl.store(row + D * (TAPS + 1) + channel, tl.sum(tl.sum(of_input, 1), 0))
 
 
-def _tokens(x: Tensor) -> tuple[int, int, int]:
-    """Of a channel, of a sequence, and tiles of a channel."""
-    tokens = x.shape[1] * x.shape[2]
-    return tokens, x.shape[2], triton.cdiv(tokens, TOKENS)
+def _tiles(x: Tensor) -> tuple[int, dict[str, int]]:
+    """How many a plane has, and their shape."""
+    sequences, length = x.shape[1:]
+    width = min(LONGEST, TOKENS, triton.next_power_of_2(length))
+    rows = min(TOKENS // width, triton.next_power_of_2(sequences))
+    return triton.cdiv(sequences, rows) * triton.cdiv(length, width), {"ROWS": rows, "WIDTH": width}
 
 
 @torch.library.custom_op("basedbench::plane_conv", mutates_args=())
 def _conv(x: Tensor, input_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Of planes (D,B,L)."""
     y = x.new_empty(x.shape)
-    tokens, length, tiles = _tokens(x)
     if y.numel():
+        tiles, shape = _tiles(x)
         forward_kernel[(tiles, len(x))](
-            x, input_bias, weight.contiguous(), bias, y, tokens, length, TAPS=weight.shape[1], TOKENS=TOKENS
+            x, input_bias, weight.contiguous(), bias, y, *x.shape[1:], TAPS=weight.shape[1], **shape
         )
     return y
 
@@ -103,13 +119,13 @@ def _(x, input_bias, weight, bias):
 def _conv_backward(dy: Tensor, x: Tensor, input_bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x, and in one row of the weight (D W), the bias and the input's bias."""
     dx, (width, taps) = x.new_empty(x.shape), weight.shape
-    tokens, length, tiles = _tokens(x)
     if not dx.numel():
         return dx, weight.new_zeros(width * (taps + 2))
+    tiles, shape = _tiles(x)
     programs = min(PROGRAMS, tiles)
     partials = torch.empty((programs, width * (taps + 2)), dtype=torch.float32, device=x.device)
     backward_kernel[(programs, width)](
-        dy, x, input_bias, weight.contiguous(), dx, partials, tokens, length, D=width, TAPS=taps, TOKENS=TOKENS
+        dy, x, input_bias, weight.contiguous(), dx, partials, *x.shape[1:], D=width, TAPS=taps, **shape
     )
     return dx, sum_parts(partials, weight.dtype)
 
