@@ -16,23 +16,30 @@ from torch import Tensor
 from .long_conv_toeplitz_triton import backward_kernel, forward_kernel, plain_kernel, taps_gradient_kernel
 from .partial_sums_triton import sum_parts
 
-TILE = 64  # tokens of a tile: sources, outputs, lags
+# Tokens of a tile and sources of a block by the channels of a head: sums of R R products are in registers.
+TILES = {1: (64, 32), 2: (32, 32)}
+LAGS = 64  # of a tile of the filter's gradient
 SEQUENCES = 64  # of a program, at most
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
-WARPS = 4
+OPTIONS = {"num_warps": 4, "num_stages": 1}  # several programs a multiprocessor hide memory better than stages
 HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+SMALLEST = 16  # side of a matrix unit's operand
 
 
-def _shape(x: Tensor) -> dict[str, object]:
-    """The tiles for planes of this shape."""
-    rows = max(16, min(SEQUENCES, triton.next_power_of_2(x.shape[1])))
-    tile = max(16, min(TILE, triton.next_power_of_2(x.shape[2])))
-    return {"TILE": tile, "BLOCK_B": rows, "HALF": HALVES[x.dtype], "num_warps": WARPS}
+def _fitting(largest: int, count: int) -> int:
+    """A power of two: `largest`, or less where there are fewer."""
+    return max(SMALLEST, min(largest, triton.next_power_of_2(count)))
 
 
-def _grid(x: Tensor, heads: int) -> tuple[int, int, int]:
-    shape = _shape(x)
-    return triton.cdiv(x.shape[2], shape["TILE"]), heads, triton.cdiv(x.shape[1], shape["BLOCK_B"])
+def _tiles(x: Tensor, parts: int) -> dict[str, Any]:
+    """The tiles of a convolution of planes like x; a head has so many channels."""
+    tile, sources = (_fitting(largest, x.shape[2]) for largest in TILES[parts])
+    rows = _fitting(SEQUENCES, x.shape[1])
+    return {"TILE": tile, "SOURCES": sources, "BLOCK_B": rows, "HALF": HALVES[x.dtype], **OPTIONS}
+
+
+def _grid(x: Tensor, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
+    return triton.cdiv(x.shape[2], tiles["TILE"]), heads, triton.cdiv(x.shape[1], tiles["BLOCK_B"])
 
 
 def _thirds(x: Any, order: str) -> list[Any]:
@@ -45,14 +52,14 @@ def _taps_gradient(
 ) -> Tensor:
     """Of the taps (H,N). gates: q, v and their biases."""
     (heads, reach), (width, sequences, length) = taps.shape, dy.shape
-    shape = _shape(x)
-    blocks = min(triton.cdiv(reach - 1, shape["TILE"]) + 1, triton.cdiv(length, shape["TILE"]))
-    parts = max(1, min(triton.cdiv(sequences, shape["BLOCK_B"]), PROGRAMS // (blocks * heads)))
+    tile, rows = _fitting(LAGS, length), _fitting(SEQUENCES, sequences)
+    blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(length, tile))
+    parts = max(1, min(triton.cdiv(sequences, rows), PROGRAMS // (blocks * heads)))
     partials = torch.empty((parts * 2, heads * reach), dtype=torch.float32, device=x.device)
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
         dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
-        GATED=gates is not None, **shape,
+        GATED=gates is not None, TILE=tile, BLOCK_B=rows, HALF=HALVES[x.dtype], **OPTIONS,
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(heads, reach)
 
@@ -82,15 +89,17 @@ def _gated(
     if not y.numel():
         return y, c, shifted
     if shift is not None:
-        plain_kernel[_grid(y, width)](
+        tiles = _tiles(y, 1)
+        plain_kernel[_grid(y, width, tiles)](
             k, k_bias, shift, shift_skip, shifted, None, sequences, length, shift.shape[1], 0, D=width,
-            REVERSED=False, **_shape(y),
+            REVERSED=False, **tiles,
         )  # fmt: skip
         k, k_bias = shifted, None
     heads, reach = taps.shape
-    forward_kernel[_grid(y, heads)](
+    tiles = _tiles(y, width // heads)
+    forward_kernel[_grid(y, heads, tiles)](
         q, q_bias, k, k_bias, v, v_bias, taps, skip, y, c, sequences, length, reach, H=heads, R=width // heads,
-        SAVE=save, **_shape(y),
+        SAVE=save, **tiles,
     )  # fmt: skip
     return y, c, shifted
 
@@ -119,24 +128,33 @@ def _gated_backward(
         return dx, d_bias.zero_(), d_taps.zero_(), d_shift.zero_()
     width, sequences, length = dy.shape
     heads, reach = taps.shape
-    grid = _grid(dy, heads)
-    sums = None if bias is None else torch.empty((grid[0] * grid[2], len(x)), dtype=torch.float32, device=x.device)
-    columns = _thirds(None if sums is None else sums.t(), order)
+    tiles = _tiles(dy, width // heads)
+    grid = _grid(dy, heads, tiles)
     (q, k, v), (dq, dk, dv), (q_bias, k_bias, v_bias) = (_thirds(part, order) for part in (x, dx, bias))
+    (dq_sums, dk_sums, dv_sums), sums = _bias_sums(grid, bias, order)
     inner, inner_bias, d_inner = (k, k_bias, dk) if shift is None else (shifted, None, x.new_empty(shifted.shape))
     backward_kernel[grid](
-        dy, q, q_bias, inner, inner_bias, v, v_bias, c, taps, skip, dq, d_inner, dv, columns[0],
-        columns[1] if shift is None else None, columns[2], sequences, length, reach, len(x), H=heads,
-        R=width // heads, **_shape(dy),
+        dy, q, q_bias, inner, inner_bias, v, v_bias, c, taps, skip, dq, d_inner, dv, dq_sums,
+        dk_sums if shift is None else None, dv_sums, sequences, length, reach, len(x), H=heads, R=width // heads,
+        **tiles,
     )  # fmt: skip
     d_taps = _taps_gradient(dy, inner, inner_bias, taps, (q, v, q_bias, v_bias))
     if shift is not None:
-        plain_kernel[_grid(dy, width)](
-            d_inner, None, shift, shift_skip, dk, columns[1], sequences, length, shift.shape[1], len(x), D=width,
-            REVERSED=True, **_shape(dy),
+        # With the tiles of the kernel before, so that there are as many sums for the bias.
+        plain_kernel[(grid[0], width, grid[2])](
+            d_inner, None, shift, shift_skip, dk, dk_sums, sequences, length, shift.shape[1], len(x), D=width,
+            REVERSED=True, **tiles,
         )  # fmt: skip
         d_shift = _taps_gradient(d_inner, k, k_bias, shift)
     return dx, d_bias if sums is None else sum_parts(sums, d_bias.dtype), d_taps, d_shift
+
+
+def _bias_sums(grid: tuple[int, ...], bias: Tensor | None, order: str) -> tuple[list[Any], Tensor | None]:
+    """A row for each tile of a channel: those of q, k and v, and all, or nothing without a bias."""
+    if bias is None:
+        return [None] * 3, None
+    sums = torch.empty((grid[0] * grid[2], len(bias)), dtype=torch.float32, device=bias.device)
+    return _thirds(sums.t(), order), sums
 
 
 def _gradients_like(

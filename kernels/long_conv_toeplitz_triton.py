@@ -71,25 +71,25 @@ def _taps(taps, skip, h, lag, reach):
 @triton.jit
 def _convolved(
     left, left_bias, right, right_bias, taps, skip, h, start, b, sequences, length, reach, H: tl.constexpr,
-    R: tl.constexpr, GATED: tl.constexpr, REVERSED: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr,
-    HALF: tl.constexpr,
+    R: tl.constexpr, GATED: tl.constexpr, REVERSED: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr,
+    BLOCK_B: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """The sums for the tokens start ... start + TILE - 1: a tuple over the R R products of left and right."""
     zero = tl.zeros((BLOCK_B, TILE), tl.float32)
     total = (zero,)
     for _ in tl.static_range(1, R * R):
         total = total + (zero,)
-    place = tl.arange(0, TILE)
     if REVERSED:
         first = start
         last = tl.minimum(length, start + TILE - 1 + reach)
     else:
-        first = tl.maximum(start - reach + 1, 0) // TILE * TILE
+        first = tl.maximum(start - reach + 1, 0) // SOURCES * SOURCES
         last = tl.minimum(length, start + TILE)
-    for source in range(first, last, TILE):
-        lag = (start + place)[None, :] - (source + place)[:, None]
+    for begin in range(first, last, SOURCES):
+        source = begin + tl.arange(0, SOURCES)
+        lag = (start + tl.arange(0, TILE))[None, :] - source[:, None]
         filter_tile = _taps(taps, skip, h, -lag if REVERSED else lag, reach)
-        at, inside = _place(b, source + place, sequences, length)
+        at, inside = _place(b, source, sequences, length)
         a = _loads(left, left_bias, h, at, inside, sequences, length, H, R)
         if GATED:
             gates = _loads(right, right_bias, h, at, inside, sequences, length, H, R)
@@ -119,13 +119,14 @@ def _store_sum(sums, channel, x, channels):
 @triton.jit
 def plain_kernel(
     x, bias, taps, skip, y, sums, sequences, length, reach, channels, D: tl.constexpr, REVERSED: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """y from x, a filter a channel; reversed: the gradient of x from that of y, and its sums if asked for."""
     start, d, b = _tile(length, TILE, BLOCK_B, REVERSED)
     total = _convolved(
-        x, bias, x, bias, taps, skip, d, start, b, sequences, length, reach, D, 1, False, REVERSED, TILE, BLOCK_B, HALF
-    )
+        x, bias, x, bias, taps, skip, d, start, b, sequences, length, reach, D, 1, False, REVERSED, TILE, SOURCES,
+        BLOCK_B, HALF,
+    )  # fmt: skip
     at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
     tl.store(_plane(y, d, sequences, length) + at, total[0].to(y.dtype.element_ty), mask=inside)
     if sums is not None:
@@ -135,12 +136,13 @@ def plain_kernel(
 @triton.jit
 def forward_kernel(
     q, q_bias, k, k_bias, v, v_bias, taps, skip, y, c, sequences, length, reach, H: tl.constexpr, R: tl.constexpr,
-    SAVE: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     start, h, b = _tile(length, TILE, BLOCK_B, False)
     total = _convolved(
-        k, k_bias, v, v_bias, taps, skip, h, start, b, sequences, length, reach, H, R, True, False, TILE, BLOCK_B, HALF
-    )
+        k, k_bias, v, v_bias, taps, skip, h, start, b, sequences, length, reach, H, R, True, False, TILE, SOURCES,
+        BLOCK_B, HALF,
+    )  # fmt: skip
     at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
     gates = _loads(q, q_bias, h, at, inside, sequences, length, H, R)
     for j in tl.static_range(R):
@@ -156,13 +158,15 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     dy, q, q_bias, k, k_bias, v, v_bias, c, taps, skip, dq, dk, dv, q_sums, k_sums, v_sums, sequences, length, reach,
-    channels, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    channels, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q, k and v, and their sums if asked for. The correlation of q dy makes those of k v."""
     start, h, b = _tile(length, TILE, BLOCK_B, True)
     total = _convolved(
-        q, q_bias, dy, None, taps, skip, h, start, b, sequences, length, reach, H, R, True, True, TILE, BLOCK_B, HALF
-    )
+        q, q_bias, dy, None, taps, skip, h, start, b, sequences, length, reach, H, R, True, True, TILE, SOURCES,
+        BLOCK_B, HALF,
+    )  # fmt: skip
     at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
     keys = _loads(k, k_bias, h, at, inside, sequences, length, H, R)
     values = _loads(v, v_bias, h, at, inside, sequences, length, H, R)
