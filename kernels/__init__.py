@@ -22,6 +22,7 @@ from .plane_conv import plane_conv
 from .plane_linear import plane_linear
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
+from .shift_filter import shift_filter
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .split_conv import split_conv
@@ -63,6 +64,7 @@ __all__ = [
     "rwkv7_inputs",
     "selective_scan",
     "selective_scan_step",
+    "shift_filter",
     "short_conv",
     "short_conv_step",
     "sliding_window",

@@ -29,7 +29,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import diagonal_filter, gated_long_conv, linear, long_conv, plane_linear, short_conv_step
+from basedbench.kernels import (
+    diagonal_filter,
+    gated_long_conv,
+    linear,
+    long_conv,
+    plane_linear,
+    shift_filter,
+    short_conv_step,
+)
 from basedbench.kernels.diagonal_filter import constants, powers
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
@@ -54,12 +62,8 @@ class ShiftSSM(nn.Module):
         self.D = nn.Parameter(torch.randn(channels))
 
     def taps(self) -> Tensor:
-        """(N, D), the current token's first, in float32 at least, without D: a correlation, so a convolution of C
-
-        from its end on.
-        """
-        B_DN, C_DN = (parameter.to(accumulator_dtype(parameter.dtype)) for parameter in (self.B, self.C))
-        return long_conv(C_DN.flip(1).t()[None], B_DN.t())[0].flip(0)
+        """(N, D), the current token's first, in float32 at least, without D."""
+        return shift_filter(self.B, self.C)
 
     def skip(self) -> Tensor:
         """The weight of the token itself, (D,), in the dtype of the taps."""

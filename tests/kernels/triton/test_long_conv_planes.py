@@ -1,12 +1,15 @@
 """`gated_long_conv` on matrix units against float64, beside the reference in the same dtypes."""
 
+import copy
 from importlib import import_module
 
 import pytest
 import torch
 
 from basedbench import kernels
+from basedbench.mixers import get_mixer
 from tests.kernels.triton.conftest import interpreted
+from tests.kernels.triton.test_trainer import chooses_kernels
 
 # The package re-exports a function under the name of this module.
 module = import_module("basedbench.kernels.long_conv")
@@ -119,3 +122,24 @@ def test_the_public_function_takes_them_for_bfloat16_on_cuda(randn, device):
     y = kernels.gated_long_conv(x, taps)
     assert y.dtype == torch.bfloat16
     assert y.permute(2, 0, 1).is_contiguous() == (device.type == "cuda")
+
+
+@pytest.mark.skipif(not interpreted, reason="on a GPU no mixer computes planes in float32")
+@pytest.mark.parametrize(("mixer", "options"), [("hyena", {"filter_order": 16}), ("h3", {"d_state": 4})])
+def test_whole_mixers_on_planes(randn, relative_error, monkeypatch, mixer, options):
+    """From the projection to the output, with the gradients of every parameter."""
+    torch.manual_seed(0)
+    layer, x, signs = get_mixer(mixer)(8, **options), randn(3, 20, 8).float(), randn(3, 20, 8).sign().float()
+
+    def results(layer, x, signs):
+        x = x.requires_grad_()
+        y = layer(x)
+        return [y.detach(), *torch.autograd.grad((y * signs).sum(), [x, *layer.parameters()])]
+
+    exact = results(copy.deepcopy(layer).double(), x.double(), signs.double())
+    for name in ("long_conv", "plane_linear"):
+        monkeypatch.setattr(import_module(f"basedbench.kernels.{name}"), "on_planes", lambda *_: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(chooses_kernels))
+    for mine, true in zip(results(layer, x, signs), exact, strict=True):
+        assert mine.shape == true.shape
+        assert relative_error(mine, true) < 2e-5
