@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from .long_conv_toeplitz_triton import backward_kernel, forward_kernel, plain_kernel, taps_gradient_kernel
+from .long_conv_toeplitz_triton import (
+    MARGIN,
+    backward_kernel,
+    forward_kernel,
+    plain_kernel,
+    table_kernel,
+    taps_gradient_kernel,
+)
 from .partial_sums_triton import sum_parts
 
 # Tokens of a tile and sources of a block by the channels of a head: sums of R R products are in registers.
@@ -21,8 +27,7 @@ TILES = {1: (64, 32), 2: (32, 32)}
 LAGS = 64  # of a tile of the filter's gradient
 SEQUENCES = 64  # of a program, at most
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
-OPTIONS = {"num_warps": 4, "num_stages": 1}  # several programs a multiprocessor hide memory better than stages
-HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+OPTIONS = {"num_warps": 4, "num_stages": 2}
 SMALLEST = 16  # side of a matrix unit's operand
 
 
@@ -35,7 +40,7 @@ def _tiles(x: Tensor, parts: int) -> dict[str, Any]:
     """The tiles of a convolution of planes like x; a head has so many channels."""
     tile, sources = (_fitting(largest, x.shape[2]) for largest in TILES[parts])
     rows = _fitting(SEQUENCES, x.shape[1])
-    return {"TILE": tile, "SOURCES": sources, "BLOCK_B": rows, "HALF": HALVES[x.dtype], **OPTIONS}
+    return {"TILE": tile, "SOURCES": sources, "BLOCK_B": rows, **OPTIONS}
 
 
 def _grid(x: Tensor, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
@@ -45,6 +50,19 @@ def _grid(x: Tensor, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
 def _thirds(x: Any, order: str) -> list[Any]:
     """q, k and v of what has their channels in this order."""
     return [None] * 3 if x is None else [x.chunk(3)[order.index(name)] for name in "qkv"]
+
+
+def _new_table(taps: Tensor | None, x: Tensor) -> Tensor:
+    """Room for filters (H,N) as the convolutions' tiles read them, (parts,H,8,row); nothing without filters."""
+    if taps is None:
+        return x.new_empty(0)
+    parts, row = 2 if x.element_size() < 4 else 1, -(-(taps.shape[1] + 3 * MARGIN.value) // 16) * 16
+    return x.new_empty((parts, len(taps), 8, row))
+
+
+def _fill(table: Tensor, taps: Tensor, skip: Tensor | None) -> None:
+    heads, reach = taps.shape
+    table_kernel[(heads, 8)](taps, skip, table, reach, table.shape[3], H=heads, PARTS=len(table), BLOCK=256)
 
 
 def _taps_gradient(
@@ -59,16 +77,17 @@ def _taps_gradient(
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
         dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
-        GATED=gates is not None, TILE=tile, BLOCK_B=rows, HALF=HALVES[x.dtype], **OPTIONS,
+        GATED=gates is not None, TILE=tile, BLOCK_B=rows, **OPTIONS,
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(heads, reach)
 
 
-def _outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, ...]:
+    """y; the convolution of every product (D R,B,L), if it is to be saved; the shifted k; both filters' tables."""
     width, sequences, length = x.shape[0] // 3, *x.shape[1:]
     y = x.new_empty((width, sequences, length))
     c = x.new_empty((width * (width // len(taps)), sequences, length) if save else 0)
-    return y, c, x.new_empty(0 if shift is None else y.shape)
+    return y, c, x.new_empty(0 if shift is None else y.shape), _new_table(taps, x), _new_table(shift, x)
 
 
 @torch.library.custom_op("basedbench::gated_planes", mutates_args=())
@@ -81,27 +100,29 @@ def _gated(
     shift_skip: Tensor | None,
     order: str,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y (D,B,L); to save: the convolution of every product (D R,B,L); the shifted k, empty without a shift."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y (D,B,L), and for the backward what else `_outputs` makes; empty what there is none of."""
     (q, k, v), (q_bias, k_bias, v_bias) = _thirds(x, order), _thirds(bias, order)
-    y, c, shifted = _outputs(x, taps, shift, save)
+    y, c, shifted, table, shift_table = _outputs(x, taps, shift, save)
     width, sequences, length = y.shape
     if not y.numel():
-        return y, c, shifted
+        return y, c, shifted, table, shift_table
     if shift is not None:
         tiles = _tiles(y, 1)
+        _fill(shift_table, shift, shift_skip)
         plain_kernel[_grid(y, width, tiles)](
-            k, k_bias, shift, shift_skip, shifted, None, sequences, length, shift.shape[1], 0, D=width,
-            REVERSED=False, **tiles,
+            k, k_bias, shift_table, shifted, None, sequences, length, shift.shape[1], shift_table.shape[3], 0,
+            D=width, REVERSED=False, PARTS=len(shift_table), **tiles,
         )  # fmt: skip
         k, k_bias = shifted, None
     heads, reach = taps.shape
     tiles = _tiles(y, width // heads)
+    _fill(table, taps, skip)
     forward_kernel[_grid(y, heads, tiles)](
-        q, q_bias, k, k_bias, v, v_bias, taps, skip, y, c, sequences, length, reach, H=heads, R=width // heads,
-        SAVE=save, **tiles,
+        q, q_bias, k, k_bias, v, v_bias, table, y, c, sequences, length, reach, table.shape[3], H=heads,
+        R=width // heads, SAVE=save, PARTS=len(table), **tiles,
     )  # fmt: skip
-    return y, c, shifted
+    return y, c, shifted, table, shift_table
 
 
 @_gated.register_fake
@@ -115,11 +136,11 @@ def _gated_backward(
     x: Tensor,
     bias: Tensor | None,
     taps: Tensor,
-    skip: Tensor | None,
     shift: Tensor | None,
-    shift_skip: Tensor | None,
     c: Tensor,
     shifted: Tensor,
+    table: Tensor,
+    shift_table: Tensor,
     order: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, of its bias (empty without one), of the taps, and of the shift (empty without one)."""
@@ -134,16 +155,16 @@ def _gated_backward(
     (dq_sums, dk_sums, dv_sums), sums = _bias_sums(grid, bias, order)
     inner, inner_bias, d_inner = (k, k_bias, dk) if shift is None else (shifted, None, x.new_empty(shifted.shape))
     backward_kernel[grid](
-        dy, q, q_bias, inner, inner_bias, v, v_bias, c, taps, skip, dq, d_inner, dv, dq_sums,
-        dk_sums if shift is None else None, dv_sums, sequences, length, reach, len(x), H=heads, R=width // heads,
-        **tiles,
+        dy, q, q_bias, inner, inner_bias, v, v_bias, c, table, dq, d_inner, dv, dq_sums,
+        dk_sums if shift is None else None, dv_sums, sequences, length, reach, table.shape[3], len(x), H=heads,
+        R=width // heads, PARTS=len(table), **tiles,
     )  # fmt: skip
     d_taps = _taps_gradient(dy, inner, inner_bias, taps, (q, v, q_bias, v_bias))
     if shift is not None:
         # With the tiles of the kernel before, so that there are as many sums for the bias.
         plain_kernel[(grid[0], width, grid[2])](
-            d_inner, None, shift, shift_skip, dk, dk_sums, sequences, length, shift.shape[1], len(x), D=width,
-            REVERSED=True, **tiles,
+            d_inner, None, shift_table, dk, dk_sums, sequences, length, shift.shape[1], shift_table.shape[3], len(x),
+            D=width, REVERSED=True, PARTS=len(table), **tiles,
         )  # fmt: skip
         d_shift = _taps_gradient(d_inner, k, k_bias, shift)
     return dx, d_bias if sums is None else sum_parts(sums, d_bias.dtype), d_taps, d_shift
@@ -165,13 +186,14 @@ def _gradients_like(
 
 
 @_gated_backward.register_fake
-def _(dy, x, bias, taps, skip, shift, shift_skip, c, shifted, order):
+def _(dy, x, bias, taps, shift, c, shifted, table, shift_table, order):
     return _gradients_like(x, bias, taps, shift)
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.order, ctx.saved = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    x, bias, taps, _, shift, _, ctx.order, ctx.saved = inputs
+    ctx.given = [part is not None for part in inputs[:6]]
+    ctx.save_for_backward(x, bias, taps, shift, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # otherwise zeros as large as what is saved would be written
 
@@ -179,13 +201,18 @@ def _setup(ctx, inputs, output) -> None:
 def _gradients(ctx, dy: Tensor, *_: Tensor | None):
     if not ctx.saved:
         raise RuntimeError("gated_long_conv was called for its output alone.")
-    x, bias, taps, skip, shift, shift_skip, c, shifted = ctx.saved_tensors
-    dx, d_bias, d_taps, d_shift = _gated_backward(
-        dy.contiguous(), x, bias, taps, skip, shift, shift_skip, c, shifted, ctx.order
+    dx, d_bias, d_taps, d_shift = _gated_backward(dy.contiguous(), *ctx.saved_tensors, ctx.order)
+    _, has_bias, _, has_skip, has_shift, has_shift_skip = ctx.given
+    return (
+        dx,
+        d_bias if has_bias else None,
+        d_taps,
+        d_taps[:, 0] if has_skip else None,
+        d_shift if has_shift else None,
+        d_shift[:, 0] if has_shift_skip else None,
+        None,
+        None,
     )
-    of_bias = None if bias is None else d_bias
-    of_shift = (None, None) if shift is None else (d_shift, None if shift_skip is None else d_shift[:, 0])
-    return dx, of_bias, d_taps, None if skip is None else d_taps[:, 0], *of_shift, None, None
 
 
 _gated.register_autograd(_gradients, setup_context=_setup)

@@ -1,7 +1,8 @@
 """Kernels of `gated_long_conv` on matrix units, for tensors that have time innermost: planes (B,L), one a channel.
 
 With time innermost the sources of a tile of tokens are a matrix of sequences x tokens, and the convolution is its
-product with a tile of the filter's Toeplitz matrix, which a program forms from the taps, once for all of its sequences.
+product with a tile of the filter's Toeplitz matrix: rows of the taps, each one number further on than the last. Rows
+that begin anywhere are no loads of 16 bytes, so that a table holds each filter eight times, n = 0 ... 7 numbers on.
 Reversed in time the same product makes the gradients of k v. The filter's gradient is a product over sequences, of
 tokens x tokens, whose diagonals are summed: a lag each.
 
@@ -16,18 +17,62 @@ Sums are float32.
 import triton
 import triton.language as tl
 
+MARGIN = tl.constexpr(64)  # zeros before the first tap in a table; the largest tile
+
 
 @triton.jit
-def _times(total, a, b, HALF: tl.constexpr, EXACT: tl.constexpr):
-    """total + a b, of two parts each where HALF is narrower than float32."""
-    a_high, b_high = a.to(HALF), b.to(HALF)
-    if HALF.primitive_bitwidth < 32:
-        a_low, b_low = (a - a_high.to(tl.float32)).to(HALF), (b - b_high.to(tl.float32)).to(HALF)
+def _split(x, HALF: tl.constexpr):
+    """x as a sum of two numbers, the second one nothing where HALF is float32."""
+    high = x.to(HALF)
+    return high, (x - high.to(tl.float32)).to(HALF)
+
+
+@triton.jit
+def _times(total, a, b_high, b_low, EXACT: tl.constexpr):
+    """total + a b, b in parts; of two parts each where they are narrower than float32."""
+    if b_high.dtype.primitive_bitwidth < 32:
+        a_high, a_low = _split(a, b_high.dtype)
         if EXACT:
             total = tl.dot(a_low, b_low, total)
         total = tl.dot(a_low, b_high, total)
         total = tl.dot(a_high, b_low, total)
-    return tl.dot(a_high, b_high, total, input_precision="ieee")
+        total = tl.dot(a_high, b_high, total)
+    else:
+        total = tl.dot(a, b_high, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def table_kernel(taps, skip, table, reach, row, H: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Filters as tiles read them: (PARTS, H, 8, row), copy n without its first n numbers; see `_filter_tile`."""
+    h, copy = tl.program_id(0), tl.program_id(1)
+    for start in range(0, row, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        lag = place + copy - MARGIN
+        tap = tl.load(taps + h * reach + lag, mask=(lag >= 0) & (lag < reach), other=0.0).to(tl.float32)
+        if skip is not None:
+            tap += tl.where(lag == 0, tl.load(skip + h).to(tl.float32), 0.0)
+        high, low = _split(tap, table.dtype.element_ty)
+        out = table + (h * 8 + copy) * row + place
+        tl.store(out, high, mask=place < row)
+        if PARTS > 1:
+            tl.store(out + H * 8 * row, low, mask=place < row)
+
+
+@triton.jit
+def _filter_tile(table, h, lag, row, H: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
+    """Both parts of the taps lag + j - i for row i and column j.
+
+    Rows begin at any lag, but in one of the eight copies at a multiple of eight numbers: loads of 16 bytes.
+    """
+    begin = lag - tl.arange(0, ROWS)
+    at = (h * 8 + (begin & 7)) * row + ((begin >> 3) * 8 + MARGIN)
+    at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
+    high = tl.load(table + at)
+    low = high
+    if PARTS > 1:
+        low = tl.load(table + H * 8 * row + at)
+    return high, low
 
 
 @triton.jit
@@ -60,19 +105,10 @@ def _place(b, t, sequences, length):
 
 
 @triton.jit
-def _taps(taps, skip, h, lag, reach):
-    """Of a filter those with these lags, zero outside; the token's own weight is part of the first."""
-    found = tl.load(taps + h * reach + lag, mask=(lag >= 0) & (lag < reach), other=0.0).to(tl.float32)
-    if skip is not None:
-        found += tl.where(lag == 0, tl.load(skip + h).to(tl.float32), 0.0)
-    return found
-
-
-@triton.jit
 def _convolved(
-    left, left_bias, right, right_bias, taps, skip, h, start, b, sequences, length, reach, H: tl.constexpr,
+    left, left_bias, right, right_bias, table, h, start, b, sequences, length, reach, row, H: tl.constexpr,
     R: tl.constexpr, GATED: tl.constexpr, REVERSED: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr,
-    BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The sums for the tokens start ... start + TILE - 1: a tuple over the R R products of left and right."""
     zero = tl.zeros((BLOCK_B, TILE), tl.float32)
@@ -86,18 +122,20 @@ def _convolved(
         first = tl.maximum(start - reach + 1, 0) // SOURCES * SOURCES
         last = tl.minimum(length, start + TILE)
     for begin in range(first, last, SOURCES):
-        source = begin + tl.arange(0, SOURCES)
-        lag = (start + tl.arange(0, TILE))[None, :] - source[:, None]
-        filter_tile = _taps(taps, skip, h, -lag if REVERSED else lag, reach)
-        at, inside = _place(b, source, sequences, length)
+        if REVERSED:
+            high, low = _filter_tile(table, h, begin - start, row, H, TILE, SOURCES, PARTS)
+            high, low = tl.trans(high), tl.trans(low)
+        else:
+            high, low = _filter_tile(table, h, start - begin, row, H, SOURCES, TILE, PARTS)
+        at, inside = _place(b, begin + tl.arange(0, SOURCES), sequences, length)
         a = _loads(left, left_bias, h, at, inside, sequences, length, H, R)
         if GATED:
             gates = _loads(right, right_bias, h, at, inside, sequences, length, H, R)
-            found = (_times(total[0], a[0] * gates[0], filter_tile, HALF, False),)
+            found = (_times(total[0], a[0] * gates[0], high, low, False),)
             for n in tl.static_range(1, R * R):
-                found = found + (_times(total[n], a[n // R] * gates[n % R], filter_tile, HALF, False),)
+                found = found + (_times(total[n], a[n // R] * gates[n % R], high, low, False),)
         else:
-            found = (_times(total[0], a[0], filter_tile, HALF, False),)
+            found = (_times(total[0], a[0], high, low, False),)
         total = found
     return total
 
@@ -118,14 +156,14 @@ def _store_sum(sums, channel, x, channels):
 
 @triton.jit
 def plain_kernel(
-    x, bias, taps, skip, y, sums, sequences, length, reach, channels, D: tl.constexpr, REVERSED: tl.constexpr,
-    TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    x, bias, table, y, sums, sequences, length, reach, row, channels, D: tl.constexpr, REVERSED: tl.constexpr,
+    TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """y from x, a filter a channel; reversed: the gradient of x from that of y, and its sums if asked for."""
     start, d, b = _tile(length, TILE, BLOCK_B, REVERSED)
     total = _convolved(
-        x, bias, x, bias, taps, skip, d, start, b, sequences, length, reach, D, 1, False, REVERSED, TILE, SOURCES,
-        BLOCK_B, HALF,
+        x, bias, x, bias, table, d, start, b, sequences, length, reach, row, D, 1, False, REVERSED, TILE, SOURCES,
+        BLOCK_B, PARTS,
     )  # fmt: skip
     at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
     tl.store(_plane(y, d, sequences, length) + at, total[0].to(y.dtype.element_ty), mask=inside)
@@ -135,13 +173,13 @@ def plain_kernel(
 
 @triton.jit
 def forward_kernel(
-    q, q_bias, k, k_bias, v, v_bias, taps, skip, y, c, sequences, length, reach, H: tl.constexpr, R: tl.constexpr,
-    SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    q, q_bias, k, k_bias, v, v_bias, table, y, c, sequences, length, reach, row, H: tl.constexpr, R: tl.constexpr,
+    SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     start, h, b = _tile(length, TILE, BLOCK_B, False)
     total = _convolved(
-        k, k_bias, v, v_bias, taps, skip, h, start, b, sequences, length, reach, H, R, True, False, TILE, SOURCES,
-        BLOCK_B, HALF,
+        k, k_bias, v, v_bias, table, h, start, b, sequences, length, reach, row, H, R, True, False, TILE, SOURCES,
+        BLOCK_B, PARTS,
     )  # fmt: skip
     at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
     gates = _loads(q, q_bias, h, at, inside, sequences, length, H, R)
@@ -157,15 +195,15 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy, q, q_bias, k, k_bias, v, v_bias, c, taps, skip, dq, dk, dv, q_sums, k_sums, v_sums, sequences, length, reach,
-    channels, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
-    HALF: tl.constexpr,
+    dy, q, q_bias, k, k_bias, v, v_bias, c, table, dq, dk, dv, q_sums, k_sums, v_sums, sequences, length, reach,
+    row, channels, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q, k and v, and their sums if asked for. The correlation of q dy makes those of k v."""
     start, h, b = _tile(length, TILE, BLOCK_B, True)
     total = _convolved(
-        q, q_bias, dy, None, taps, skip, h, start, b, sequences, length, reach, H, R, True, True, TILE, SOURCES,
-        BLOCK_B, HALF,
+        q, q_bias, dy, None, table, h, start, b, sequences, length, reach, row, H, R, True, True, TILE, SOURCES,
+        BLOCK_B, PARTS,
     )  # fmt: skip
     at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
     keys = _loads(k, k_bias, h, at, inside, sequences, length, H, R)
@@ -192,7 +230,7 @@ def backward_kernel(
 @triton.jit
 def taps_gradient_kernel(
     dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H: tl.constexpr, R: tl.constexpr,
-    GATED: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr,
+    GATED: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """A block of lags over some of the sequences: sums over t of dy (q dy) at t times x (x v) at t - lag.
 
@@ -215,7 +253,8 @@ def taps_gradient_kernel(
         if GATED:
             late *= _load(q, q_bias, h + i * H, at, inside, sequences, length)
             early *= _load(v, v_bias, h + j * H, at_s, inside_s, sequences, length)
-        total = _times(total, tl.trans(late), early, HALF, True)
+        high, low = _split(early, x.dtype.element_ty)
+        total = _times(total, tl.trans(late), high, low, True)
     # Row t, column j of the turned tile is token t with token t - j, or from j > t on with token t - j + TILE.
     row, column = place[:, None], place[None, :]
     turned = tl.gather(total, (row - column) & (TILE - 1), 1)
