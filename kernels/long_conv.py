@@ -76,7 +76,8 @@ def gated_reference(
     convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = reference,
 ) -> Tensor:
     """`gated_long_conv` in PyTorch: differentiable, any device. Forms every product before it convolves."""
-    dtype, x_BLE = x_BLE.dtype, x_BLE if bias_E is None else x_BLE.to(bias_E.dtype) + bias_E
+    dtype, wide = x_BLE.dtype, taps_NH.dtype
+    x_BLE = x_BLE if bias_E is None else x_BLE.to(wide) + bias_E.to(wide)
     q_BLD, k_BLD, v_BLD = (x_BLE.chunk(3, -1)[order.index(name)] for name in "qkv")
     if shift_ND is not None:
         k_BLD = convolve(k_BLD, shift_ND, shift_skip_D)

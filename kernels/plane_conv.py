@@ -12,13 +12,15 @@ from typing import cast
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
+from .precision import accumulation_dtype
 from .short_conv import MOST_TAPS
 from .short_conv import reference as convolved
 
 
 def reference(x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor) -> Tensor:
     """`plane_conv` in PyTorch: differentiable, any device and layout."""
-    wide = x_BLD.to(input_bias_D.dtype) + input_bias_D
+    dtype = accumulation_dtype(x_BLD.dtype)
+    wide = x_BLD.to(dtype) + input_bias_D.to(dtype)
     return cast(Tensor, convolved(wide, weight_DW, bias_D)).to(x_BLD.dtype)
 
 
