@@ -42,7 +42,7 @@ def _times(total, a, b_high, b_low, EXACT: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["reach"])
 def table_kernel(taps, skip, table, reach, row, H: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """Filters as tiles read them: (PARTS, H, 8, row), copy n without its first n numbers; see `_filter_tile`."""
     h, copy = tl.program_id(0), tl.program_id(1)
@@ -154,7 +154,7 @@ def _store_sum(sums, channel, x, channels):
     tl.store(sums + row * channels + channel, tl.sum(tl.sum(x, 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "reach"])
 def plain_kernel(
     x, bias, table, y, sums, sequences, length, reach, row, channels, D: tl.constexpr, REVERSED: tl.constexpr,
     TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
@@ -171,7 +171,7 @@ def plain_kernel(
         _store_sum(sums, d, tl.where(inside, total[0], 0.0), channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "reach"])
 def forward_kernel(
     q, q_bias, k, k_bias, v, v_bias, table, y, c, sequences, length, reach, row, H: tl.constexpr, R: tl.constexpr,
     SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
@@ -193,7 +193,7 @@ def forward_kernel(
             tl.store(_plane(c, h + n * H, sequences, length) + at, total[n].to(c.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "reach"])
 def backward_kernel(
     dy, q, q_bias, k, k_bias, v, v_bias, c, table, dq, dk, dv, q_sums, k_sums, v_sums, sequences, length, reach,
     row, channels, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
@@ -227,7 +227,7 @@ def backward_kernel(
             _store_sum(k_sums, channel, tl.where(inside, of_k, 0.0), channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "reach"])
 def taps_gradient_kernel(
     dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H: tl.constexpr, R: tl.constexpr,
     GATED: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr,

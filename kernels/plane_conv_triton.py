@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .partial_sums_triton import sum_parts
 
-TOKENS, LONGEST = 2048, 256  # of a tile, of one sequence in it
+TOKENS, BACKWARD_TOKENS = 2048, 1024  # of a tile; the backward's sums take registers
+LONGEST = 256  # tokens of one sequence in a tile
 PROGRAMS = 16  # of a channel's backward, at most; fixed, so that the order of its sums is the same on every device
 
 
@@ -39,7 +40,7 @@ def _later(x, place, t, inside, length, AHEAD: tl.constexpr):
     return tl.load(x + place + AHEAD, mask=inside & (t + AHEAD < length), other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def forward_kernel(
     x, input_bias, weight, bias, y, sequences, length, TAPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):
@@ -54,7 +55,7 @@ def forward_kernel(
     tl.store(y + channel * sequences * length + place, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def backward_kernel(
     dy, x, input_bias, weight, dx, partials, sequences, length, D: tl.constexpr, TAPS: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -90,11 +91,11 @@ def backward_kernel(
     tl.store(row + D * (TAPS + 1) + channel, tl.sum(tl.sum(of_input, 1), 0))
 
 
-def _tiles(x: Tensor) -> tuple[int, dict[str, int]]:
-    """How many a plane has, and their shape."""
+def _tiles(x: Tensor, tokens: int) -> tuple[int, dict[str, int]]:
+    """How many of so many tokens a plane has, and their shape."""
     sequences, length = x.shape[1:]
-    width = min(LONGEST, TOKENS, triton.next_power_of_2(length))
-    rows = min(TOKENS // width, triton.next_power_of_2(sequences))
+    width = min(LONGEST, tokens, triton.next_power_of_2(length))
+    rows = min(tokens // width, triton.next_power_of_2(sequences))
     return triton.cdiv(sequences, rows) * triton.cdiv(length, width), {"ROWS": rows, "WIDTH": width}
 
 
@@ -103,7 +104,7 @@ def _conv(x: Tensor, input_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     """Of planes (D,B,L)."""
     y = x.new_empty(x.shape)
     if y.numel():
-        tiles, shape = _tiles(x)
+        tiles, shape = _tiles(x, TOKENS)
         forward_kernel[(tiles, len(x))](
             x, input_bias, weight.contiguous(), bias, y, *x.shape[1:], TAPS=weight.shape[1], **shape
         )
@@ -121,7 +122,7 @@ def _conv_backward(dy: Tensor, x: Tensor, input_bias: Tensor, weight: Tensor) ->
     dx, (width, taps) = x.new_empty(x.shape), weight.shape
     if not dx.numel():
         return dx, weight.new_zeros(width * (taps + 2))
-    tiles, shape = _tiles(x)
+    tiles, shape = _tiles(x, BACKWARD_TOKENS)
     programs = min(PROGRAMS, tiles)
     partials = torch.empty((programs, width * (taps + 2)), dtype=torch.float32, device=x.device)
     backward_kernel[(programs, width)](

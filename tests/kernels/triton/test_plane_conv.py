@@ -22,7 +22,8 @@ def outputs_and_gradients(function, tensors, signs):
 )
 def test_outputs_and_gradients(randn, relative_error, device, dtypes, monkeypatch, batch, length, width, taps):
     """Sequences that begin and end within tiles, and programs with several tiles."""
-    monkeypatch.setattr(triton, "TOKENS", 32)
+    for tokens in ("TOKENS", "BACKWARD_TOKENS"):
+        monkeypatch.setattr(triton, tokens, 32)
     monkeypatch.setattr(triton, "PROGRAMS", 3)
     parameters = [randn(*shape).float().to(device) for shape in [(width,), (width, taps), (width,)]]
     signs = randn(batch, length, width).sign().to(device)
