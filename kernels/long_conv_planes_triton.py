@@ -24,8 +24,8 @@ from .partial_sums_triton import sum_parts
 
 # Tokens of a tile and sources of a block by the channels of a head: sums of R R products are in registers.
 TILES = {1: (64, 32), 2: (32, 32)}
-LAGS = 64  # of a tile of the filter's gradient
 SEQUENCES = 64  # of a program
+LAGS, LAG_SEQUENCES = 64, 64  # of a tile of the filter's gradient, and at a time in its sum
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
 OPTIONS = {"num_warps": 4, "num_stages": 2}
 SMALLEST = 16  # side of a matrix unit's operand
@@ -36,15 +36,15 @@ def _fitting(largest: int, count: int) -> int:
     return max(SMALLEST, min(largest, triton.next_power_of_2(count)))
 
 
-def _rows(sequences: int) -> int:
-    """Sequences of a program: two kinds alone, for the last batch of an epoch should be no other kernel."""
-    return SEQUENCES if sequences > SMALLEST else SMALLEST
+def _rows(usual: int, sequences: int) -> int:
+    """Sequences of a tile: two kinds alone, for the last batch of an epoch should be no other kernel."""
+    return usual if sequences > SMALLEST else SMALLEST
 
 
 def _tiles(x: Tensor, parts: int) -> dict[str, Any]:
     """The tiles of a convolution of planes like x; a head has so many channels."""
     tile, sources = (_fitting(largest, x.shape[2]) for largest in TILES[parts])
-    return {"TILE": tile, "SOURCES": sources, "BLOCK_B": _rows(x.shape[1]), **OPTIONS}
+    return {"TILE": tile, "SOURCES": sources, "BLOCK_B": _rows(SEQUENCES, x.shape[1]), **OPTIONS}
 
 
 def _grid(x: Tensor, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
@@ -74,7 +74,7 @@ def _taps_gradient(
 ) -> Tensor:
     """Of the taps (H,N). gates: q, v and their biases."""
     (heads, reach), (width, sequences, length) = taps.shape, dy.shape
-    tile, rows = _fitting(LAGS, length), _rows(sequences)
+    tile, rows = _fitting(LAGS, length), _rows(LAG_SEQUENCES, sequences)
     blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(length, tile))
     parts = max(1, min(triton.cdiv(sequences, rows), PROGRAMS // (blocks * heads)))
     partials = torch.empty((parts * 2, heads * reach), dtype=torch.float32, device=x.device)

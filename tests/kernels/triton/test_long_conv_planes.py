@@ -28,6 +28,7 @@ def small_tiles(monkeypatch):
         monkeypatch.setattr(planes, "TILES", {1: (32, 16), 2: (16, 32)})
         monkeypatch.setattr(planes, "LAGS", 16)
         monkeypatch.setattr(planes, "SEQUENCES", 16)
+        monkeypatch.setattr(planes, "LAG_SEQUENCES", 32)
 
 
 def outputs_and_gradients(function, tensors, signs, **options):
