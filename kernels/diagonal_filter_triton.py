@@ -73,7 +73,7 @@ def taps_kernel(
 
 @triton.jit
 def mode_gradient_kernel(
-    d_taps, log_dt, A_log, A_imag, B, C, d_log_dt, d_A_log, d_A_imag, d_B, d_C, length,
+    d_taps, log_dt, A_log, A_imag, B, C, d_log_dt, d_A_log, d_A_imag, d_B, d_C, length, d_head, d_tap,
     H: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, TAPS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     h, m = tl.program_id(0), tl.arange(0, BLOCK_M)
@@ -83,7 +83,7 @@ def mode_gradient_kernel(
     sum_re, sum_im, slope_re, slope_im = zero, zero, zero, zero
     for start in range(0, length, TAPS):
         t = start + tl.arange(0, TAPS)
-        g = tl.load(d_taps + h * length + t, mask=t < length, other=0.0)[:, None]
+        g = tl.load(d_taps + h * d_head + t * d_tap, mask=t < length, other=0.0)[:, None]
         before = tl.maximum(t - 1, 0)[:, None]  # p^(t - 1), and p^t from it
         re, im = _power(p_re[None, :], p_im[None, :], before, BITS)
         slope_re += tl.sum(g * t[:, None].to(tl.float32) * re, 0)
@@ -146,7 +146,7 @@ def _diagonal_filter_backward(
     gradients = [x.new_empty(x.shape) for x in parameters]
     length = d_taps.shape[1]
     mode_gradient_kernel[(len(log_dt),)](
-        d_taps.contiguous(), *parameters, *gradients, length, **_shape(A_log, length), num_warps=8
+        d_taps, *parameters, *gradients, length, *d_taps.stride(), **_shape(A_log, length), num_warps=8
     )
     return gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]
 

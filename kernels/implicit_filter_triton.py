@@ -87,7 +87,8 @@ def _back(grad, total, h, f, units, inputs, d_weight, d_bias, U: tl.constexpr, E
 @triton.jit
 def network_gradient_kernel(
     d_taps, features, w1, b1, w2, b2, w3, b3, frequency, out, d_features, partials, rows, length, last, slowest,
-    fastest, width, E: tl.constexpr, U: tl.constexpr, D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_U: tl.constexpr,
+    fastest, width, d_channel, d_tap,
+    E: tl.constexpr, U: tl.constexpr, D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_U: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -118,7 +119,7 @@ def network_gradient_kernel(
     for start in range(0, D, CHANNELS):
         channel = start + tl.arange(0, CHANNELS)
         there = (channel < D)[:, None] & (t < length)[None, :]
-        g = tl.load(d_taps + channel[:, None] * length + t[None, :], mask=there, other=0.0)
+        g = tl.load(d_taps + channel[:, None] * d_channel + t[None, :] * d_tap, mask=there, other=0.0)
         g *= tl.trans(_damping(t, channel, last, slowest, fastest, D))
         grad += _times(tl.trans(g), _matrix(out, channel, units, D, U))
         _store(d_out, _times(g, h3), channel, units, D, U)
@@ -188,8 +189,9 @@ def _filter_backward(
     width = sum(x.numel() for x in (*hidden, frequency, out))
     programs = triton.cdiv(length, ROWS)
     partials = torch.empty((programs, width), dtype=torch.float32, device=features.device)
-    tensors = [x.contiguous() for x in (d_taps, features, *hidden, frequency, out)]
+    tensors = [x.contiguous() for x in (features, *hidden, frequency, out)]
     network_gradient_kernel[(triton.cdiv(len(features), ROWS),)](
+        d_taps,
         *tensors,
         d_features,
         partials,
@@ -199,6 +201,7 @@ def _filter_backward(
         slowest,
         fastest,
         width,
+        *d_taps.stride(),
         **_shape(features, frequency, out),
         num_warps=WARPS,
     )

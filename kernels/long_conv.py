@@ -9,7 +9,8 @@ channels. A filter (N,G) has the current token's tap first; N may be less or mor
 
 Filters are float32 and so are products and sums (float64 for float64 inputs), autocast or not; x may be narrower, and
 y, and the shifted k, have its dtype. Stored for the backward: x, the shifted k and the convolution of every product,
-R numbers for each of y, in the dtype of x; by matrix units a table of each filter, 16 N numbers, too. Gradients of filters are sums over all sequences in a fixed order.
+R numbers for each of y, in the dtype of x; by matrix units a table of each filter, 16 N numbers, too. Gradients of
+filters are sums over all sequences in a fixed order.
 
 The reference multiplies short sequences by the filter's Toeplitz matrix: more arithmetic than the FFT's, but as
 matrix products which read every operand once; the FFT's passes over complex numbers twice as long pay later. On CUDA

@@ -72,18 +72,21 @@ def _fill(table: Tensor, taps: Tensor, skip: Tensor | None) -> None:
 def _taps_gradient(
     dy: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, gates: tuple[Any, ...] | None = None
 ) -> Tensor:
-    """Of the taps (H,N). gates: q, v and their biases."""
+    """Of the taps (H,N), in memory as (N,H): the first ones, a skip's gradient, are dense.
+
+    gates: q, v and their biases.
+    """
     (heads, reach), (width, sequences, length) = taps.shape, dy.shape
     tile, rows = _fitting(LAGS, length), _rows(LAG_SEQUENCES, sequences)
     blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(length, tile))
     parts = max(1, min(triton.cdiv(sequences, rows), PROGRAMS // (blocks * heads)))
-    partials = torch.empty((parts * 2, heads * reach), dtype=torch.float32, device=x.device)
+    partials = torch.empty((parts * 2, reach * heads), dtype=torch.float32, device=x.device)
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
         dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
         GATED=gates is not None, TILE=tile, BLOCK_B=rows, **OPTIONS,
     )  # fmt: skip
-    return sum_parts(partials, torch.float32).view(heads, reach)
+    return sum_parts(partials, torch.float32).view(reach, heads).t()
 
 
 def _outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, ...]:
@@ -185,8 +188,14 @@ def _bias_sums(grid: tuple[int, ...], bias: Tensor | None, order: str) -> tuple[
 def _gradients_like(
     x: Tensor, bias: Tensor | None, taps: Tensor, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_bias, d_shift = (taps.new_empty(0) if part is None else part.new_empty(part.shape) for part in (bias, shift))
-    return x.new_empty(x.shape), d_bias, taps.new_empty(taps.shape), d_shift
+    d_bias = taps.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    d_shift = taps.new_empty(0) if shift is None else _turned(shift)
+    return x.new_empty(x.shape), d_bias, _turned(taps), d_shift
+
+
+def _turned(taps: Tensor) -> Tensor:
+    """Room for the gradient of taps (H,N), in memory as (N,H)."""
+    return taps.new_empty(taps.shape[::-1], dtype=torch.float32).t()
 
 
 @_gated_backward.register_fake

@@ -235,7 +235,7 @@ def taps_gradient_kernel(
     """A block of lags over some of the sequences: sums over t of dy (q dy) at t times x (x v) at t - lag.
 
     The tokens of two tiles `first` apart meet at the lags first - TILE + 1 ... first + TILE - 1. Partial sums are
-    (parts, 2, H, reach): those of the block of lags that begins at `first`, and those of the one before.
+    (parts, 2, reach, H): those of the block of lags that begins at `first`, and those of the one before.
     """
     first, h, part = tl.program_id(0) * TILE, tl.program_id(1), tl.program_id(2)
     parts, place = tl.num_programs(2), tl.arange(0, TILE)
@@ -260,8 +260,8 @@ def taps_gradient_kernel(
     turned = tl.gather(total, (row - column) & (TILE - 1), 1)
     near = tl.sum(tl.where(row >= column, turned, 0.0), 0)
     far = tl.sum(tl.where(row < column, turned, 0.0), 0)
-    out = partials + (part.to(tl.int64) * 2 * H + h) * reach
-    tl.store(out + first + place, near, mask=first + place < reach)
+    out = partials + part.to(tl.int64) * 2 * reach * H + h
+    tl.store(out + (first + place) * H, near, mask=first + place < reach)
     # No tiles meet beyond the last block of lags: the first program, whose lags before it are negative, says so.
     before = tl.where(first > 0, first, tl.num_programs(0) * TILE) - TILE + place
-    tl.store(out + H * reach + before, tl.where(first > 0, far, 0.0), mask=before < reach)
+    tl.store(out + (reach + before) * H, tl.where(first > 0, far, 0.0), mask=before < reach)

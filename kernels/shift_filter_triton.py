@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 @triton.jit
-def _at(x, place, N: tl.constexpr):
-    """Of a channel's N numbers those at these places, zeros elsewhere."""
-    return tl.load(x + place, mask=(place >= 0) & (place < N), other=0.0).to(tl.float32)
+def _at(x, place, N: tl.constexpr, step=1):
+    """Of a channel's N numbers, so far apart, those at these places, zeros elsewhere."""
+    return tl.load(x + place * step, mask=(place >= 0) & (place < N), other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -22,10 +22,11 @@ def taps_kernel(B, C, taps, N: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def gradient_kernel(d_taps, B, C, d_B, d_C, N: tl.constexpr, BLOCK: tl.constexpr):
+def gradient_kernel(d_taps, B, C, d_B, d_C, d_channel, d_tap, N: tl.constexpr, BLOCK: tl.constexpr):
     row, n = tl.program_id(0) * N, tl.arange(0, BLOCK)
-    of_B = _at(d_taps + row, n, N)[None, :] * _at(C + row, n[:, None] + n[None, :], N)
-    of_C = _at(B + row, n, N)[None, :] * _at(d_taps + row, n[:, None] - n[None, :], N)
+    d_taps += tl.program_id(0) * d_channel
+    of_B = _at(d_taps, n, N, d_tap)[None, :] * _at(C + row, n[:, None] + n[None, :], N)
+    of_C = _at(B + row, n, N)[None, :] * _at(d_taps, n[:, None] - n[None, :], N, d_tap)
     tl.store(d_B + row + n, tl.sum(of_B, 1), mask=n < N)
     tl.store(d_C + row + n, tl.sum(of_C, 1), mask=n < N)
 
@@ -51,7 +52,14 @@ def _shift_filter_backward(d_taps: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor
     if d_B.numel():
         count = B.shape[1]
         gradient_kernel[(len(B),)](
-            d_taps, B.contiguous(), C.contiguous(), d_B, d_C, N=count, BLOCK=triton.next_power_of_2(count)
+            d_taps,
+            B.contiguous(),
+            C.contiguous(),
+            d_B,
+            d_C,
+            *d_taps.stride(),
+            N=count,
+            BLOCK=triton.next_power_of_2(count),
         )
     return d_B, d_C
 
@@ -66,7 +74,7 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, d_taps: Tensor):
-    return _shift_filter_backward(d_taps.contiguous(), *ctx.saved_tensors)
+    return _shift_filter_backward(d_taps, *ctx.saved_tensors)
 
 
 _shift_filter.register_autograd(_gradients, setup_context=_setup)
