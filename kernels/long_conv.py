@@ -129,7 +129,8 @@ def gated_long_conv(
 
 def on_planes(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether matrix units take the gated convolution of what is x's shape, in this dtype or x's own."""
-    return x.is_cuda and (dtype or x.dtype) == torch.bfloat16 and x.numel() > 0
+    taken = x.is_cuda and (dtype or x.dtype) == torch.bfloat16 and x.numel() > 0
+    return taken and usable("long_conv_planes_triton", "gated_long_conv")
 
 
 def on_triton(x: Tensor, taps: Tensor) -> bool:

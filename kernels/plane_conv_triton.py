@@ -1,7 +1,8 @@
 """`plane_conv` in Triton: a program has some tokens of one channel, whose sequences lie one after another in memory.
 
-Neighbours in time are loads of the same lines again, shifted. The backward's programs each leave one row of partial
-sums for the parameters, added in a fixed order.
+Tokens are taken in pairs, so that those before and behind are loads of the same lines again, shifted by whole pairs: a
+shift by one would be a load for each number. The backward's programs each leave one row of partial sums for the
+parameters, added in a fixed order.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
@@ -21,23 +22,57 @@ PROGRAMS = 16  # of a channel's backward, at most; fixed, so that the order of i
 
 @triton.jit
 def _place(tile, sequences, length, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Where the tokens of a tile of sequences x time lie in a plane, which token of a sequence each is, and whether."""
+    """Of a tile of sequences x time: its places in a plane, its tokens, and which of its sequences there are."""
     across = tl.cdiv(length, WIDTH)
     b = (tile // across * ROWS + tl.arange(0, ROWS))[:, None]
     t = (tile % across * WIDTH + tl.arange(0, WIDTH))[None, :]
-    return b * length + t, t, (b < sequences) & (t < length)
+    return b * length + t, t, b < sequences
 
 
 @triton.jit
-def _earlier(x, place, t, inside, BACK: tl.constexpr):
-    """The numbers so many tokens before, and where there are any: zeros before the start."""
-    there = inside & (t >= BACK)
-    return tl.load(x + place - BACK, mask=there, other=0.0).to(tl.float32), there
+def _halves(tile, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Every other token: the first of each pair, and the second."""
+    return tl.split(tl.reshape(tile, (ROWS, WIDTH // 2, 2)))
 
 
 @triton.jit
-def _later(x, place, t, inside, length, AHEAD: tl.constexpr):
-    return tl.load(x + place + AHEAD, mask=inside & (t + AHEAD < length), other=0.0).to(tl.float32)
+def _earlier(x, own, place, t, row, length, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """x + own of the second token of each pair, of the first one, of those before, ...; zeros before the start."""
+    found = ()
+    for back in tl.static_range(0, COUNT, 2):
+        there = row & (t >= back) & (t - back < length)
+        tile = tl.where(there, tl.load(x + place - back, mask=there, other=0.0).to(tl.float32) + own, 0.0)
+        first, second = _halves(tile, ROWS, WIDTH)
+        found = found + (second, first)
+    return found
+
+
+@triton.jit
+def _later(x, place, t, row, length, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """The first token of each pair, the second one, those behind, ...; zeros behind the last."""
+    found = ()
+    for ahead in tl.static_range(0, COUNT, 2):
+        tile = tl.load(x + place + ahead, mask=row & (t + ahead < length), other=0.0).to(tl.float32)
+        first, second = _halves(tile, ROWS, WIDTH)
+        found = found + (first, second)
+    return found
+
+
+@triton.jit
+def _weighted(weights, tokens, FROM: tl.constexpr, TAPS: tl.constexpr):
+    total = weights[0] * tokens[FROM]
+    for n in tl.static_range(1, TAPS):
+        total += weights[n] * tokens[FROM + n]
+    return total
+
+
+@triton.jit
+def _weights(weight, channel, TAPS: tl.constexpr):
+    """The current token's first."""
+    found = ()
+    for back in tl.static_range(TAPS):
+        found = found + (tl.load(weight + channel * TAPS + TAPS - 1 - back).to(tl.float32),)
+    return found
 
 
 @triton.jit(do_not_specialize=["sequences"])
@@ -45,14 +80,13 @@ def forward_kernel(
     x, input_bias, weight, bias, y, sequences, length, TAPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):
     channel = tl.program_id(1).to(tl.int64)
-    place, t, inside = _place(tl.program_id(0), sequences, length, ROWS, WIDTH)
-    x += channel * sequences * length
-    own = tl.load(input_bias + channel).to(tl.float32)
-    total = tl.zeros((ROWS, WIDTH), tl.float32) + tl.load(bias + channel).to(tl.float32)
-    for back in tl.static_range(TAPS):
-        found, there = _earlier(x, place, t, inside, back)
-        total += tl.load(weight + channel * TAPS + TAPS - 1 - back).to(tl.float32) * tl.where(there, found + own, 0.0)
-    tl.store(y + channel * sequences * length + place, total.to(y.dtype.element_ty), mask=inside)
+    place, t, row = _place(tl.program_id(0), sequences, length, ROWS, WIDTH)
+    plane = channel * sequences * length
+    own, added = tl.load(input_bias + channel).to(tl.float32), tl.load(bias + channel).to(tl.float32)
+    weights = _weights(weight, channel, TAPS)
+    tokens = _earlier(x + plane, own, place, t, row, length, TAPS + 1, ROWS, WIDTH)
+    pair = tl.join(_weighted(weights, tokens, 1, TAPS) + added, _weighted(weights, tokens, 0, TAPS) + added)
+    tl.store(y + plane + place, tl.reshape(pair, (ROWS, WIDTH)).to(y.dtype.element_ty), mask=row & (t < length))
 
 
 @triton.jit(do_not_specialize=["sequences"])
@@ -64,37 +98,37 @@ def backward_kernel(
     channel = tl.program_id(1).to(tl.int64)
     plane = channel * sequences * length
     own = tl.load(input_bias + channel).to(tl.float32)
-    zero = tl.zeros((ROWS, WIDTH), tl.float32)
+    weights = _weights(weight, channel, TAPS)
+    zero = tl.zeros((ROWS, WIDTH // 2), tl.float32)
     of_weight = (zero,)
     for _ in tl.static_range(1, TAPS):
         of_weight = of_weight + (zero,)
     of_bias, of_input = zero, zero
     tiles = tl.cdiv(sequences, ROWS) * tl.cdiv(length, WIDTH)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        place, t, inside = _place(tile, sequences, length, ROWS, WIDTH)
-        upper = _later(dy + plane, place, t, inside, length, 0)
-        gradient = zero
+        place, t, row = _place(tile, sequences, length, ROWS, WIDTH)
+        tokens = _earlier(x + plane, own, place, t, row, length, TAPS + 1, ROWS, WIDTH)
+        upper = _later(dy + plane, place, t, row, length, TAPS + 1, ROWS, WIDTH)
+        first, second = _weighted(weights, upper, 0, TAPS), _weighted(weights, upper, 1, TAPS)
         found = ()
         for back in tl.static_range(TAPS):
-            earlier, there = _earlier(x + plane, place, t, inside, back)
-            found = found + (of_weight[back] + upper * tl.where(there, earlier + own, 0.0),)
-            later = _later(dy + plane, place, t, inside, length, back)
-            gradient += tl.load(weight + channel * TAPS + TAPS - 1 - back).to(tl.float32) * later
+            found = found + (of_weight[back] + upper[1] * tokens[back] + upper[0] * tokens[back + 1],)
         of_weight = found
-        of_bias += upper
-        of_input += gradient
-        tl.store(dx + plane + place, gradient.to(dx.dtype.element_ty), mask=inside)
-    row = partials + tl.program_id(0) * (D * (TAPS + 2))
+        of_bias += upper[0] + upper[1]
+        of_input += first + second  # nothing beyond the last token, as there are no gradients of y
+        pair = tl.reshape(tl.join(first, second), (ROWS, WIDTH))
+        tl.store(dx + plane + place, pair.to(dx.dtype.element_ty), mask=row & (t < length))
+    line = partials + tl.program_id(0) * (D * (TAPS + 2))
     for back in tl.static_range(TAPS):
-        tl.store(row + channel * TAPS + TAPS - 1 - back, tl.sum(tl.sum(of_weight[back], 1), 0))
-    tl.store(row + D * TAPS + channel, tl.sum(tl.sum(of_bias, 1), 0))
-    tl.store(row + D * (TAPS + 1) + channel, tl.sum(tl.sum(of_input, 1), 0))
+        tl.store(line + channel * TAPS + TAPS - 1 - back, tl.sum(tl.sum(of_weight[back], 1), 0))
+    tl.store(line + D * TAPS + channel, tl.sum(tl.sum(of_bias, 1), 0))
+    tl.store(line + D * (TAPS + 1) + channel, tl.sum(tl.sum(of_input, 1), 0))
 
 
 def _tiles(x: Tensor, tokens: int) -> tuple[int, dict[str, int]]:
     """How many of so many tokens a plane has, and their shape."""
     sequences, length = x.shape[1:]
-    width = min(LONGEST, tokens, triton.next_power_of_2(length))
+    width = max(2, min(LONGEST, tokens, triton.next_power_of_2(length)))
     rows = min(tokens // width, triton.next_power_of_2(sequences))
     return triton.cdiv(sequences, rows) * triton.cdiv(length, width), {"ROWS": rows, "WIDTH": width}
 

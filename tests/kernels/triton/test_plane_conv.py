@@ -18,7 +18,8 @@ def outputs_and_gradients(function, tensors, signs):
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "taps"), [(3, 1, 5, 3), (2, 17, 6, 4), (4, 64, 3, 3), (5, 40, 2, 1), (1, 2, 8, 2)]
+    ("batch", "length", "width", "taps"),
+    [(3, 1, 5, 3), (2, 17, 6, 4), (4, 64, 3, 3), (5, 40, 2, 1), (1, 2, 8, 2), (2, 45, 3, 4)],
 )
 def test_outputs_and_gradients(randn, relative_error, device, dtypes, monkeypatch, batch, length, width, taps):
     """Sequences that begin and end within tiles, and programs with several tiles."""
