@@ -28,6 +28,7 @@ SEQUENCES = 64  # of a program
 LAGS, LAG_SEQUENCES = 64, 64  # of a tile of the filter's gradient, and at a time in its sum
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
 OPTIONS = {"num_warps": 4, "num_stages": 2}
+LAG_OPTIONS = {"num_warps": 4, "num_stages": 2}
 SMALLEST = 16  # side of a matrix unit's operand
 
 
@@ -84,7 +85,7 @@ def _taps_gradient(
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
         dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
-        GATED=gates is not None, TILE=tile, BLOCK_B=rows, **OPTIONS,
+        GATED=gates is not None, TILE=tile, BLOCK_B=rows, **LAG_OPTIONS,
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(reach, heads).t()
 

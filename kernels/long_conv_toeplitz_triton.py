@@ -17,7 +17,7 @@ Sums are float32.
 import triton
 import triton.language as tl
 
-MARGIN = tl.constexpr(64)  # zeros before the first tap in a table; the largest tile
+MARGIN = tl.constexpr(128)  # zeros before the first tap in a table; the largest tile
 
 
 @triton.jit
