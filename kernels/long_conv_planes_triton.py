@@ -22,13 +22,12 @@ from .long_conv_toeplitz_triton import (
 )
 from .partial_sums_triton import sum_parts
 
-# Tokens of a tile and sources of a block by the channels of a head: sums of R R products are in registers.
-TILES = {1: (64, 32), 2: (32, 32)}
-SEQUENCES = 64  # of a program
+# By the channels of a head: tokens of a tile, sources of a block, sequences of a program and its warps. Sums of R R
+# products are in registers; with more sequences a tile of the filter is read for more of them.
+TILES = {1: (64, 32, 128, 8), 2: (32, 32, 64, 4)}
 LAGS, LAG_SEQUENCES = 64, 64  # of a tile of the filter's gradient, and at a time in its sum
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
-OPTIONS = {"num_warps": 4, "num_stages": 2}
-LAG_OPTIONS = {"num_warps": 4, "num_stages": 2}
+LAG_WARPS, STAGES = 4, 2
 SMALLEST = 16  # side of a matrix unit's operand
 
 
@@ -44,8 +43,14 @@ def _rows(usual: int, sequences: int) -> int:
 
 def _tiles(x: Tensor, parts: int) -> dict[str, Any]:
     """The tiles of a convolution of planes like x; a head has so many channels."""
-    tile, sources = (_fitting(largest, x.shape[2]) for largest in TILES[parts])
-    return {"TILE": tile, "SOURCES": sources, "BLOCK_B": _rows(SEQUENCES, x.shape[1]), **OPTIONS}
+    tile, sources, sequences, warps = TILES[parts]
+    return {
+        "TILE": _fitting(tile, x.shape[2]),
+        "SOURCES": _fitting(sources, x.shape[2]),
+        "BLOCK_B": _rows(sequences, x.shape[1]),
+        "num_warps": warps,
+        "num_stages": STAGES,
+    }
 
 
 def _grid(x: Tensor, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
@@ -85,7 +90,7 @@ def _taps_gradient(
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
         dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
-        GATED=gates is not None, TILE=tile, BLOCK_B=rows, **LAG_OPTIONS,
+        GATED=gates is not None, TILE=tile, BLOCK_B=rows, num_warps=LAG_WARPS, num_stages=STAGES,
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(reach, heads).t()
 

@@ -25,9 +25,8 @@ SUMS = {torch.float32: 3e-7, torch.float16: 2e-6, torch.bfloat16: 2e-5}
 def small_tiles(monkeypatch):
     """Several tiles in few tokens and sequences, where no compiler minds."""
     if interpreted:
-        monkeypatch.setattr(planes, "TILES", {1: (32, 16), 2: (16, 32)})
+        monkeypatch.setattr(planes, "TILES", {1: (32, 16, 16, 4), 2: (16, 32, 32, 4)})
         monkeypatch.setattr(planes, "LAGS", 16)
-        monkeypatch.setattr(planes, "SEQUENCES", 16)
         monkeypatch.setattr(planes, "LAG_SEQUENCES", 32)
 
 
