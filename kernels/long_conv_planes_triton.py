@@ -25,7 +25,7 @@ from .partial_sums_triton import sum_parts
 # By the channels of a head: tokens of a tile, sources of a block, sequences of a program and its warps. Sums of R R
 # products are in registers; with more sequences a tile of the filter is read for more of them.
 TILES = {1: (64, 32, 128, 8), 2: (32, 32, 64, 4)}
-LAGS, LAG_SEQUENCES = 64, 64  # of a tile of the filter's gradient, and at a time in its sum
+LAGS, LAG_SEQUENCES = 64, {1: 64, 2: 32}  # of a tile of the filter's gradient, and at a time in its sum
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
 LAG_WARPS, STAGES = 4, 2
 SMALLEST = 16  # side of a matrix unit's operand
@@ -83,13 +83,14 @@ def _taps_gradient(
     gates: q, v and their biases.
     """
     (heads, reach), (width, sequences, length) = taps.shape, dy.shape
-    tile, rows = _fitting(LAGS, length), _rows(LAG_SEQUENCES, sequences)
+    parts_of_head = width // heads if gates else 1
+    tile, rows = _fitting(LAGS, length), _rows(LAG_SEQUENCES[parts_of_head], sequences)
     blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(length, tile))
     parts = max(1, min(triton.cdiv(sequences, rows), PROGRAMS // (blocks * heads)))
     partials = torch.empty((parts * 2, reach * heads), dtype=torch.float32, device=x.device)
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
-        dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=width // heads,
+        dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=parts_of_head,
         GATED=gates is not None, TILE=tile, BLOCK_B=rows, num_warps=LAG_WARPS, num_stages=STAGES,
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(reach, heads).t()

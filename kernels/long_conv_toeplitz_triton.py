@@ -242,19 +242,22 @@ def taps_gradient_kernel(
     starts = tl.cdiv(length - first, TILE)
     batches = tl.cdiv(tl.cdiv(sequences, BLOCK_B) - part, parts)
     total = tl.zeros((TILE, TILE), tl.float32)
-    for step in range(batches * starts * (R * R)):
-        i, j, turn = step % (R * R) // R, step % R, step // (R * R)
-        b = (turn // starts * parts + part) * BLOCK_B + tl.arange(0, BLOCK_B)
-        s = turn % starts * TILE + place
+    for step in range(batches * starts):
+        b = (step // starts * parts + part) * BLOCK_B + tl.arange(0, BLOCK_B)
+        s = step % starts * TILE + place
         at, inside = _place(b, first + s, sequences, length)
-        late = _load(dy, None, h + j * H, at, inside, sequences, length)
         at_s, inside_s = _place(b, s, sequences, length)
-        early = _load(x, x_bias, h + i * H, at_s, inside_s, sequences, length)
+        late = _loads(dy, None, h, at, inside, sequences, length, H, R)
+        early = _loads(x, x_bias, h, at_s, inside_s, sequences, length, H, R)
         if GATED:
-            late *= _load(q, q_bias, h + i * H, at, inside, sequences, length)
-            early *= _load(v, v_bias, h + j * H, at_s, inside_s, sequences, length)
-        high, low = _split(early, x.dtype.element_ty)
-        total = _times(total, tl.trans(late), high, low, True)
+            late_gates = _loads(q, q_bias, h, at, inside, sequences, length, H, R)
+            early_gates = _loads(v, v_bias, h, at_s, inside_s, sequences, length, H, R)
+            for n in tl.static_range(R * R):
+                high, low = _split(early[n // R] * early_gates[n % R], x.dtype.element_ty)
+                total = _times(total, tl.trans(late[n % R] * late_gates[n // R]), high, low, True)
+        else:
+            high, low = _split(early[0], x.dtype.element_ty)
+            total = _times(total, tl.trans(late[0]), high, low, True)
     # Row t, column j of the turned tile is token t with token t - j, or from j > t on with token t - j + TILE.
     row, column = place[:, None], place[None, :]
     turned = tl.gather(total, (row - column) & (TILE - 1), 1)

@@ -27,7 +27,7 @@ def small_tiles(monkeypatch):
     if interpreted:
         monkeypatch.setattr(planes, "TILES", {1: (32, 16, 16, 4), 2: (16, 32, 32, 4)})
         monkeypatch.setattr(planes, "LAGS", 16)
-        monkeypatch.setattr(planes, "LAG_SEQUENCES", 32)
+        monkeypatch.setattr(planes, "LAG_SEQUENCES", {1: 32, 2: 16})
 
 
 def outputs_and_gradients(function, tensors, signs, **options):
