@@ -18,10 +18,13 @@ from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
 from .long_conv import gated_long_conv, long_conv
+from .plane_conv import plane_conv
+from .plane_linear import plane_linear
 from .retention import retention
 from .rotary import rotary, rotary_angles
 from .selective_scan import selective_scan, selective_scan_step
 from .selective_ssm import selective_ssm
+from .shift_filter import shift_filter
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
 from .split_conv import split_conv
@@ -56,6 +59,8 @@ __all__ = [
     "linear_attention_step",
     "linear_cross_entropy",
     "long_conv",
+    "plane_conv",
+    "plane_linear",
     "retention",
     "rotary",
     "rotary_angles",
@@ -63,6 +68,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_step",
     "selective_ssm",
+    "shift_filter",
     "short_conv",
     "short_conv_step",
     "sliding_window",

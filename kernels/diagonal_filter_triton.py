@@ -12,6 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 TAPS = 32  # of a tile
+LOG2_E = tl.constexpr(1.4426950408889634)
+ROUNDS = tl.constexpr(12582912.0)  # 1.5 2^23: added and taken away, it leaves a whole number
+
+
+@triton.jit
+def _exponential(x):
+    """exp(x) as 2^n exp(x - n log(2)): rounding x log2(e) alone would be an error that grows with x."""
+    n = (x * LOG2_E + ROUNDS) - ROUNDS
+    rest = (x - n * 0.693359375) + n * 2.12194440054690583e-4  # log(2) in two parts, products with the first are exact
+    return tl.exp2(n) * tl.exp2(rest * LOG2_E)
 
 
 @triton.jit
@@ -44,8 +54,8 @@ def _constants(log_dt, A_log, A_imag, B, C, h, modes, M: tl.constexpr, BLOCK_M: 
     """Of a filter: dt, x, 1 / (1 - x), p, B, C and the gain, zero beyond the last mode."""
     m = tl.arange(0, BLOCK_M)
     at, there = h * M + m, m < modes
-    dt = tl.exp(tl.load(log_dt + h).to(tl.float32))
-    x_re = -tl.exp(tl.load(A_log + at, mask=there, other=0.0).to(tl.float32)) * (dt / 2)
+    dt = _exponential(tl.load(log_dt + h).to(tl.float32))
+    x_re = -_exponential(tl.load(A_log + at, mask=there, other=0.0).to(tl.float32)) * (dt / 2)
     x_im = tl.load(A_imag + at, mask=there, other=0.0).to(tl.float32) * (dt / 2)
     size = (1 - x_re) * (1 - x_re) + x_im * x_im
     u_re, u_im = (1 - x_re) / size, x_im / size
@@ -68,12 +78,12 @@ def taps_kernel(
     _, _, _, _, _, p_re, p_im, _, _, _, _, g_re, g_im = _constants(log_dt, A_log, A_imag, B, C, h, M, M, BLOCK_M)
     re, im = _power(p_re[None, :], p_im[None, :], t[:, None], BITS)
     tap = tl.sum(g_re[None, :] * re - g_im[None, :] * im, 1)
-    tl.store(taps + t * H + h, tap, mask=t < length)
+    tl.store(taps + h * length + t, tap, mask=t < length)
 
 
 @triton.jit
 def mode_gradient_kernel(
-    d_taps, log_dt, A_log, A_imag, B, C, d_log_dt, d_A_log, d_A_imag, d_B, d_C, length,
+    d_taps, log_dt, A_log, A_imag, B, C, d_log_dt, d_A_log, d_A_imag, d_B, d_C, length, d_head, d_tap,
     H: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, TAPS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     h, m = tl.program_id(0), tl.arange(0, BLOCK_M)
@@ -83,7 +93,7 @@ def mode_gradient_kernel(
     sum_re, sum_im, slope_re, slope_im = zero, zero, zero, zero
     for start in range(0, length, TAPS):
         t = start + tl.arange(0, TAPS)
-        g = tl.load(d_taps + t * H + h, mask=t < length, other=0.0)[:, None]
+        g = tl.load(d_taps + h * d_head + t * d_tap, mask=t < length, other=0.0)[:, None]
         before = tl.maximum(t - 1, 0)[:, None]  # p^(t - 1), and p^t from it
         re, im = _power(p_re[None, :], p_im[None, :], before, BITS)
         slope_re += tl.sum(g * t[:, None].to(tl.float32) * re, 0)
@@ -125,8 +135,8 @@ def _shape(A_log: Tensor, length: int) -> dict[str, int]:
 
 @torch.library.custom_op("basedbench::diagonal_filter", mutates_args=())
 def _diagonal_filter(log_dt: Tensor, A_log: Tensor, A_imag: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
-    """(L,H) float32."""
-    taps = log_dt.new_empty((length, len(log_dt)), dtype=torch.float32)
+    """(H,L) float32: a filter's taps side by side, as its convolution reads them."""
+    taps = log_dt.new_empty((len(log_dt), length), dtype=torch.float32)
     parameters = [x.contiguous() for x in (log_dt, A_log, A_imag, B, C)]
     if taps.numel():
         taps_kernel[(len(log_dt), triton.cdiv(length, TAPS))](*parameters, taps, length, **_shape(A_log, length))
@@ -135,7 +145,7 @@ def _diagonal_filter(log_dt: Tensor, A_log: Tensor, A_imag: Tensor, B: Tensor, C
 
 @_diagonal_filter.register_fake
 def _(log_dt: Tensor, A_log: Tensor, A_imag: Tensor, B: Tensor, C: Tensor, length: int) -> Tensor:
-    return log_dt.new_empty((length, len(log_dt)), dtype=torch.float32)
+    return log_dt.new_empty((len(log_dt), length), dtype=torch.float32)
 
 
 @torch.library.custom_op("basedbench::diagonal_filter_backward", mutates_args=())
@@ -144,9 +154,9 @@ def _diagonal_filter_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = [x.contiguous() for x in (log_dt, A_log, A_imag, B, C)]
     gradients = [x.new_empty(x.shape) for x in parameters]
-    length = len(d_taps)
+    length = d_taps.shape[1]
     mode_gradient_kernel[(len(log_dt),)](
-        d_taps.contiguous(), *parameters, *gradients, length, **_shape(A_log, length), num_warps=8
+        d_taps, *parameters, *gradients, length, *d_taps.stride(), **_shape(A_log, length), num_warps=8
     )
     return gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]
 
@@ -174,4 +184,4 @@ def diagonal_filter(
     log_dt_H: Tensor, A_log_HM: Tensor, A_imag_HM: Tensor, B_HM2: Tensor, C_HM2: Tensor, length: int
 ) -> Tensor:
     """`diagonal_filter.reference` by the kernels above."""
-    return _diagonal_filter(log_dt_H, A_log_HM, A_imag_HM, B_HM2, C_HM2, length)
+    return _diagonal_filter(log_dt_H, A_log_HM, A_imag_HM, B_HM2, C_HM2, length).t()

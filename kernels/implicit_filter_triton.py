@@ -71,7 +71,7 @@ def network_kernel(
         channel = start + tl.arange(0, CHANNELS)
         y = _times(h, tl.trans(_matrix(out, channel, units, D, U)))
         y *= _damping(t, channel, last, slowest, fastest, D)
-        tl.store(taps + t[:, None] * D + channel[None, :], y, mask=(t < length)[:, None] & (channel < D)[None, :])
+        tl.store(taps + channel[None, :] * length + t[:, None], y, mask=(t < length)[:, None] & (channel < D)[None, :])
 
 
 @triton.jit
@@ -86,12 +86,17 @@ def _back(grad, total, h, f, units, inputs, d_weight, d_bias, U: tl.constexpr, E
 
 @triton.jit
 def network_gradient_kernel(
-    d_taps, features, w1, b1, w2, b2, w3, b3, frequency, out, d_features, partials, length, last, slowest, fastest,
-    width, E: tl.constexpr, U: tl.constexpr, D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_U: tl.constexpr,
+    d_taps, features, w1, b1, w2, b2, w3, b3, frequency, out, d_features, partials, rows, length, last, slowest,
+    fastest, width, d_channel, d_tap,
+    E: tl.constexpr, U: tl.constexpr, D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_U: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     units, inputs = tl.arange(0, BLOCK_U), tl.arange(0, BLOCK_E)
+    beyond = (t >= length)[:, None] & (t < rows)[:, None] & (inputs < E)[None, :]
+    tl.store(d_features + t[:, None] * E + inputs[None, :], tl.zeros((ROWS, BLOCK_E), tl.float32), mask=beyond)
+    if tl.program_id(0) * ROWS >= length:
+        return
     f = tl.load(frequency + units, mask=units < U, other=0.0)[None, :]
     inside = (t < length)[:, None] & (inputs < E)[None, :]
     h0 = tl.load(features + t[:, None] * E + inputs[None, :], mask=inside, other=0.0)
@@ -113,11 +118,11 @@ def network_gradient_kernel(
     grad = tl.zeros((ROWS, BLOCK_U), tl.float32)
     for start in range(0, D, CHANNELS):
         channel = start + tl.arange(0, CHANNELS)
-        there = (t < length)[:, None] & (channel < D)[None, :]
-        g = tl.load(d_taps + t[:, None] * D + channel[None, :], mask=there, other=0.0)
-        g *= _damping(t, channel, last, slowest, fastest, D)
-        grad += _times(g, _matrix(out, channel, units, D, U))
-        _store(d_out, _times(tl.trans(g), h3), channel, units, D, U)
+        there = (channel < D)[:, None] & (t < length)[None, :]
+        g = tl.load(d_taps + channel[:, None] * d_channel + t[None, :] * d_tap, mask=there, other=0.0)
+        g *= tl.trans(_damping(t, channel, last, slowest, fastest, D))
+        grad += _times(tl.trans(g), _matrix(out, channel, units, D, U))
+        _store(d_out, _times(g, h3), channel, units, D, U)
     of_total, of_f3 = _back(grad, total3, h2, f, units, units, d_w3, d_b3, U, U)
     grad = _times(of_total, _matrix(w3, units, units, U, U))
     of_total, of_f2 = _back(grad, total2, h1, f, units, units, d_w2, d_b2, U, U)
@@ -144,8 +149,8 @@ def _shape(features: Tensor, frequency: Tensor, out: Tensor) -> dict[str, int]:
 def _filter(
     features: Tensor, hidden: list[Tensor], frequency: Tensor, out: Tensor, length: int, slowest: float, fastest: float
 ) -> Tensor:
-    """(L,D)."""
-    taps = features.new_empty((length, len(out)))
+    """(D,L): a filter's taps side by side, as its convolution reads them."""
+    taps = features.new_empty((len(out), length))
     tensors = [x.contiguous() for x in (features, *hidden, frequency, out)]
     last = max(1, len(features) - 1)
     network_kernel[(triton.cdiv(length, ROWS),)](
@@ -165,7 +170,7 @@ def _filter(
 def _(
     features: Tensor, hidden: list[Tensor], frequency: Tensor, out: Tensor, length: int, slowest: float, fastest: float
 ) -> Tensor:
-    return features.new_empty((length, len(out)))
+    return features.new_empty((len(out), length))
 
 
 @torch.library.custom_op("basedbench::implicit_filter_backward", mutates_args=())
@@ -179,21 +184,24 @@ def _filter_backward(
     fastest: float,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the features, and of all parameters in one row."""
-    length, last = len(d_taps), max(1, len(features) - 1)
-    d_features = torch.zeros_like(features, memory_format=torch.contiguous_format)
+    length, last = d_taps.shape[1], max(1, len(features) - 1)
+    d_features = features.new_empty(features.shape)
     width = sum(x.numel() for x in (*hidden, frequency, out))
     programs = triton.cdiv(length, ROWS)
     partials = torch.empty((programs, width), dtype=torch.float32, device=features.device)
-    tensors = [x.contiguous() for x in (d_taps, features, *hidden, frequency, out)]
-    network_gradient_kernel[(programs,)](
+    tensors = [x.contiguous() for x in (features, *hidden, frequency, out)]
+    network_gradient_kernel[(triton.cdiv(len(features), ROWS),)](
+        d_taps,
         *tensors,
         d_features,
         partials,
+        len(features),
         length,
         last,
         slowest,
         fastest,
         width,
+        *d_taps.stride(),
         **_shape(features, frequency, out),
         num_warps=WARPS,
     )
@@ -241,4 +249,4 @@ def implicit_filter(
     fastest: float,
 ) -> Tensor:
     """`implicit_filter.reference` by the kernels above."""
-    return _filter(features_NE, hidden, frequency_F, out_DF, length, slowest, fastest)
+    return _filter(features_NE, hidden, frequency_F, out_DF, length, slowest, fastest).t()

@@ -36,7 +36,9 @@ def reference(x_xD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
 def linear(x_xD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
     """x (..., D), weight (E,D), bias (E,) -> (..., E), under autocast in its dtype."""
     if x_xD.is_cuda and bias_E.element_size() <= 4 and bias_E.requires_grad and x_xD.dim() > 2:
-        return _BiasGradient.apply(F.linear(x_xD, weight_ED, bias_E.detach()), bias_E)
+        # As a matrix, for of more dimensions PyTorch adds the bias in a pass of its own where they are no dense rows.
+        y_XE = F.linear(x_xD.flatten(0, -2), weight_ED, bias_E.detach())
+        return _BiasGradient.apply(y_XE.unflatten(0, x_xD.shape[:-1]), bias_E)
     return reference(x_xD, weight_ED, bias_E)
 
 

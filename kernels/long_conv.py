@@ -9,12 +9,14 @@ channels. A filter (N,G) has the current token's tap first; N may be less or mor
 
 Filters are float32 and so are products and sums (float64 for float64 inputs), autocast or not; x may be narrower, and
 y, and the shifted k, have its dtype. Stored for the backward: x, the shifted k and the convolution of every product,
-R numbers for each of y, in the dtype of x. Gradients of filters are sums over all sequences in a fixed order.
+R numbers for each of y, in the dtype of x; by matrix units a table of each filter, 16 N numbers, too. Gradients of
+filters are sums over all sequences in a fixed order.
 
-The reference multiplies short sequences by the filter's Toeplitz matrix: more arithmetic than the FFT's, but as matrix
-products which read every operand once; the FFT's passes over complex numbers twice as long pay later. On CUDA the
-Triton kernels take every length, with L (L + 1) / 2 multiply-adds for each channel; float64 stays with the reference,
-and heads of more than `MOST_CHANNELS` channels have their products formed by PyTorch.
+The reference multiplies short sequences by the filter's Toeplitz matrix: more arithmetic than the FFT's, but as
+matrix products which read every operand once; the FFT's passes over complex numbers twice as long pay later. On CUDA
+the Triton kernels take every length, with L (L + 1) / 2 multiply-adds for each channel: gated, for bfloat16, on
+matrix units in parts (`long_conv_toeplitz_triton`), otherwise in float32 (`long_conv_gluon`). float64 stays with the
+reference, and heads of more than `MOST_CHANNELS` channels have their products formed by PyTorch.
 """
 
 from collections.abc import Callable
@@ -71,9 +73,12 @@ def gated_reference(
     shift_skip_D: Tensor | None = None,
     *,
     order: str = "qkv",
+    bias_E: Tensor | None = None,
     convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = reference,
 ) -> Tensor:
     """`gated_long_conv` in PyTorch: differentiable, any device. Forms every product before it convolves."""
+    dtype, wide = x_BLE.dtype, taps_NH.dtype
+    x_BLE = x_BLE if bias_E is None else x_BLE.to(wide) + bias_E.to(wide)
     q_BLD, k_BLD, v_BLD = (x_BLE.chunk(3, -1)[order.index(name)] for name in "qkv")
     if shift_ND is not None:
         k_BLD = convolve(k_BLD, shift_ND, shift_skip_D)
@@ -81,7 +86,7 @@ def gated_reference(
     q_BLRH, k_BLRH, v_BLRH = (x.to(taps_NH.dtype).unflatten(-1, (-1, heads)) for x in (q_BLD, k_BLD, v_BLD))
     kv_BLRRH = k_BLRH.unsqueeze(-2) * v_BLRH.unsqueeze(-3)
     c_BLRRH = convolve(kv_BLRRH.flatten(2), taps_NH, skip_H).view(kv_BLRRH.shape)
-    return (q_BLRH.unsqueeze(-2) * c_BLRRH).sum(-3).flatten(-2).to(x_BLE.dtype)
+    return (q_BLRH.unsqueeze(-2) * c_BLRRH).sum(-3).flatten(-2).to(dtype)
 
 
 def long_conv(x_BLD: Tensor, taps_NG: Tensor, skip_G: Tensor | None = None) -> Tensor:
@@ -101,16 +106,31 @@ def gated_long_conv(
     shift_skip_D: Tensor | None = None,
     *,
     order: str = "qkv",
+    bias_E: Tensor | None = None,
 ) -> Tensor:
-    """x (B,L,3 D), which is q, k and v (B,L,D) side by side in this order, and filters (N,H), (N,D) -> y (B,L,D)."""
+    """x (B,L,3 D), which is q, k and v (B,L,D) side by side in this order, and filters (N,H), (N,D) -> y (B,L,D).
+
+    A bias (3 D,) is added to x first. What the kernels for planes take and give has time innermost in memory.
+    """
     filters = (taps_NH, skip_H, shift_ND, shift_skip_D)
+    narrow = x_BLE.shape[2] <= 3 * MOST_CHANNELS * taps_NH.shape[1]
+    if narrow and taps_NH.dtype != torch.float64 and on_planes(x_BLE):
+        from .long_conv_planes_triton import gated_long_conv as by_planes
+
+        return by_planes(x_BLE, *filters, order=order, bias_E=bias_E)
     if not on_triton(x_BLE, taps_NH):
-        return gated_reference(x_BLE, *filters, order=order)
-    if x_BLE.shape[2] > 3 * MOST_CHANNELS * taps_NH.shape[1]:
-        return gated_reference(x_BLE, *filters, order=order, convolve=long_conv)
+        return gated_reference(x_BLE, *filters, order=order, bias_E=bias_E)
+    if bias_E is not None or not narrow:
+        return gated_reference(x_BLE, *filters, order=order, bias_E=bias_E, convolve=long_conv)
     from .long_conv_triton import gated_long_conv as by_triton
 
     return by_triton(x_BLE, *filters, order=order)
+
+
+def on_planes(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether matrix units take the gated convolution of what is x's shape, in this dtype or x's own."""
+    taken = x.is_cuda and (dtype or x.dtype) == torch.bfloat16 and x.numel() > 0
+    return taken and usable("long_conv_planes_triton", "gated_long_conv")
 
 
 def on_triton(x: Tensor, taps: Tensor) -> bool:

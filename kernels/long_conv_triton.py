@@ -238,6 +238,7 @@ def _gated_setup(ctx, inputs, output) -> None:
     *tensors, ctx.order, ctx.saved = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # otherwise zeros as large as what is saved would be written
 
 
 def _gated_gradients(ctx, dy: Tensor, *_: Tensor | None):

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 PARTS, COLUMNS = 512, 16  # of one tile: enough elements in flight to hide most of the latency of memory
+FEW, ELEMENTS = 32, 2048  # parts whose tiles are no higher than there are parts, and as wide as so many elements make
 
 
 @triton.jit
@@ -29,7 +30,11 @@ def sum_parts(partials_PW: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum (P, W) float32 over P -> (W,) in `dtype`."""
     parts, width = partials_PW.shape
     out_W = torch.empty(width, dtype=dtype, device=partials_PW.device)
-    _sum_parts[(triton.cdiv(width, COLUMNS),)](
-        partials_PW, out_W, parts, width, PARTS=PARTS, COLUMNS=COLUMNS, num_warps=8
+    rows, columns, warps = PARTS, COLUMNS, 8
+    if parts <= FEW:
+        rows, warps = triton.next_power_of_2(parts), 4
+        columns = ELEMENTS // rows
+    _sum_parts[(triton.cdiv(width, columns),)](
+        partials_PW, out_W, parts, width, PARTS=rows, COLUMNS=columns, num_warps=warps
     )
     return out_W

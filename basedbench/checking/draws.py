@@ -231,6 +231,23 @@ def gated_conv(source: Source) -> Arguments:
     }
 
 
+def plane_conv(source: Source) -> Arguments:
+    """A projection's output without its bias, that bias, a filter and its own."""
+    channels, taps = source.size["D"], source.size["W"]
+    return {
+        "x_BLD": source.rows(channels),
+        "input_bias_D": source.normal(channels),
+        "weight_DW": source.normal(channels, taps),
+        "bias_D": source.normal(channels),
+    }
+
+
+def shift_filter(source: Source) -> Arguments:
+    """Two numbers a tap of each channel, in float32; of no length."""
+    shape = source.size["D"], source.size["N"]
+    return {name: source.normal(*shape, dtype=torch.float32) for name in ("B_DN", "C_DN")}
+
+
 def long_conv(source: Source) -> Arguments:
     """x, damped filters, and the token's own weight."""
     groups = source.size["G"]

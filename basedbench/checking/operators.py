@@ -31,10 +31,12 @@ from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
 from basedbench.kernels.long_conv import gated_reference as gated_long_reference
 from basedbench.kernels.long_conv import reference as long_conv_reference
+from basedbench.kernels.plane_conv import reference as plane_conv_reference
 from basedbench.kernels.retention import reference as retention_reference
 from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.selective_ssm import reference as ssm_reference
+from basedbench.kernels.shift_filter import reference as shift_filter_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.split_conv import reference as split_conv_reference
@@ -101,6 +103,8 @@ FORMS: dict[str, Form] = {
     "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
+    "plane_conv": Form(draws.plane_conv, kernels.plane_conv, plane_conv_reference),
+    "shift_filter": Form(draws.shift_filter, kernels.shift_filter, shift_filter_reference),
     "long_conv": Form(draws.long_conv, kernels.long_conv, long_conv_reference),
     "gated_long_conv": Form(draws.gated_long_conv, kernels.gated_long_conv, gated_long_reference),
     "implicit_filter": Form(

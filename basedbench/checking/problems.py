@@ -151,6 +151,8 @@ COVERAGE: dict[str, Coverage] = {
     "split_conv": Coverage(({"D": 64, "W": 4}, {"D": 40, "W": 3}), (("bias", "silu"), ()), modes=("fwd", "gradients")),
     "conv_gate": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), ((), ("initial state", "last state"))),
     "gated_conv": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), modes=("fwd", "gradients")),
+    "plane_conv": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), modes=("fwd", "gradients")),
+    "shift_filter": Coverage(({"D": 64, "N": 16}, {"D": 40, "N": 64}), modes=("fwd", "gradients")),
     "long_conv": Coverage(({"D": 64, "G": 64, "N": 4097}, {"D": 48, "G": 12, "N": 30}), modes=("fwd", "gradients")),
     "gated_long_conv": Coverage(
         ({"H": 64, "R": 1, "N": 4097}, {"H": 32, "R": 2, "N": 4097}, {"H": 8, "R": 3, "N": 4097}),

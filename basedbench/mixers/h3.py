@@ -29,7 +29,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import diagonal_filter, gated_long_conv, linear, long_conv, short_conv_step
+from basedbench.kernels import (
+    diagonal_filter,
+    gated_long_conv,
+    linear,
+    long_conv,
+    plane_linear,
+    shift_filter,
+    short_conv_step,
+)
 from basedbench.kernels.diagonal_filter import constants, powers
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
@@ -54,12 +62,8 @@ class ShiftSSM(nn.Module):
         self.D = nn.Parameter(torch.randn(channels))
 
     def taps(self) -> Tensor:
-        """(N, D), the current token's first, in float32 at least, without D: a correlation, so a convolution of C
-
-        from its end on.
-        """
-        B_DN, C_DN = (parameter.to(accumulator_dtype(parameter.dtype)) for parameter in (self.B, self.C))
-        return long_conv(C_DN.flip(1).t()[None], B_DN.t())[0].flip(0)
+        """(N, D), the current token's first, in float32 at least, without D."""
+        return shift_filter(self.B, self.C)
 
     def skip(self) -> Tensor:
         """The weight of the token itself, (D,), in the dtype of the taps."""
@@ -175,14 +179,14 @@ class H3(Mixer):
         q_xKH = q_xD.unflatten(-1, (-1, self.heads))
         return self.out_proj((q_xKH.unsqueeze(-2) * y_xKVH).sum(-3).flatten(-2).to(q_xD.dtype))
 
-    def _mixed(self, x_BLE: Tensor) -> Tensor:
-        """All outputs, from q, k and v side by side."""
+    def _mixed(self, x_BLE: Tensor, bias_E: Tensor | None = None) -> Tensor:
+        """All outputs, from q, k and v side by side, less a bias."""
         taps_LH, skip_H = self.diagonal.taps(x_BLE.shape[1]), self.diagonal.skip()
-        y_BLD = gated_long_conv(x_BLE, taps_LH, skip_H, self.shift.taps(), self.shift.skip())
+        y_BLD = gated_long_conv(x_BLE, taps_LH, skip_H, self.shift.taps(), self.shift.skip(), bias_E=bias_E)
         return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self._mixed(linear(x_BLD, self.in_proj.weight, self.in_proj.bias))
+        return self._mixed(*plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         x_BLE = self.in_proj(x_BLD)

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import gated_long_conv, implicit_filter, linear
+from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_conv, plane_linear
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -46,6 +46,13 @@ class HyenaOptions(MixerOptions):
     max_length: int = Field(1024, ge=2, description="The longest sequence; the filter's positions are relative to it.")
 
 
+class FilterLayer(nn.Linear):
+    """A layer of the filter's network, which is float32 also where training multiplies in half precision.
+
+    The trainer puts half-precision copies of weights in the place of plain linear layers' alone.
+    """
+
+
 class ImplicitFilter(nn.Module):
     """The long filter: a network with sine activations over positional features, and the weight of the token itself."""
 
@@ -53,14 +60,14 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         order = options.filter_order
         self.features = nn.Parameter(positional_features(options.max_length, options.emb_dim))
-        self.hidden = nn.ModuleList(nn.Linear(width, order) for width in (options.emb_dim, order, order))
-        self.out = nn.Linear(order, d_model, bias=False)
+        self.hidden = nn.ModuleList(FilterLayer(width, order) for width in (options.emb_dim, order, order))
+        self.out = FilterLayer(order, d_model, bias=False)
         self.frequency = nn.Parameter(torch.ones(order))
         self.bias = nn.Parameter(torch.randn(d_model))
 
     def forward(self, length: int) -> Tensor:
         """The first `length` taps (L, D), in float32 at least, without `bias`."""
-        layers = cast(list[nn.Linear], self.hidden)
+        layers = cast(list[FilterLayer], self.hidden)
         hidden = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
         rates = {"slowest": DECAY / SLOWEST, "fastest": DECAY / FASTEST}
         return implicit_filter(self.features, hidden, self.frequency, self.out.weight, length=length, **rates)
@@ -118,7 +125,10 @@ class Hyena(Mixer):
         return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self._output(self.conv(self._input(x_BLD)))
+        x_BLE, bias_E = plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
+        if bias_E is None:
+            return self._output(self.conv(x_BLE))
+        return self._output(plane_conv(x_BLE, bias_E, self.conv.weight, cast(Tensor, self.conv.bias)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed_BLE, conv_BES = self.conv.prefill(self._input(x_BLD))

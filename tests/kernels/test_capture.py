@@ -61,6 +61,8 @@ PARALLEL = {
         lambda dt, A, w, B, C: kernels.diagonal_filter(dt - 4, A, w, B, C, L),
         [(D,), (D, N), (D, N), (D, N, 2), (D, N, 2)],
     ),
+    "plane_conv": (kernels.plane_conv, [(B, L, D), (D,), (D, 3), (D,)]),
+    "shift_filter": (kernels.shift_filter, [(D, N), (D, N)]),
     "long_conv": (kernels.long_conv, [(B, L, D), (L, D)]),
     "gated_long_conv": (kernels.gated_long_conv, [(B, L, 3 * D), (L, D), (D,), (9, D), (D,)]),
     "conv_gate": (kernels.conv_gate, [(B, L, 2 * D), (D, 3)]),

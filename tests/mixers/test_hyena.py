@@ -10,6 +10,8 @@ from basedbench.errors import UserError
 from basedbench.mixers import get_mixer
 from basedbench.models import LayerSpec, RecallModel
 from basedbench.models.state import state_bytes
+from basedbench.training.optimizer import AdamW
+from basedbench.training.run import Weights
 
 
 def build(d_model, **options):
@@ -109,3 +111,14 @@ def test_the_cache_grows_where_no_room_is_reserved():
 def test_no_further_than_its_filter_reaches(use):
     with pytest.raises(UserError, match=r"9 tokens.*max_length = 8"):
         use(build(4, max_length=8), torch.randn(2, 9, 4, dtype=torch.float64))
+
+
+def test_the_filter_keeps_its_precision_where_the_trainer_multiplies_in_half():
+    """Its weights are no candidates for the half-precision copies that stand in for those of other products."""
+    model = RecallModel(32, 16, [LayerSpec("hyena")], init="published")
+    optimizer = AdamW(list(model.parameters()), 0.1)
+    optimizer._moments = optimizer._flat(torch.bfloat16)
+    mixers = [module for module in model.modules() if type(module).__name__ == "Hyena"]
+    with Weights(model, optimizer).in_place():
+        assert {mixer.in_proj.weight.dtype for mixer in mixers} == {torch.bfloat16}
+        assert {weight.dtype for mixer in mixers for weight in mixer.filter.parameters()} == {torch.float32}
