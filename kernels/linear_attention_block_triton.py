@@ -135,7 +135,7 @@ def block_kernel(
     if NORMALISE and KIND == "query":
         if WHOLE:
             features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
-            found, delta = without_mean(found, passed, features, inverse)
+            found, delta = without_mean(found, passed, features)
         if block == 0:
             tl.store(delta_pointer + token + rows, delta, mask=rows < length)
     if Z_MAP != "none":

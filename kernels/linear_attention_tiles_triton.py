@@ -156,13 +156,15 @@ def met(rows, columns, z, passed, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def without_mean(found, passed, q, inverse):
+def without_mean(found, passed, q):
     """(dq, delta) from found = sum_c u . v_c phi(k_c) and passed = sum_c phi(k_c), q the features of the rows.
 
-    delta = u . y is phi(q) . found / z. From y, which has been rounded, it would not cancel what it has to: dq is the
-    small difference of two sums, for features have a mean.
+    delta = u . y is phi(q) . found / z, and z is phi(q) . passed. From y, which has been rounded, or by the z of
+    features that products did not round, it would not cancel what it has to: dq is the small difference of two sums,
+    for features have a mean.
     """
-    delta = tl.sum(q.to(tl.float32) * found, 1) * inverse
+    q = q.to(tl.float32)
+    delta = tl.sum(q * found, 1) / (tl.sum(q * passed, 1) + EPSILON)
     return found - delta[:, None] * passed, delta
 
 

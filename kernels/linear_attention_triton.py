@@ -274,7 +274,7 @@ def backward(
 
 def _outputs_like(q: Tensor, v: Tensor, normalise: bool, state: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, keys = q.shape
-    shape = (batch, heads, keys, v.shape[-1] + normalise)
+    shape = (batch, heads, keys, v.shape[-1] + int(normalise))
     return (
         v.new_empty(v.shape),
         v.new_empty((batch, heads, length) if normalise else (0,), dtype=torch.float32),

@@ -121,7 +121,7 @@ def walk_kernel(
         if KIND == "query" and NORMALISE:
             passed = met(rows, rows, z, tl.zeros([T, ZB], tl.float32) + vector[None, :], PRECISION)
             features = load_features(raw_pointer, raw_row, rows, iz, length, Z, BZ, EVEN, Z_MAP)
-            found, own = without_mean(found, passed, features, inverse)
+            found, own = without_mean(found, passed, features)
             tl.store(delta_pointer + token + rows, own, mask=rows < length)
         state, vector = _advance(
             state, vector, y, z, inverse, delta, rows, begin, end, rate, scale,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-CENTRE = tl.constexpr(6.88e-8)  # 0.8 of 2^-24, in powers of two: by so much the hardware's exp2 is low on average
+CENTRE = tl.constexpr(1.55e-8)  # 0.18 of 2^-24, in powers of two: by so much the hardware's exp2 is low on average
 RECIPROCAL = tl.constexpr("rcp.approx.ftz.f32 $0, $1;")
 
 

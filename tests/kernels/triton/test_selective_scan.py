@@ -25,7 +25,7 @@ SIZES = (
         *((1, 4097, 32, 16), (2, 100, 64, 64), (2, 100, 64, 1), (2, 24, 40, 20)),
     ]
 )
-# Of a relative error. The hardware's exp2 is low by 0.8 of 2^-24 on average (measured), PyTorch's exp not: decays
+# Of a relative error. The hardware's exp2 is low by 0.18 of 2^-24 on average (measured), PyTorch's exp not: decays
 # multiply, and at 4,097 steps 1.15e-6 were seen where the reference had 3.5e-7.
 FLOOR = 6e-7
 
@@ -38,7 +38,7 @@ def low_exponentials(monkeypatch):
     interpreter = importlib.import_module("triton.runtime.interpreter")
 
     def low(x: np.ndarray) -> np.ndarray:
-        return (np.exp2(x.astype(np.float64)) * (1 - 0.8 * 2**-24)).astype(np.float32)
+        return (np.exp2(x.astype(np.float64)) * (1 - 0.18 * 2**-24)).astype(np.float32)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_exp2", lambda self, x: self.unary_op(x, low))
 
@@ -130,13 +130,13 @@ def test_decays_kept_and_computed_again(randn, relative_error, device, monkeypat
 
 
 def test_slow_decays_are_not_low_on_average(device):
-    """A state that nothing is added to, after 40 steps: 2e-6 of it would be missing."""
+    """A state that nothing is added to, after 40 steps: 4.3e-7 of it would be missing."""
     zeros, C = torch.zeros(1, 40, 16, device=device), torch.zeros(1, 40, 8, device=device)
     A = -1e-3 * (1 + torch.rand(16, 8)).to(device)
     delta, state = 1 + torch.rand(1, 40, 16).to(device), torch.ones(1, 16, 8, device=device)
     _, last = kernels.selective_scan(zeros, delta, A, C, C, initial_state=state, return_state=True)
     exact = (delta.double().sum(1)[:, :, None] * A.double()).exp()
-    assert (last / exact - 1).mean().abs() < 8e-7
+    assert (last / exact - 1).mean().abs() < 3.5e-7
 
 
 def test_without_options(randn, relative_error, device):
