@@ -17,18 +17,18 @@ What g gets from an exponent goes back by the matrix of -1, 0, 1 that summed it,
 import triton
 import triton.language as tl
 
-from .delta_rule_forward_triton import load_columns, load_scores, load_state, state_tile
-from .delta_rule_tiles_triton import product
+from .delta_rule_forward_triton import load_columns, load_decays, load_scores, load_state, state_tile
+from .delta_rule_tiles_triton import fine_product, product
 from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def reverse_kernel(
-    q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, scores, ends,
+    q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, scores, decays, ends,
     dv_pointer, grad_final, grad_initial, kept, asked,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    EVEN: tl.constexpr, DECAYS: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
+    EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p (B,L,H,V), and the gradient of the initial state."""
@@ -56,26 +56,37 @@ def reverse_kernel(
         behind, nothing = operand(R, PRECISION), tl.zeros([BV, T], tl.float32)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
         dv = product(behind, tl.trans(operand(k, PRECISION)), nothing, PRECISION)
+        if GATE == "head":
+            into_q, into_b, into_k = load_decays(decays, number, t, T)
+            dv *= into_k
         if RANK:
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
-            p = product(behind, tl.trans(operand(a, PRECISION)), nothing, PRECISION)
-        if DECAYS:
+            p = fine_product(R, tl.trans(operand(a, PRECISION)), nothing, PRECISION)
+            if GATE == "head":
+                p *= into_k
+        if GATE != "none":
             R *= tl.load(ends + number * BK + keys)[None, :]
         dy = operand(load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN), PRECISION)
         dv = product(dy, operand(load_scores(own, 0, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
-        R = product(dy, operand(q, PRECISION), R, PRECISION)
+        if GATE == "head":
+            R = fine_product(dy * into_q, operand(q, PRECISION), R, PRECISION)
+        else:
+            R = product(dy, operand(q, PRECISION), R, PRECISION)
         place += t[None, :] * (heads * V) + values[:, None]
         if RANK:
             qa = operand(load_scores(own, 1, t[:, None], t[None, :], T), PRECISION)
-            p = operand(product(dy, qa, p, PRECISION), PRECISION)
+            p = product(dy, qa, p, PRECISION)
             inverse = operand(load_scores(own, 3, t[:, None], t[None, :], T), PRECISION)
-            p = product(p, inverse, nothing, PRECISION)
+            p = fine_product(p, inverse, p, PRECISION)
             tl.store(asked + place, p.to(asked.dtype.element_ty), mask=inside)
-            p = operand(p, PRECISION)
-            dv = product(p, operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION), dv, PRECISION)
+            dv = product(
+                operand(p, PRECISION), operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION), dv, PRECISION
+            )
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
-            R = product(p, operand(b, PRECISION), R, PRECISION)
+            if GATE == "head":
+                p *= into_b
+            R = fine_product(p, operand(b, PRECISION), R, PRECISION)
         tl.store(dv_pointer + place, dv.to(dv_pointer.dtype.element_ty), mask=inside)
     if GRAD_INITIAL:
         place, inside = state_tile(grad_initial, sequence, values, keys, K, V)

@@ -16,7 +16,7 @@ registers, values x keys, and so do y and u, values x tokens: a warp has its val
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import product
+from .delta_rule_tiles_triton import fine_product, product
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -44,6 +44,13 @@ def load_scores(pointer, number, rows, columns, T: tl.constexpr):
 
 
 @triton.jit
+def load_decays(pointer, chunk, t, T: tl.constexpr):
+    """Where decays are one a head: those of a chunk's tokens in q^, in b^, and in k^ and a^, as rows."""
+    pointer += chunk * (3 * T) + t[None, :]
+    return tl.load(pointer), tl.load(pointer + T), tl.load(pointer + 2 * T)
+
+
+@triton.jit
 def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.constexpr, EVEN: tl.constexpr):
     """Tokens of a (T,V) as columns: values x tokens."""
     place = pointer + values[:, None] + t[None, :] * stride
@@ -54,17 +61,18 @@ def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.const
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def output_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, scores, ends,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, scores, decays, ends,
     y_pointer, initial, final, kept, inner,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    EVEN: tl.constexpr, DECAYS: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (B,L,H,V).
 
-    DECAYS: q, k, a and b are q^, k^, a^ and b^, and `ends` has those over whole chunks.
+    With decays of channels q, k, a and b are q^, k^, a^ and b^; with one a head what stands beside them is decayed
+    by `decays` (B,H,chunks,3,T). `ends` has the decays over whole chunks.
     Program: sequence, head, block of BV of the VP values (V, padded).
     """
     BLOCKS: tl.constexpr = VP // BV
@@ -92,27 +100,38 @@ def output_kernel(
         before_chunk, nothing = operand(state, PRECISION), tl.zeros([BV, T], tl.float32)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
         y = product(before_chunk, tl.trans(operand(q, PRECISION)), nothing, PRECISION)
+        if GATE == "head":
+            into_q, into_b, into_k = load_decays(decays, chunk, t, T)
+            y *= into_q
         if RANK:
             b = load_tile(b_pointer + first * b_row, b_row, t, keys, left, K, BK, EVEN)
-            u = product(before_chunk, tl.trans(operand(b, PRECISION)), nothing, PRECISION)
-        if DECAYS:
+            u = fine_product(state, tl.trans(operand(b, PRECISION)), nothing, PRECISION)
+            if GATE == "head":
+                u *= into_b
+        if GATE != "none":
             state *= tl.load(ends + chunk * BK + keys)[None, :]
         v = load_columns(v_pointer + first * v_row, v_row, values, t, left, V, VP, EVEN)
         v = operand(v, PRECISION)
         y = product(v, operand(load_scores(own, 0, t[None, :], t[:, None], T), PRECISION), y, PRECISION)
         k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
-        state = product(v, operand(k, PRECISION), state, PRECISION)
+        if GATE == "head":
+            state = fine_product(v * into_k, operand(k, PRECISION), state, PRECISION)
+        else:
+            state = product(v, operand(k, PRECISION), state, PRECISION)
         if RANK:
             bk = operand(load_scores(own, 2, t[None, :], t[:, None], T), PRECISION)
-            u = operand(product(v, bk, u, PRECISION), PRECISION)
+            u = product(v, bk, u, PRECISION)
             inverse = operand(load_scores(own, 3, t[None, :], t[:, None], T), PRECISION)
-            u = product(u, inverse, nothing, PRECISION)
+            u = fine_product(u, inverse, u, PRECISION)
             if KEEP:
                 tl.store(inner + place, u.to(inner.dtype.element_ty), mask=inside)
-            u = operand(u, PRECISION)
-            y = product(u, operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION)
+            y = product(
+                operand(u, PRECISION), operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION
+            )
             a = load_tile(a_pointer + first * a_row, a_row, t, keys, left, K, BK, EVEN)
-            state = product(u, operand(a, PRECISION), state, PRECISION)
+            if GATE == "head":
+                u *= into_k
+            state = fine_product(u, operand(a, PRECISION), state, PRECISION)
         tl.store(y_pointer + place, y.to(y_pointer.dtype.element_ty), mask=inside)
         chunk += 1
     if FINAL:

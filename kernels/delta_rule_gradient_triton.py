@@ -9,10 +9,10 @@ of g that they are, level by level (`delta_rule_tiles_triton`).
 import triton
 import triton.language as tl
 
-from .delta_rule_forward_triton import load_scores
 from .delta_rule_scores_triton import between
 from .delta_rule_tiles_triton import (
     decayed,
+    fine_product,
     first_level,
     head_decays,
     level_decays,
@@ -22,6 +22,7 @@ from .delta_rule_tiles_triton import (
     sums,
     sums_after,
     sums_before,
+    takes,
 )
 from .taylor_tiles import head_offset, load_tile, operand
 
@@ -80,21 +81,24 @@ def of_levels(
 
 @triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
 def gradient_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, scores, kept, asked, inner, outer,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked, inner, outer,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
     T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr, STRONG: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, da, db (B,L,H,K), dg as g, from S (kept) and R (asked) of the chunk, u (inner) and p (outer).
 
     First what the scores get, for they are sums over the values; then KB keys at a time. `all_keys` is BK, `all_values`
-    VP at run time: loops of a few rounds would be unrolled, and need more registers than there are.
+    VP at run time: loops of a few rounds would be unrolled, and need more registers than there are. STRONG: only chunks
+    that `is_mild` says are not.
     """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
+    if not takes(ends + program.to(tl.int64) * BK, BK, STRONG):
+        return
     sequence, start = program // chunks, program % chunks * T
     batch, head = sequence // heads, sequence % heads
     left, first = length - start, tl.cast(start, tl.int64)
@@ -129,14 +133,9 @@ def gradient_kernel(
         g = load_gate(g_pointer, g_row, t, t, left, K, BK, EVEN, GATE) if GATE == "head" else 0.0
         into_q, into_b = head_decays(g, GATE, T)
         if GATE == "head":
-            scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T)
             before, after = sums_before(g, GATE), sums_after(g, GATE)
-            linked = dqk * load_scores(scores, 0, t[:, None], t[None, :], T)
-            if RANK:
-                linked += dqa * load_scores(scores, 1, t[:, None], t[None, :], T)
-                linked_b = dbk * load_scores(scores, 2, t[:, None], t[None, :], T)
-                ba = tl.zeros([T, T], tl.float32)
-            dg = of_pairs(linked, True, t)[:, None]
+            dg, qk = tl.zeros([T, 1], tl.float32), tl.zeros([T, T], tl.float32)
+            qa, bk, ba = qk, qk, qk
         dqk *= into_q
         if RANK:
             dqa, dbk, dba = dqa * into_q, dbk * into_b, dba * into_b
@@ -158,10 +157,10 @@ def gradient_kernel(
             dq = product(dy, S, dq, PRECISION)
             dk = product(v, R, dk, PRECISION)
             if RANK:
-                p = operand(load_tile(outer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
-                u = operand(load_tile(inner, heads * V, t, values, left, V, VP, EVEN), PRECISION)
-                db = product(p, S, db, PRECISION)
-                da = product(u, R, da, PRECISION)
+                p = load_tile(outer, heads * V, t, values, left, V, VP, EVEN)
+                u = load_tile(inner, heads * V, t, values, left, V, VP, EVEN)
+                db = fine_product(p, S, db, PRECISION)
+                da = fine_product(u, R, da, PRECISION)
         q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
         k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32)
         a = k
@@ -193,33 +192,41 @@ def gradient_kernel(
                 dq += own * a
                 da += own * q
                 db, dk, da, dg = of_levels(
-                    b, k, a, dbk, dba, g, db, dk, da, dg, True, RANK, LEVELS, PRECISION
+                    b, k, a, dbk, dba, g, db, dk, da, dg, True, RANK, LEVELS, LEVEL_PRECISION
                 )  # fmt: skip
                 store_rows(db_pointer, db, token, heads, t, keys, left, K)
                 # Read again: it would take registers that there are not.
                 q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
             dq, dk, da, dg = of_levels(
-                q, k, a, dqk, dqa, g, dq, dk, da, dg, False, RANK, LEVELS, PRECISION
+                q, k, a, dqk, dqa, g, dq, dk, da, dg, False, RANK, LEVELS, LEVEL_PRECISION
             )  # fmt: skip
             store_rows(dg_pointer, dg, token, heads, t, keys, left, K)
         else:
             if GATE == "head":
                 dg += more
+                qk += between(q, k, PRECISION)
                 if RANK:
+                    qa += between(q, a, PRECISION)
+                    bk += between(b, k, PRECISION)
                     ba += between(b, a, PRECISION)
             dq = times(dqk, k, dq, PRECISION)
             dk = times(tl.trans(dqk), q, dk, PRECISION)
             if RANK:
                 dq = times(dqa, a, dq, PRECISION)
                 dk = times(tl.trans(dbk), b, dk, PRECISION)
-                db = times(dba, a, times(dbk, k, db, PRECISION), PRECISION)
-                da = times(tl.trans(dba), b, times(tl.trans(dqa), q, da, PRECISION), PRECISION)
+                a, b = operand(a, PRECISION), operand(b, PRECISION)
+                db = fine_product(dba, a, fine_product(dbk, operand(k, PRECISION), db, PRECISION), PRECISION)
+                da = fine_product(tl.trans(dqa), operand(q, PRECISION), da, PRECISION)
+                da = fine_product(tl.trans(dba), b, da, PRECISION)
                 store_rows(db_pointer, db, token, heads, t, keys, left, K)
         store_rows(dq_pointer, dq, token, heads, t, keys, left, K)
         store_rows(dk_pointer, dk, token, heads, t, keys, left, K)
         if RANK:
             store_rows(da_pointer, da, token, heads, t, keys, left, K)
     if GATE == "head":
+        linked = dqk * qk  # of these two, dqk has the decays
         if RANK:
-            dg += of_pairs(linked_b + dba * ba, False, t)[:, None]  # dba has its decays
+            linked += dqa * qa
+            dg += of_pairs(dbk * bk + dba * ba, False, t)[:, None]
+        dg += of_pairs(linked, True, t)[:, None]
         store_rows(dg_pointer, dg, token, heads, t, tl.arange(0, 1), left, 1)

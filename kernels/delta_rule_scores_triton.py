@@ -25,6 +25,7 @@ from .delta_rule_tiles_triton import (
     store_rows,
     sums_after,
     sums_before,
+    takes,
 )
 from .taylor_tiles import head_offset, load_tile, operand
 
@@ -37,8 +38,11 @@ def between(x, y, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def inverse(ba, LEVELS: tl.constexpr):
-    """(1 - ba)^-1 for a strictly lower triangular matrix; always to float32's accuracy, for errors here spread."""
+def inverse(ba, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
+    """(1 - ba)^-1 - 1 for a strictly lower triangular matrix; to float32's accuracy where inputs are, for errors here
+
+    spread. What is not 1 is small, and rounded in a product that adds to what the 1 gives.
+    """
     t = tl.arange(0, ba.shape[0])
     above, row = t[:, None] % 2 == 1, t[:, None] // 2 == t[None, :] // 2
     x = tl.where(t[:, None] == t[None, :], 1.0, tl.where(above & row & (t[None, :] % 2 == 0), ba, 0.0))
@@ -47,8 +51,9 @@ def inverse(ba, LEVELS: tl.constexpr):
         same = t[:, None] // (2 * half) == t[None, :] // (2 * half)
         off = tl.where(same & (t[:, None] % (2 * half) >= half) & (t[None, :] % (2 * half) < half), ba, 0.0)
         nothing = tl.zeros([ba.shape[0], ba.shape[0]], tl.float32)
-        x = product(x, product(off, x, nothing, "tf32x3"), x, "tf32x3")
-    return x
+        more = product(operand(off, PRECISION), operand(x, PRECISION), nothing, PRECISION)
+        x = product(operand(x, PRECISION), operand(more, PRECISION), x, PRECISION)
+    return x - tl.where(t[:, None] == t[None, :], 1.0, 0.0)
 
 
 @triton.jit(do_not_specialize=["length", "heads", "all_keys", "part"])
@@ -57,17 +62,22 @@ def scores_kernel(
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
     g_batch, g_row, g_head, length, heads, all_keys, part,
     K: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr,
-    GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
+    GATE: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
+    STRONG: tl.constexpr,
 ):  # fmt: skip
     """scores (B,H,chunks,4,T,T): qk, and with RANK, the term of rank one, qa, bk and (1 - ba)^-1.
 
-    With decays also what the walks need: q^, k^, a^ and b^ (4,B,L,H,K), `part` numbers each, which every block of
-    values would form anew otherwise, and the decays over whole chunks, ends (B,H,chunks,BK).
+    With decays also what the walks need: those over whole chunks, ends (B,H,chunks,BK), and with one a head those of
+    q^, b^ and k^ (B,H,chunks,3,T), otherwise q^, k^, a^ and b^ themselves (4,B,L,H,K), `part` numbers each, which every
+    block of values would form anew.
 
-    KB keys at a time; `all_keys` is BK at run time, see `gradient_kernel`.
+    STRONG: only chunks that `is_mild` says are not. KB keys at a time; `all_keys` is BK at run time, as in
+    `gradient_kernel`.
     """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
+    if not takes(ends + program.to(tl.int64) * BK, BK, STRONG):
+        return
     sequence, start = program // chunks, program % chunks * T
     left, first = length - start, tl.cast(start, tl.int64)
     t = tl.arange(0, T)
@@ -81,6 +91,10 @@ def scores_kernel(
     if GATE == "head":
         g = load_gate(g_pointer, g_row, t, t, left, K, BK, EVEN, GATE)
         before, after = sums_before(g, GATE), sums_after(g, GATE)
+        rows = decayed_pointer + program.to(tl.int64) * (3 * T) + t[:, None]
+        tl.store(rows, tl.exp2(before + g))
+        tl.store(rows + T, tl.exp2(before))
+        tl.store(rows + 2 * T, tl.exp2(after))
     if GATE == "none":
         g = 0.0
     qk = tl.zeros([T, T], tl.float32)
@@ -96,12 +110,13 @@ def scores_kernel(
         if GATE == "channel":
             g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
             before, after = sums_before(g, GATE), sums_after(g, GATE)
-        if GATE != "none":
+        if GATE == "channel":
             store_rows(decayed_pointer, decayed(q, before + g, GATE), token, heads, t, keys, left, K)
             store_rows(decayed_pointer + part, decayed(k, after, GATE), token, heads, t, keys, left, K)
             if RANK:
                 store_rows(decayed_pointer + 2 * part, decayed(a, after, GATE), token, heads, t, keys, left, K)
                 store_rows(decayed_pointer + 3 * part, decayed(b, before, GATE), token, heads, t, keys, left, K)
+        if GATE != "none":
             tl.store(ends + program.to(tl.int64) * BK + keys, tl.exp2(tl.sum(g, 0) + tl.zeros([KB], tl.float32)))
         if GATE == "channel":
             q, k = q.to(tl.float32), k.to(tl.float32)
@@ -114,12 +129,12 @@ def scores_kernel(
             for level in tl.range(lowest, LEVELS):
                 _, _, pairs, into_q, into_b, into_k = level_decays(g, level, whole)
                 q_part, k_part = q * into_q, k * into_k
-                qk += tl.where(pairs, between(q_part, k_part, PRECISION), 0.0)
+                qk += tl.where(pairs, between(q_part, k_part, LEVEL_PRECISION), 0.0)
                 if RANK:
                     b_part, a_part = b * into_b, a * into_k
-                    qa += tl.where(pairs, between(q_part, a_part, PRECISION), 0.0)
-                    bk += tl.where(pairs, between(b_part, k_part, PRECISION), 0.0)
-                    ba += tl.where(pairs, between(b_part, a_part, PRECISION), 0.0)
+                    qa += tl.where(pairs, between(q_part, a_part, LEVEL_PRECISION), 0.0)
+                    bk += tl.where(pairs, between(b_part, k_part, LEVEL_PRECISION), 0.0)
+                    ba += tl.where(pairs, between(b_part, a_part, LEVEL_PRECISION), 0.0)
         else:
             qk += between(q, k, PRECISION)
             if RANK:
@@ -132,8 +147,9 @@ def scores_kernel(
         if RANK:
             qa, bk, ba = qa * into_q, bk * into_b, ba * into_b
     scores += program.to(tl.int64) * ((4 if RANK else 1) * T * T) + t[:, None] * T + t[None, :]
-    tl.store(scores, qk)
+    tl.store(scores, qk.to(scores.dtype.element_ty))
     if RANK:
-        tl.store(scores + T * T, qa)
-        tl.store(scores + 2 * T * T, bk)
-        tl.store(scores + 3 * T * T, inverse(ba, LEVELS))
+        tl.store(scores + T * T, qa.to(scores.dtype.element_ty))
+        tl.store(scores + 2 * T * T, bk.to(scores.dtype.element_ty))
+        solved = inverse(ba, LEVELS, "tf32" if PRECISION == "bf16" else "tf32x3")
+        tl.store(scores + 3 * T * T, solved.to(scores.dtype.element_ty))

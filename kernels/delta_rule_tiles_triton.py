@@ -20,7 +20,7 @@ Tokens beyond the end are zero, g too, which leaves the state as it is. Operands
 import triton
 import triton.language as tl
 
-from .taylor_tiles import load_tile
+from .taylor_tiles import load_tile, operand
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MILD = tl.constexpr(60.0)
@@ -50,6 +50,22 @@ def product(x, y, accumulator, PRECISION: tl.constexpr):
         parts = tl.dot(x_high, y_low, parts, input_precision="tf32")
         return accumulator + tl.dot(x_high, y_high, parts, input_precision="tf32")
     return tl.dot(x, y, accumulator, input_precision="tf32")
+
+
+@triton.jit
+def two_halves(x):
+    """float32 as a sum of two bfloat16 numbers: 16 bits of it."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def fine_product(x, y, accumulator, PRECISION: tl.constexpr):
+    """accumulator + x y for a float32 x and an operand y. "bf16" takes x as two numbers, 16 bits of it."""
+    if PRECISION == "bf16":
+        high, low = two_halves(x)
+        return tl.dot(high, y, tl.dot(low, y, accumulator))
+    return product(operand(x, PRECISION), y, accumulator, PRECISION)
 
 
 @triton.jit
@@ -128,6 +144,20 @@ def first_level(g, LEVELS: tl.constexpr):
     """(the first level to take, the token from which on it takes all pairs: the first one or none)."""
     mild = tl.min(tl.sum(g, 0), 0) + MILD > 0.0
     return tl.where(mild, LEVELS - 1, 0), tl.where(mild, 0, g.shape[0])
+
+
+@triton.jit
+def is_mild(ends, BK: tl.constexpr):
+    """Whether no channel of the chunk with these decays over all of it has less than 2^(-2 MILD) left."""
+    return tl.min(tl.load(ends + tl.arange(0, BK)), 0) > tl.exp2(-2.0 * MILD)
+
+
+@triton.jit
+def takes(ends, BK: tl.constexpr, STRONG: tl.constexpr):
+    """Whether a kernel of any decays has a chunk to take: with STRONG, only if it is not mild."""
+    if STRONG:
+        return not is_mild(ends, BK)
+    return True
 
 
 @triton.jit

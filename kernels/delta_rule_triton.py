@@ -9,13 +9,15 @@ operations on vector units forward, one step after the other, each thread readin
 over threads for every number of dq, dk, da and db. In chunks of T = 16, 8 K V + 8 T (K + V) = 49 thousand are products
 for the matrix units (in float32 three times as many), a sixteenth of the steps wait for each other, and all but the
 walks takes every chunk at once. More tokens a chunk would have the quadratic part and the inverse pass the rest; fewer
-states would be kept: 8 K V / T = 2 kB a token in float32, next to 1.5 kB of inputs and output and, with decays, 1 kB of
-q^, k^, a^ and b^.
+states would be kept: 8 K V / T = 2 kB a token in float32, next to 1.5 kB of inputs and output and, with decays of
+channels, 1 kB of q^, k^, a^ and b^.
 
-All arithmetic is in float32. bfloat16 inputs are products of tf32, which holds them exactly, for what is made of them
-(scores, inverses, states) must not be rounded to 8 bits; float16 and float32 with
-torch.get_float32_matmul_precision() = "highest" keep float32's accuracy (three products), other float32 takes tf32.
-Launch shapes are fixed by the widths, never tuned at run time.
+All sums are in float32. float16 and float32 with torch.get_float32_matmul_precision() = "highest" keep float32's
+accuracy (three products), other float32 takes tf32. bfloat16 inputs take chunks of 32 tokens (512 bytes of states a
+token) and products of bfloat16, exact for the inputs themselves. What is made of them and rounded once more costs as
+much as rounding the outputs; where more than one such rounding would meet (u and p, and what they are made of and give
+to the states and to da and db), one factor is two numbers of bfloat16, and with decays of channels scores are products
+of tf32. Launch shapes are fixed by the widths, never tuned at run time.
 """
 
 # mypy: allow-untyped-defs
@@ -29,13 +31,13 @@ from torch import Tensor
 from .delta_rule_backward_triton import reverse_kernel
 from .delta_rule_forward_triton import output_kernel
 from .delta_rule_gradient_triton import gradient_kernel
+from .delta_rule_mild_triton import mild_gradient_kernel, mild_scores_kernel
 from .delta_rule_scores_triton import scores_kernel
 from .dense_rows import dense_rows
 from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The widest keys, and tokens of a chunk (a power of two).
-WIDEST, CHUNK = 128, 16
+WIDEST = 128  # keys
 
 
 def unsupported(
@@ -69,8 +71,20 @@ def _padded(width: int) -> int:
 
 def precision_of(dtype: torch.dtype) -> str:
     """What operands are rounded to, see `taylor_tiles`. float16 keeps more digits than one product of tf32 would."""
+    if dtype == torch.bfloat16:
+        return "bf16"
     exact = dtype == torch.float16 or (dtype == torch.float32 and float32_precision() == "highest")
     return "tf32x3" if exact else "tf32"
+
+
+def chunk_tokens(dtype: torch.dtype) -> int:
+    """Tokens of a chunk, a power of two."""
+    return 32 if dtype == torch.bfloat16 else 16
+
+
+def level_precision(precision: str) -> str:
+    """Of products of decayed rows: rounded to 8 bits before and once more after, scores would lose too much."""
+    return "tf32" if precision == "bf16" else precision
 
 
 def launch_shape(widths: dict[str, int]) -> dict[str, int]:
@@ -81,9 +95,9 @@ def launch_shape(widths: dict[str, int]) -> dict[str, int]:
     return {"num_warps": widths["BV"] // 16, "num_stages": 2}
 
 
-def value_block(keys: int) -> int:
-    """Values of a walk's program. Wider states take the matrix units' products of 64 rows, with less in registers."""
-    return 64 if keys > 64 else 32
+def value_block(keys: int, dtype: torch.dtype) -> int:
+    """Values of a walk's program. 64 are rows of the matrix units' warpgroup products, with less in registers."""
+    return 64 if keys > 64 or dtype == torch.bfloat16 else 32
 
 
 class _Inputs(NamedTuple):
@@ -101,21 +115,26 @@ class _Inputs(NamedTuple):
     def widths(self) -> dict[str, int]:
         """K, V and what they are padded to: BK, and VP in blocks of BV."""
         keys, values = self.q.shape[-1], self.v.shape[-1]
-        block = min(value_block(keys), _padded(values))
+        block = min(value_block(keys, self.v.dtype), _padded(values))
         return {"K": keys, "V": values, "BK": _padded(keys), "BV": block, "VP": triton.cdiv(values, block) * block}
 
     @property
     def flags(self) -> dict[str, Any]:
         gate = "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
-        even = self.q.shape[1] % CHUNK == 0
+        even = self.q.shape[1] % self.tokens == 0
         precision = precision_of(self.v.dtype)
-        return {"T": CHUNK, "EVEN": even, "GATE": gate, "RANK": self.a is not None, "PRECISION": precision}
+        return {"T": self.tokens, "EVEN": even, "GATE": gate, "RANK": self.a is not None, "PRECISION": precision}
+
+    @property
+    def tokens(self) -> int:
+        """Of a chunk."""
+        return chunk_tokens(self.v.dtype)
 
     @property
     def chunks(self) -> int:
         """Of all sequences and heads."""
         batch, length, heads = self.q.shape[:3]
-        return batch * heads * triton.cdiv(length, CHUNK)
+        return batch * heads * triton.cdiv(length, self.tokens)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -139,18 +158,24 @@ def _inputs(q, k, v, a, b, g, initial) -> _Inputs:
 def _walk_shape(inputs: _Inputs) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and constants of a walk."""
     widths, flags = inputs.widths, inputs.flags
-    decays = flags.pop("GATE") != "none"
     programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
-    return (programs,), {**widths, **flags, **launch_shape(widths), "DECAYS": decays}
+    return (programs,), {**widths, **flags, **launch_shape(widths)}
 
 
 def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
-    """The inputs with q^, k^, a^ and b^ for q, k, a and b where there are decays."""
-    return inputs if inputs.g is None else inputs._replace(**dict(zip("qkab", decayed, strict=False)))
+    """The inputs with q^, k^, a^ and b^ for q, k, a and b where there are decays of channels."""
+    if inputs.flags["GATE"] != "channel":
+        return inputs
+    return inputs._replace(**dict(zip("qkab", decayed, strict=False)))
 
 
-def chunk_tile(kernel: str, widths: dict[str, int], gate: str) -> dict[str, int]:
+def chunk_tile(kernel: str, widths: dict[str, int], gate: str, precision: str) -> dict[str, int]:
     """Keys and values at a time, and warps, of a kernel that takes all chunks at once: "scores" or "gradient"."""
+    if precision == "bf16":
+        # With decays of channels these are the chunks that are not mild: few, and many instructions for each number.
+        keys, values = (16, 32) if gate == "channel" else (64, 64)
+        tile = {"KB": min(keys, widths["BK"]), "num_warps": 4, "num_stages": 1}
+        return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
     keys, values, warps, stages = 32 if gate == "none" else 16, 16, 1, 1
     if kernel == "gradient" and gate != "channel":  # fewer instructions for each number of a state
         keys, values, warps, stages = 32, 32, 2, 2
@@ -158,10 +183,31 @@ def chunk_tile(kernel: str, widths: dict[str, int], gate: str) -> dict[str, int]
     return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
 
 
-def _chunk_shape(inputs: _Inputs, kernel: str) -> dict[str, Any]:
-    """Constants of a kernel that takes all chunks at once."""
-    flags = inputs.flags
-    return {"LEVELS": CHUNK.bit_length() - 1, **flags, **chunk_tile(kernel, inputs.widths, flags["GATE"])}
+def _chunk_launches(inputs: _Inputs, name: str) -> list[tuple[Any, dict[str, Any]]]:
+    """The kernels that take all chunks at once, "scores" or "gradient", and their constants, in the order of launches.
+
+    With decays of channels and bfloat16 those of mild chunks first, then the others'.
+    """
+    flags, levels = inputs.flags, inputs.tokens.bit_length() - 1
+    gate, precision = flags["GATE"], flags["PRECISION"]
+    split = gate == "channel" and precision == "bf16"
+    constants = {"LEVELS": levels, "LEVEL_PRECISION": level_precision(precision), **flags}
+    every = constants | {"STRONG": split} | chunk_tile(name, inputs.widths, gate, precision)
+    if not split:
+        return [(scores_kernel if name == "scores" else gradient_kernel, every)]
+    del constants["GATE"]
+    if name == "scores":
+        return [(mild_scores_kernel, constants | mild_tile(name, inputs.widths)), (scores_kernel, every)]
+    del constants["LEVELS"]
+    return [(mild_gradient_kernel, constants | mild_tile(name, inputs.widths)), (gradient_kernel, every)]
+
+
+def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
+    """`chunk_tile` of the kernels of mild chunks: all keys at once, but for what the scores of wide ones spill."""
+    wide = widths["BK"] > 64
+    if kernel == "scores":
+        return {"KB": 32 if wide else widths["BK"], "num_warps": 4, "num_stages": 1}
+    return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": 8 if wide else 4, "num_stages": 1}
 
 
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())
@@ -185,14 +231,15 @@ def forward(
     y, final, scores, kept, inner, decayed, ends = outputs
     initial = y if inputs.initial is None else inputs.initial
     widths = inputs.widths
-    scores_kernel[(inputs.chunks,)](
-        *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
-        q.numel(), K=widths["K"], BK=widths["BK"], **_chunk_shape(inputs, "scores"),
-    )  # fmt: skip
+    for kernel, constants in _chunk_launches(inputs, "scores"):
+        kernel[(inputs.chunks,)](
+            *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
+            q.numel(), K=widths["K"], BK=widths["BK"], **constants,
+        )  # fmt: skip
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
-        *walked.pointers("qkvab"), scores, ends, y, initial, final, kept, inner,
+        *walked.pointers("qkvab"), scores, decayed, ends, y, initial, final, kept, inner,
         *walked.strides("qkvab"), *inputs.sizes,
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
@@ -226,15 +273,15 @@ def backward(
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
-        *walked.pointers("qkab"), dy, scores, ends, dv, last, dstate, asked, outer,
+        *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, outer,
         *walked.strides("qkab"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
-    gradient_kernel[(inputs.chunks,)](
-        *inputs.pointers("qkvabg"), dy, scores, kept, asked, inner, outer, dq, dk, da, db, dg,
-        *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"],
-        **(widths | _chunk_shape(inputs, "gradient")),
-    )  # fmt: skip
+    for kernel, constants in _chunk_launches(inputs, "gradient"):
+        kernel[(inputs.chunks,)](
+            *inputs.pointers("qkvabg"), dy, ends, kept, asked, inner, outer, dq, dk, da, db, dg,
+            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], **(widths | constants),
+        )  # fmt: skip
     return grads
 
 
@@ -242,16 +289,21 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     v, widths = inputs.v, inputs.widths
     batch, _, heads, values = v.shape
     matrices, decays = 1 if inputs.a is None else 4, inputs.g is not None
-    kept_dtype = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
-    kept = v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,), dtype=kept_dtype)
+    operands = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32  # of products, as they are read
     shapes = (
         (batch, heads, widths["K"], values) if state else (0,),
-        (inputs.chunks, matrices, CHUNK, CHUNK),
         v.shape if keep and inputs.a is not None else (0,),
-        (2 if inputs.a is None else 4, *inputs.q.shape) if decays else (0,),
         (inputs.chunks, widths["BK"]) if decays else (0,),
+        (inputs.chunks, matrices, inputs.tokens, inputs.tokens),
+        (inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,),
     )
-    final, scores, inner, decayed, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    final, inner, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes[:3])
+    scores, kept = (v.new_empty(shape, dtype=operands) for shape in shapes[3:])
+    if inputs.flags["GATE"] == "head":
+        decayed = v.new_empty((inputs.chunks, 3, inputs.tokens), dtype=torch.float32)
+    else:
+        shape = (2 if inputs.a is None else 4, *inputs.q.shape) if decays else (0,)
+        decayed = v.new_empty(shape, dtype=operands)
     return [v.new_empty(v.shape), final, scores, kept, inner, decayed, ends]
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import gated_linear_attention, gated_linear_attention_step
+from basedbench.kernels import gated_linear_attention, gated_linear_attention_step, linear
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.head_norm import GatedHeadNorm
@@ -68,7 +68,7 @@ class GLA(Mixer):
     def _project(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v side by side, the output gate's logits, and the logarithms of the decays (..., H, K)."""
         qkv_xE, gate_xE, low_xR = self.in_proj(x_xD).split(self.in_widths, -1)
-        logits_xE = self.decay_proj(low_xR)
+        logits_xE = linear(low_xR, self.decay_proj.weight, self.decay_proj.bias)
         g_xE = F.logsigmoid(logits_xE.to(accumulator_dtype(logits_xE.dtype))) / GATE_NORMALISER
         return qkv_xE, gate_xE, self._heads(g_xE)
 

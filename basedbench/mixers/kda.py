@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from basedbench.kernels import linear
 from basedbench.kernels.head_norm import Activation
 from basedbench.mixers.delta import DeltaMixer, DeltaOptions
 from basedbench.mixers.mamba import step_size_bias
@@ -55,4 +56,4 @@ class KDA(DeltaMixer):
         return self.decay_proj(further[0]), self.A_log, self.dt_bias
 
     def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
-        return self.gate_proj(further[1]), "sigmoid"
+        return linear(further[1], self.gate_proj.weight, self.gate_proj.bias), "sigmoid"

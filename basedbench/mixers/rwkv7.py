@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import delta_rule, delta_rule_step, head_norm, rwkv7_inputs, token_shift
+from basedbench.kernels import delta_rule, delta_rule_step, head_norm, linear, rwkv7_inputs, token_shift
 from basedbench.kernels.precision import product_dtype
 from basedbench.kernels.token_shift import mixed
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype
@@ -53,7 +53,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
-        return self.up(x if self.activation is None else self.activation(x))
+        x = x if self.activation is None else self.activation(x)
+        return self.up(x) if self.up.bias is None else linear(x, self.up.weight, self.up.bias)
 
 
 class _Token(NamedTuple):
@@ -163,9 +164,9 @@ class RWKV7(Mixer):
                 nn.init.zeros_(vector)
             return
         self._initialise_vectors(layers)
-        for linear, scale in ((self.r_proj, 0.5), (self.k_proj, 0.05), (self.v_proj, 0.5), (self.out_proj, 0.0)):
+        for projection, scale in ((self.r_proj, 0.5), (self.k_proj, 0.05), (self.v_proj, 0.5), (self.out_proj, 0.0)):
             bound = scale / math.sqrt(self.d_model)
-            nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.uniform_(projection.weight, -bound, bound)
         for lora in (self.w_lora, self.a_lora, self.g_lora):
             nn.init.zeros_(lora.down.weight)
             wide = max(1.0, lora.up.in_features / lora.up.out_features)

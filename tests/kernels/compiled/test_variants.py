@@ -17,13 +17,16 @@ ROOT = Path(__file__).parents[3]
 # three parts of tf32, which fp32 and fp16 take, hold each operand three times: they are not what is timed.
 STACK_LIMITS = {"bf16": 128, "fp16": 2048, "fp32": 2048}
 SHARED_LIMIT = 232448  # bytes that one program can have on Hopper: beyond it the launch fails
-# Kernels known to need more: work left to do (docs/log/ssd.md, docs/log/taylor_attention.md). A larger number here is a
-# regression unless it was measured to be faster.
+# Kernels known to need more: work left to do (docs/log/ssd.md, docs/log/taylor_attention.md, docs/log/mixers.md). A
+# larger number here is a regression unless it was measured to be faster.
 KNOWN_STACKS = {
     ("ssd", "gradient_kernel", "bf16"): 632,
     ("ssd", "output_kernel", "bf16"): 216,
     ("ssd", "gradient_kernel", "fp32"): 9304,
     ("ssd", "output_kernel", "fp32"): 2672,
+    ("delta_rule", "mild_gradient_kernel", "bf16"): 632,  # 248 with keys of 64
+    ("delta_rule", "scores_kernel", "bf16"): 248,  # this and the next: chunks with strong decays of channels, few
+    ("delta_rule", "gradient_kernel", "bf16"): 608,
     ("implicit_filter", "network_gradient_kernel", "bf16"): 192,  # sines of large arguments have a table there
     ("linear_attention", "block_kernel", "bf16"): 136,  # the gradient of 256 features at once
     ("taylor_attention", "query_sweep_kernel", "bf16"): 296,

@@ -13,6 +13,7 @@ from torch import Tensor
 from basedbench.kernels import delta_rule_triton as triton_form
 from basedbench.kernels.delta_rule_step_triton import step
 from basedbench.kernels.delta_rule_step_triton import unsupported as step_unsupported
+from tests.kernels.interpreted_bfloat16 import repaired
 
 # The package has a function of the module's name.
 reference = importlib.import_module("basedbench.kernels.delta_rule").reference
@@ -36,6 +37,16 @@ def poisoned_memory(device):
     """Freed memory full of NaN: what is read before it is written shows."""
     freed = [torch.full((size,), float("nan"), device=device) for size in (1 << 10, 1 << 16, 1 << 22)]
     del freed
+
+
+@pytest.fixture
+def bfloat16(device):
+    """What the interpreter makes of bfloat16 otherwise is not what a GPU does."""
+    if device.type == "cuda":
+        yield
+        return
+    with repaired():
+        yield
 
 
 def naive(q, k, v, a, b, g, *, initial_state=None, return_state=True) -> tuple[Tensor, Tensor]:
@@ -135,9 +146,28 @@ def test_gated_linear_attention(randn, device, shape):
 @pytest.mark.parametrize(
     "shape", [(33, 1, 32, 16, "channel"), (17, 2, 16, 48, "head"), (20, 1, 48, 16, "none")], ids=str
 )
-def test_half_precision(randn, device, dtypes, shape):
-    for dtype in dtypes[1:]:
-        compare(randn, inputs(randn, device, dtype, *shape))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(randn, device, bfloat16, dtype, shape):
+    compare(randn, inputs(randn, device, dtype, *shape))
+
+
+@pytest.mark.parametrize("decays", ["none", "head", "channel"])
+def test_several_chunks_in_bfloat16(randn, device, bfloat16, decays):
+    tensors = inputs(randn, device, torch.bfloat16, 100, 1, 64, 64, decays)
+    compare(randn, tensors)
+    if decays != "none":
+        compare(randn, [*tensors[:3], None, None, *tensors[5:]])
+
+
+@pytest.mark.parametrize("decays", ["head", "channel"])
+def test_mild_and_strong_chunks_in_bfloat16(randn, device, bfloat16, decays):
+    """The first chunk is mild; the second has tokens and channels that lose everything, the third a -inf besides."""
+    tensors = inputs(randn, device, torch.bfloat16, 96, 1, 16, 16, decays)
+    g = tensors[5]
+    g[:, 35:64:7] -= 20
+    g[:, 50:54, :, ::2] -= 1000
+    g[:, 70, :, ::3] = float("-inf")
+    compare(randn, tensors)
 
 
 @pytest.mark.parametrize("decays", ["head", "channel"])
