@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,25 @@ def test_two_revisions_in_one_folder(run_cli: RunCli, folders: tuple[Path, Path]
     outcome = run_cli("compare", a, f"{a}@cccc")
     assert outcome.exit_code == 2
     assert "no throughput rows of commit 'cccc'" in outcome.stderr
+
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+
+
+def test_the_comparison_in_the_readme_is_what_the_committed_rows_give(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REFERENCE.parents[1])
+    readme = Path("README.md").read_text().split("<!-- compare:begin -->")[1].split("<!-- compare:end -->")[0]
+    command, *shown = [line.strip() for line in readme.splitlines() if line.strip()]
+    outcome = run_cli(*shlex.split(command)[2:])
+    assert [" ".join(line.split()) for line in outcome.output.splitlines() if line.strip()] == [
+        " ".join(line.split()) for line in shown
+    ]
+
+
+def test_two_runs_of_the_same_code_on_one_gpu_are_the_same_in_98_of_100_cases(run_cli: RunCli) -> None:
+    folders = (REFERENCE / "steady" / name for name in ("first", "second"))
+    verdicts = [case["verdict"] for case in json.loads(run_cli("compare", *folders, "--json").stdout)["pairs"]]
+    assert len(verdicts) == 100
+    assert sum(verdict in ("SAME", "UNCLEAR") for verdict in verdicts) >= 98
