@@ -7,6 +7,7 @@ is taken. What fails here fails again in the case's own worker, which then says 
 cache that holds the kernels.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -140,6 +141,8 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     from basedbench.plugins import load_plugins
 
     torch.set_num_threads(1)
+    # What peers would keep of tuning beside other processes is not what is best with the device to themselves.
+    os.environ |= {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
     if device != "cpu":
         torch.cuda.set_device(device)
     load_plugins(plugins)

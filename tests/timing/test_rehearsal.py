@@ -1,9 +1,11 @@
 """Calling cases once in processes beside each other: all are called, and no failure ends it."""
 
+import os
 from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
+import torch
 
 from basedbench.config.throughput import Case, MeasureSection
 from basedbench.store import fingerprint
@@ -21,6 +23,15 @@ def test_every_case_is_called_and_failures_are_passed_over() -> None:
     cases = [make_case(name, length=length) for length in (8, 24) for name in ("good", "dies", "raises", "good")]
     failures = rehearse(cases, "cpu", MEASURE, [PLUGIN], processes=2)
     assert sorted(failure.status for failure in failures) == ["crashed", "crashed", "runtime_error", "runtime_error"]
+
+
+def test_no_tuning_is_kept_of_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is shared there; what peers keep on disk would stand in for tuning where they are timed."""
+    for name in ("FLA_CACHE_RESULTS", "TRITON_CACHE_AUTOTUNING"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    rehearsal._set_up("cpu", [])
+    assert os.environ["FLA_CACHE_RESULTS"] == os.environ["TRITON_CACHE_AUTOTUNING"] == "0"
 
 
 def test_nothing_to_do() -> None:
