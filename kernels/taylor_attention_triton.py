@@ -232,6 +232,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     q, k, v, initial_state, _, ctx.precision = inputs
     y, inverse, state = output
     ctx.mark_non_differentiable(inverse, state)
+    ctx.set_materialize_grads(False)  # otherwise zeros for them would be written
     ctx.save_for_backward(q, k, v, initial_state, y, inverse)
 
 
