@@ -3,6 +3,7 @@
 from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
 from .attention_decode import attention_decode
+from .base_conv import base_conv
 from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
@@ -39,6 +40,7 @@ __all__ = [
     "adamw_step",
     "add_layer_norm",
     "attention_decode",
+    "base_conv",
     "block_boundary",
     "cache_append",
     "conv_gate",

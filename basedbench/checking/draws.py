@@ -219,6 +219,18 @@ def conv_gate(source: Source) -> Arguments:
     return {"x_BLE": source.rows(2 * channels)} | parameters
 
 
+def base_conv(source: Source) -> Arguments:
+    """u, the gate's product and bias, a filter and its bias."""
+    channels, taps = source.size["D"], source.size["W"]
+    return {
+        "u_BLD": source.rows(channels),
+        "gate_weight_DD": source.normal(channels, channels) * channels**-0.5,
+        "gate_bias_D": source.normal(channels),
+        "weight_DW": source.normal(channels, taps),
+        "bias_D": source.normal(channels),
+    }
+
+
 def gated_conv(source: Source) -> Arguments:
     """u and its gate, a filter and two biases."""
     channels, taps = source.size["D"], source.size["W"]

@@ -14,6 +14,7 @@ from basedbench.checking.problems import Problem
 from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
 from basedbench.kernels.attention_decode import reference as decode_reference
+from basedbench.kernels.base_conv import reference as base_conv_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.cache_append import reference as append_reference
 from basedbench.kernels.conv_gate import reference as conv_gate_reference
@@ -102,6 +103,7 @@ FORMS: dict[str, Form] = {
     "selective_ssm": Form(draws.selective_ssm, kernels.selective_ssm, ssm_reference),
     "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
+    "base_conv": Form(draws.base_conv, kernels.base_conv, base_conv_reference),
     "gated_conv": Form(draws.gated_conv, kernels.gated_conv, gated_conv_reference),
     "plane_conv": Form(draws.plane_conv, kernels.plane_conv, plane_conv_reference),
     "shift_filter": Form(draws.shift_filter, kernels.shift_filter, shift_filter_reference),

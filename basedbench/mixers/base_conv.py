@@ -13,11 +13,10 @@ State: the last kernel_size - 1 inputs.
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import gated_conv
+from basedbench.kernels import base_conv
 from basedbench.mixers.base import Mixer, MixerOptions, State
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -41,8 +40,8 @@ class BaseConv(Mixer):
         self.proj = nn.Linear(d_model, d_model)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        gate_BLD = F.linear(x_BLD, self.proj.weight)
-        return gated_conv(x_BLD, gate_BLD, self.conv.weight, cast(Tensor, self.conv.bias), self.proj.bias)
+        gate, conv = self.proj, self.conv
+        return base_conv(x_BLD, gate.weight, gate.bias, conv.weight, cast(Tensor, conv.bias))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         y_BLD, state_BDS = self.conv.prefill(x_BLD)

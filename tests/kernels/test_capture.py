@@ -61,6 +61,7 @@ PARALLEL = {
         lambda dt, A, w, B, C: kernels.diagonal_filter(dt - 4, A, w, B, C, L),
         [(D,), (D, N), (D, N), (D, N, 2), (D, N, 2)],
     ),
+    "base_conv": (kernels.base_conv, [(B, L, D), (D, D), (D,), (D, 3), (D,)]),
     "plane_conv": (kernels.plane_conv, [(B, L, D), (D,), (D, 3), (D,)]),
     "shift_filter": (kernels.shift_filter, [(D, N), (D, N)]),
     "long_conv": (kernels.long_conv, [(B, L, D), (L, D)]),
