@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .delta_inputs import EPS
+from .exponentials_triton import LOG2E, sigmoid
 from .head_rows_triton import TILE, WIDEST, flat_rows, head_vector, load_rows, store_rows, unit_gradient, unit_scale
 from .partial_sums_triton import sum_parts
-from .sigmoid_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import softplus
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -11,17 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .exponentials_triton import exponential
+
 TAPS = 32  # of a tile
-LOG2_E = tl.constexpr(1.4426950408889634)
-ROUNDS = tl.constexpr(12582912.0)  # 1.5 2^23: added and taken away, it leaves a whole number
-
-
-@triton.jit
-def _exponential(x):
-    """exp(x) as 2^n exp(x - n log(2)): rounding x log2(e) alone would be an error that grows with x."""
-    n = (x * LOG2_E + ROUNDS) - ROUNDS
-    rest = (x - n * 0.693359375) + n * 2.12194440054690583e-4  # log(2) in two parts, products with the first are exact
-    return tl.exp2(n) * tl.exp2(rest * LOG2_E)
 
 
 @triton.jit
@@ -54,8 +46,8 @@ def _constants(log_dt, A_log, A_imag, B, C, h, modes, M: tl.constexpr, BLOCK_M: 
     """Of a filter: dt, x, 1 / (1 - x), p, B, C and the gain, zero beyond the last mode."""
     m = tl.arange(0, BLOCK_M)
     at, there = h * M + m, m < modes
-    dt = _exponential(tl.load(log_dt + h).to(tl.float32))
-    x_re = -_exponential(tl.load(A_log + at, mask=there, other=0.0).to(tl.float32)) * (dt / 2)
+    dt = exponential(tl.load(log_dt + h).to(tl.float32), 0.0)
+    x_re = -exponential(tl.load(A_log + at, mask=there, other=0.0).to(tl.float32), 0.0) * (dt / 2)
     x_im = tl.load(A_imag + at, mask=there, other=0.0).to(tl.float32) * (dt / 2)
     size = (1 - x_re) * (1 - x_re) + x_im * x_im
     u_re, u_im = (1 - x_re) / size, x_im / size

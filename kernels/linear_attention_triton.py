@@ -19,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .dense_rows import dense_rows
+from .dense_rows import dense_rows, either
 from .linear_attention_block_triton import block_kernel
 from .linear_attention_states_triton import running_kernel, sum_kernel
 from .linear_attention_walk_triton import walk_kernel
@@ -138,11 +138,6 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
-def _or(part: Tensor | None, other: Tensor) -> Tensor:
-    """A pointer that is not read stands for what is missing."""
-    return other if part is None else part
-
-
 def _states(
     call: _Call, x: Tensor, v: Tensor, inverse: Tensor, delta: Tensor, initial: Tensor | None, last: Tensor | None, *,
     reverse: bool, precision: str,
@@ -156,13 +151,13 @@ def _states(
     sizes = call.length, heads, segment, segments
     programs = call.sequences * segments * (padded_k // block_k) * (padded_v // block_v)
     sum_kernel[(programs,)](
-        x, v, inverse, delta, _or(call.rates, sums), sums, *_strides(x, v), *sizes, call.scale,
+        x, v, inverse, delta, either(call.rates, sums), sums, *_strides(x, v), *sizes, call.scale,
         K=keys, V=values, BK=padded_k, KB=block_k, BV=padded_v, VB=block_v, REVERSE=reverse, MAP=call.feature_map,
         NORMALISE=call.normalise, DECAY=call.rates is not None, PRECISION=precision,
         EVEN=call.length % shape["T"] == 0, **shape,
     )  # fmt: skip
     running_kernel[(call.sequences, triton.cdiv(keys * columns, 512))](
-        sums, _or(initial, sums), _or(last, sums), _or(call.rates, sums), *sizes,
+        sums, either(initial, sums), either(last, sums), either(call.rates, sums), *sizes,
         ENTRIES=keys * columns, REVERSE=reverse, DECAY=call.rates is not None, INITIAL=initial is not None,
         LAST=last is not None, BLOCK=512, num_warps=4,
     )  # fmt: skip
@@ -184,14 +179,14 @@ def _launch(
         "STATE": states is not None, "NORMALISE": call.normalise, "DECAY": call.rates is not None,
         "PRECISION": precision, "SCORES": "tf32" if mixed else precision,
     }  # fmt: skip
-    pointers = (inverse, delta, _or(call.rates, inverse), _or(states, inverse))
+    pointers = (inverse, delta, either(call.rates, inverse), either(states, inverse))
     segment, segments = call.segments
     sizes = (*_strides(*tensors), call.length, heads, segment, segments, call.scale)
     if call.walks:
         (padded_x, _), (padded_z, block_z) = block_of(x.shape[-1], 128), block_of(z.shape[-1], 64)
         shape = launch_shape("walk", padded_x, call.precision)
         walk_kernel[(call.sequences * segments * (padded_z // block_z),)](
-            *tensors, out, *pointers, _or(last, inverse), *sizes, **flags, EVEN=call.length % shape["T"] == 0,
+            *tensors, out, *pointers, either(last, inverse), *sizes, **flags, EVEN=call.length % shape["T"] == 0,
             BX=padded_x, BZ=padded_z, ZB=block_z, LAST=last is not None, **shape,
         )  # fmt: skip
         return

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .delta_inputs import EPS, RWKV7_DECAY
 from .delta_inputs_triton import PROGRAMS, unsupported
+from .exponentials_triton import sigmoid
 from .head_rows_triton import TILE, flat_rows, head_vector, load_rows, store_rows, unit_gradient, unit_scale
 from .partial_sums_triton import sum_parts
-from .sigmoid_triton import sigmoid
 
 __all__ = ["rwkv7_inputs", "unsupported"]
 

@@ -5,7 +5,8 @@
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .exponentials_triton import LOG2E
+
 CENTRE = tl.constexpr(1.55e-8)  # 0.18 of 2^-24, in powers of two: by so much the hardware's exp2 is low on average
 RECIPROCAL = tl.constexpr("rcp.approx.ftz.f32 $0, $1;")
 

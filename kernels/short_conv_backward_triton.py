@@ -10,6 +10,7 @@ once, but for the few behind a segment. Sums for the parameters stay in register
 import triton
 import triton.language as tl
 
+from .exponentials_triton import sigmoid
 from .short_conv_tiles_triton import (
     GROUP,
     channel_bias,
@@ -20,7 +21,6 @@ from .short_conv_tiles_triton import (
     place,
     store_group,
 )
-from .sigmoid_triton import sigmoid
 
 
 @triton.jit

@@ -8,6 +8,7 @@ GATED multiplies the convolution by a gate, RESIDUAL adds a bias to that gate an
 import triton
 import triton.language as tl
 
+from .exponentials_triton import sigmoid
 from .short_conv_tiles_triton import (
     GROUP,
     channel_bias,
@@ -18,7 +19,6 @@ from .short_conv_tiles_triton import (
     place,
     store_group,
 )
-from .sigmoid_triton import sigmoid
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .dense_rows import dense_rows
+from .dense_rows import dense_rows, either
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -64,11 +64,6 @@ def _ahead(x: Tensor, gate: Tensor | None, unit: int) -> dict[str, int]:
     return {"AHEAD": AHEAD, "maxnreg": REGISTERS} if small else {"AHEAD": 1}
 
 
-def _or(part: Tensor | None, other: Tensor) -> Tensor:
-    """A pointer that is not read stands for what is missing."""
-    return other if part is None else part
-
-
 def _before(state: Tensor | None, x: Tensor) -> Tensor:
     """The inputs before the first; x, which may be a slice that nobody should copy, where there are none."""
     return x if state is None else state.contiguous()
@@ -94,9 +89,9 @@ def convolution(
         return y
     x, gate = dense_rows(x), dense_rows(gate)
     grid, tile, sizes = _tiles(x.shape)
-    strides, unit = _strides(x, _or(gate, x))
+    strides, unit = _strides(x, either(gate, x))
     conv_forward_kernel[grid](
-        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), y, *sizes, *strides, **tile,
+        x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), y, *sizes, *strides, **tile,
         UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
         GATED=gate is not None, RESIDUAL=gate_bias is not None, **_ahead(x, gate, unit),
     )  # fmt: skip
@@ -130,10 +125,10 @@ def launch_backward(
     grid, tile, sizes = _tiles(x.shape)
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
-    strides, unit = _strides(x, _or(gate, x), dx, dx if gate is None else dgate)
+    strides, unit = _strides(x, either(gate, x), dx, dx if gate is None else dgate)
     conv_backward_kernel[(programs, grid[1])](
         tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
-        x, _or(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
+        x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
         *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
         HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
         PIECES=len(dy), **_ahead(x, gate, min(unit, _strides(*dy)[1])),

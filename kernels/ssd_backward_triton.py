@@ -19,7 +19,7 @@ left of their difference would grow with the length.
 import triton
 import triton.language as tl
 
-from .sigmoid_triton import LOG2E, sigmoid
+from .exponentials_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import chunk_steps, last_of, load_scalar, load_steps
 from .taylor_tiles import load_tile, operand, product
 

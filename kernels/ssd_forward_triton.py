@@ -11,7 +11,7 @@ few, so is the sequence, and `ssd_states_triton` has summed the segments before.
 import triton
 import triton.language as tl
 
-from .sigmoid_triton import LOG2E, sigmoid
+from .exponentials_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import chunk_steps, last_of, load_scalar, load_steps, state_before, state_tile
 from .taylor_tiles import load_tile, operand, product
 

@@ -132,8 +132,3 @@ def dense_inputs(x, dt, A, B, C, D, z, bias, initial) -> Inputs:
     x, B, C, z = (dense_rows(part) for part in (x, B, C, z))
     A, D, bias, initial = (part if part is None else part.contiguous() for part in (A, D, bias, initial))
     return Inputs(x, dt, A, B, C, D, z, bias, initial)
-
-
-def either(part: Tensor | None, other: Tensor) -> Tensor:
-    """A pointer that is not read stands for what is missing."""
-    return other if part is None else part

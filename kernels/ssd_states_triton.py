@@ -13,7 +13,7 @@ began with nothing, a second one begins with the segments before.
 import triton
 import triton.language as tl
 
-from .sigmoid_triton import LOG2E
+from .exponentials_triton import LOG2E
 from .ssd_tiles_triton import chunk_steps, last_of, load_scalar, load_steps, state_before, state_tile
 from .taylor_tiles import load_tile, operand, product
 

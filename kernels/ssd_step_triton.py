@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .sigmoid_triton import LOG2E, sigmoid
+from .exponentials_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import load_scalar, softplus
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

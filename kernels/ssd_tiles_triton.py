@@ -12,7 +12,7 @@ Precision, operands and products are those of `taylor_tiles`.
 import triton
 import triton.language as tl
 
-from .sigmoid_triton import LOG2E
+from .exponentials_triton import LOG2E
 
 
 @triton.jit

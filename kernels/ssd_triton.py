@@ -16,9 +16,10 @@ import torch
 import triton
 from torch import Tensor
 
+from .dense_rows import either
 from .ssd_backward_triton import gate_kernel, gradient_kernel, parameter_kernel
 from .ssd_forward_triton import output_kernel
-from .ssd_plan import Inputs, Plan, dense_inputs, either, launch_shape, padded, plan_of
+from .ssd_plan import Inputs, Plan, dense_inputs, launch_shape, padded, plan_of
 from .ssd_states_triton import states_kernel
 from .ssd_walk import walk_back, walk_forward
 

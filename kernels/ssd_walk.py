@@ -13,9 +13,10 @@ import torch
 import triton
 from torch import Tensor
 
+from .dense_rows import either
 from .gluon_modules import gluon_module
 from .ssd_backward_triton import group_sums_kernel
-from .ssd_plan import Inputs, Plan, either
+from .ssd_plan import Inputs, Plan
 
 SUMMED = 2048  # numbers of a program that adds heads
 # Precisions in which what heads add to dB and dC passes through memory in 16 bits: of a chunk, over its largest number.

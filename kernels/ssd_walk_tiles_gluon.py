@@ -13,16 +13,16 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from . import sigmoid_triton, ssd_tiles_triton
+from . import exponentials_triton, ssd_tiles_triton
 
-LOG2E = sigmoid_triton.LOG2E
+LOG2E = exponentials_triton.LOG2E
 T = gl.constexpr(16)  # tokens of a chunk
 _MMA = gl.NVMMADistributedLayout([2, 0], [1, 1], [16, 8])
 MMA = gl.constexpr(_MMA)
 ROW, COLUMN = gl.constexpr(gl.SliceLayout(1, _MMA)), gl.constexpr(gl.SliceLayout(0, _MMA))  # of vectors
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [1], [0]))  # a token a lane, twice
 
-sigmoid, softplus = gluon.jit(sigmoid_triton.sigmoid.fn), gluon.jit(ssd_tiles_triton.softplus.fn)
+sigmoid, softplus = gluon.jit(exponentials_triton.sigmoid.fn), gluon.jit(ssd_tiles_triton.softplus.fn)
 load_scalar = gluon.jit(ssd_tiles_triton.load_scalar.fn)
 
 

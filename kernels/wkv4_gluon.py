@@ -26,9 +26,10 @@ length: ten seconds a kernel.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-LOG2_E = gl.constexpr(1.4426950408889634)
-ROUNDS = gl.constexpr(1.5 * 2**23)  # added and subtracted, it leaves a whole number
-CENTRE = gl.constexpr(6.88e-8)  # the hardware's exp2 is low by so much on average, in powers of two
+from . import exponentials_triton
+
+exponential = gluon.jit(exponentials_triton.exponential.fn)
+CENTRE = gl.constexpr(6.88e-8)  # in powers of two: the hardware's exp2 is low on average
 
 
 @gluon.constexpr_function
@@ -49,18 +50,10 @@ def load_tokens(pointer, start, L, d, inside, D: gl.constexpr, T: gl.constexpr):
 
 
 @gluon.jit
-def exponential(x):
-    """exp(x) for x <= 0, as 2^n exp(x - n log(2)): rounding x log2(e) would be an error that grows with x."""
-    x = gl.maximum(x, -128.0)  # whose exponential is 0 in float32; -inf has no parts
-    n = (x * LOG2_E + ROUNDS) - ROUNDS
-    rest = (x - n * 0.693359375) + n * 2.12194440054690583e-4  # log(2) in two parts, products with the first are exact
-    return gl.exp2(n) * gl.exp2(rest * LOG2_E + CENTRE)
-
-
-@gluon.jit
 def joined(m, e):
     """exp(m - M), exp(e - M) for M = max(m, e)."""
-    smaller = exponential(-gl.abs(m - e))
+    # exp(-128) is 0 in float32, and -inf has no parts.
+    smaller = exponential(gl.maximum(-gl.abs(m - e), -128.0), CENTRE)
     return gl.where(m >= e, 1.0, smaller), gl.where(m >= e, smaller, 1.0)
 
 
