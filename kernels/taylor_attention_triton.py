@@ -40,8 +40,6 @@ def unsupported(
     widest = 256 if v_BLHV.dtype == torch.bfloat16 else 128
     if key_dim % 8 or key_dim > 32 or value_dim > widest:
         return f"key width must be 8, 16, 24 or 32, value width at most {widest}"
-    if key_dim == 8 and (q_BLHK.shape[1] > QUADRATIC_LENGTH or initial_state is not None or state):
-        return "key width 8 needs a single segment: its gradients through states have been seen wrong on a GPU"
     if v_BLHV.numel() == 0:
         return "there is nothing to compute"
     states_differentiable = initial_state is not None and initial_state.requires_grad

@@ -173,7 +173,7 @@ def running_state_kernel(
             REVERSE, INITIAL, FINAL,
         )  # fmt: skip
     else:
-        places = start - ENTRIES + tl.arange(0, BLOCK)
+        places = start - tl.cdiv(ENTRIES, BLOCK) * BLOCK + tl.arange(0, BLOCK)
         feature, factor, exists, canonical = _packed_moment(places // BL, places % BL, K)
         offset = sequence * segments * (BL * BL)
         inside = places < BL * BL
