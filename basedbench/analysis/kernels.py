@@ -1,4 +1,4 @@
-"""The kernel table of the README: our kernels beside their best peer and the machine's ceilings, as Markdown."""
+"""The kernel tables: our kernels beside their best peer and the machine's ceilings, as Markdown."""
 
 import json
 from collections.abc import Hashable
@@ -48,16 +48,27 @@ def kernel_cases(frame: pd.DataFrame) -> pd.DataFrame:
     ).drop(columns="_order")
 
 
-def kernel_table(frame: pd.DataFrame | None) -> str:
-    """Markdown: a table for each GPU, or a sentence that there is nothing yet."""
+def kernel_table(frame: pd.DataFrame | None, *, largest: bool = False) -> str:
+    """Markdown: a table for each GPU, or a sentence that there is nothing yet.
+
+    `largest` keeps one row of each operator and mode: the case with the most work, of those that have a time.
+    """
     cases = None if frame is None else kernel_cases(frame[_on_a_gpu(frame)])
     if cases is None or cases.empty:
         return NOTHING
+    if largest:
+        cases = _largest(cases)
     parts = []
     for device, rows in cases.groupby("device_name", sort=False):
         lines = table(COLUMNS, [_cells(row) for row in rows.to_dict("records")])
         parts.append(f"{device}, suite `{SUITE}`, {_shared_dtype(rows)}:\n\n{lines}")
     return "\n\n".join(parts)
+
+
+def _largest(cases: pd.DataFrame) -> pd.DataFrame:
+    timed = cases[cases["status"] == "ok"]
+    most = timed.sort_values("flops", ascending=False, kind="stable").groupby(["device_name", "operator", "mode"])
+    return cases[cases.index.isin(most.head(1).index)]
 
 
 def _on_a_gpu(frame: pd.DataFrame) -> pd.Series:
@@ -78,9 +89,10 @@ def _cells(row: dict[Hashable, Any]) -> list[str]:
 
 
 def _shape(row: dict[Hashable, Any]) -> str:
-    """`B16 L2048 H16 K16 V64 window 64`; a decode step's length counts where it is a context."""
+    """`B16 L2048 H16 K16 V64 window 64`; a decode step's length counts where the step reads all of it."""
     letters = _LETTERS | _OWN_LETTERS.get(row["operator"], {})
-    names = [name for name in letters if not (row["mode"] == "decode" and name == "length")]
+    context = row["mode"] != "decode" or row["operator"] == "attention"
+    names = [name for name in letters if context or name != "length"]
     sizes = {name: int(row[name]) for name in names if not pd.isna(row[name])}  # floats beside rows of whole models
     axes = [f"{letters[name]}{size}" for name, size in sizes.items() if name in ("batch", "length") or size != 1]
     options = [f"{name} {value}" for name, value in _object(row["config"]).items() if value not in (None, 1)]

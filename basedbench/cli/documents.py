@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 GENERATION = ("published", "heads", "ratio", "memory", "prefill")  # sections of docs/TWENTYFOUR.md
 
 
-def kernels(results: Path) -> str:
+def kernels(results: Path, *, largest: bool = False) -> str:
     """Our kernels, the ceilings and the best peers."""
     from basedbench.analysis.kernels import kernel_table
 
-    return kernel_table(_rows(results, "throughput"))
+    return kernel_table(_rows(results, "throughput"), largest=largest)
 
 
 def published(results: Path) -> str:
@@ -48,6 +48,7 @@ def generation(section: str, results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
+    "largest-kernels": partial(kernels, largest=True),
     "published": published,
     "states": states,
     "parity": parity,

@@ -19,7 +19,7 @@ def row(contender: str, milliseconds: float = float("nan"), **changes: Any) -> d
         "suite": "kernels", "operator": "taylor_attention", "contender": contender, "mode": "fwd", "dtype": "bf16",
         "batch": 16, "length": 2048, "heads": 16, "key_dim": 16, "value_dim": 64, "config": "{}", "cache": "cold",
         "status": "ok", "median_ms": milliseconds, "ci_low_ms": 0.99 * milliseconds, "ci_high_ms": 1.01 * milliseconds,
-        "bandwidth_fraction": 0.5, "flops_fraction": 0.25, "device_name": "NVIDIA H200",
+        "flops": 1e9, "bandwidth_fraction": 0.5, "flops_fraction": 0.25, "device_name": "NVIDIA H200",
         "fingerprint": '{"gpu": "NVIDIA H200"}',
     } | changes  # fmt: skip
 
@@ -84,6 +84,17 @@ def test_options_are_part_of_the_shape() -> None:
     assert "| sliding_window | B16 L2048 H16 K16 V64 window 64 |" in kernel_table(frame)
 
 
+def test_the_largest_case_of_each_operator_and_mode() -> None:
+    cases = [
+        row("ours", 1.0),
+        row("ours", 2.0, length=8192, flops=4e9),
+        row("ours", length=32768, flops=16e9, status="oom"),
+        row("ours", 3.0, mode="decode", operator="attention", length=512),
+    ]
+    shapes = [line.split(" | ")[1:3] for line in kernel_table(pd.DataFrame(cases), largest=True).splitlines()[4:]]
+    assert shapes == [["B16 L512 H16 K16 V64", "decode step"], ["B16 L8192 H16 K16 V64", "forward"]]
+
+
 def test_a_section_is_replaced_and_nothing_else() -> None:
     text = "before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter\n"
     new = replace_section(text, "a", "new\nlines")
@@ -93,8 +104,9 @@ def test_a_section_is_replaced_and_nothing_else() -> None:
         replace_section(text, "b", "")
 
 
-def test_the_table_of_the_readme_is_what_the_committed_rows_give() -> None:
-    committed = TABLES["kernels"](ROOT / "results" / "reference" / "h100")
-    assert section((ROOT / "README.md").read_text(), "kernels") == committed, (
-        "run: basedbench results table kernels --results results/reference/h100 --write README.md"
+@pytest.mark.parametrize(("name", "document"), [("largest-kernels", "README.md"), ("kernels", "docs/KERNELS.md")])
+def test_the_tables_of_the_documents_are_what_the_committed_rows_give(name: str, document: str) -> None:
+    committed = TABLES[name](ROOT / "results" / "reference" / "h100")
+    assert section((ROOT / document).read_text(), name) == committed, (
+        f"run: basedbench results table {name} --results results/reference/h100 --write {document}"
     )
