@@ -59,7 +59,7 @@ def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
 
 def by_their_own(cases: Iterable[AnyCase]) -> list[AnyCase]:
     """The cases that the workers that will time them may call and check beforehand."""
-    return [case for case in cases if not (isinstance(case, ModelCase) or _tunes(case)) and _small(case)]
+    return [case for case in cases if not _tunes(case) and _small(case)]
 
 
 def processes_for(cases: Sequence[AnyCase], most: int) -> int:
@@ -73,6 +73,8 @@ def _tunes(case: AnyCase) -> bool:
 
 
 def _small(case: AnyCase) -> bool:
+    if isinstance(case, ModelCase):
+        return False
     return flops_of(case) <= MOST_FLOPS and bytes_of(case) <= MOST_BYTES
 
 
