@@ -212,11 +212,16 @@ def _wake(device: str) -> None:
     import torch
     import triton
 
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        x = torch.randn(64, 64, device=device).to(dtype)
-        (x @ x).square().sum()
-    triton.runtime.driver.active.get_current_device()
-    torch.cuda.synchronize()
+    with noted("context"):
+        torch.zeros(1, device=device)
+        torch.cuda.synchronize()
+    with noted("libraries"):
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            x = torch.randn(64, 64, device=device).to(dtype)
+            (x @ x).square().sum()
+        torch.cuda.synchronize()
+    with noted("Triton's driver"):
+        triton.runtime.driver.active.get_current_device()
 
 
 @dataclass(frozen=True)
