@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from basedbench.config.throughput import AnyCase
     from basedbench.store import Store
     from basedbench.timing.worker import Workers
@@ -55,8 +57,10 @@ def throughput(
     form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
     began = time.monotonic()
+    from basedbench.timing.timeline import note
     from basedbench.timing.worker import driver_is_there, start_server
 
+    note("the command begins")
     if models is None and device != "cpu" and not dry_run and driver_is_there():
         start_server()  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
@@ -65,10 +69,12 @@ def throughput(
     from basedbench.engines import resolve_devices
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
+    from basedbench.timing.ceilings import fractions_of
     from basedbench.timing.choose import choose, pending
     from basedbench.timing.sweep import Sweep
     from basedbench.training.sweep import parse_statuses
 
+    note("imported")
     own = load_plugins(plugin or [])
     if models is not None:
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
@@ -93,11 +99,12 @@ def throughput(
         if kind == "cpu":
             sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
         else:
-            sweep.find_ceilings = partial(_ceilings_by_a_worker, store, place, quiet)
+            sweep.find_ceilings = partial(_ceilings_by_a_worker, store, place, quiet, fractions_of(todo))
         sweep.on_rehearsal = partial(report.rehearsal, quiet=quiet)
+        note("the suite is read")
         progress = report.Progress(len(todo), len(cases), began, quiet)
         sweep.run(todo, progress)
-        progress.close()
+        progress.close(sweep.spent)
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
         raise typer.Exit(130) from None
@@ -118,20 +125,21 @@ def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> 
 
 
 def _ceilings_by_a_worker(
-    store: "Store", device: str, quiet: bool, workers: "Workers", case: "AnyCase"
+    store: "Store", device: str, quiet: bool, names: "Collection[str]", workers: "Workers", case: "AnyCase"
 ) -> dict[str, float]:
-    """The same on a GPU, by the worker of a case: it is up, and this process needs no context of its own."""
+    """Those of these names on a GPU, by the worker of a case: it is up; this process needs no context of its own."""
     from basedbench.timing.ceilings import stored_ceilings
     from basedbench.timing.worker import CeilingsRequest, Failure
 
     found = stored_ceilings(store.root, device)
-    if found:
+    missing = tuple(name for name in names if name not in found)
+    if not missing:
         return found
     _announce(quiet)
-    answer = workers.of(case).ceilings(CeilingsRequest(CEILING_SECONDS))
+    answer = workers.of(case).ceilings(CeilingsRequest(CEILING_SECONDS, missing))
     if isinstance(answer, Failure):
-        workers.discard(case)  # the cases go without fractions of ceilings
-        return {}
+        workers.discard(case)  # the cases go without fractions of these ceilings
+        return found
     for row in answer:
         store.write("calibration", row)
     return stored_ceilings(store.root, device)

@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, total: int, chosen: int, began: float, quiet: bool = False) -> None:
         self.total, self.done, self.began, self.quiet = total, 0, began, quiet
-        self.first, self.timed, self.sampling_s = time.monotonic(), 0, 0.0
+        self.first, self.timed, self.sampling_s, self.prepare_s = time.monotonic(), 0, 0.0, 0.0
         if not quiet:
             typer.echo(f"{total} of {chosen} cases to do", err=True)
 
@@ -35,24 +35,30 @@ class Progress:
         self.done += 1
         self.timed += bool(row["prepare_s"])  # what is refused at once says nothing of how long others take
         self.sampling_s += row["sampling_s"] or 0.0
+        self.prepare_s += row["prepare_s"] or 0.0
         if self.quiet:
             return
         left = (time.monotonic() - self.first) / max(1, self.timed) * (self.total - self.done)
         rest = f"  (about {clock(left)} left)" if self.timed and self.done < self.total else ""
         typer.echo(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}", err=True)
 
-    def close(self) -> None:
-        """What of the time went into the measurements themselves."""
+    def close(self, spent: Mapping[str, float]) -> None:
+        """Where the time went; `spent` are the seconds between the start and the first case, by what they went into."""
+        if not self.done or self.quiet:
+            return
         whole = time.monotonic() - self.began
-        if self.done and not self.quiet:
-            share = 100 * self.sampling_s / whole
-            typer.echo(f"{clock(whole)}, {share:.0f} % of it warm-up and sampling", err=True)
+        parts = {"warm-up and sampling": self.sampling_s, "start": self.first - self.began, **spent}
+        parts["preparing cases"] = self.prepare_s
+        parts["between them"] = whole - sum(parts.values())
+        shares = {name: round(100 * seconds / whole) for name, seconds in parts.items()}
+        told = ", ".join(f"{share} % {name}" for name, share in shares.items() if share > 0)
+        typer.echo(f"{clock(whole)}: {told}", err=True)
 
 
 def rehearsal(cases: int, processes: int, quiet: bool) -> None:
     """What happens before the first case, which may take minutes."""
     if not quiet:
-        typer.echo(f"calling {cases} cases once first, in {processes} processes, to compile their kernels", err=True)
+        typer.echo(f"calling {cases} cases first, in {processes} processes, to compile and check them", err=True)
 
 
 def stored(out: Path, suite: str) -> list[dict[str, Any]]:

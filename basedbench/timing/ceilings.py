@@ -5,14 +5,16 @@ fingerprint; throughput rows give the fraction of these that they reach.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from basedbench.config import case_id
+from basedbench.config.throughput import AnyCase
 from basedbench.store import code_version, device_name, fingerprint
 from basedbench.store.dataset import rows
 from basedbench.store.schema import blank_row
@@ -54,8 +56,15 @@ def stored_ceilings(root: Path | str, device: str, threads: int | None = None) -
     return {ceiling: rate for ceiling, rate in rates.items() if rate}
 
 
-def calibrate(device: str, seconds: float, threads: int | None = None) -> Iterator[dict[str, Any]]:
-    """Measure every ceiling of a device for about `seconds` each; yields rows to be stored.
+def fractions_of(cases: Iterable[AnyCase]) -> tuple[str, ...]:
+    """The ceilings that the rows of these cases give fractions of."""
+    return ("copy", *sorted({f"matmul_{case.dtype}" for case in cases}))
+
+
+def calibrate(
+    device: str, seconds: float, threads: int | None = None, names: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Measure every ceiling of a device, or those of these names, for about `seconds` each; yields rows to be stored.
 
     `threads` are those of a CPU, torch's default if None; they are in force when this is done, too.
     """
@@ -70,7 +79,9 @@ def calibrate(device: str, seconds: float, threads: int | None = None) -> Iterat
         "device_name": device_name(device),
         "fingerprint": fingerprint(device),
     }
-    for make in _ceilings(device):
+    for name, make in _ceilings(device):
+        if names and name not in names:
+            continue
         ceiling = make()
         identity = {"ceiling": ceiling.name, "device_name": origin["device_name"], "setting": origin["config"]}
         yield blank_row("calibration") | origin | {"case_id": case_id(identity)} | _measured(ceiling, device, seconds)
@@ -79,12 +90,12 @@ def calibrate(device: str, seconds: float, threads: int | None = None) -> Iterat
             torch.cuda.empty_cache()
 
 
-def _ceilings(device: str) -> Iterator[Callable[[], Ceiling]]:
-    """What makes each ceiling: their tensors should not be held together."""
-    yield lambda: _copy(device)
+def _ceilings(device: str) -> Iterator[tuple[str, Callable[[], Ceiling]]]:
+    """The name of each ceiling and what makes it: their tensors should not be held together."""
+    yield "copy", partial(_copy, device)
     for dtype in PRODUCTS[_kind(device)]:
-        yield lambda dtype=dtype: _product(device, dtype)  # type: ignore[misc]
-    yield lambda: _launch(device)
+        yield f"matmul_{dtype}", partial(_product, device, dtype)
+    yield "launch", partial(_launch, device)
 
 
 def _copy(device: str) -> Ceiling:

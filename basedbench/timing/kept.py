@@ -1,11 +1,13 @@
-"""What a worker keeps from case to case: a language model, and the verdicts on models.
+"""What a worker keeps from case to case: a language model, the verdicts on models, and what it checked ahead.
 
 Cases of one config, dtype and device differ in batch, context and mode; their weights are the same, from the same seed.
 One model is held at a time: another one takes its place, and `forget` makes room for other workers. A verdict depends
-on neither batch nor context (see `step_check`): the same check is made once.
+on neither batch nor context (see `step_check`): the same check is made once. An operator's case may have been called
+and checked before the first sample of the sweep (see `rehearsal`): if it was right, its verdict stands.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import device as Device
 
@@ -18,6 +20,14 @@ from basedbench.timing.correctness import Verdict
 _Asked = tuple[LanguageConfig, str, str, str, str | None]
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """A case that was called and found right before: in this process, on this device, with these very kernels."""
+
+    verdict: Verdict
+    first_s: float  # of the first call
+
+
 class Kept:
     """One model, and every verdict so far, on one device."""
 
@@ -25,6 +35,7 @@ class Kept:
         self.device = Device(device)
         self._model: LanguageModel | None = None
         self._verdicts: dict[_Asked, Verdict] = {}
+        self.ahead: dict[str, Ahead] = {}  # by case id
 
     def model(self, case: ModelCase) -> LanguageModel:
         """The case's model: the one there is if it has the same config and dtype, otherwise a new one."""

@@ -1,37 +1,55 @@
-"""First calls of a suite's cases, in processes beside each other, before anything is timed.
+"""First calls and checks of a suite's cases, in processes beside each other, before anything is timed.
 
 A kernel is compiled on one core, and peers try many configurations: one after the other that takes most of a sweep's
 time. Triton keeps what it compiled on disk, for every process. So on a GPU every case is loaded and called once, in as
-many processes as cores and memory allow, by kinds that may share a kernel; all of them have ended when the first sample
-is taken. What fails here fails again in the case's own worker, which then says so. `compile_s` is measured there, of a
-cache that holds the kernels.
+many processes as cores and memory allow, by kinds that may share a kernel, what takes longest first; all helpers have
+ended when the first sample is taken. What fails here fails again in the case's own worker, which then says so.
+
+The workers that will time the cases are up meanwhile. Those whose implementations choose nothing by timing take part:
+each calls its own cases, compiles some of them itself, and checks them. What was right need not be checked again; what
+was not, or did not come to its turn, is checked when it is prepared. They go on as long as that is quicker than one
+after the other: while something compiles, or two of them are at it.
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Condition
 from typing import Any
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.contenders.costs import bytes_of, flops_of
 from basedbench.contenders.sdpa import BACKENDS
 from basedbench.timing.failures import harmless
+from basedbench.timing.timeline import note
 from basedbench.timing.worker import Failure, Worker
+
+Implementation = tuple[str, str]
 
 # Whole models are left out too: few and large.
 NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS))
+# What these call in company is what they call alone: nothing is tuned by timing, so nothing tuned is kept.
+NOTHING_TO_TUNE = ("ours", *NOTHING_TO_COMPILE)
+# Larger cases are checked in their turn: the device is what they wait for, and their memory may not suffice for two.
+MOST_FLOPS, MOST_BYTES = 1e12, 2**29
 FEWEST = 3  # below that, starting the processes takes longer
-KINDS_EACH = 2  # a process takes about as long to come up as a kernel to compile
+# A helper takes about as long to come up as two kernels to compile. What workers may compile, who are there anyway, is
+# worth fewer helpers.
+KINDS_EACH, KINDS_EACH_BESIDE_OWN = 2, 8
 
 
 def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
-    """Cases that may share a compiled kernel, together and in their order: all but batch and length is the same."""
+    """Cases that may share a compiled kernel, together and in their order: all but batch and length is the same.
+
+    What takes longest to compile comes first: peers, which tune, and backward passes.
+    """
     found: dict[str, list[AnyCase]] = {}
     for case in cases:
         found.setdefault(repr((case.implementation, case.mode, case.dtype, case.shape)), []).append(case)
-    return list(found.values())
+    return sorted(found.values(), key=lambda part: (not _tunes(part[0]), part[0].mode != "fwd_bwd"))
 
 
 def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
@@ -40,9 +58,34 @@ def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
     return sorted(found, key=lambda case: case.batch * case.length)
 
 
+def by_their_own(cases: Iterable[AnyCase]) -> list[AnyCase]:
+    """The cases that the workers that will time them may call and check beforehand."""
+    return [case for case in cases if not _tunes(case) and _small(case)]
+
+
 def processes_for(cases: Sequence[AnyCase], most: int) -> int:
-    """How many processes are worth starting for these cases."""
-    return min(most, -(-len(kinds(cases)) // KINDS_EACH))
+    """How many helpers are worth starting for these cases."""
+    shares = [1 / (KINDS_EACH if _tunes(part[0]) else KINDS_EACH_BESIDE_OWN) for part in kinds(cases)]
+    return min(most, -int(-sum(shares) // 1))
+
+
+def _tunes(case: AnyCase) -> bool:
+    return case.contender not in NOTHING_TO_TUNE
+
+
+def _small(case: AnyCase) -> bool:
+    if isinstance(case, ModelCase):
+        return False
+    return flops_of(case) <= MOST_FLOPS and bytes_of(case) <= MOST_BYTES
+
+
+@dataclass
+class Outcome:
+    """What came of a rehearsal. Nobody needs to mind `failures`; the workers of `lost` cases are of no further use."""
+
+    compiled: list[AnyCase] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    lost: list[AnyCase] = field(default_factory=list)
 
 
 def rehearse(
@@ -52,62 +95,166 @@ def rehearse(
     plugins: Sequence[str],
     processes: int,
     set_up: Callable[..., Any] | None = None,
-) -> list[Failure]:
-    """Call each case once in one of `processes` processes; returns what failed, which nobody needs to mind.
+    own: Mapping[Implementation, Worker] | None = None,
+    ready: Sequence[AnyCase] = (),
+) -> Outcome:
+    """Call each case once in one of `processes` helpers, or in the worker that will time it if `own` has that.
 
-    Cases that may share a kernel are called one after the other by the same one: it is compiled once.
+    Cases that may share a kernel are called one after the other by the same one: it is compiled once. `own` workers
+    also call and check what has been compiled by then: `ready` cases at once, the others when a helper is done.
     """
-    parts = kinds(cases)
-    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure)
+    own = own or {}
+    parts = [part for part in kinds(cases) if processes or _claimable(part, own)]
+    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure, own, ready)
     return troupe.run(min(processes, len(parts)))
 
 
+def _claimable(part: Sequence[AnyCase], own: Iterable[Implementation]) -> bool:
+    """Whether the worker that will time a kind may compile it."""
+    return part[0].implementation in own and len(by_their_own(part)) == len(part)
+
+
 class _Troupe:
-    """Workers that take kinds of cases from one queue until it is empty."""
+    """Helpers that take kinds of cases from one queue until it is empty; beside them the cases' own workers."""
 
-    def __init__(self, parts: Sequence[Sequence[AnyCase]], hire: Callable[[], Worker], measure: MeasureSection) -> None:
-        self.left, self.hire, self.measure = deque(parts), hire, measure
+    def __init__(
+        self,
+        parts: Sequence[Sequence[AnyCase]],
+        hire: Callable[[], Worker],
+        measure: MeasureSection,
+        own: Mapping[Implementation, Worker],
+        ready: Sequence[AnyCase],
+    ) -> None:
+        self.left, self.hire, self.measure, self.own = deque(parts), hire, measure, own
+        self.in_hand: list[Sequence[AnyCase]] = []
+        self.ready: dict[Implementation, deque[AnyCase]] = {key: deque() for key in own}
         self.workers: list[Worker] = []
+        self.helping = 0
+        self.busy = len(own)  # own workers with something to do
+        self.changed = Condition()
         self.interrupted = False
-        self.failures: list[Failure] = []
+        self.outcome = Outcome()
+        self._give(ready)
 
-    def run(self, count: int) -> list[Failure]:
+    def run(self, count: int) -> Outcome:
         """Ctrl-C ends them all at once."""
         self.workers = [self.hire() for _ in range(count)]
-        with ThreadPoolExecutor(max(1, count)) as pool:
+        self.helping = count
+        with ThreadPoolExecutor(max(1, count + len(self.own))) as pool:
             try:
-                wait([pool.submit(self._work, place) for place in range(count)])
+                helping = [pool.submit(self._help, place) for place in range(count)]
+                wait(helping + [pool.submit(self._call_own, *one) for one in self.own.items()])
             except BaseException:
-                self.interrupted = True
-                for worker in self.workers:
-                    worker.kill()
+                self._interrupt()
                 raise
-        for worker in self.workers:  # all at once: a context takes its time to go
-            worker.kill()
         for worker in self.workers:
             worker.stop()
-        return self.failures
+        return self.outcome
 
-    def _work(self, place: int) -> None:
+    def _interrupt(self) -> None:
+        with self.changed:
+            self.interrupted = True
+            self.changed.notify_all()
+        for worker in (*self.workers, *self.own.values()):
+            worker.kill()
+
+    def _help(self, place: int) -> None:
         """A process that failed is replaced: its device may be lost to it."""
         lost = False
-        for case in self._queue():
-            if lost:
+        try:
+            while part := self._taken():
+                for case in part:
+                    if lost and not self._replaced(place):
+                        break
+                    lost = self._failed(self.workers[place].prepare(case, self.measure))
+                self._done(part, by_helper=True)
+        finally:
+            self._gone(place)
+
+    def _replaced(self, place: int) -> bool:
+        with self.changed:
+            if not self.interrupted:
                 self.workers[place].stop()
                 self.workers[place] = self.hire()
-            answer = self.workers[place].prepare(case, self.measure)
-            lost = isinstance(answer, Failure) and not harmless(answer.status, answer.reason)
-            if isinstance(answer, Failure):
-                self.failures.append(answer)
+            return not self.interrupted
 
-    def _queue(self) -> Iterator[AnyCase]:
-        """What is left, a kind at a time, for one process."""
-        while self.left:
-            with suppress(IndexError):  # another was faster
-                for case in self.left.popleft():
-                    if self.interrupted:
-                        return
-                    yield case
+    def _gone(self, place: int) -> None:
+        """A helper ends: its context goes while others are still at work."""
+        note(f"helper {place} has nothing left to do")
+        self.workers[place].kill()
+        with self.changed:
+            self.helping -= 1
+            if not self.helping:  # nobody waits for what nobody takes, or for what it had in hand
+                self.left = deque(part for part in self.left if _claimable(part, self.own))
+            self.changed.notify_all()
+
+    def _call_own(self, key: Implementation, worker: Worker) -> None:
+        while part := self._next(key):
+            for case in part:
+                if self._failed(worker.rehearse(case, self.measure)):
+                    self.outcome.lost.append(case)
+                    self.ready.pop(key)  # nothing more is for it to do
+                    self._done(part)
+                    self._leave()
+                    return
+            self._done(part)
+
+    def _failed(self, answer: object) -> bool:
+        """Whether an answer means that the process is of no further use."""
+        if not isinstance(answer, Failure):
+            return False
+        self.outcome.failures.append(answer)
+        return not harmless(answer.status, answer.reason)
+
+    def _taken(self, key: Implementation | None = None) -> Sequence[AnyCase]:
+        """The next kind in the queue, or the next that an own worker may compile."""
+        with self.changed:
+            part = next((part for part in self.left if key is None or _claimable(part, (key,))), None)
+            if part is None or self.interrupted:
+                return ()
+            self.left.remove(part)
+            self.in_hand.append(part)
+            return part
+
+    def _next(self, key: Implementation) -> Sequence[AnyCase]:
+        """What an own worker calls next: what is compiled, or a kind that it compiles itself; nothing at the end."""
+        with self.changed:
+            while not self.interrupted:
+                if self.ready[key]:
+                    if not (self.left or self.in_hand or self.busy > 1):
+                        break  # the only one at work: no sooner than in its turn
+                    return (self.ready[key].popleft(),)
+                if part := self._taken(key):
+                    return part
+                if not (self.helping and any(part[0].implementation == key for part in (*self.left, *self.in_hand))):
+                    break
+                self.busy -= 1
+                self.changed.wait()
+                self.busy += 1
+            note(f"{'/'.join(key)} has nothing left to do, {len(self.ready[key])} cases wait for their turn")
+            self._leave()
+            return ()
+
+    def _leave(self) -> None:
+        with self.changed:
+            self.busy -= 1
+            self.changed.notify_all()
+
+    def _done(self, part: Sequence[AnyCase], by_helper: bool = False) -> None:
+        """An own worker has checked what it called; what a helper called, it can call now."""
+        with self.changed:
+            if part in self.in_hand:
+                self.in_hand.remove(part)
+                self.outcome.compiled += part
+            if by_helper:
+                self._give(part)
+            self.changed.notify_all()
+
+    def _give(self, cases: Sequence[AnyCase]) -> None:
+        """Cases that their own workers may call now."""
+        for case in by_their_own(cases):
+            if case.implementation in self.ready:
+                self.ready[case.implementation].append(case)
 
 
 class _Rehearsal:

@@ -1,6 +1,7 @@
 """A whole suite: what is left to do, group by group, each row stored as soon as its case is done."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -10,12 +11,13 @@ from basedbench.engines.compile_ahead import most_processes
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.rehearsal import FEWEST, processes_for, rehearse, to_rehearse
+from basedbench.timing.rehearsal import FEWEST, by_their_own, processes_for, rehearse, to_rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
 from basedbench.timing.subject import unsupported
+from basedbench.timing.timeline import noted
 from basedbench.timing.worker import Workers
 
 Row = dict[str, Any]
@@ -81,6 +83,8 @@ class Sweep:
         self.on_rehearsal: Callable[[int, int], None] = lambda cases, processes: None
         self.ceilings: Mapping[str, float] = {}  # what fractions are taken of; see `ceilings.stored_ceilings`
         self.find_ceilings: Callable[[Workers, AnyCase], Mapping[str, float]] | None = None  # once all is compiled
+        self.clock = WallClock()
+        self.spent: dict[str, float] = {}  # seconds before the first case, by what they were spent on
         found = fingerprint(device)
         self.fingerprint: dict[str, Any] = found
         self.origin = {"code_version": code_version(), "device_name": device_name(device), "fingerprint": found}
@@ -89,14 +93,16 @@ class Sweep:
     def run(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> None:
         """Time the cases; `on_row` is told of each row once it is on the disk."""
         with Workers(self.device, self.plugins) as workers:
-            competition = Competition(workers, self.measure, WallClock())
+            competition = Competition(workers, self.measure, self.clock)
             todo = self._able(cases, on_row)
-            if self.device != "cpu" and todo:
-                workers.start([*todo[0], *_first_of_kinds(todo, self._idle())])  # they come up during the rehearsal
-            self._rehearse(case for group in todo for case in group)
-            workers.wait()
-            if self.find_ceilings is not None and todo:
-                self.ceilings = self.find_ceilings(workers, todo[0][0])
+            with self._spending("calling and checking first"):
+                if self.device != "cpu" and todo:
+                    workers.start([*todo[0], *_first_of_kinds(todo, self._idle())])  # they take part in the rehearsal
+                self._rehearse(workers, [case for group in todo for case in group])
+                workers.wait()
+            with self._spending("ceilings"):
+                if self.find_ceilings is not None and todo:
+                    self.ceilings = self.find_ceilings(workers, todo[0][0])
             for index, group in enumerate(todo):
                 later = todo[index + 1 :]
                 workers.start(group, later=[*_models(later), *_first_of_kinds(later, self._idle())])
@@ -109,17 +115,31 @@ class Sweep:
         """How many processes of operators may wait for their cases; each has a context on the device."""
         return 0 if self.memory_bytes is None else int(IDLE_SHARE * self.memory_bytes / CONTEXT_BYTES)
 
-    def _rehearse(self, cases: Iterable[AnyCase]) -> None:
-        """On a GPU: compile what the cases need, all at once, before any of them is timed."""
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        began = self.clock.now()
+        with noted(what):
+            yield
+        self.spent[what] = self.clock.now() - began
+
+    def _rehearse(self, workers: Workers, cases: Sequence[AnyCase]) -> None:
+        """On a GPU: compile what the cases need, and check them, all at once, before any of them is timed."""
         if self.device == "cpu":
             return
         known = Rehearsed(cache_folder(), self.fingerprint, self.plugins)
         wanted = to_rehearse(known.new(cases))
-        processes = processes_for(wanted, most_processes(self.device, cores()))
-        if len(wanted) >= FEWEST and processes > 1:
-            self.on_rehearsal(len(wanted), processes)
-            rehearse(wanted, self.device, self.measure, self.plugins, processes)
-            known.add(wanted)
+        later = {case.id for case in wanted}
+        ready = [case for case in by_their_own(cases) if case.id not in later]
+        taking_part = {case.implementation for case in by_their_own(cases)}
+        own = {key: worker for key, worker in workers.running.items() if key in taking_part}
+        helpers = processes_for(wanted, most_processes(self.device, cores())) if len(wanted) >= FEWEST else 0
+        if helpers + len(own) < 2:
+            return
+        self.on_rehearsal(len(wanted) + len(ready), helpers + len(own))
+        outcome = rehearse(wanted, self.device, self.measure, self.plugins, helpers, own=own, ready=ready)
+        for case in outcome.lost:
+            workers.discard(case)
+        known.add(outcome.compiled)
 
     def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
         """The groups to be timed; what cannot be has its row before anything is."""

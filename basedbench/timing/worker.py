@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from basedbench.timing.failures import classify, crash
+from basedbench.timing.timeline import noted
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
@@ -97,6 +98,10 @@ class Worker:
         self._prepared = True
         return self._ask("prepare", case, measure, limit_s=measure.timeout)
 
+    def rehearse(self, case: Any, measure: Any) -> dict[str, Any] | Failure:
+        """`Session.rehearse` over there."""
+        return self._ask("rehearse", case, measure, limit_s=measure.timeout)
+
     def round(self, limit_s: float) -> Any:
         """`Session.round` over there."""
         return self._ask("round", limit_s=limit_s)
@@ -159,13 +164,16 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
             os.dup2(file.fileno(), stream)
     session: Any = None
     try:
-        make = set_up(device, plugins)
+        with noted(f"set up by {set_up.__module__}"):
+            make = set_up(device, plugins)
         pipe.send("ready")
         while True:
             what, arguments = pipe.recv()
-            if what == "prepare":
+            if what in ("prepare", "rehearse"):
                 session = make(*arguments)
-            pipe.send(_attempt(getattr(session, what)))
+            with noted(" ".join([what, *(getattr(one, "label", "") for one in arguments[:1])])):
+                answer = _attempt(getattr(session, what))
+            pipe.send(answer)
     except Exception as error:  # the near end is gone, or the set-up failed
         if not isinstance(error, EOFError | OSError):
             pipe.send(Failure(*classify(error)))
@@ -204,18 +212,24 @@ def _wake(device: str) -> None:
     import torch
     import triton
 
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        x = torch.randn(64, 64, device=device).to(dtype)
-        (x @ x).square().sum()
-    triton.runtime.driver.active.get_current_device()
-    torch.cuda.synchronize()
+    with noted("context"):
+        torch.zeros(1, device=device)
+        torch.cuda.synchronize()
+    with noted("libraries"):
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            x = torch.randn(64, 64, device=device).to(dtype)
+            (x @ x).square().sum()
+        torch.cuda.synchronize()
+    with noted("Triton's driver"):
+        triton.runtime.driver.active.get_current_device()
 
 
 @dataclass(frozen=True)
 class CeilingsRequest:
-    """What `Worker.ceilings` asks for: about so many seconds for each."""
+    """What `Worker.ceilings` asks for: about so many seconds for each of these, of all there are if none is named."""
 
     seconds: float
+    names: tuple[str, ...] = ()
 
 
 class _Ceilings:
@@ -227,7 +241,7 @@ class _Ceilings:
     def prepare(self) -> dict[str, Any]:
         from basedbench.timing.ceilings import calibrate
 
-        return {"rows": list(calibrate(self.device, self.request.seconds))}
+        return {"rows": list(calibrate(self.device, self.request.seconds, names=self.request.names))}
 
 
 def _attempt(action: Any) -> Any:
@@ -261,6 +275,11 @@ class Workers:
         if key not in self._running:
             self._running[key] = Worker(self.device, self.plugins)
         return self._running[key]
+
+    @property
+    def running(self) -> dict[tuple[str, str], Worker]:
+        """Those there are, by implementation."""
+        return dict(self._running)
 
     def wait(self) -> None:
         """Until all that were started are up: none makes its context while something is measured."""

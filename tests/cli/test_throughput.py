@@ -179,31 +179,37 @@ def test_the_share_of_sampling_is_that_of_the_whole_command(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(throughput_report.time, "monotonic", lambda: now[0])
-    now[0] += 30  # imports and ceilings
+    now[0] += 9  # imports
     progress = throughput_report.Progress(total=3, chosen=3, began=100.0)
     timed = blank_row("throughput") | {
         "operator": "taylor_attention", "contender": "ours", "mode": "fwd", "dtype": "fp32", "batch": 1, "length": 8
     }  # fmt: skip
     progress(timed | {"status": "oom", "reason": "needs more", "sampling_s": 0.0, "prepare_s": 0.0})
     assert "left" not in capsys.readouterr().err
-    now[0] += 10
+    now[0] += 31  # ceilings, and a case
     progress(timed | {"status": "oom", "reason": "out of memory", "sampling_s": 6.0, "prepare_s": 1.0})
-    assert "about 10 s left" in capsys.readouterr().err
+    assert "about 31 s left" in capsys.readouterr().err
     now[0] += 20
     progress(timed | {"status": "unsupported", "reason": "beyond it", "sampling_s": None, "prepare_s": 2.0})
-    progress.close()
-    assert capsys.readouterr().err.endswith("1 min 0 s, 10 % of it warm-up and sampling\n")
+    progress.close({"calling and checking first": 18.0, "ceilings": 0.1})
+    told = (
+        "10 % warm-up and sampling, 15 % start, 30 % calling and checking first, 5 % preparing cases, 40 % between them"
+    )
+    assert capsys.readouterr().err.endswith(f"1 min 0 s: {told}\n")
+
+
+WANTED = ("copy", "matmul_fp32")
 
 
 def test_a_worker_finds_the_ceilings_that_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "CEILING_SECONDS", 0.01)
     case, store = make_case("reference"), Store(tmp_path)
     with Workers("cpu", []) as workers:
-        found = throughput._ceilings_by_a_worker(store, "cpu", True, workers, case)
-        assert set(found) == {"copy", "matmul_fp32", "matmul_bf16"}
+        found = throughput._ceilings_by_a_worker(store, "cpu", True, WANTED, workers, case)
+        assert set(found) == set(WANTED)
         assert all(rate > 0 for rate in found.values())
         monkeypatch.setattr(Worker, "ceilings", lambda self, request: pytest.fail("they are stored"))
-        assert throughput._ceilings_by_a_worker(store, "cpu", True, workers, case) == found
+        assert throughput._ceilings_by_a_worker(store, "cpu", True, WANTED, workers, case) == found
 
 
 def test_a_worker_that_dies_of_the_ceilings_costs_their_fractions(
@@ -213,5 +219,5 @@ def test_a_worker_that_dies_of_the_ceilings_costs_their_fractions(
     case = make_case("reference")
     with Workers("cpu", []) as workers:
         gone = workers.of(case)
-        assert throughput._ceilings_by_a_worker(Store(tmp_path), "cpu", True, workers, case) == {}
+        assert throughput._ceilings_by_a_worker(Store(tmp_path), "cpu", True, WANTED, workers, case) == {}
         assert workers.of(case) is not gone

@@ -1,6 +1,8 @@
 """Calling cases once in processes beside each other: all are called, and no failure ends it."""
 
 import os
+import threading
+from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from basedbench.config.throughput import Case, MeasureSection
 from basedbench.store import fingerprint
 from basedbench.timing import rehearsal
-from basedbench.timing.rehearsal import kinds, processes_for, rehearse, to_rehearse
+from basedbench.timing.rehearsal import Outcome, by_their_own, kinds, processes_for, rehearse, to_rehearse
 from basedbench.timing.rehearsed import Rehearsed
 from basedbench.timing.worker import Failure
 from tests.timing.conftest import make_case, make_model_case
@@ -21,8 +23,8 @@ MEASURE = MeasureSection(round_ms=2, timeout=60)
 
 def test_every_case_is_called_and_failures_are_passed_over() -> None:
     cases = [make_case(name, length=length) for length in (8, 24) for name in ("good", "dies", "raises", "good")]
-    failures = rehearse(cases, "cpu", MEASURE, [PLUGIN], processes=2)
-    assert sorted(failure.status for failure in failures) == ["crashed", "crashed", "runtime_error", "runtime_error"]
+    failures = rehearse(cases, "cpu", MEASURE, [PLUGIN], processes=2).failures
+    assert sorted(one.status for one in failures) == ["crashed", "crashed", "runtime_error", "runtime_error"]
 
 
 def test_no_tuning_is_kept_of_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +37,7 @@ def test_no_tuning_is_kept_of_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_nothing_to_do() -> None:
-    assert rehearse([], "cpu", MEASURE, [PLUGIN], processes=4) == []
+    assert rehearse([], "cpu", MEASURE, [PLUGIN], processes=4) == Outcome()
 
 
 def test_what_compiles_is_called_the_largest_last() -> None:
@@ -47,8 +49,9 @@ def test_what_compiles_is_called_the_largest_last() -> None:
 def test_cases_that_may_share_a_kernel_are_one_piece_of_work() -> None:
     lengths = [make_case("ours", length=length) for length in (8, 16)]
     wide = make_case("ours", length=8, key_dim=8)
-    others = [make_case("ours", mode="fwd_bwd"), make_case("ours", dtype="bf16"), make_case("flex")]
-    assert kinds([lengths[0], wide, *others, lengths[1]]) == [lengths, [wide], *([one] for one in others)]
+    backward, half, peer = make_case("ours", mode="fwd_bwd"), make_case("ours", dtype="bf16"), make_case("flex")
+    found = kinds([lengths[0], wide, backward, half, peer, lengths[1]])
+    assert found == [[peer], [backward], lengths, [wide], [half]]  # what takes longest is begun first
 
 
 def test_a_kind_is_called_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,16 +74,102 @@ def test_a_kind_is_called_by_one_process(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(rehearsal, "Worker", Player)
     cases = [make_case("ours", length=length) for length in (24, 8, 16, 40)]
-    failures = rehearse(cases, "cpu", MEASURE, [], processes=4)
+    failures = rehearse(cases, "cpu", MEASURE, [], processes=4).failures
     assert [failure.status for failure in failures] == ["crashed", "unsupported"]
     assert hired == [[24, 8], [16, 40]]  # what crashed is replaced, what was refused a case goes on
 
 
-def test_a_process_has_two_kinds_or_more_to_call() -> None:
-    cases = [make_case("ours", key_dim=width, length=length) for width in range(1, 8) for length in (8, 16)]
-    assert processes_for(cases, 12) == 4
-    assert processes_for(cases, 2) == 2
+def test_a_helper_has_two_kinds_or_more_to_call_and_more_where_workers_share_them() -> None:
+    shapes = [{"key_dim": width, "length": length} for width in range(1, 8) for length in (8, 16)]
+    peers, ours = ([make_case(name, **shape) for shape in shapes] for name in ("flex", "ours"))
+    assert processes_for(peers, 12) == 4
+    assert processes_for(ours, 12) == 1
+    assert processes_for([*ours, *peers], 12) == 5
+    assert processes_for(peers, 2) == 2
     assert processes_for([], 12) == 0
+
+
+class Own:
+    """A worker that will time cases: it notes what it calls, and answers as it is told."""
+
+    def __init__(self, answers: Callable[[Case], object] = lambda case: {}) -> None:
+        self.answers, self.called = answers, list[Case]()
+
+    def rehearse(self, case: Case, measure: MeasureSection) -> object:
+        self.called.append(case)
+        return self.answers(case)
+
+
+def test_own_workers_check_what_needs_no_compiling_at_once_and_the_rest_when_it_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready = [make_case("reference", length=length) for length in (8, 16)]
+    first = [make_case("ours", length=length, mode="fwd_bwd") for length in (8, 16)]
+    then = [make_case("ours", length=8)]
+    checked = {case.id: threading.Event() for case in (*ready, *first, *then)}
+    compiled: list[Case] = []
+
+    class Helper:
+        def __init__(self, *arguments: object) -> None:
+            pass
+
+        def prepare(self, case: Case, measure: MeasureSection) -> object:
+            for other in ready if case in first else first:  # checked while this one compiles, or it waits in vain
+                assert checked[other.id].wait(10)
+            compiled.append(case)
+            return {}
+
+        def kill(self) -> None:
+            pass
+
+        stop = kill
+
+    def check(case: Case) -> object:
+        assert case in (*ready, *compiled)
+        checked[case.id].set()
+        return {}
+
+    monkeypatch.setattr(rehearsal, "Worker", Helper)
+    monkeypatch.setattr(rehearsal, "_claimable", lambda part, own: False)  # all is compiled by the helper
+    own = {case.implementation: Own(check) for case in (ready[0], first[0])}
+    outcome = rehearse([*then, *first], "cpu", MEASURE, [], processes=1, own=own, ready=ready)
+    assert outcome.compiled == [*first, *then]
+    assert [worker.called[:2] for worker in own.values()] == [ready, first]
+    assert not outcome.failures
+
+
+def test_an_own_worker_compiles_kinds_of_its_own_if_nobody_helps() -> None:
+    mine, others = [make_case("ours", key_dim=k) for k in (4, 8)], [make_case("ours", operator="short_conv", heads=1)]
+    own = {mine[0].implementation: Own()}
+    outcome = rehearse([*mine, *others, make_case("flex")], "cpu", MEASURE, [], processes=0, own=own)
+    assert own[mine[0].implementation].called == outcome.compiled == mine
+
+
+def test_the_last_own_worker_leaves_its_cases_to_their_turn() -> None:
+    ready = [make_case("reference", length=length) for length in (8, 16, 24)]
+    own = {ready[0].implementation: Own()}
+    rehearse([], "cpu", MEASURE, [], processes=0, own=own, ready=ready)
+    assert own[ready[0].implementation].called == []
+
+
+def test_an_own_worker_that_failed_is_named_and_not_asked_again() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(case: Case) -> object:
+        if case.length == 8:
+            both.wait()
+        return Failure("crashed", "it died") if case.contender == "ours" else {}
+
+    cases = [make_case(name, length=length) for name in ("ours", "reference") for length in (8, 16)]
+    own = {case.implementation: Own(meet) for case in cases}
+    outcome = rehearse(cases[:2], "cpu", MEASURE, [], processes=0, own=own, ready=cases[2:])
+    assert own[cases[0].implementation].called == outcome.lost == cases[:1]
+    assert [failure.status for failure in outcome.failures] == ["crashed"]
+
+
+def test_what_tunes_and_what_is_large_is_not_checked_in_company() -> None:
+    small, large = make_case("ours"), make_case("ours", batch=64, length=2**16, heads=16, device="cuda")
+    assert by_their_own([small, make_case("flex"), make_case("fla-parallel"), large, make_model_case()]) == [small]
 
 
 def test_what_was_rehearsed_is_not_again_unless_something_changed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import Contender, register
 from basedbench.timing import session as session_module
 from basedbench.timing.clock import WallClock
+from basedbench.timing.kept import Kept
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.operator import INPUT_SETS
 from basedbench.timing.session import WARM_UP_CALLS, Session
@@ -96,6 +97,33 @@ def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
     assert facts["error"] == pytest.approx(1.0)
     assert session.sampler is None
     assert len(slow.calls) == 3  # the first call, and two for the check
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_what_was_found_right_ahead_is_not_checked_again(clock: MockClock) -> None:
+    slow, kept = register(Slow(clock, 5.0)), Kept("cpu")
+    case = small("taylor_attention", "fwd", "slow")
+    Session(case, MeasureSection(), "cpu", clock, kept).rehearse()
+    calls = [len(slow.calls)]
+    found = []
+    for there in (kept, Kept("cpu")):
+        found.append(Session(case, MeasureSection(round_ms=50), "cpu", clock, there).prepare())
+        calls.append(len(slow.calls))
+    assert calls[2] - calls[1] == calls[1] - calls[0] + 2  # the check calls twice
+    for name in ("status", "error", "error_bound", "checked_against"):
+        assert found[0][name] == found[1][name]
+    assert found[0]["compile_s"] == pytest.approx(2.0 - 0.005)  # of the call that compiled
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_what_was_found_wrong_ahead_is_checked_again_and_not_timed(clock: MockClock) -> None:
+    register(Slow(clock, 5.0, wrong=True))
+    kept = Kept("cpu")
+    case = small("taylor_attention", "fwd", "slow")
+    Session(case, MeasureSection(), "cpu", clock, kept).rehearse()
+    session = Session(case, MeasureSection(), "cpu", clock, kept)
+    assert session.prepare()["status"] == "incorrect"
+    assert session.sampler is None
 
 
 class Replays:

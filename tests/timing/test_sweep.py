@@ -11,7 +11,7 @@ from basedbench.timing import sweep as sweeps
 from basedbench.timing.choose import pending
 from basedbench.timing.room import CONTEXT_BYTES, side_by_side
 from basedbench.timing.sweep import Sweep, groups, neighbours
-from basedbench.timing.worker import Workers
+from basedbench.timing.worker import Worker, Workers
 from tests.timing.conftest import make_case, make_model_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
@@ -114,7 +114,7 @@ def test_workers_come_up_during_the_rehearsal_and_ceilings_are_found_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "Workers", Noted)
-    monkeypatch.setattr(Sweep, "_rehearse", lambda self, cases: NOTES.append(("rehearse", len(list(cases)))))
+    monkeypatch.setattr(Sweep, "_rehearse", lambda self, workers, cases: NOTES.append(("rehearse", len(list(cases)))))
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
     sweep.device, sweep.memory_bytes = "cuda:0", 2**33  # one process may wait
 
@@ -136,6 +136,30 @@ def test_workers_come_up_during_the_rehearsal_and_ceilings_are_found_behind_it(
     assert rows == [("row", name, True) for name in ("sdpa-math", "ours", "reference")]
     kept = [note[2] for note in NOTES if note[0] == "start"][1:]
     assert kept == [{"ours"}, {"reference"}, set()]
+
+
+def test_workers_check_their_cases_beside_each_other_before_any_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "Workers", Noted)
+    monkeypatch.setattr(sweeps, "cache_folder", lambda: tmp_path / "cache")
+    rehearse = Worker.rehearse
+
+    def noting(self: Worker, case: AnyCase, measure: MeasureSection) -> object:
+        NOTES.append(("checked", case.contender, case.length))
+        return rehearse(self, case, measure)
+
+    monkeypatch.setattr(Worker, "rehearse", noting)
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.device, sweep.memory_bytes = "cuda:0", 2**34  # two processes may wait
+    cases = [make_case(name, length=length) for length in (8, 16) for name in ("reference", "ours")]
+    sweep.run(cases, lambda row: NOTES.append(("row", row["contender"], row["status"], row["error"] is not None)))
+    kinds = [note[0] for note in NOTES]
+    assert 2 <= kinds.count("checked") <= 4  # the last one at it leaves its own to their turn
+    assert max(i for i, kind in enumerate(kinds) if kind == "checked") < kinds.index("row")
+    rows = [note for note in NOTES if note[0] == "row"]
+    assert sorted(rows) == sorted(("row", case.contender, "ok", True) for case in cases)
+    assert set(sweep.spent) == {"calling and checking first", "ceilings"}
 
 
 def test_what_is_left_to_do() -> None:
