@@ -16,7 +16,8 @@ feature would stop counting tokens at 256.
 negative, and are used as they are.
 
 On CUDA the Triton kernels compute what `taylor_attention_triton.unsupported` has no reason against; the reference takes
-the rest: orders 1 and 3, float64, key widths that are no multiple of 8 or beyond 32, gradients that pass through states.
+the rest: orders 1 and 3, float64, key widths that are no multiple of 8 or beyond 32, gradients that pass through
+states.
 """
 
 from torch import Tensor
