@@ -16,7 +16,7 @@ registers, values x keys, and so do y and u, values x tokens: a warp has its val
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import fine_product, product
+from .delta_rule_tiles_triton import fine_product, product, store_parts
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -59,17 +59,18 @@ def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.const
     return tl.load(place, mask=(values < V)[:, None] & (t < left)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["length", "heads"])
+@triton.jit(do_not_specialize=["length", "heads", "part"])
 def output_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, scores, decays, ends,
     y_pointer, initial, final, kept, inner,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, length, heads,
+    b_batch, b_row, b_head, length, heads, part,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (B,L,H,V).
+    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (1 or 2,B,L,H,V),
+    `part` numbers each, see `store_parts`.
 
     With decays of channels q, k, a and b are q^, k^, a^ and b^; with one a head what stands beside them is decayed
     by `decays` (B,H,chunks,3,T). `ends` has the decays over whole chunks.
@@ -85,7 +86,7 @@ def output_kernel(
     a_pointer += head_offset(sequence, heads, a_batch, a_head)
     b_pointer += head_offset(sequence, heads, b_batch, b_head)
     y_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
-    chunks = tl.cdiv(length, T)
+    chunks, part = tl.cdiv(length, T), part.to(tl.int64)
     chunk = sequence.to(tl.int64) * chunks
     state = load_state(initial, sequence, values, keys, K, V, INITIAL)
     for start in tl.range(0, length, T):
@@ -124,7 +125,7 @@ def output_kernel(
             inverse = operand(load_scores(own, 3, t[None, :], t[:, None], T), PRECISION)
             u = fine_product(u, inverse, u, PRECISION)
             if KEEP:
-                tl.store(inner + place, u.to(inner.dtype.element_ty), mask=inside)
+                store_parts(inner, u, place, part, inside, PRECISION)
             y = product(
                 operand(u, PRECISION), operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION
             )

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .delta_rule_scores_triton import between, inverse
-from .delta_rule_tiles_triton import fine_product, is_mild, load_gate, product, store_rows, sums
+from .delta_rule_tiles_triton import is_mild, load_gate, parts_product, product, store_rows, sums
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -81,12 +81,12 @@ def mild_scores_kernel(
         tl.store(scores + 3 * T * T, solved.to(number))
 
 
-@triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values", "part"])
 def mild_gradient_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked, inner, outer,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
+    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values, part,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
     T: tl.constexpr, EVEN: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,6 +110,7 @@ def mild_gradient_kernel(
     dy_pointer += token * V
     inner += token * V
     outer += token * V
+    part = part.to(tl.int64)
     states = program.to(tl.int64) * (VP * BK)
     dqk = tl.zeros([T, T], tl.float32)
     dqa, dbk, dba = dqk, dqk, dqk
@@ -147,10 +148,8 @@ def mild_gradient_kernel(
             dq = product(dy, S, dq, PRECISION)
             dk = product(v, R, dk, PRECISION)
             if RANK:
-                p = load_tile(outer, heads * V, t, values, left, V, VP, EVEN)
-                u = load_tile(inner, heads * V, t, values, left, V, VP, EVEN)
-                db = fine_product(p, S, db, PRECISION)
-                da = fine_product(u, R, da, PRECISION)
+                db = parts_product(outer, part, heads * V, t, values, left, S, db, V, VP, EVEN, PRECISION)
+                da = parts_product(inner, part, heads * V, t, values, left, R, da, V, VP, EVEN, PRECISION)
         g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, "channel")
         into_q, into_b, into_k, to_end = from_middle(g)
         to_end = to_end[None, :]

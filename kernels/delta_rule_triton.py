@@ -33,6 +33,7 @@ from .delta_rule_forward_triton import output_kernel
 from .delta_rule_gradient_triton import gradient_kernel
 from .delta_rule_mild_triton import mild_gradient_kernel, mild_scores_kernel
 from .delta_rule_scores_triton import scores_kernel
+from .delta_rule_stacked_triton import stacked_gradient_kernel
 from .dense_rows import dense_rows
 from .precision import float32_precision
 
@@ -210,6 +211,19 @@ def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
     return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": 8 if wide else 4, "num_stages": 1}
 
 
+def _stacks(inputs: _Inputs) -> bool:
+    """Whether `stacked_gradient_kernel` has the gradients."""
+    flags = inputs.flags
+    return flags["PRECISION"] == "bf16" and flags["RANK"] and flags["GATE"] != "channel"
+
+
+def stacked_shape(inputs: _Inputs) -> dict[str, Any]:
+    """Its constants."""
+    widths, flags = inputs.widths, inputs.flags
+    warps = 4 if widths["BK"] <= 64 else 8
+    return widths | {name: flags[name] for name in ("T", "EVEN", "GATE")} | {"num_warps": warps, "num_stages": 1}
+
+
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())
 def forward(
     q: Tensor,
@@ -240,7 +254,7 @@ def forward(
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
         *walked.pointers("qkvab"), scores, decayed, ends, y, initial, final, kept, inner,
-        *walked.strides("qkvab"), *inputs.sizes,
+        *walked.strides("qkvab"), *inputs.sizes, v.numel(),
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
     return outputs
@@ -274,13 +288,19 @@ def backward(
     walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
         *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, outer,
-        *walked.strides("qkab"), *inputs.sizes,
+        *walked.strides("qkab"), *inputs.sizes, v.numel(),
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
+    if _stacks(inputs):
+        stacked_gradient_kernel[(inputs.chunks,)](
+            *inputs.pointers("qkvabg"), dy, kept, asked, inner, outer, dq, dk, da, db, dg,
+            *inputs.strides("qkvabg"), *inputs.sizes, v.numel(), **stacked_shape(inputs),
+        )  # fmt: skip
+        return grads
     for kernel, constants in _chunk_launches(inputs, "gradient"):
         kernel[(inputs.chunks,)](
             *inputs.pointers("qkvabg"), dy, ends, kept, asked, inner, outer, dq, dk, da, db, dg,
-            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], **(widths | constants),
+            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], v.numel(), **(widths | constants),
         )  # fmt: skip
     return grads
 
@@ -292,13 +312,13 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     operands = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32  # of products, as they are read
     shapes = (
         (batch, heads, widths["K"], values) if state else (0,),
-        v.shape if keep and inputs.a is not None else (0,),
         (inputs.chunks, widths["BK"]) if decays else (0,),
         (inputs.chunks, matrices, inputs.tokens, inputs.tokens),
         (inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,),
     )
-    final, inner, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes[:3])
-    scores, kept = (v.new_empty(shape, dtype=operands) for shape in shapes[3:])
+    final, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes[:2])
+    scores, kept = (v.new_empty(shape, dtype=operands) for shape in shapes[2:])
+    inner = v.new_empty((4 // operands.itemsize, *v.shape) if keep and inputs.a is not None else (0,), dtype=operands)
     if inputs.flags["GATE"] == "head":
         decayed = v.new_empty((inputs.chunks, 3, inputs.tokens), dtype=torch.float32)
     else:
