@@ -22,11 +22,11 @@ from .delta_rule_tiles_triton import fine_product, product, store_parts
 from .taylor_tiles import head_offset, load_tile, operand
 
 
-@triton.jit(do_not_specialize=["length", "heads", "part"])
+@triton.jit(do_not_specialize=["length", "heads"])
 def reverse_kernel(
     q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, scores, decays, ends,
-    dv_pointer, grad_final, grad_initial, kept, asked,
-    q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head, length, heads, part,
+    dv_pointer, grad_final, grad_initial, kept, asked, asked_low,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -41,7 +41,7 @@ def reverse_kernel(
     a_pointer += head_offset(sequence, heads, a_batch, a_head)
     b_pointer += head_offset(sequence, heads, b_batch, b_head)
     offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
-    chunks, part = tl.cdiv(length, T), part.to(tl.int64)
+    chunks = tl.cdiv(length, T)
     R = load_state(grad_final, sequence, values, keys, K, V, GRAD_FINAL)
     for index in tl.range(chunks):
         chunk = chunks - 1 - index
@@ -79,7 +79,7 @@ def reverse_kernel(
             p = product(dy, qa, p, PRECISION)
             inverse = operand(load_scores(own, 3, t[:, None], t[None, :], T), PRECISION)
             p = fine_product(p, inverse, p, PRECISION)
-            store_parts(asked, p, place, part, inside, PRECISION)
+            store_parts(asked, asked_low, p, place, inside, PRECISION)
             dv = product(
                 operand(p, PRECISION), operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION), dv, PRECISION
             )

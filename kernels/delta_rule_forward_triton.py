@@ -59,18 +59,17 @@ def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.const
     return tl.load(place, mask=(values < V)[:, None] & (t < left)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["length", "heads", "part"])
+@triton.jit(do_not_specialize=["length", "heads"])
 def output_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, scores, decays, ends,
-    y_pointer, initial, final, kept, inner,
+    y_pointer, initial, final, kept, inner, inner_low,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, length, heads, part,
+    b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (1 or 2,B,L,H,V),
-    `part` numbers each, see `store_parts`.
+    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u as in `store_parts`.
 
     With decays of channels q, k, a and b are q^, k^, a^ and b^; with one a head what stands beside them is decayed
     by `decays` (B,H,chunks,3,T). `ends` has the decays over whole chunks.
@@ -86,7 +85,7 @@ def output_kernel(
     a_pointer += head_offset(sequence, heads, a_batch, a_head)
     b_pointer += head_offset(sequence, heads, b_batch, b_head)
     y_offset = head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
-    chunks, part = tl.cdiv(length, T), part.to(tl.int64)
+    chunks = tl.cdiv(length, T)
     chunk = sequence.to(tl.int64) * chunks
     state = load_state(initial, sequence, values, keys, K, V, INITIAL)
     for start in tl.range(0, length, T):
@@ -125,7 +124,7 @@ def output_kernel(
             inverse = operand(load_scores(own, 3, t[None, :], t[:, None], T), PRECISION)
             u = fine_product(u, inverse, u, PRECISION)
             if KEEP:
-                store_parts(inner, u, place, part, inside, PRECISION)
+                store_parts(inner, inner_low, u, place, inside, PRECISION)
             y = product(
                 operand(u, PRECISION), operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION
             )

@@ -81,12 +81,13 @@ def mild_scores_kernel(
         tl.store(scores + 3 * T * T, solved.to(number))
 
 
-@triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values", "part"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
 def mild_gradient_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked, inner, outer,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked,
+    inner, inner_low, outer, outer_low,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values, part,
+    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
     T: tl.constexpr, EVEN: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -108,9 +109,8 @@ def mild_gradient_kernel(
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
     token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
-    inner += token * V
-    outer += token * V
-    part = part.to(tl.int64)
+    inner, inner_low = inner + token * V, inner_low + token * V
+    outer, outer_low = outer + token * V, outer_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     dqk = tl.zeros([T, T], tl.float32)
     dqa, dbk, dba = dqk, dqk, dqk
@@ -148,8 +148,8 @@ def mild_gradient_kernel(
             dq = product(dy, S, dq, PRECISION)
             dk = product(v, R, dk, PRECISION)
             if RANK:
-                db = parts_product(outer, part, heads * V, t, values, left, S, db, V, VP, EVEN, PRECISION)
-                da = parts_product(inner, part, heads * V, t, values, left, R, da, V, VP, EVEN, PRECISION)
+                db = parts_product(outer, outer_low, heads * V, t, values, left, S, db, V, VP, EVEN, PRECISION)
+                da = parts_product(inner, inner_low, heads * V, t, values, left, R, da, V, VP, EVEN, PRECISION)
         g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, "channel")
         into_q, into_b, into_k, to_end = from_middle(g)
         to_end = to_end[None, :]

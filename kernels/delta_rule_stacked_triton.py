@@ -57,14 +57,15 @@ def store_pair(x, y, value, row, rows, columns, left, T: tl.constexpr, WIDTH: tl
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def stacked_gradient_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, kept, asked, inner, outer,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, kept, asked,
+    inner, inner_low, outer, outer_low,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, part,
+    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """What `gradient_kernel` writes. u and p (2,B,L,H,V) are two numbers each, `part` apart."""
+    """What `gradient_kernel` writes. u and p as in `store_parts`."""
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     sequence, start = program // chunks, program % chunks * T
@@ -79,9 +80,8 @@ def stacked_gradient_kernel(
     b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
     token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
-    inner += token * V
-    outer += token * V
-    part = part.to(tl.int64)
+    inner, inner_low = inner + token * V, inner_low + token * V
+    outer, outer_low = outer + token * V, outer_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     w = tl.zeros([2 * T, 2 * T], tl.float32)
     dx, dz = tl.zeros([2 * T, BK], tl.float32), tl.zeros([2 * T, BK], tl.float32)
@@ -95,8 +95,8 @@ def stacked_gradient_kernel(
         S, R = tl.load(kept + place), tl.load(asked + place)
         if GATE == "head":
             end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
-        dx = tl.dot(load_lower(outer + part, heads * V, rows, values, left, T, V), S, tl.dot(grads, S, dx))
-        dz = tl.dot(load_lower(inner + part, heads * V, rows, values, left, T, V), R, tl.dot(read, R, dz))
+        dx = tl.dot(load_lower(outer_low, heads * V, rows, values, left, T, V), S, tl.dot(grads, S, dx))
+        dz = tl.dot(load_lower(inner_low, heads * V, rows, values, left, T, V), R, tl.dot(read, R, dz))
     x = load_pair(q_pointer, q_row, b_pointer, b_row, rows, keys, left, T, K, BK, EVEN)
     z = load_pair(k_pointer, k_row, a_pointer, a_row, rows, keys, left, T, K, BK, EVEN)
     # q reads what its own token writes, b only what earlier ones do: `last` is the last of whose decay each has.

@@ -72,23 +72,23 @@ def fine_product(x, y, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def store_parts(pointer, x, place, part, inside, PRECISION: tl.constexpr):
-    """u or p for the backward: float32, with "bf16" the two numbers that `fine_product` takes, `part` apart."""
+def store_parts(pointer, low_pointer, x, place, inside, PRECISION: tl.constexpr):
+    """u or p for the backward: float32, with "bf16" the two numbers that `fine_product` takes."""
     if PRECISION == "bf16":
         x, low = two_halves(x)
-        tl.store(pointer + part + place, low, mask=inside)
+        tl.store(low_pointer + place, low, mask=inside)
     tl.store(pointer + place, x.to(pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def parts_product(
-    pointer, part, stride, t, columns, left, y, accumulator, V: tl.constexpr, VP: tl.constexpr, EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    pointer, low_pointer, stride, t, columns, left, y, accumulator, V: tl.constexpr, VP: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """accumulator + x y for what `store_parts` has stored, and an operand y."""
     x = load_tile(pointer, stride, t, columns, left, V, VP, EVEN)
     if PRECISION == "bf16":
-        low = load_tile(pointer + part, stride, t, columns, left, V, VP, EVEN)
+        low = load_tile(low_pointer, stride, t, columns, left, V, VP, EVEN)
         return tl.dot(x, y, tl.dot(low, y, accumulator))
     return fine_product(x, y, accumulator, PRECISION)
 

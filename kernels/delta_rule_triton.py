@@ -253,8 +253,8 @@ def forward(
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
-        *walked.pointers("qkvab"), scores, decayed, ends, y, initial, final, kept, inner,
-        *walked.strides("qkvab"), *inputs.sizes, v.numel(),
+        *walked.pointers("qkvab"), scores, decayed, ends, y, initial, final, kept, *_parts(inner),
+        *walked.strides("qkvab"), *inputs.sizes,
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
     return outputs
@@ -287,20 +287,20 @@ def backward(
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
-        *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, outer,
-        *walked.strides("qkab"), *inputs.sizes, v.numel(),
+        *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, *_parts(outer),
+        *walked.strides("qkab"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
     if _stacks(inputs):
         stacked_gradient_kernel[(inputs.chunks,)](
-            *inputs.pointers("qkvabg"), dy, kept, asked, inner, outer, dq, dk, da, db, dg,
-            *inputs.strides("qkvabg"), *inputs.sizes, v.numel(), **stacked_shape(inputs),
+            *inputs.pointers("qkvabg"), dy, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
+            *inputs.strides("qkvabg"), *inputs.sizes, **stacked_shape(inputs),
         )  # fmt: skip
         return grads
     for kernel, constants in _chunk_launches(inputs, "gradient"):
         kernel[(inputs.chunks,)](
-            *inputs.pointers("qkvabg"), dy, ends, kept, asked, inner, outer, dq, dk, da, db, dg,
-            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], v.numel(), **(widths | constants),
+            *inputs.pointers("qkvabg"), dy, ends, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
+            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], **(widths | constants),
         )  # fmt: skip
     return grads
 
@@ -325,6 +325,11 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
         shape = (2 if inputs.a is None else 4, *inputs.q.shape) if decays else (0,)
         decayed = v.new_empty(shape, dtype=operands)
     return [v.new_empty(v.shape), final, scores, kept, inner, decayed, ends]
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last part of u or p, which may be the same one, or none."""
+    return (x[0], x[-1]) if len(x) else (x, x)
 
 
 def _gradients_like(q: Tensor, *inputs: Tensor | None) -> list[Tensor]:
