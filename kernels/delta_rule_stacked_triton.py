@@ -14,7 +14,7 @@ each operand is in the registers of all of them. Of two numbers of bfloat16 are 
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import load_gate, two_halves
+from .delta_rule_tiles_triton import float_halves, is_mild, load_gate, two_halves
 from .taylor_tiles import head_offset
 
 
@@ -48,6 +48,22 @@ def chosen(choice, x):
 
 
 @triton.jit
+def finely(high, low, x_high, x_low, acc):
+    """acc + w x of two numbers each: 16 bits of both."""
+    return tl.dot(high, x_low, tl.dot(low, x_high, tl.dot(high, x_high, acc)))
+
+
+@triton.jit
+def sums_until(g, t, T: tl.constexpr):
+    """Sums of g (2 T,KB), whose halves are alike, up to each row's token: to float32's accuracy."""
+    rows = tl.arange(0, 2 * T)
+    choice = ((rows < T)[None, :] & (rows[None, :] <= t[:, None])).to(tl.float32).to(tl.bfloat16)
+    high, rest = float_halves(g)
+    low, lowest = two_halves(rest)
+    return tl.dot(choice, high.to(tl.bfloat16), tl.dot(choice, low, tl.dot(choice, lowest)))
+
+
+@triton.jit
 def store_pair(x, y, value, row, rows, columns, left, T: tl.constexpr, WIDTH: tl.constexpr):
     """The rows of `value` to T of x and as many of y, each dense."""
     t = rows % T
@@ -57,7 +73,7 @@ def store_pair(x, y, value, row, rows, columns, left, T: tl.constexpr, WIDTH: tl
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def stacked_gradient_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, kept, asked,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked,
     inner, inner_low, outer, outer_low,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
@@ -68,6 +84,9 @@ def stacked_gradient_kernel(
     """What `gradient_kernel` writes. u and p as in `store_parts`."""
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
+    if GATE == "channel":
+        if not is_mild(ends + program.to(tl.int64) * BK, BK):
+            return
     sequence, start = program // chunks, program % chunks * T
     batch, head = sequence // heads, sequence % heads
     left, first = length - start, tl.cast(start, tl.int64)
@@ -93,7 +112,7 @@ def stacked_gradient_kernel(
         w = tl.dot(grads, tl.trans(read), w)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
-        if GATE == "head":
+        if GATE != "none":
             end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
         dx = tl.dot(load_lower(outer_low, heads * V, rows, values, left, T, V), S, tl.dot(grads, S, dx))
         dz = tl.dot(load_lower(inner_low, heads * V, rows, values, left, T, V), R, tl.dot(read, R, dz))
@@ -102,9 +121,33 @@ def stacked_gradient_kernel(
     # q reads what its own token writes, b only what earlier ones do: `last` is the last of whose decay each has.
     last = t - tl.where(rows >= T, 1, 0)
     pairs = last[:, None] >= t[None, :]
+    g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
+    if GATE == "channel":
+        g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, GATE)
+        middle = 0.5 * tl.sum(tl.where((rows < T)[:, None], g, 0.0), 0)
+        total = sums_until(g, t, T) - middle[None, :]
+        into_x = tl.exp2(total - tl.where((rows < T)[:, None], 0.0, g))
+        into_z, to_end = tl.exp2(-total), tl.exp2(middle)[None, :]
+        x, z, dx, dz = x.to(tl.float32) * into_x, z.to(tl.float32) * into_z, dx * to_end, dz * to_end
+        dg = (end[None, :] * (to_end * to_end)) + tl.sum(z * dz, 0)[None, :]
+        x_high, x_low = two_halves(x)
+        z_high, z_low = two_halves(z)
+        high, low = two_halves(tl.where(t[:, None] > t[None, :], w, 0.0))
+        dx = finely(high, low, z_high, z_low, dx)
+        dz = finely(tl.trans(high), tl.trans(low), x_high, x_low, dz)
+        # The sum until t goes up with all g until t: of q; of b without its own; of what k and a miss of the whole.
+        of_x = x * dx
+        dg += chosen(t[None, :] >= rows[:, None], of_x - z * dz) - chosen(rows[None, :] == rows[:, None] + T, of_x)
+        place = dg_pointer + (token + rows * heads)[:, None] * K + keys[None, :]
+        inside = (rows < T)[:, None] & (rows < left)[:, None] & (keys < K)[None, :]
+        tl.store(place, dg.to(dg_pointer.dtype.element_ty), mask=inside)
+        # A token's own pairs have no decay: apart from the others, for they would cancel out of dg.
+        own = tl.where((rows < T)[:, None] & (t[:, None] == t[None, :]), w, 0.0)
+        high, low = two_halves(own)
+        dx = finely(high, low, z_high, z_low, dx) * into_x
+        dz = finely(tl.trans(high), tl.trans(low), x_high, x_low, dz) * into_z
     w = tl.where(pairs, w, 0.0)
     if GATE == "head":
-        g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
         tokens = tl.arange(0, T)
         g = load_gate(g_pointer, g_row, tokens, tokens, left, K, BK, EVEN, GATE)
         of_token = tl.reshape(g, [1, T])
@@ -122,8 +165,9 @@ def stacked_gradient_kernel(
         dg += tl.sum(tl.where(reached, of_x[None, :], 0.0), 1) + tl.sum(end, 0) * tl.exp2(tl.sum(of_token))
         place = dg_pointer + token + rows * heads
         tl.store(place, dg.to(dg_pointer.dtype.element_ty), mask=(rows < T) & (rows < left))
-    high, low = two_halves(w)
-    dx = tl.dot(low, z, tl.dot(high, z, dx))
-    dz = tl.dot(tl.trans(low), x, tl.dot(tl.trans(high), x, dz))
+    if GATE != "channel":
+        high, low = two_halves(w)
+        dx = tl.dot(low, z, tl.dot(high, z, dx))
+        dz = tl.dot(tl.trans(low), x, tl.dot(tl.trans(high), x, dz))
     store_pair(dq_pointer + token * K, db_pointer + token * K, dx, heads * K, rows, keys, left, T, K)
     store_pair(dk_pointer + token * K, da_pointer + token * K, dz, heads * K, rows, keys, left, T, K)

@@ -53,13 +53,20 @@ def product(x, y, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def float_halves(x):
+    """float32 as a number of bfloat16, rounded by its bits, and the rest, both in float32."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
 def two_halves(x):
     """float32 as a sum of two bfloat16 numbers: 16 bits of it.
 
-    The first is rounded by its bits: a conversion there and back is two, one number at a time.
+    By bits, for conversions there and back are instructions of a single number each.
     """
-    high = ((x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
-    return high.to(tl.bfloat16), (x - high).to(tl.bfloat16)
+    high, rest = float_halves(x)
+    return high.to(tl.bfloat16), rest.to(tl.bfloat16)
 
 
 @triton.jit
@@ -89,8 +96,10 @@ def parts_product(
     x = load_tile(pointer, stride, t, columns, left, V, VP, EVEN)
     if PRECISION == "bf16":
         low = load_tile(low_pointer, stride, t, columns, left, V, VP, EVEN)
-        return tl.dot(x, y, tl.dot(low, y, accumulator))
-    return fine_product(x, y, accumulator, PRECISION)
+        accumulator = tl.dot(x, y, tl.dot(low, y, accumulator))
+    else:
+        accumulator = fine_product(x, y, accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit

@@ -194,11 +194,15 @@ def _chunk_launches(inputs: _Inputs, name: str) -> list[tuple[Any, dict[str, Any
     split = gate == "channel" and precision == "bf16"
     constants = {"LEVELS": levels, "LEVEL_PRECISION": level_precision(precision), **flags}
     every = constants | {"STRONG": split} | chunk_tile(name, inputs.widths, gate, precision)
+    if name == "gradient" and _stacks(inputs) and not split:
+        return []
     if not split:
         return [(scores_kernel if name == "scores" else gradient_kernel, every)]
     del constants["GATE"]
     if name == "scores":
         return [(mild_scores_kernel, constants | mild_tile(name, inputs.widths)), (scores_kernel, every)]
+    if _stacks(inputs):
+        return [(gradient_kernel, every)]
     del constants["LEVELS"]
     return [(mild_gradient_kernel, constants | mild_tile(name, inputs.widths)), (gradient_kernel, every)]
 
@@ -214,7 +218,7 @@ def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
 def _stacks(inputs: _Inputs) -> bool:
     """Whether `stacked_gradient_kernel` has the gradients."""
     flags = inputs.flags
-    return flags["PRECISION"] == "bf16" and flags["RANK"] and flags["GATE"] != "channel"
+    return bool(flags["PRECISION"] == "bf16" and flags["RANK"])
 
 
 def stacked_shape(inputs: _Inputs) -> dict[str, Any]:
@@ -293,10 +297,9 @@ def backward(
     )  # fmt: skip
     if _stacks(inputs):
         stacked_gradient_kernel[(inputs.chunks,)](
-            *inputs.pointers("qkvabg"), dy, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
+            *inputs.pointers("qkvabg"), dy, ends, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
             *inputs.strides("qkvabg"), *inputs.sizes, **stacked_shape(inputs),
         )  # fmt: skip
-        return grads
     for kernel, constants in _chunk_launches(inputs, "gradient"):
         kernel[(inputs.chunks,)](
             *inputs.pointers("qkvabg"), dy, ends, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
