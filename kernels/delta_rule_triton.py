@@ -175,8 +175,10 @@ def chunk_tile(kernel: str, widths: dict[str, int], gate: str, precision: str) -
     if precision == "bf16":
         # With decays of channels these are the chunks that are not mild: few, and many instructions for each number.
         keys, values = (16, 32) if gate == "channel" else (64, 64)
-        tile = {"KB": min(keys, widths["BK"]), "num_warps": 4, "num_stages": 1}
-        return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
+        tile = {"KB": min(keys, widths["BK"]), "num_stages": 1}
+        if kernel == "scores":  # products that follow each other share out rows alone: four warps would repeat two's
+            return tile | {"num_warps": 2}
+        return tile | {"BV": min(values, widths["BV"]), "num_warps": 4}
     keys, values, warps, stages = 32 if gate == "none" else 16, 16, 1, 1
     if kernel == "gradient" and gate != "channel":  # fewer instructions for each number of a state
         keys, values, warps, stages = 32, 32, 2, 2
@@ -211,7 +213,7 @@ def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
     """`chunk_tile` of the kernels of mild chunks: all keys at once, but for what the scores of wide ones spill."""
     wide = widths["BK"] > 64
     if kernel == "scores":
-        return {"KB": 32 if wide else widths["BK"], "num_warps": 4, "num_stages": 1}
+        return {"KB": 32 if wide else widths["BK"], "num_warps": 2, "num_stages": 1}
     return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": 8 if wide else 4, "num_stages": 1}
 
 
