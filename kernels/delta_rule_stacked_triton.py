@@ -1,12 +1,13 @@
-"""Gradients of the delta rule in bfloat16 without decays or with one a head: two products of 64 rows for eight of 32.
+"""Gradients of the delta rule in bfloat16 by products of 64 rows: two where there were eight of 32.
 
 What is read stands in one tile over what is asked: x = [q; b] and z = [k; a], with [dy; p] and [v; u] beside them. With
 the names of `delta_rule_backward_triton` all scores are x z^T, all that they get is w = [dy; p] [v; u]^T, and
 
     dx = [dy; p] S^T + w z            dz = [v; u] R^T + w^T x
 
-each a product of the matrix units' warpgroups, which read operands from shared memory: in products of single warps
-each operand is in the registers of all of them. Of two numbers of bfloat16 are w, u and p (`delta_rule_triton`).
+(decays left out), each a product of the matrix units' warpgroups, which read operands from shared memory: in products
+of single warps each operand is in the registers of all of them. Of two numbers of bfloat16 are w, u and p, and with
+decays of channels x and z (`delta_rule_triton`).
 """
 
 # mypy: allow-untyped-defs
@@ -16,6 +17,14 @@ import triton.language as tl
 
 from .delta_rule_tiles_triton import float_halves, is_mild, load_gate, two_halves
 from .taylor_tiles import head_offset
+
+
+@triton.jit
+def takes_mild(ends, BK: tl.constexpr, GATE: tl.constexpr):
+    """Whether the chunk with these decays over all of it is one for here."""
+    if GATE == "channel":
+        return is_mild(ends, BK)
+    return True
 
 
 @triton.jit
@@ -81,12 +90,14 @@ def stacked_gradient_kernel(
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """What `gradient_kernel` writes. u and p as in `store_parts`."""
+    """What `gradient_kernel` writes, with decays of channels for mild chunks (`delta_rule_mild_triton`).
+
+    u and p as in `store_parts`.
+    """
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
-    if GATE == "channel":
-        if not is_mild(ends + program.to(tl.int64) * BK, BK):
-            return
+    if not takes_mild(ends + program.to(tl.int64) * BK, BK, GATE):
+        return
     sequence, start = program // chunks, program % chunks * T
     batch, head = sequence // heads, sequence % heads
     left, first = length - start, tl.cast(start, tl.int64)

@@ -186,27 +186,27 @@ def chunk_tile(kernel: str, widths: dict[str, int], gate: str, precision: str) -
     return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
 
 
-def _chunk_launches(inputs: _Inputs, name: str) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that take all chunks at once, "scores" or "gradient", and their constants, in the order of launches.
+def _splits(inputs: _Inputs) -> bool:
+    """Whether mild chunks have kernels of their own, with which the others start: they skip what is mild."""
+    return bool(inputs.flags["GATE"] == "channel" and inputs.flags["PRECISION"] == "bf16")
 
-    With decays of channels and bfloat16 those of mild chunks first, then the others'.
-    """
+
+def _stacks(inputs: _Inputs) -> bool:
+    """Whether `stacked_gradient_kernel` has the gradients, where there are decays of channels those of mild chunks."""
+    return bool(inputs.flags["RANK"] and inputs.flags["PRECISION"] == "bf16")
+
+
+def _chunk_constants(inputs: _Inputs, name: str) -> dict[str, Any]:
+    """Constants of a kernel of any decays that takes all chunks at once, "scores" or "gradient"."""
     flags, levels = inputs.flags, inputs.tokens.bit_length() - 1
-    gate, precision = flags["GATE"], flags["PRECISION"]
-    split = gate == "channel" and precision == "bf16"
-    constants = {"LEVELS": levels, "LEVEL_PRECISION": level_precision(precision), **flags}
-    every = constants | {"STRONG": split} | chunk_tile(name, inputs.widths, gate, precision)
-    if name == "gradient" and _stacks(inputs) and not split:
-        return []
-    if not split:
-        return [(scores_kernel if name == "scores" else gradient_kernel, every)]
-    del constants["GATE"]
-    if name == "scores":
-        return [(mild_scores_kernel, constants | mild_tile(name, inputs.widths)), (scores_kernel, every)]
-    if _stacks(inputs):
-        return [(gradient_kernel, every)]
-    del constants["LEVELS"]
-    return [(mild_gradient_kernel, constants | mild_tile(name, inputs.widths)), (gradient_kernel, every)]
+    constants = {"LEVELS": levels, "LEVEL_PRECISION": level_precision(flags["PRECISION"]), "STRONG": _splits(inputs)}
+    return flags | constants | chunk_tile(name, inputs.widths, flags["GATE"], flags["PRECISION"])
+
+
+def _mild_constants(inputs: _Inputs, name: str, *missing: str) -> dict[str, Any]:
+    """Those of the kernels of mild chunks, but for `missing`."""
+    constants = _chunk_constants(inputs, name) | mild_tile(name, inputs.widths)
+    return {key: value for key, value in constants.items() if key not in ("GATE", "STRONG", *missing)}
 
 
 def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
@@ -214,13 +214,7 @@ def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
     wide = widths["BK"] > 64
     if kernel == "scores":
         return {"KB": 32 if wide else widths["BK"], "num_warps": 2, "num_stages": 1}
-    return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": 8 if wide else 4, "num_stages": 1}
-
-
-def _stacks(inputs: _Inputs) -> bool:
-    """Whether `stacked_gradient_kernel` has the gradients."""
-    flags = inputs.flags
-    return bool(flags["PRECISION"] == "bf16" and flags["RANK"])
+    return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": max(2, widths["BK"] // 16), "num_stages": 1}
 
 
 def stacked_shape(inputs: _Inputs) -> dict[str, Any]:
@@ -251,11 +245,14 @@ def forward(
     y, final, scores, kept, inner, decayed, ends = outputs
     initial = y if inputs.initial is None else inputs.initial
     widths = inputs.widths
-    for kernel, constants in _chunk_launches(inputs, "scores"):
-        kernel[(inputs.chunks,)](
-            *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
-            q.numel(), K=widths["K"], BK=widths["BK"], **constants,
-        )  # fmt: skip
+    given = (
+        *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
+        q.numel(),
+    )  # fmt: skip
+    shape = {"K": widths["K"], "BK": widths["BK"]}
+    if _splits(inputs):
+        mild_scores_kernel[(inputs.chunks,)](*given, **shape, **_mild_constants(inputs, "scores"))
+    scores_kernel[(inputs.chunks,)](*given, **shape, **_chunk_constants(inputs, "scores"))
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
@@ -297,15 +294,19 @@ def backward(
         *walked.strides("qkab"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
+    halves, rounds = (*_parts(inner), *_parts(outer)), (widths["BK"], widths["VP"])
+    pointers = (*inputs.pointers("qkvabg"), dy, ends, kept, asked, *halves, dq, dk, da, db, dg)
+    sizes = (*inputs.strides("qkvabg"), *inputs.sizes)
     if _stacks(inputs):
-        stacked_gradient_kernel[(inputs.chunks,)](
-            *inputs.pointers("qkvabg"), dy, ends, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
-            *inputs.strides("qkvabg"), *inputs.sizes, **stacked_shape(inputs),
+        stacked_gradient_kernel[(inputs.chunks,)](*pointers, *sizes, **stacked_shape(inputs))
+    elif _splits(inputs):
+        mild_gradient_kernel[(inputs.chunks,)](
+            *inputs.pointers("qkvg"), dy, ends, kept, asked, dq, dk, dg, *inputs.strides("qkvg"), *inputs.sizes,
+            *rounds, **widths | _mild_constants(inputs, "gradient", "LEVELS", "RANK"),
         )  # fmt: skip
-    for kernel, constants in _chunk_launches(inputs, "gradient"):
-        kernel[(inputs.chunks,)](
-            *inputs.pointers("qkvabg"), dy, ends, kept, asked, *_parts(inner), *_parts(outer), dq, dk, da, db, dg,
-            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], **(widths | constants),
+    if _splits(inputs) or not _stacks(inputs):
+        gradient_kernel[(inputs.chunks,)](
+            *pointers, *sizes, *rounds, **widths | _chunk_constants(inputs, "gradient")
         )  # fmt: skip
     return grads
 

@@ -1,4 +1,4 @@
-"""`rotary` in Triton: a program turns heads of some tokens, of q or of k. The backward turns back by the same kernel."""
+"""`rotary` in Triton: a program turns heads of some tokens, of q or of k. The backward turns back by the same."""
 
 # mypy: allow-untyped-defs
 
