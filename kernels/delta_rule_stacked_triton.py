@@ -87,21 +87,20 @@ def stacked_gradient_kernel(
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    EVEN: tl.constexpr, GATE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
+    T: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """What `gradient_kernel` writes, with decays of channels for mild chunks (`delta_rule_mild_triton`).
 
-    u and p as in `store_parts`.
+    u and p as in `store_parts`. Program: chunk and KB of BK keys; one decay a head gets its gradient from all keys.
     """
-    chunks = tl.cdiv(length, T)
-    program = tl.program_id(0)
+    chunks, program = tl.cdiv(length, T), tl.program_id(0) // (BK // KB)
     if not takes_mild(ends + program.to(tl.int64) * BK, BK, GATE):
         return
     sequence, start = program // chunks, program % chunks * T
     batch, head = sequence // heads, sequence % heads
     left, first = length - start, tl.cast(start, tl.int64)
-    rows, keys = tl.arange(0, 2 * T), tl.arange(0, BK)
+    rows, keys = tl.arange(0, 2 * T), tl.program_id(0) % (BK // KB) * KB + tl.arange(0, KB)
     t = rows % T
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
@@ -114,8 +113,8 @@ def stacked_gradient_kernel(
     outer, outer_low = outer + token * V, outer_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     w = tl.zeros([2 * T, 2 * T], tl.float32)
-    dx, dz = tl.zeros([2 * T, BK], tl.float32), tl.zeros([2 * T, BK], tl.float32)
-    end = tl.zeros([BK], tl.float32)
+    dx, dz = tl.zeros([2 * T, KB], tl.float32), tl.zeros([2 * T, KB], tl.float32)
+    end = tl.zeros([KB], tl.float32)
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
         grads = load_pair(dy_pointer, heads * V, outer, heads * V, rows, values, left, T, V, VP, EVEN)

@@ -218,10 +218,11 @@ def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
 
 
 def stacked_shape(inputs: _Inputs) -> dict[str, Any]:
-    """Its constants."""
+    """Its constants: with decays of channels, for which it has most to hold, at most 64 keys a program."""
     widths, flags = inputs.widths, inputs.flags
-    warps = 4 if widths["BK"] <= 64 else 8
-    return widths | {name: flags[name] for name in ("T", "EVEN", "GATE")} | {"num_warps": warps, "num_stages": 1}
+    keys = min(64, widths["BK"]) if flags["GATE"] == "channel" else widths["BK"]
+    shape = {"KB": keys, "num_warps": 4 if keys <= 64 else 8, "num_stages": 1}
+    return widths | {name: flags[name] for name in ("T", "EVEN", "GATE")} | shape
 
 
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())
@@ -298,7 +299,8 @@ def backward(
     pointers = (*inputs.pointers("qkvabg"), dy, ends, kept, asked, *halves, dq, dk, da, db, dg)
     sizes = (*inputs.strides("qkvabg"), *inputs.sizes)
     if _stacks(inputs):
-        stacked_gradient_kernel[(inputs.chunks,)](*pointers, *sizes, **stacked_shape(inputs))
+        shape = stacked_shape(inputs)
+        stacked_gradient_kernel[(inputs.chunks * (shape["BK"] // shape["KB"]),)](*pointers, *sizes, **shape)
     elif _splits(inputs):
         mild_gradient_kernel[(inputs.chunks,)](
             *inputs.pointers("qkvg"), dy, ends, kept, asked, dq, dk, dg, *inputs.strides("qkvg"), *inputs.sizes,
