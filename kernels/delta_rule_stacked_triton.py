@@ -138,24 +138,22 @@ def stacked_gradient_kernel(
         total = sums_until(g, t, T) - middle[None, :]
         into_x = tl.exp2(total - tl.where((rows < T)[:, None], 0.0, g))
         into_z, to_end = tl.exp2(-total), tl.exp2(middle)[None, :]
-        x, z, dx, dz = x.to(tl.float32) * into_x, z.to(tl.float32) * into_z, dx * to_end, dz * to_end
-        dg = (end[None, :] * (to_end * to_end)) + tl.sum(z * dz, 0)[None, :]
-        x_high, x_low = two_halves(x)
-        z_high, z_low = two_halves(z)
+        x_high, x_low = two_halves(x.to(tl.float32) * into_x)
+        z_high, z_low = two_halves(z.to(tl.float32) * into_z)
+        dx, dz = dx * to_end, dz * to_end
+        dg = (end[None, :] * (to_end * to_end)) + tl.sum(z.to(tl.float32) * (dz * into_z), 0)[None, :]
         high, low = two_halves(tl.where(t[:, None] > t[None, :], w, 0.0))
-        dx = finely(high, low, z_high, z_low, dx)
-        dz = finely(tl.trans(high), tl.trans(low), x_high, x_low, dz)
-        # The sum until t goes up with all g until t: of q; of b without its own; of what k and a miss of the whole.
-        of_x = x * dx
-        dg += chosen(t[None, :] >= rows[:, None], of_x - z * dz) - chosen(rows[None, :] == rows[:, None] + T, of_x)
+        dx = finely(high, low, z_high, z_low, dx) * into_x
+        dz = finely(tl.trans(high), tl.trans(low), x_high, x_low, dz) * into_z
+        # The sum until t goes up with all g until t: of q; of b without its own; and of what k and a miss of the whole.
+        of_x = x.to(tl.float32) * dx
+        of_both = of_x - z.to(tl.float32) * dz
+        dg += chosen(t[None, :] >= rows[:, None], of_both) - chosen(rows[None, :] == rows[:, None] + T, of_x)
         place = dg_pointer + (token + rows * heads)[:, None] * K + keys[None, :]
         inside = (rows < T)[:, None] & (rows < left)[:, None] & (keys < K)[None, :]
         tl.store(place, dg.to(dg_pointer.dtype.element_ty), mask=inside)
         # A token's own pairs have no decay: apart from the others, for they would cancel out of dg.
-        own = tl.where((rows < T)[:, None] & (t[:, None] == t[None, :]), w, 0.0)
-        high, low = two_halves(own)
-        dx = finely(high, low, z_high, z_low, dx) * into_x
-        dz = finely(tl.trans(high), tl.trans(low), x_high, x_low, dz) * into_z
+        pairs = (rows < T)[:, None] & (t[:, None] == t[None, :])
     w = tl.where(pairs, w, 0.0)
     if GATE == "head":
         tokens = tl.arange(0, T)
@@ -175,9 +173,8 @@ def stacked_gradient_kernel(
         dg += tl.sum(tl.where(reached, of_x[None, :], 0.0), 1) + tl.sum(end, 0) * tl.exp2(tl.sum(of_token))
         place = dg_pointer + token + rows * heads
         tl.store(place, dg.to(dg_pointer.dtype.element_ty), mask=(rows < T) & (rows < left))
-    if GATE != "channel":
-        high, low = two_halves(w)
-        dx = tl.dot(low, z, tl.dot(high, z, dx))
-        dz = tl.dot(tl.trans(low), x, tl.dot(tl.trans(high), x, dz))
+    high, low = two_halves(w)
+    dx = tl.dot(low, z, tl.dot(high, z, dx))
+    dz = tl.dot(tl.trans(low), x, tl.dot(tl.trans(high), x, dz))
     store_pair(dq_pointer + token * K, db_pointer + token * K, dx, heads * K, rows, keys, left, T, K)
     store_pair(dk_pointer + token * K, da_pointer + token * K, dz, heads * K, rows, keys, left, T, K)
