@@ -222,6 +222,8 @@ def stacked_shape(inputs: _Inputs) -> dict[str, Any]:
     widths, flags = inputs.widths, inputs.flags
     keys = min(64, widths["BK"]) if flags["GATE"] == "channel" else widths["BK"]
     shape = {"KB": keys, "num_warps": 4 if keys <= 64 else 8, "num_stages": 1}
+    if keys < 64:  # in one round the assembler takes descriptors from registers that nothing has written
+        shape |= {"BV": min(32, max(16, widths["BV"] // 2)), "num_stages": 2}
     return widths | {name: flags[name] for name in ("T", "EVEN", "GATE")} | shape
 
 
