@@ -9,7 +9,9 @@ from torch import Tensor
 
 from .dense_rows import dense_rows
 from .rotary import Angles
-from .rotary_triton import DTYPES, HEADS, LARGEST_HEAD, turn_heads
+from .rotary_triton import DTYPES, LARGEST_HEAD, turn
+
+HEADS = 16  # of a program, at most
 
 
 @triton.jit
@@ -23,7 +25,7 @@ def append_kernel(
     b = tl.program_id(0).to(tl.int64)
     slot = tl.load(position + b * each).to(tl.int64)
     groups = tl.where(slot < slots, groups, 0)
-    r = tl.arange(0, BLOCK_R)
+    r, h = tl.arange(0, BLOCK_R), (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
     if HALF > 0:
         cos_R = tl.load(cos + b * cos_row + r, mask=r < HALF, other=0.0).to(tl.float32)[None, :]
         sin_R = tl.load(sin + b * sin_row + r, mask=r < HALF, other=0.0).to(tl.float32)[None, :]
@@ -31,14 +33,13 @@ def append_kernel(
         cos_R = tl.zeros([1, BLOCK_R], tl.float32)
         sin_R = cos_R
     if tl.program_id(2) == 0:
-        x, y = q + b * q_batch, q_out + b * heads * K
-        turn_heads(x, y, cos_R, sin_R, heads, q_head, K, HALF, BLOCK_R, BLOCK_H, REST)
+        x, y = q + b * q_batch + h * q_head, q_out + b * heads * K + h * K
+        turn(x, y, cos_R, sin_R, h < heads, K, HALF, BLOCK_R, REST)
     elif tl.program_id(2) == 1:
-        x, y = k + b * k_batch, keys + b * keys_batch + slot * keys_row
-        turn_heads(x, y, cos_R, sin_R, groups, k_head, K, HALF, BLOCK_R, BLOCK_H, REST)
+        x, y = k + b * k_batch + h * k_head, keys + b * keys_batch + slot * keys_row + h * K
+        turn(x, y, cos_R, sin_R, h < groups, K, HALF, BLOCK_R, REST)
     else:
         x, y = v + b * v_batch, values + b * values_batch + slot * values_row
-        h = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
         c = tl.arange(0, BLOCK_V)[None, :]
         inside = (h < groups) & (c < V)
         value = tl.load(x + h * v_head + c, mask=inside, other=0.0)

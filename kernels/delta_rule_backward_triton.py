@@ -18,20 +18,20 @@ import triton
 import triton.language as tl
 
 from .delta_rule_forward_triton import load_columns, load_decays, load_scores, load_state, state_tile
-from .delta_rule_tiles_triton import fine_product, product
+from .delta_rule_tiles_triton import fine_product, product, store_parts
 from .taylor_tiles import head_offset, load_tile, operand
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def reverse_kernel(
     q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, scores, decays, ends,
-    dv_pointer, grad_final, grad_initial, kept, asked,
+    dv_pointer, grad_final, grad_initial, kept, asked, asked_low,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p (B,L,H,V), and the gradient of the initial state."""
+    """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p as u, and the gradient of the initial state."""
     BLOCKS: tl.constexpr = VP // BV
     sequence = tl.program_id(0) // BLOCKS
     t, keys = tl.arange(0, T), tl.arange(0, BK)
@@ -79,7 +79,7 @@ def reverse_kernel(
             p = product(dy, qa, p, PRECISION)
             inverse = operand(load_scores(own, 3, t[:, None], t[None, :], T), PRECISION)
             p = fine_product(p, inverse, p, PRECISION)
-            tl.store(asked + place, p.to(asked.dtype.element_ty), mask=inside)
+            store_parts(asked, asked_low, p, place, inside, PRECISION)
             dv = product(
                 operand(p, PRECISION), operand(load_scores(own, 2, t[:, None], t[None, :], T), PRECISION), dv, PRECISION
             )

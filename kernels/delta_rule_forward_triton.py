@@ -16,7 +16,7 @@ registers, values x keys, and so do y and u, values x tokens: a warp has its val
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import fine_product, product
+from .delta_rule_tiles_triton import fine_product, product, store_parts
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -62,14 +62,14 @@ def load_columns(pointer, stride, values, t, left, V: tl.constexpr, VP: tl.const
 @triton.jit(do_not_specialize=["length", "heads"])
 def output_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, scores, decays, ends,
-    y_pointer, initial, final, kept, inner,
+    y_pointer, initial, final, kept, inner, inner_low,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
     KEEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u (B,L,H,V).
+    """y (B,L,H,V); FINAL: the last state; KEEP: states before chunks (B,H,chunks,VP,BK) and u as in `store_parts`.
 
     With decays of channels q, k, a and b are q^, k^, a^ and b^; with one a head what stands beside them is decayed
     by `decays` (B,H,chunks,3,T). `ends` has the decays over whole chunks.
@@ -124,7 +124,7 @@ def output_kernel(
             inverse = operand(load_scores(own, 3, t[None, :], t[:, None], T), PRECISION)
             u = fine_product(u, inverse, u, PRECISION)
             if KEEP:
-                tl.store(inner + place, u.to(inner.dtype.element_ty), mask=inside)
+                store_parts(inner, inner_low, u, place, inside, PRECISION)
             y = product(
                 operand(u, PRECISION), operand(load_scores(own, 1, t[None, :], t[:, None], T), PRECISION), y, PRECISION
             )

@@ -17,6 +17,7 @@ from .delta_rule_tiles_triton import (
     head_decays,
     level_decays,
     load_gate,
+    parts_product,
     product,
     store_rows,
     sums,
@@ -81,7 +82,8 @@ def of_levels(
 
 @triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
 def gradient_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked, inner, outer,
+    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked,
+    inner, inner_low, outer, outer_low,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
@@ -111,8 +113,8 @@ def gradient_kernel(
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
     token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
-    inner += token * V
-    outer += token * V
+    inner, inner_low = inner + token * V, inner_low + token * V
+    outer, outer_low = outer + token * V, outer_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     dqk = tl.zeros([T, T], tl.float32)
     dqa = dqk  # stands for what there is not, as do a and da
@@ -157,10 +159,8 @@ def gradient_kernel(
             dq = product(dy, S, dq, PRECISION)
             dk = product(v, R, dk, PRECISION)
             if RANK:
-                p = load_tile(outer, heads * V, t, values, left, V, VP, EVEN)
-                u = load_tile(inner, heads * V, t, values, left, V, VP, EVEN)
-                db = fine_product(p, S, db, PRECISION)
-                da = fine_product(u, R, da, PRECISION)
+                db = parts_product(outer, outer_low, heads * V, t, values, left, S, db, V, VP, EVEN, PRECISION)
+                da = parts_product(inner, inner_low, heads * V, t, values, left, R, da, V, VP, EVEN, PRECISION)
         q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32)
         k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32)
         a = k

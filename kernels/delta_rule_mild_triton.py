@@ -7,7 +7,8 @@ from the middle of its decays: with G the sum of g until a token and M half of i
 
 so that one product has all pairs, and 2^M takes such rows to the beginning or the end of the chunk. Sums of g are at
 most 2 MILD, and their differences right to more digits than bfloat16 has. Other chunks, and other dtypes, are left to
-`delta_rule_scores_triton` and `delta_rule_gradient_triton`, which are launched afterwards and skip what is mild.
+`delta_rule_scores_triton` and `delta_rule_gradient_triton`, which are launched afterwards and skip what is mild; with a
+term of rank one `delta_rule_stacked_triton` has the gradients.
 """
 
 # mypy: allow-untyped-defs
@@ -16,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .delta_rule_scores_triton import between, inverse
-from .delta_rule_tiles_triton import fine_product, is_mild, load_gate, product, store_rows, sums
+from .delta_rule_tiles_triton import is_mild, load_gate, product, store_rows, sums
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -29,7 +30,7 @@ def from_middle(g):
     return tl.exp2(total), tl.exp2(total - g), tl.exp2(-total), tl.exp2(middle)
 
 
-@triton.jit(do_not_specialize=["length", "heads", "all_keys", "part"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys"])
 def mild_scores_kernel(
     q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, scores, decayed_pointer, ends,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
@@ -44,7 +45,7 @@ def mild_scores_kernel(
     left, first = length - start, tl.cast(start, tl.int64)
     t = tl.arange(0, T)
     token = ((sequence // heads).to(tl.int64) * length + start) * heads + sequence % heads
-    part = part.to(tl.int64)
+    part = tl.cast(part, tl.int64)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
     a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
@@ -83,14 +84,13 @@ def mild_scores_kernel(
 
 @triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
 def mild_gradient_kernel(
-    q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked, inner, outer,
-    dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
-    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
-    b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
+    q_pointer, k_pointer, v_pointer, g_pointer, dy_pointer, ends, kept, asked, dq_pointer, dk_pointer, dg_pointer,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, g_batch, g_row, g_head,
+    length, heads, all_keys, all_values,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
-    T: tl.constexpr, EVEN: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
+    T: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What `gradient_kernel` writes, for mild chunks."""
+    """What `gradient_kernel` writes without a term of rank one, for mild chunks."""
     chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     ends += program.to(tl.int64) * BK
@@ -103,39 +103,23 @@ def mild_gradient_kernel(
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
     v_pointer += head_offset(sequence, heads, v_batch, v_head) + first * v_row
-    a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
-    b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
     token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
-    inner += token * V
-    outer += token * V
     states = program.to(tl.int64) * (VP * BK)
     dqk = tl.zeros([T, T], tl.float32)
-    dqa, dbk, dba = dqk, dqk, dqk
     for block in tl.range(0, VP if BV == VP and PRECISION == "bf16" else all_values, BV):
         values = block + tl.arange(0, BV)
         v = tl.trans(operand(load_tile(v_pointer, v_row, t, values, left, V, VP, EVEN), PRECISION))
         dy = operand(load_tile(dy_pointer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
         dqk = product(dy, v, dqk, PRECISION)
-        if RANK:
-            u = tl.trans(operand(load_tile(inner, heads * V, t, values, left, V, VP, EVEN), PRECISION))
-            p = operand(load_tile(outer, heads * V, t, values, left, V, VP, EVEN), PRECISION)
-            dqa = product(dy, u, dqa, PRECISION)
-            dbk = product(p, v, dbk, PRECISION)
-            dba = product(p, u, dba, PRECISION)
     # A token's own pairs have no decay: apart from the others, for they would cancel out of dg.
     same, earlier = t[:, None] == t[None, :], t[:, None] > t[None, :]
-    own_k, own_a = tl.sum(tl.where(same, dqk, 0.0), 1)[:, None], tl.sum(tl.where(same, dqa, 0.0), 1)[:, None]
+    own = tl.sum(tl.where(same, dqk, 0.0), 1)[:, None]
     dqk = operand(tl.where(earlier, dqk, 0.0), LEVEL_PRECISION)
-    if RANK:
-        dqa = operand(tl.where(earlier, dqa, 0.0), LEVEL_PRECISION)
-        dbk = operand(tl.where(earlier, dbk, 0.0), LEVEL_PRECISION)
-        dba = operand(tl.where(earlier, dba, 0.0), LEVEL_PRECISION)
     for key in tl.range(0, BK if KB == BK and PRECISION == "bf16" else all_keys, KB):
         keys = key + tl.arange(0, KB)
         dq, dk, end = tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32), tl.zeros([KB], tl.float32)
-        da, db = dk, dk
         for block in tl.range(0, VP if BV == VP and PRECISION == "bf16" else all_values, BV):
             values = block + tl.arange(0, BV)
             place = states + values[:, None] * BK + keys[None, :]
@@ -146,13 +130,8 @@ def mild_gradient_kernel(
             v = operand(load_tile(v_pointer, v_row, t, values, left, V, VP, EVEN), PRECISION)
             dq = product(dy, S, dq, PRECISION)
             dk = product(v, R, dk, PRECISION)
-            if RANK:
-                p = load_tile(outer, heads * V, t, values, left, V, VP, EVEN)
-                u = load_tile(inner, heads * V, t, values, left, V, VP, EVEN)
-                db = fine_product(p, S, db, PRECISION)
-                da = fine_product(u, R, da, PRECISION)
         g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, "channel")
-        into_q, into_b, into_k, to_end = from_middle(g)
+        into_q, _, into_k, to_end = from_middle(g)
         to_end = to_end[None, :]
         q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_q
         k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_k
@@ -161,29 +140,11 @@ def mild_gradient_kernel(
         k_rows, q_rows = operand(k, LEVEL_PRECISION), operand(q, LEVEL_PRECISION)
         dq = product(dqk, k_rows, dq, LEVEL_PRECISION)
         dk = product(tl.trans(dqk), q_rows, dk, LEVEL_PRECISION)
-        if RANK:
-            a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_k
-            b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_b
-            da, db = da * to_end, db * to_end
-            of_state += a * da
-            a_rows, b_rows = operand(a, LEVEL_PRECISION), operand(b, LEVEL_PRECISION)
-            dq = product(dqa, a_rows, dq, LEVEL_PRECISION)
-            dk = product(tl.trans(dbk), b_rows, dk, LEVEL_PRECISION)
-            db = product(dbk, k_rows, product(dba, a_rows, db, LEVEL_PRECISION), LEVEL_PRECISION)
-            da = product(tl.trans(dqa), q_rows, da, LEVEL_PRECISION)
-            da = product(tl.trans(dba), b_rows, da, LEVEL_PRECISION)
-        # G_t goes up with all g until t: of q; of b without its own; and of what k and a miss of the whole chunk's.
+        # G_t goes up with all g until t: of q, and of what k misses of the whole chunk's.
         of_sums = q * dq - k * dk
         dg = end[None, :] * (to_end * to_end) + tl.sum(of_state, 0)[None, :]
-        if RANK:
-            of_b = b * db
-            of_sums += of_b - a * da
-            dg -= of_b
-            # Own pairs: into_q and into_k give 1.
-            dq += own_a * a
-            store_rows(db_pointer, db * into_b, token, heads, t, keys, left, K)
-            store_rows(da_pointer, (da + own_a * q) * into_k, token, heads, t, keys, left, K)
-        store_rows(dq_pointer, (dq + own_k * k) * into_q, token, heads, t, keys, left, K)
-        store_rows(dk_pointer, (dk + own_k * q) * into_k, token, heads, t, keys, left, K)
+        # Own pairs: into_q and into_k give 1.
+        store_rows(dq_pointer, (dq + own * k) * into_q, token, heads, t, keys, left, K)
+        store_rows(dk_pointer, (dk + own * q) * into_k, token, heads, t, keys, left, K)
         dg += sums(t[:, None] <= t[None, :], of_sums)
         store_rows(dg_pointer, dg, token, heads, t, keys, left, K)

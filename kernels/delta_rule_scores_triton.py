@@ -56,7 +56,7 @@ def inverse(ba, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     return x - tl.where(t[:, None] == t[None, :], 1.0, 0.0)
 
 
-@triton.jit(do_not_specialize=["length", "heads", "all_keys", "part"])
+@triton.jit(do_not_specialize=["length", "heads", "all_keys"])
 def scores_kernel(
     q_pointer, k_pointer, a_pointer, b_pointer, g_pointer, scores, decayed_pointer, ends,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head,
@@ -82,7 +82,7 @@ def scores_kernel(
     left, first = length - start, tl.cast(start, tl.int64)
     t = tl.arange(0, T)
     token = ((sequence // heads).to(tl.int64) * length + start) * heads + sequence % heads
-    part = part.to(tl.int64)
+    part = tl.cast(part, tl.int64)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
     a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row

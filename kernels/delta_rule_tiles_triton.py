@@ -53,10 +53,20 @@ def product(x, y, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def float_halves(x):
+    """float32 as a number of bfloat16, rounded by its bits, and the rest, both in float32."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
 def two_halves(x):
-    """float32 as a sum of two bfloat16 numbers: 16 bits of it."""
-    high = x.to(tl.bfloat16)
-    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+    """float32 as a sum of two bfloat16 numbers: 16 bits of it.
+
+    By bits, for conversions there and back are instructions of a single number each.
+    """
+    high, rest = float_halves(x)
+    return high.to(tl.bfloat16), rest.to(tl.bfloat16)
 
 
 @triton.jit
@@ -66,6 +76,30 @@ def fine_product(x, y, accumulator, PRECISION: tl.constexpr):
         high, low = two_halves(x)
         return tl.dot(high, y, tl.dot(low, y, accumulator))
     return product(operand(x, PRECISION), y, accumulator, PRECISION)
+
+
+@triton.jit
+def store_parts(pointer, low_pointer, x, place, inside, PRECISION: tl.constexpr):
+    """u or p for the backward: float32, with "bf16" the two numbers that `fine_product` takes."""
+    if PRECISION == "bf16":
+        x, low = two_halves(x)
+        tl.store(low_pointer + place, low, mask=inside)
+    tl.store(pointer + place, x.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def parts_product(
+    pointer, low_pointer, stride, t, columns, left, y, accumulator, V: tl.constexpr, VP: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """accumulator + x y for what `store_parts` has stored, and an operand y."""
+    x = load_tile(pointer, stride, t, columns, left, V, VP, EVEN)
+    if PRECISION == "bf16":
+        low = load_tile(low_pointer, stride, t, columns, left, V, VP, EVEN)
+        accumulator = tl.dot(x, y, tl.dot(low, y, accumulator))
+    else:
+        accumulator = fine_product(x, y, accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from .delta_rule_forward_triton import output_kernel
 from .delta_rule_gradient_triton import gradient_kernel
 from .delta_rule_mild_triton import mild_gradient_kernel, mild_scores_kernel
 from .delta_rule_scores_triton import scores_kernel
+from .delta_rule_stacked_triton import stacked_gradient_kernel
 from .dense_rows import dense_rows
 from .precision import float32_precision
 
@@ -174,8 +175,10 @@ def chunk_tile(kernel: str, widths: dict[str, int], gate: str, precision: str) -
     if precision == "bf16":
         # With decays of channels these are the chunks that are not mild: few, and many instructions for each number.
         keys, values = (16, 32) if gate == "channel" else (64, 64)
-        tile = {"KB": min(keys, widths["BK"]), "num_warps": 4, "num_stages": 1}
-        return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
+        tile = {"KB": min(keys, widths["BK"]), "num_stages": 1}
+        if kernel == "scores":  # products that follow each other share out rows alone: four warps would repeat two's
+            return tile | {"num_warps": 2}
+        return tile | {"BV": min(values, widths["BV"]), "num_warps": 4}
     keys, values, warps, stages = 32 if gate == "none" else 16, 16, 1, 1
     if kernel == "gradient" and gate != "channel":  # fewer instructions for each number of a state
         keys, values, warps, stages = 32, 32, 2, 2
@@ -183,31 +186,45 @@ def chunk_tile(kernel: str, widths: dict[str, int], gate: str, precision: str) -
     return tile | {"BV": min(values, widths["BV"])} if kernel == "gradient" else tile
 
 
-def _chunk_launches(inputs: _Inputs, name: str) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that take all chunks at once, "scores" or "gradient", and their constants, in the order of launches.
+def _splits(inputs: _Inputs) -> bool:
+    """Whether mild chunks have kernels of their own, with which the others start: they skip what is mild."""
+    return bool(inputs.flags["GATE"] == "channel" and inputs.flags["PRECISION"] == "bf16")
 
-    With decays of channels and bfloat16 those of mild chunks first, then the others'.
-    """
+
+def _stacks(inputs: _Inputs) -> bool:
+    """Whether `stacked_gradient_kernel` has the gradients, where there are decays of channels those of mild chunks."""
+    return bool(inputs.flags["RANK"] and inputs.flags["PRECISION"] == "bf16")
+
+
+def _chunk_constants(inputs: _Inputs, name: str) -> dict[str, Any]:
+    """Constants of a kernel of any decays that takes all chunks at once, "scores" or "gradient"."""
     flags, levels = inputs.flags, inputs.tokens.bit_length() - 1
-    gate, precision = flags["GATE"], flags["PRECISION"]
-    split = gate == "channel" and precision == "bf16"
-    constants = {"LEVELS": levels, "LEVEL_PRECISION": level_precision(precision), **flags}
-    every = constants | {"STRONG": split} | chunk_tile(name, inputs.widths, gate, precision)
-    if not split:
-        return [(scores_kernel if name == "scores" else gradient_kernel, every)]
-    del constants["GATE"]
-    if name == "scores":
-        return [(mild_scores_kernel, constants | mild_tile(name, inputs.widths)), (scores_kernel, every)]
-    del constants["LEVELS"]
-    return [(mild_gradient_kernel, constants | mild_tile(name, inputs.widths)), (gradient_kernel, every)]
+    constants = {"LEVELS": levels, "LEVEL_PRECISION": level_precision(flags["PRECISION"]), "STRONG": _splits(inputs)}
+    return flags | constants | chunk_tile(name, inputs.widths, flags["GATE"], flags["PRECISION"])
+
+
+def _mild_constants(inputs: _Inputs, name: str, *missing: str) -> dict[str, Any]:
+    """Those of the kernels of mild chunks, but for `missing`."""
+    constants = _chunk_constants(inputs, name) | mild_tile(name, inputs.widths)
+    return {key: value for key, value in constants.items() if key not in ("GATE", "STRONG", *missing)}
 
 
 def mild_tile(kernel: str, widths: dict[str, int]) -> dict[str, int]:
     """`chunk_tile` of the kernels of mild chunks: all keys at once, but for what the scores of wide ones spill."""
     wide = widths["BK"] > 64
     if kernel == "scores":
-        return {"KB": 32 if wide else widths["BK"], "num_warps": 4, "num_stages": 1}
-    return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": 8 if wide else 4, "num_stages": 1}
+        return {"KB": 32 if wide else widths["BK"], "num_warps": 2, "num_stages": 1}
+    return {"KB": widths["BK"], "BV": min(64, widths["BV"]), "num_warps": max(2, widths["BK"] // 16), "num_stages": 1}
+
+
+def stacked_shape(inputs: _Inputs) -> dict[str, Any]:
+    """Its constants: with decays of channels, for which it has most to hold, at most 64 keys a program."""
+    widths, flags = inputs.widths, inputs.flags
+    keys = min(64, widths["BK"]) if flags["GATE"] == "channel" else widths["BK"]
+    shape = {"KB": keys, "num_warps": 4 if keys <= 64 else 8, "num_stages": 1}
+    if keys < 64:  # in one round the assembler takes descriptors from registers that nothing has written
+        shape |= {"BV": min(32, max(16, widths["BV"] // 2)), "num_stages": 2}
+    return widths | {name: flags[name] for name in ("T", "EVEN", "GATE")} | shape
 
 
 @torch.library.custom_op("basedbench::delta_rule", mutates_args=())
@@ -231,15 +248,18 @@ def forward(
     y, final, scores, kept, inner, decayed, ends = outputs
     initial = y if inputs.initial is None else inputs.initial
     widths = inputs.widths
-    for kernel, constants in _chunk_launches(inputs, "scores"):
-        kernel[(inputs.chunks,)](
-            *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
-            q.numel(), K=widths["K"], BK=widths["BK"], **constants,
-        )  # fmt: skip
+    given = (
+        *inputs.pointers("qkabg"), scores, decayed, ends, *inputs.strides("qkabg"), *inputs.sizes, widths["BK"],
+        q.numel(),
+    )  # fmt: skip
+    shape = {"K": widths["K"], "BK": widths["BK"]}
+    if _splits(inputs):
+        mild_scores_kernel[(inputs.chunks,)](*given, **shape, **_mild_constants(inputs, "scores"))
+    scores_kernel[(inputs.chunks,)](*given, **shape, **_chunk_constants(inputs, "scores"))
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     output_kernel[grid](
-        *walked.pointers("qkvab"), scores, decayed, ends, y, initial, final, kept, inner,
+        *walked.pointers("qkvab"), scores, decayed, ends, y, initial, final, kept, *_parts(inner),
         *walked.strides("qkvab"), *inputs.sizes,
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
@@ -273,14 +293,24 @@ def backward(
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
     reverse_kernel[grid](
-        *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, outer,
+        *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, *_parts(outer),
         *walked.strides("qkab"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
-    for kernel, constants in _chunk_launches(inputs, "gradient"):
-        kernel[(inputs.chunks,)](
-            *inputs.pointers("qkvabg"), dy, ends, kept, asked, inner, outer, dq, dk, da, db, dg,
-            *inputs.strides("qkvabg"), *inputs.sizes, widths["BK"], widths["VP"], **(widths | constants),
+    halves, rounds = (*_parts(inner), *_parts(outer)), (widths["BK"], widths["VP"])
+    pointers = (*inputs.pointers("qkvabg"), dy, ends, kept, asked, *halves, dq, dk, da, db, dg)
+    sizes = (*inputs.strides("qkvabg"), *inputs.sizes)
+    if _stacks(inputs):
+        shape = stacked_shape(inputs)
+        stacked_gradient_kernel[(inputs.chunks * (shape["BK"] // shape["KB"]),)](*pointers, *sizes, **shape)
+    elif _splits(inputs):
+        mild_gradient_kernel[(inputs.chunks,)](
+            *inputs.pointers("qkvg"), dy, ends, kept, asked, dq, dk, dg, *inputs.strides("qkvg"), *inputs.sizes,
+            *rounds, **widths | _mild_constants(inputs, "gradient", "LEVELS", "RANK"),
+        )  # fmt: skip
+    if _splits(inputs) or not _stacks(inputs):
+        gradient_kernel[(inputs.chunks,)](
+            *pointers, *sizes, *rounds, **widths | _chunk_constants(inputs, "gradient")
         )  # fmt: skip
     return grads
 
@@ -292,19 +322,24 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     operands = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32  # of products, as they are read
     shapes = (
         (batch, heads, widths["K"], values) if state else (0,),
-        v.shape if keep and inputs.a is not None else (0,),
         (inputs.chunks, widths["BK"]) if decays else (0,),
         (inputs.chunks, matrices, inputs.tokens, inputs.tokens),
         (inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,),
     )
-    final, inner, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes[:3])
-    scores, kept = (v.new_empty(shape, dtype=operands) for shape in shapes[3:])
+    final, ends = (v.new_empty(shape, dtype=torch.float32) for shape in shapes[:2])
+    scores, kept = (v.new_empty(shape, dtype=operands) for shape in shapes[2:])
+    inner = v.new_empty((4 // operands.itemsize, *v.shape) if keep and inputs.a is not None else (0,), dtype=operands)
     if inputs.flags["GATE"] == "head":
         decayed = v.new_empty((inputs.chunks, 3, inputs.tokens), dtype=torch.float32)
     else:
         shape = (2 if inputs.a is None else 4, *inputs.q.shape) if decays else (0,)
         decayed = v.new_empty(shape, dtype=operands)
     return [v.new_empty(v.shape), final, scores, kept, inner, decayed, ends]
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last part of u or p, which may be the same one, or none."""
+    return (x[0], x[-1]) if len(x) else (x, x)
 
 
 def _gradients_like(q: Tensor, *inputs: Tensor | None) -> list[Tensor]:

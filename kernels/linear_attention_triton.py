@@ -194,7 +194,9 @@ def _launch(
     (padded_x, block_x), (padded_z, block_z) = block_of(x.shape[-1], 128 if wide_x else 64), block_of(z.shape[-1], 256)
     shape = launch_shape("block", max(block_x, block_z), precision)
     if padded_x > block_x:  # the innermost loop is that over blocks of x and y, whose tiles are small
-        shape["num_stages"] = 2
+        shape["num_stages"] = min(2, shape["num_stages"])
+    if kind == "query" and precision != "bf16" and block_z > 128:  # z as operand of two products: room for one stage
+        shape["num_stages"] = 1
     whole = padded_z == block_z and (padded_z <= 128 or call.v.dtype != torch.float32)
     programs = call.sequences * triton.cdiv(call.length, shape["T"]) * (padded_z // block_z)
     block_kernel[(programs,)](

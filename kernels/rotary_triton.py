@@ -1,4 +1,4 @@
-"""`rotary` in Triton: a program turns heads of one token, of q or of k. The backward turns back by the same kernel."""
+"""`rotary` in Triton: a program turns heads of some tokens, of q or of k. The backward turns back by the same."""
 
 # mypy: allow-untyped-defs
 
@@ -15,7 +15,8 @@ from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEAD = 512
-HEADS = 16  # of a program, at most
+TILE = 1024  # pairs of a program: 8 a thread, 16 bytes of a 16-bit type
+MOST_ROWS = 2**31 - TILE  # they are numbered by 32 bits
 
 
 @triton.jit
@@ -30,42 +31,60 @@ def angles_kernel(position, cos, sin, each, RATE: tl.constexpr, R: tl.constexpr,
 
 
 @triton.jit
-def turn_heads(x, y, cos_R, sin_R, heads, head_x, K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr,
-                BLOCK_H: tl.constexpr, REST: tl.constexpr):  # fmt: skip
-    """Heads of one token at x, head_x apart, to y, where they follow each other."""
-    h = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
+def turn(x, y, cos, sin, exists, K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr, REST: tl.constexpr):
+    """Heads at x (ROWS,1) to y by their angles' cosines and sines, (ROWS,BLOCK_R) or (1,BLOCK_R)."""
     r = tl.arange(0, BLOCK_R)[None, :]
-    inside = (h < heads) & (r < HALF)
-    first = tl.load(x + h * head_x + r, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(x + h * head_x + HALF + r, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + h * K + r, (first * cos_R - second * sin_R).to(y.dtype.element_ty), mask=inside)
-    tl.store(y + h * K + HALF + r, (first * sin_R + second * cos_R).to(y.dtype.element_ty), mask=inside)
+    inside = exists
+    if HALF < BLOCK_R:
+        inside = exists & (r < HALF)
+    first = tl.load(x + r, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(x + HALF + r, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + r, (first * cos - second * sin).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + HALF + r, (first * sin + second * cos).to(y.dtype.element_ty), mask=inside)
     if REST > 0:
         c = 2 * HALF + tl.arange(0, REST)[None, :]
-        inside = (h < heads) & (c < K)
-        tl.store(y + h * K + c, tl.load(x + h * head_x + c, mask=inside, other=0.0), mask=inside)
+        tl.store(y + c, tl.load(x + c, mask=exists & (c < K), other=0.0), mask=exists & (c < K))
 
 
 @triton.jit
-def rotary_kernel(
-    q, k, cos, sin, q_out, k_out, length, q_heads, k_heads, q_batch, q_row, q_head, k_batch, k_row, k_head,
-    cos_row, sin_row,
-    K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, REST: tl.constexpr,
-    BACK: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    b, t = token // length, token % length
-    r = tl.arange(0, BLOCK_R)
-    cos_R = tl.load(cos + t * cos_row + r, mask=r < HALF, other=0.0).to(tl.float32)[None, :]
-    sin_R = tl.load(sin + t * sin_row + r, mask=r < HALF, other=0.0).to(tl.float32)[None, :]
+def turn_rows(x, y, cos, sin, tile, rows, length, x_batch, x_row, x_head, cos_row, sin_row, H: tl.constexpr,
+               K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr, ROWS: tl.constexpr, REST: tl.constexpr,
+               BACK: tl.constexpr):  # fmt: skip
+    """Heads of some tokens of x, to y, where they follow each other: row = token H + head."""
+    row = tile * ROWS + tl.arange(0, ROWS)
+    token, exists = row // H, (row < rows)[:, None]
+    t = (token % length).to(tl.int64)[:, None]
+    x += ((token // length).to(tl.int64) * x_batch + (row % H).to(tl.int64) * x_head)[:, None] + t * x_row
+    r = tl.arange(0, BLOCK_R)[None, :]
+    inside = exists
+    if HALF < BLOCK_R:
+        inside = exists & (r < HALF)
+    cos_R = tl.load(cos + t * cos_row + r, mask=inside, other=0.0).to(tl.float32)
+    sin_R = tl.load(sin + t * sin_row + r, mask=inside, other=0.0).to(tl.float32)
     if BACK:
         sin_R = -sin_R
-    if tl.program_id(2) == 0:
-        x, y = q + b * q_batch + t * q_row, q_out + token * q_heads * K
-        turn_heads(x, y, cos_R, sin_R, q_heads, q_head, K, HALF, BLOCK_R, BLOCK_H, REST)
+    turn(x, y + row.to(tl.int64)[:, None] * K, cos_R, sin_R, exists, K, HALF, BLOCK_R, REST)
+
+
+@triton.jit(do_not_specialize=["q_tiles", "q_rows", "k_rows", "length"])
+def rotary_kernel(
+    q, k, cos, sin, q_out, k_out, q_tiles, q_rows, k_rows, length, q_batch, q_row, q_head, k_batch, k_row, k_head,
+    cos_row, sin_row,
+    Q: tl.constexpr, G: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr, ROWS: tl.constexpr,
+    REST: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """Programs: tiles of q, which has Q heads, then those of k, which has G."""
+    tile = tl.program_id(0)
+    if tile < q_tiles:
+        turn_rows(
+            q, q_out, cos, sin, tile, q_rows, length, q_batch, q_row, q_head, cos_row, sin_row, Q, K, HALF, BLOCK_R,
+            ROWS, REST, BACK,
+        )  # fmt: skip
     else:
-        x, y = k + b * k_batch + t * k_row, k_out + token * k_heads * K
-        turn_heads(x, y, cos_R, sin_R, k_heads, k_head, K, HALF, BLOCK_R, BLOCK_H, REST)
+        turn_rows(
+            k, k_out, cos, sin, tile - q_tiles, k_rows, length, k_batch, k_row, k_head, cos_row, sin_row, G, K, HALF,
+            BLOCK_R, ROWS, REST, BACK,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("basedbench::rotary_angles", mutates_args=())
@@ -93,12 +112,14 @@ def rotary_operator(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) 
     """q (B,L,H,K) and k (B,L,G,K) turned by the angles of their tokens, or back."""
     q_out, k_out = outputs(q, k, cos, sin, back)
     q, k, cos, sin = (dense_rows(x) for x in (q, k, cos, sin))
-    batch, length, heads, width = q.shape
-    half, most = cos.shape[-1], max(heads, k.shape[2])
-    block = min(HEADS, triton.next_power_of_2(most))
-    rotary_kernel[(batch * length, triton.cdiv(most, block), 2)](
-        q, k, cos, sin, q_out, k_out, length, heads, k.shape[2], *q.stride()[:3], *k.stride()[:3], cos.stride(0),
-        sin.stride(0), K=width, HALF=half, BLOCK_R=triton.next_power_of_2(half), BLOCK_H=block,
+    (batch, length, heads, width), half = q.shape, cos.shape[-1]
+    block, groups = triton.next_power_of_2(half), k.shape[2]
+    in_tile = max(1, TILE // block)
+    rows = [batch * length * many for many in (heads, groups)]
+    q_tiles, k_tiles = (triton.cdiv(many, in_tile) for many in rows)
+    rotary_kernel[(q_tiles + k_tiles,)](
+        q, k, cos, sin, q_out, k_out, q_tiles, *rows, length, *q.stride()[:3], *k.stride()[:3], cos.stride(0),
+        sin.stride(0), Q=heads, G=groups, K=width, HALF=half, BLOCK_R=block, ROWS=in_tile,
         REST=triton.next_power_of_2(width - 2 * half) if width > 2 * half else 0, BACK=back,
     )  # fmt: skip
     return q_out, k_out
@@ -130,6 +151,8 @@ def unsupported(q_xHK: Tensor, k_xGK: Tensor, angles_LR: Angles) -> str | None:
         return "q must be (B,L,H,K) or (B,H,K), the angles without gradient"
     if not q_xHK.numel() or not k_xGK.numel() or not angles_LR[0].numel() or q_xHK.shape[-1] > LARGEST_HEAD:
         return f"there must be something to turn, in heads no wider than {LARGEST_HEAD}"
+    if max(q_xHK.numel(), k_xGK.numel()) // q_xHK.shape[-1] > MOST_ROWS:
+        return f"there must be at most {MOST_ROWS} heads of all tokens"
     return None
 
 

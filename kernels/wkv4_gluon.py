@@ -17,12 +17,17 @@ tokens, 16 bytes a channel; the backward forms those between from there, by the 
 Tokens of a chunk are loaded before any of them is used, and those of the next one before this one's work: what a
 thread waits for is then its own recurrence, two exponentials a token.
 
+Sums over tokens that a gradient or a later token sees are float64: a, b, alpha, beta (rounded to float32 where they
+are kept or used) and the shares of w and u. Their errors would add up over thousands of tokens, and few threads wait
+for each other here, so that the additions cost next to nothing.
+
 In Gluon, for the layout is plain, and Triton's search for one takes time with the third power of an unrolled loop's
 length: ten seconds a kernel.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -65,7 +70,8 @@ def advanced(a, b, m, age, k, v, w, exists):
     """
     before = m + (age + 1) * w
     p, q = joined(before, k)
-    a, b = gl.where(exists, a * p + v * q, a), gl.where(exists, b * p + q, b)
+    a = gl.where(exists, a * p.to(tl.float64) + (v * q).to(tl.float64), a)
+    b = gl.where(exists, b * p.to(tl.float64) + q.to(tl.float64), b)
     stays = before >= k
     age = gl.where(exists, gl.where(stays, age + 1, 0.0), age)
     return a, b, gl.where(stays | (exists == 0), m, k), age
@@ -73,21 +79,21 @@ def advanced(a, b, m, age, k, v, w, exists):
 
 @gluon.jit
 def load_sums(pointer, d, inside, D: gl.constexpr, PRESENT: gl.constexpr, nothing):
-    """a, b and m of a state (3,D), or those of none."""
-    a, b = d * 0.0, d * 0.0
-    m = a + nothing
+    """a and b in float64 and m of a state (3,D), or those of none."""
+    m = d * 0.0 + nothing
+    a, b = (d * 0.0).to(tl.float64), (d * 0.0).to(tl.float64)
     if PRESENT:
-        a = gl.load(pointer + d, mask=inside, other=0.0).to(gl.float32)
-        b = gl.load(pointer + D + d, mask=inside, other=0.0).to(gl.float32)
+        a = gl.load(pointer + d, mask=inside, other=0.0).to(tl.float64)
+        b = gl.load(pointer + D + d, mask=inside, other=0.0).to(tl.float64)
         m = gl.load(pointer + 2 * D + d, mask=inside, other=0.0).to(gl.float32)
     return a, b, m
 
 
 @gluon.jit
 def store_sums(pointer, a, b, m, d, inside, D: gl.constexpr):
-    gl.store(pointer + d, a, mask=inside)
-    gl.store(pointer + D + d, b, mask=inside)
-    gl.store(pointer + 2 * D + d, m, mask=inside)
+    gl.store(pointer + d, a.to(gl.float32), mask=inside)
+    gl.store(pointer + D + d, b.to(gl.float32), mask=inside)
+    gl.store(pointer + 2 * D + d, m.to(gl.float32), mask=inside)
 
 
 @gluon.jit(do_not_specialize=["L", "chunks"])
@@ -115,18 +121,11 @@ def wkv4_kernel(
             gl.store(entry + 3 * D + d, age, mask=inside)
         for t in gl.static_range(T):
             p, q = joined(m + age * w, u + ks[t])
-            out = (a * p + vs[t] * q) / (b * p + q)
+            out = (a.to(gl.float32) * p + vs[t] * q) / (b.to(gl.float32) * p + q)
             place = y + gl.to_tensor(start + t).to(gl.int64) * D + d
             gl.store(place, out.to(y.dtype.element_ty), mask=inside & (start + t < L))
             a, b, m, age = advanced(a, b, m, age, ks[t], vs[t], w, start + t < L)
     store_sums(final + batch * (3 * D), a, b, m + age * w, d, inside, D)
-
-
-@gluon.jit
-def added(total, more):
-    """total + more, and what rounding added to it beyond (Kahan)."""
-    found = total + more
-    return found, (found - total) - more
 
 
 @gluon.jit(do_not_specialize=["L", "chunks"])
@@ -144,8 +143,7 @@ def wkv4_backward_kernel(
     u = gl.load(u + d, mask=inside, other=0.0).to(gl.float32)
     # How a state is divided between sums and exponent has no gradient.
     alpha, beta, _ = load_sums(grad_final + batch * (3 * D), d, inside, D, GRAD_FINAL, 0.0)
-    dw, du = gl.zeros([BD], gl.float32, _layout(BD)), gl.zeros([BD], gl.float32, _layout(BD))
-    lost_w, lost_u = dw, du  # of the chunks' sums; thousands of tokens added one by one would show
+    dw, du = gl.zeros([BD], tl.float64, _layout(BD)), gl.zeros([BD], tl.float64, _layout(BD))
     last = (chunks - 1) * T
     next_k, next_v = load_tokens(k, last, L, d, inside, D, T), load_tokens(v, last, L, d, inside, D, T)
     next_dy = load_tokens(dy, last, L, d, inside, D, T)
@@ -158,34 +156,33 @@ def wkv4_backward_kernel(
         a, b, m = load_sums(entry, d, inside, D, True, nothing)
         age = gl.load(entry + 3 * D + d, mask=inside, other=0.0)
         sums_a, sums_b, exponents, ages = (), (), (), ()
-        more_w, more_u = -lost_w, -lost_u
         for t in gl.static_range(T):
-            sums_a += (a,)
-            sums_b += (b,)
+            sums_a += (a.to(gl.float32),)
+            sums_b += (b.to(gl.float32),)
             exponents += (m,)
             ages += (age,)
             if t < T - 1:
                 a, b, m, age = advanced(a, b, m, age, ks[t], vs[t], w, start + t < L)
         for t in gl.static_range(T - 1, -1, -1):
             a, b, m, age = sums_a[t], sums_b[t], exponents[t], ages[t]
+            asks_a, asks_b = alpha.to(gl.float32), beta.to(gl.float32)
             p, q = joined(m + age * w, u + ks[t])
             whole, exists = b * p + q, start + t < L
             dA = grads[t] / whole
             dB = -dA * ((a * p + vs[t] * q) / whole)
             keeps, takes = joined(m + (age + 1) * w, ks[t])
             place = gl.to_tensor(start + t).to(gl.int64) * D + d
-            gl.store(dv + place, (q * dA + takes * alpha).to(dv.dtype.element_ty), mask=inside & exists)
+            gl.store(dv + place, (q * dA + takes * asks_a).to(dv.dtype.element_ty), mask=inside & exists)
             own = q * (dA * vs[t] + dB)
-            grad = own + takes * (alpha * vs[t] + beta)
+            grad = own + takes * (asks_a * vs[t] + asks_b)
             gl.store(dk + place, grad.to(dk.dtype.element_ty), mask=inside & exists)
-            more_u += own
-            more_w += gl.where(exists, keeps * (alpha * a + beta * b), 0.0)
-            alpha = gl.where(exists, keeps * alpha + p * dA, alpha)
-            beta = gl.where(exists, keeps * beta + p * dB, beta)
-        dw, lost_w = added(dw, more_w)
-        du, lost_u = added(du, more_u)
-    gl.store(partials + batch * (2 * D) + d, dw, mask=inside)
-    gl.store(partials + batch * (2 * D) + D + d, du, mask=inside)
+            du += own.to(tl.float64)
+            dw += gl.where(exists, keeps * (asks_a * a + asks_b * b), 0.0).to(tl.float64)
+            keeps = keeps.to(tl.float64)
+            alpha = gl.where(exists, keeps * alpha + (p * dA).to(tl.float64), alpha)
+            beta = gl.where(exists, keeps * beta + (p * dB).to(tl.float64), beta)
+    gl.store(partials + batch * (2 * D) + d, dw.to(gl.float32), mask=inside)
+    gl.store(partials + batch * (2 * D) + D + d, du.to(gl.float32), mask=inside)
     if GRAD_INITIAL:
         a, b, _ = load_sums(kept + batch * chunks * (4 * D), d, inside, D, True, nothing)
         store_sums(grad_initial + batch * (3 * D), alpha, beta, alpha * a + beta * b, d, inside, D)

@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import retention, rotary, ssd_step
+from basedbench.kernels import retention, rotary, rotary_angles, ssd_step
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
 from basedbench.mixers.gla import check_expansions, expanded
 from basedbench.mixers.head_norm import GatedHeadNorm
@@ -126,6 +126,6 @@ def log_decays(v_xHV: Tensor) -> Tensor:
 
 def angles(positions_x: Tensor, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (..., K/2) of every pair at these positions."""
-    frequencies = 10000 ** -torch.linspace(0, 1, keys // 2, dtype=dtype, device=positions_x.device)
-    angles_xR = positions_x.to(dtype).unsqueeze(-1) * frequencies
-    return angles_xR.cos(), angles_xR.sin()
+    # Of pairs 0 ... K/2 - 1 the last has the last frequency, where `rotary_angles` ends one before base^-1.
+    base = 10000.0 ** (keys / max(keys - 2, 1))
+    return rotary_angles(positions_x, keys, base=base, dtype=dtype)

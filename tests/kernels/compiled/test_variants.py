@@ -24,7 +24,7 @@ KNOWN_STACKS = {
     ("ssd", "output_kernel", "bf16"): 216,
     ("ssd", "gradient_kernel", "fp32"): 9304,
     ("ssd", "output_kernel", "fp32"): 2672,
-    ("delta_rule", "mild_gradient_kernel", "bf16"): 632,  # 248 with keys of 64
+    ("delta_rule", "stacked_gradient_kernel", "bf16"): 344,  # decays of channels
     ("delta_rule", "scores_kernel", "bf16"): 248,  # this and the next: chunks with strong decays of channels, few
     ("delta_rule", "gradient_kernel", "bf16"): 608,
     ("implicit_filter", "network_gradient_kernel", "bf16"): 192,  # sines of large arguments have a table there
