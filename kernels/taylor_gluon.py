@@ -22,8 +22,9 @@ from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
 # One wave of two programs per multiprocessor; more segments only move more states.
 PROGRAMS = 256
 SHORTEST_SEGMENT = 512
-# Tokens per step of the serial kernel / 64, buffers of such steps, buffers of outputs.
-SHAPE = (1, 3, 1)
+# Of the serial kernel: buffers of 64 tokens, and whether the next tiles are fetched before a step or after it.
+SHAPE = (4, False)
+# Of the sums: tokens per step / 64, and buffers of such steps.
 SUMS_SHAPE = (2, 3)
 BLOCK = 256
 
@@ -154,11 +155,10 @@ def _serial(
     begin: bool,
     final: bool,
 ) -> None:
-    from .taylor_gluon_serial import serial_kernel
-
-    halves, stages, outputs = SHAPE
-    rows = 64 * halves
-    serial_kernel[(cut.places * cut.segments,)](
-        _map(q, rows, 16), _map(k, rows, 16), _map(v, rows, 64), _map(y, 64, 64), inverse, slots, *cut.scalars,
-        BEGIN=begin, FINAL=final, HALVES=halves, STAGES=stages, OUTPUTS=outputs, num_warps=4,
+    kernels = gluon_module("taylor_gluon_serial")
+    assert isinstance(kernels, ModuleType)
+    stages, early = SHAPE
+    kernels.serial_kernel[(cut.places * cut.segments,)](
+        _map(q, 64, 16), _map(k, 64, 16), _map(v, 64, 64), _map(y, 64, 64), inverse, slots, *cut.scalars,
+        BEGIN=begin, FINAL=final, EVEN=cut.length % 64 == 0, STAGES=stages, EARLY=early, num_warps=4,
     )  # fmt: skip

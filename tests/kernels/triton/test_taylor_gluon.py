@@ -1,4 +1,6 @@
-"""The Gluon form of taylor_attention against float64. Gluon has no interpreter: only its states run without a GPU."""
+"""The Gluon form of taylor_attention against float64: without a GPU the states are interpreted, the rest runs as Python."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from basedbench.kernels.taylor_gluon_states import (
     final_state_kernel,
     running_sums_kernel,
 )
+from tests.kernels.gluon_as_python import Launcher, kernel_arguments, kernels_as_python
 
 on_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
@@ -77,10 +80,10 @@ def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, valu
     torch.testing.assert_close(final.double().cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
-def inputs(randn, length, value_dim, batch=1, heads=2, scale=1.0) -> list[Tensor]:
+def inputs(randn, length, value_dim, batch=1, heads=2, scale=1.0, device="cuda") -> list[Tensor]:
     """q, k, v as a mixer gives them: slices of one projection."""
     widths = [heads * KEYS, heads * KEYS, heads * value_dim]
-    parts = (scale * randn(batch, length, sum(widths))).to("cuda", torch.bfloat16).split(widths, -1)
+    parts = (scale * randn(batch, length, sum(widths))).to(device, torch.bfloat16).split(widths, -1)
     return [part.unflatten(-1, (heads, -1)) for part in parts]
 
 
@@ -112,6 +115,39 @@ def normaliser(q, k, state) -> Tensor:
     if state is not None:
         z += torch.einsum("blhf,bhf->bhl", taylor_feature_map(q.double()), state[..., -1].double())
     return z
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels themselves are tested")
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize(("length", "value_dim", "segment"), [(200, 48, 256), (320, 64, 128), (300, 112, 128)])
+def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim, segment, with_state, early):
+    """A tile that is not full, whole tiles, segments, two tiles of values."""
+    kernels = kernels_as_python()
+
+    def wrap(kernel) -> Launcher:
+        return Launcher(kernels, lambda *arguments, **options: kernel(*kernel_arguments(arguments), **options))
+
+    fakes = SimpleNamespace(
+        serial_kernel=wrap(kernels.serial_kernel), segment_sums_kernel=wrap(kernels.segment_sums_kernel)
+    )
+    cut = taylor_gluon.plan(1, length, 2, value_dim)._replace(segment=segment, segments=-(-length // segment))
+    monkeypatch.setattr(taylor_gluon, "plan", lambda *_: cut)
+    monkeypatch.setattr(taylor_gluon, "_map", lambda x, rows, columns: x)
+    monkeypatch.setattr(taylor_gluon, "SUMS_SHAPE", (1, 3))
+    monkeypatch.setattr(taylor_gluon, "SHAPE", (3, early))
+    monkeypatch.setattr(taylor_gluon, "gluon_module", lambda name: fakes)
+    monkeypatch.setattr(taylor_gluon, "ModuleType", SimpleNamespace)
+    tensors = inputs(randn, length, value_dim, device="cpu")
+    state = in_float64(inputs(randn, 5, value_dim, device="cpu"))[1].float() if with_state else None
+    y, inverse, final = run(*tensors, state)
+    exact, exact_final = in_float64(tensors, state)
+    same = reference(*tensors, initial_state=state)
+    assert relative_error(y, exact) <= 2 * relative_error(same, exact)
+    assert worst_block(y, exact) <= 3 * worst_block(same, exact)
+    assert relative_error(final, exact_final) < 4e-3
+    assert (final[:, :, 0, -1] == length + 5 * with_state).all()
+    assert relative_error(1 / inverse.double(), normaliser(*tensors[:2], state)) < 2e-3
 
 
 @on_hopper
@@ -155,8 +191,8 @@ def test_many_short_segments(randn, relative_error, monkeypatch):
 
 
 @on_hopper
-@pytest.mark.parametrize("shape", [(1, 3, 1), (2, 2, 2)])
-def test_both_step_lengths(randn, relative_error, monkeypatch, shape):
+@pytest.mark.parametrize("shape", [(2, False), (3, True), (4, False)])
+def test_every_order_of_fetching(randn, relative_error, monkeypatch, shape):
     monkeypatch.setattr(taylor_gluon, "SHAPE", shape)
     tensors = inputs(randn, 1700, 64, 2, 3)
     y = run(*tensors, None)[0]
