@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from .dense_rows import dense_rows, either
+from .dependent_launch import early_options
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -258,6 +259,7 @@ def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, si
     conv_step_kernel[(triton.cdiv(width, STEP_CHANNELS), triton.cdiv(len(x), rows))](
         x, weight.contiguous(), bias, state, y, len(x), x.stride(0), D=width, BLOCK_D=STEP_CHANNELS, ROWS=rows,
         TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated, num_warps=STEP_CHANNELS // 32,
+        **early_options(x),
     )  # fmt: skip
     return y
 
