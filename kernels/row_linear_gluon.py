@@ -161,5 +161,5 @@ def product_kernel(
             total = gl.zeros([TILE, BATCH], gl.float32, SUMS)
             for i in gl.static_range(SPLIT):
                 total += gl.load(slots + i * (TILE * BATCH), cache_modifier=".cg")
-            gl.store(counters + tile, 0)
+            gl.atomic_xchg(counters + tile, 0, sem="relaxed", scope="gpu")
             _store(y, bias, total, tile, rows, outputs, GATED, HAS_BIAS, SUMS, ROWS_OUT)
