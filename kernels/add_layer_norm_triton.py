@@ -30,10 +30,10 @@ def add_norm_forward_kernel(
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """PARTS: h is that many summands, (PARTS, rows, D)."""
+    depend(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-    depend(EARLY)
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
     x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)

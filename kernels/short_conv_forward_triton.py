@@ -84,12 +84,12 @@ def conv_step_kernel(
     A thread takes one channel of each row, whose weights it loads once: a state's S numbers lie side by side, so that
     neighbours in a warp share its lines.
     """
+    depend(EARLY)
     channel = tl.max_contiguous(tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), [1])[None, :]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = (row < batch) & (channel < D)
     w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
     b = channel_bias(bias, channel, D, HAS_BIAS)
-    depend(EARLY)
     x += row.to(tl.int64) * stride + channel
     element = row.to(tl.int64) * D + channel
     slot = state + element * (TAPS - 1)

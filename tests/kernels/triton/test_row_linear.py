@@ -37,7 +37,15 @@ def test_products(randn, relative_error, device, rows, outputs, width, form, til
         with dependent_launches():
             y = operator(x, weight, bias, gated, parts, tile, split, stages)
         if parts:
-            assert y.shape == (split, rows, outputs) and y.dtype == torch.float32
+            assert y.shape == (split, rows, outputs)
+            assert y.dtype == torch.float32
             y = y.sum(0).to(dtype)
         assert y.dtype == dtype
         assert relative_error(y, exact) <= 2 * relative_error(expected, exact) + 1e-5
+
+
+def test_registration(randn, device):
+    dtype = torch.float16 if interpreted else torch.bfloat16
+    x, weight = randn(3, 128).to(device, dtype), randn(64, 128).to(device, dtype)
+    for gated, parts, split in ((False, False, 1), (True, False, 2), (False, True, 2)):
+        torch.library.opcheck(operator, (x, weight, None, gated, parts, 64, split, 2))
