@@ -24,6 +24,7 @@ from .plane_conv import plane_conv
 from .plane_linear import plane_linear
 from .retention import retention
 from .rotary import rotary, rotary_angles
+from .row_argmax import row_argmax
 from .row_linear import row_linear
 from .selective_scan import selective_scan, selective_scan_step
 from .selective_ssm import selective_ssm
@@ -70,6 +71,7 @@ __all__ = [
     "retention",
     "rotary",
     "rotary_angles",
+    "row_argmax",
     "row_linear",
     "rwkv7_inputs",
     "selective_scan",

@@ -29,6 +29,7 @@ LARGEST_HEAD = 256
 TILE = 1024  # elements of keys (or of values) in a warp's part of a tile: 32 a thread, and as many outputs
 ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
+STAGES = 1  # of the loop over keys: with more, tiles wait in shared memory
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -52,7 +53,8 @@ def decode_kernel(
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_rows, values_rows, cos_row, sin_row,
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr, EARLY: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
@@ -73,7 +75,7 @@ def decode_kernel(
     peak_J = tl.full([ROWS], NEVER, tl.float32)
     sum_J = tl.zeros([ROWS], tl.float32)
     y_JV = tl.zeros([ROWS, BLOCK_V], tl.float32)
-    for start in range(part * span, stop, ROWS):
+    for start in tl.range(part * span, stop, ROWS, num_stages=STAGES):
         read_J = start + row_J < stop
         k_JK = tl.load(
             keys + tl.cast(start, tl.int64) * KEYS_ROW + (row_J * KEYS_ROW)[:, None] + c_K[None, :],
@@ -168,6 +170,7 @@ def operator(
         keys.stride(0) // keys.stride(1), values.stride(0) // values.stride(1), *rows_of_angles,
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
+        STAGES=STAGES,
         num_warps=warps, **early_options(q),
     )  # fmt: skip
     if count > 1:

@@ -30,6 +30,7 @@ def calls() -> None:
     kernels.add_layer_norm(_of(BATCH, WIDTH), _wide(BATCH, WIDTH), _of(WIDTH), center=False)
     kernels.add_norm_of_parts(_wide(8, BATCH, WIDTH), _wide(BATCH, WIDTH), _of(WIDTH), dtype=torch.bfloat16)
     kernels.swiglu(_of(BATCH, 2 * WIDTH))
+    kernels.row_argmax(_of(BATCH, 50264))
     kernels.conv_gate_step(_of(BATCH, 2 * WIDTH), _of(WIDTH, 3), None, _of(BATCH, WIDTH, 2))
     kernels.short_conv_step(_of(BATCH, WIDTH), _of(WIDTH, 4), _of(WIDTH), _of(BATCH, WIDTH, 3))
     qkv = _of(BATCH, 8, 16), _of(BATCH, 8, 16), _of(BATCH, 8, 64)

@@ -13,8 +13,8 @@ pytest.importorskip("basedbench.kernels.dependent_launch_triton")
 def test_early_kernels_wait_before_they_read_or_write():
     found = compiled("tests.kernels.compiled.compile_early")
     assert {one["kernel"] for one in found} == {
-        *("add_norm_forward_kernel", "swiglu_kernel", "conv_step_kernel", "step_kernel", "decode_kernel"),
-        *("append_kernel", "product_kernel"),
+        *("add_norm_forward_kernel", "swiglu_kernel", "step_kernel", "decode_kernel"),
+        *("append_kernel", "product_kernel", "conv_words_kernel", "argmax_kernel"),
     }
     for one in found:
         assert one["early"], one
