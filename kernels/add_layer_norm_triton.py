@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent_launch import early_options
+from .dependent_launch_triton import depend
 from .partial_sums_triton import sum_parts
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
+FEW, FEW_WARPS = 512, 8  # up to so many rows, as in a decode step, twice the threads: fewer loads behind one another
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
@@ -24,13 +27,18 @@ AHEAD = tl.constexpr(3)
 def add_norm_forward_kernel(
     h, residual, kept, weight, bias, y, r, stats, rows, scale, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """PARTS: h is that many summands, (PARTS, rows, D)."""
+    depend(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
+    gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
     x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        x += tl.load(h + part * rows * D + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_KEPT:
         x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
     if HAS_RESIDUAL:
@@ -45,7 +53,7 @@ def add_norm_forward_kernel(
         tl.store(stats + row, mean, mask=row < rows)
     rstd = 1 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
     tl.store(stats + rows + row, rstd, mask=row < rows)
-    x = x * rstd[:, None] * tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    x = x * rstd[:, None] * gain
     if HAS_BIAS:
         x += tl.load(bias + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     tl.store(y + at, x.to(y.dtype.element_ty), mask=inside)
@@ -102,17 +110,41 @@ def _add_norm(
     """y, r (empty where it is h), and each row's mean and 1 / sqrt(var + eps)."""
     h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
     y, r, stats = _outputs(h, residual, kept, weight, dtype)
-    width = h.shape[-1]
-    rows = h.numel() // width
+    _launch(h, residual, kept, weight, bias, y, r, stats, keep, eps, center)
+    return y, r, stats
+
+
+def _launch(
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None, y: Tensor, r: Tensor,
+    stats: Tensor, keep: float, eps: float, center: bool, parts: int = 1,
+) -> None:  # fmt: skip
+    width = y.shape[-1]
+    rows = y.numel() // width
     if rows:
         block = triton.next_power_of_2(width)
         tile = max(1, TILE // block)
         add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
             h, residual, kept, weight, bias, y, r, stats, rows, 1 / keep, eps,
             D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
-            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
+            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0, PARTS=parts,
+            num_warps=FEW_WARPS if rows <= FEW and block * tile >= TILE else 4, **early_options(h),
         )  # fmt: skip
-    return y, r, stats
+
+
+@torch.library.custom_op("basedbench::add_norm_parts", mutates_args=())
+def add_norm_parts(
+    h: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of residual + the sum of h (P, ..., D) over its parts, and that stream; no gradient."""
+    h, residual = h.contiguous(), residual.contiguous()
+    y, r, stats = _outputs(h[0], residual, None, weight, dtype)
+    _launch(h, residual, None, weight, None, y, r, stats, 1.0, eps, False, len(h))
+    return y, r
+
+
+@add_norm_parts.register_fake
+def _(h: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    return _outputs(h[0].contiguous(), residual, None, weight, dtype)[:2]
 
 
 @_add_norm.register_fake

@@ -20,6 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependent_launch import early_options
+from .dependent_launch_triton import depend
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,6 +29,7 @@ LARGEST_HEAD = 256
 TILE = 1024  # elements of keys (or of values) in a warp's part of a tile: 32 a thread, and as many outputs
 ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
+STAGES = 1  # of the loop over keys: with more, tiles wait in shared memory
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -50,10 +53,12 @@ def decode_kernel(
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_rows, values_rows, cos_row, sin_row,
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
+    depend(EARLY)
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     c_K, c_V, row_J = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, ROWS)
     g, part = h // GROUP, tl.program_id(1)
@@ -70,7 +75,7 @@ def decode_kernel(
     peak_J = tl.full([ROWS], NEVER, tl.float32)
     sum_J = tl.zeros([ROWS], tl.float32)
     y_JV = tl.zeros([ROWS, BLOCK_V], tl.float32)
-    for start in range(part * span, stop, ROWS):
+    for start in tl.range(part * span, stop, ROWS, num_stages=STAGES):
         read_J = start + row_J < stop
         k_JK = tl.load(
             keys + tl.cast(start, tl.int64) * KEYS_ROW + (row_J * KEYS_ROW)[:, None] + c_K[None, :],
@@ -109,8 +114,11 @@ def decode_kernel(
 
 
 @triton.jit
-def join_kernel(parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
+def join_kernel(
+    parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, EARLY: tl.constexpr
+):
     """The parts of a head, each unnormalised beside its peak and its sum."""
+    depend(EARLY)
     line = tl.program_id(0).to(tl.int64)
     p, c_V = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_V)
     parts += (line * PARTS + p) * (V + 2)
@@ -162,11 +170,12 @@ def operator(
         keys.stride(0) // keys.stride(1), values.stride(0) // values.stride(1), *rows_of_angles,
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
-        num_warps=warps,
+        STAGES=STAGES,
+        num_warps=warps, **early_options(q),
     )  # fmt: skip
     if count > 1:
         block = triton.next_power_of_2(count)
-        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block)
+        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block, **early_options(q))
     return y
 
 

@@ -8,6 +8,7 @@ GATED multiplies the convolution by a gate, RESIDUAL adds a bias to that gate an
 import triton
 import triton.language as tl
 
+from .dependent_launch_triton import depend
 from .exponentials_triton import sigmoid
 from .short_conv_tiles_triton import (
     GROUP,
@@ -76,16 +77,19 @@ def conv_forward_kernel(
 def conv_step_kernel(
     x, weight, bias, state, y, batch, stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """GATED: x holds D channels of the convolution, then D that its output is multiplied with.
 
     A thread takes one channel of each row, whose weights it loads once: a state's S numbers lie side by side, so that
     neighbours in a warp share its lines.
     """
+    depend(EARLY)
     channel = tl.max_contiguous(tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), [1])[None, :]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = (row < batch) & (channel < D)
+    w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
+    b = channel_bias(bias, channel, D, HAS_BIAS)
     x += row.to(tl.int64) * stride + channel
     element = row.to(tl.int64) * D + channel
     slot = state + element * (TAPS - 1)
@@ -99,8 +103,6 @@ def conv_step_kernel(
         x3 = tl.load(slot, mask=inside, other=0.0)
     if GATED:
         factor = tl.load(x + D, mask=inside, other=0.0).to(tl.float32)
-    w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
-    b = channel_bias(bias, channel, D, HAS_BIAS)
     if TAPS > 3:
         tl.store(slot, x2, mask=inside)
     if TAPS > 2:

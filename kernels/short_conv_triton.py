@@ -13,12 +13,15 @@ from itertools import accumulate
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows, either
+from .dependent_launch import early_options
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
+from .short_conv_step_triton import conv_words_kernel
 from .split_conv import cut
 
 CHANNELS = 64  # of a tile, at most
@@ -30,6 +33,8 @@ PASTED, PASTED_CHANNELS = 2048, 64  # elements of a tile that is only copied
 # Groups of tokens on their way to shared memory while one is computed, and the most registers of a thread then: four
 # programs a multiprocessor. Not with gates, float32 or rows in small pieces, which take more registers.
 AHEAD, REGISTERS = 3, 128
+WORD_PAIRS, WORD_ROWS = 64, 8  # of a program of the step by words
+WORDS = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 STEP_CHANNELS, STEP_ROWS = 128, 4  # of a program of the decode step: a thread a channel
 
 
@@ -254,10 +259,36 @@ def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, si
     y = x.new_empty((len(x), width))
     if not y.numel():
         return y
+    if _by_words(x, weight, bias, state, y):
+        return _step_by_words(x, weight, bias, state, y, silu, gated)
     rows = min(STEP_ROWS, triton.next_power_of_2(len(x)))
     conv_step_kernel[(triton.cdiv(width, STEP_CHANNELS), triton.cdiv(len(x), rows))](
         x, weight.contiguous(), bias, state, y, len(x), x.stride(0), D=width, BLOCK_D=STEP_CHANNELS, ROWS=rows,
         TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated, num_warps=STEP_CHANNELS // 32,
+        **early_options(x),
+    )  # fmt: skip
+    return y
+
+
+def _by_words(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, y: Tensor) -> bool:
+    """Whether all rows are whole words of two numbers, of one dtype."""
+    given = [x, weight, state, y] if bias is None else [x, weight, state, y, bias]
+    whole = all(one.dtype == x.dtype and one.data_ptr() % 4 == 0 for one in given)
+    even = weight.shape[0] % 2 == 0 and x.stride(0) % 2 == 0
+    return whole and even and x.dtype in (torch.float16, torch.bfloat16) and weight.shape[1] in (3, 4)
+
+
+def _step_by_words(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, y: Tensor, silu: bool, gated: bool
+) -> Tensor:
+    words, pairs = x.view(torch.int32), len(weight) // 2
+    rows = min(WORD_ROWS, triton.next_power_of_2(len(x)))
+    conv_words_kernel[(triton.cdiv(pairs, WORD_PAIRS), triton.cdiv(len(x), rows))](
+        words, weight.contiguous().flatten().view(torch.int32),
+        None if bias is None else bias.contiguous().view(torch.int32), state.flatten(1).view(torch.int32),
+        y.view(torch.int32), len(x), words.stride(0), PAIRS=pairs, BLOCK_P=WORD_PAIRS, ROWS=rows,
+        TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu, GATED=gated, dtype=WORDS[y.dtype],
+        num_warps=4, **early_options(x),
     )  # fmt: skip
     return y
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from basedbench.config.models import ModelCase
 from basedbench.contenders import language as contenders
 from basedbench.contenders.language_costs import bytes_of, flops_of, weight_bytes
+from basedbench.kernels import row_argmax
 from basedbench.mixers import State
 from basedbench.timing.correctness import Verdict
 from basedbench.timing.kept import Kept
@@ -108,7 +109,7 @@ class LanguageSubject:
 
         def step(state: State) -> tuple[Tensor, State]:
             logits_BV, after = model.step(tokens_B, state, extent=case.length)
-            torch.argmax(logits_BV, -1, out=tokens_B)
+            row_argmax(logits_BV, out=tokens_B)
             return logits_BV, after
 
         return repeated_step(step, self.state, case.length - 1)

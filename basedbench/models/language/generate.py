@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from basedbench.errors import UserError
+from basedbench.kernels import row_argmax
 from basedbench.models.language.attention_step import HOST_LENGTH
 from basedbench.models.language.model import LanguageModel
 
@@ -77,7 +78,7 @@ class Generator:
         """Keep the chosen token, and choose the one behind it."""
         self.tokens_BL.scatter_(1, self._slot.expand(self.batch, 1), self._chosen_B[:, None])
         logits_BV, _ = self.model.step(self._chosen_B, self.state, extent=extent)
-        self._chosen_B.copy_(logits_BV.argmax(-1))
+        row_argmax(logits_BV, out=self._chosen_B)
         self._slot += 1
 
     def _captured(self, device: torch.device) -> torch.cuda.CUDAGraph:

@@ -46,15 +46,11 @@ def disassembler() -> Path | None:
     return path if path.exists() else None
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
-@pytest.mark.parametrize("operators", [list(COVERAGE)[part::PARTS] for part in range(PARTS)], ids=" ".join)
-def test_machine_code(operators: list[str]) -> None:
+def compiled(module: str, *arguments: str) -> list[dict[str, Any]]:
+    """What a module of this folder prints, run in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.compiled.compile_variants", *operators]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", module, *arguments],
         env=environment | {"OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,
@@ -63,7 +59,15 @@ def test_machine_code(operators: list[str]) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.parametrize("operators", [list(COVERAGE)[part::PARTS] for part in range(PARTS)], ids=" ".join)
+def test_machine_code(operators: list[str]) -> None:
+    found = compiled("tests.kernels.compiled.compile_variants", *operators)
     failed = [f"{one['problem']}: {one['failed']}" for one in found if "failed" in one]
     assert not failed, "\n".join(failed)
     wrong = [f"{one['problem']}: {text}" for one in found for text in one["suspicions"]]

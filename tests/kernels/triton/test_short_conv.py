@@ -178,7 +178,7 @@ def test_nothing_is_read_beyond_the_sequences_and_everything_is_written(randn, d
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("taps", [1, 2, 4])
+@pytest.mark.parametrize("taps", [1, 2, 3, 4])
 def test_steps(randn, device, dtypes, taps, activation):
     for dtype in dtypes:
         x, weight, bias = draw(randn, device, dtype, (3, 6, 48), (48, taps), (48,))
@@ -230,7 +230,9 @@ def test_the_public_functions_take_the_kernels_on_cuda(randn, device):
         torch.testing.assert_close(kernels.short_conv_step(x[:, 1], weight, bias, state_of_one), y[:, 1])
 
 
-@pytest.mark.parametrize(("batch", "width", "taps"), [(1, 48, 3), (3, 112, 2), (3, 70, 4)])
+@pytest.mark.parametrize(
+    ("batch", "width", "taps"), [(1, 48, 3), (3, 112, 2), (3, 70, 4), (3, 71, 4), (19, 134, 4), (9, 130, 3)]
+)
 def test_gated_steps(randn, relative_error, device, dtypes, batch, width, taps):
     """The decode step of conv_gate, its input a slice of something wider."""
     for dtype in dtypes:
