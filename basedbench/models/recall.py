@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding
+from basedbench.kernels.embedding import Places
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
@@ -116,10 +117,13 @@ class RecallModel(nn.Module):
         """(V, D): the embedding, which is the output head too."""
         return self.embedding.weight
 
-    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only."""
+    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None, places: Places | None = None) -> Tensor:
+        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only.
+
+        `places`: see `embedding`.
+        """
         mixers = self.mixers
-        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK)
+        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK, places)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
@@ -179,10 +183,11 @@ class RecallModel(nn.Module):
         tokens: Tensor,
         mix: Callable[[int, Tensor], Tensor],
         positions_BK: Tensor | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         """What the head reads; `mix(layer, x)` applies a layer's mixer. Behind the last, only `positions_BK` go on."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
-        x, residual = _enter(embedding(tokens, self.embedding.weight), blocks[0])
+        x, residual = _enter(embedding(tokens, self.embedding.weight, places), blocks[0])
         for layer, block in enumerate(blocks):
             last = layer == len(blocks) - 1
             following = self.norm if last else blocks[layer + 1].entrance
