@@ -143,13 +143,13 @@ def _bytes(kept: Tensor | None) -> Tensor | None:
 
 @torch.library.custom_op("basedbench::add_norm_backward", mutates_args=())
 def _add_norm_backward(
-    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, stats: Tensor,
-    keep: float, residual: bool, bias: bool, center: bool, dtype: torch.dtype,
+    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
+    keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients: of r (empty if nobody asks), of h in `dtype` (empty if that of r), of weight and bias (2 D or D)."""
     dy, dr, r, kept = dy.contiguous(), _contiguous(dr), r.contiguous(), _bytes(kept)
     width = r.shape[-1]
-    rows, ways = r.numel() // width, 2 if bias else 1
+    rows, ways = r.numel() // width, 1 if bias is None else 2
     dx, dh = _input_gradients(r, kept, residual, dtype)
     block = triton.next_power_of_2(width)
     tile = max(1, TILE // block)
@@ -157,18 +157,20 @@ def _add_norm_backward(
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
     add_norm_backward_kernel[(programs,)](
         dy, dr, r, kept, weight, stats, dx, dh, partials, rows, 1 / keep,
-        D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias,
+        D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None,
+        HAS_BIAS=bias is not None,
         CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0,
     )  # fmt: skip
-    return dx, dh, sum_parts(partials, weight.dtype)
+    return dx, dh, sum_parts(partials, weight.dtype, (weight, bias))
 
 
 @_add_norm_backward.register_fake
 def _(
-    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, stats: Tensor,
-    keep: float, residual: bool, bias: bool, center: bool, dtype: torch.dtype,
+    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
+    keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return *_input_gradients(r.contiguous(), kept, residual, dtype), weight.new_empty((2 if bias else 1) * r.shape[-1])
+    ways = 1 if bias is None else 2
+    return *_input_gradients(r.contiguous(), kept, residual, dtype), weight.new_empty(ways * r.shape[-1])
 
 
 def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -182,22 +184,17 @@ def _setup(ctx, inputs, output) -> None:
     _, r, stats = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
-    ctx.same, ctx.dtype, ctx.has_residual, ctx.has_bias = (
-        r.numel() == 0,
-        h.dtype,
-        residual is not None,
-        bias is not None,
-    )
-    ctx.save_for_backward(h if ctx.same else r, kept, weight, stats)
+    ctx.same, ctx.dtype, ctx.has_residual = r.numel() == 0, h.dtype, residual is not None
+    ctx.save_for_backward(h if ctx.same else r, kept, weight, bias, stats)
 
 
 def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, _: None):
-    r, kept, weight, stats = ctx.saved_tensors
+    r, kept, weight, bias, stats = ctx.saved_tensors
     if dy is None:  # only the sum was used
         dy = torch.zeros_like(r)
-    options = ctx.keep, ctx.has_residual, ctx.has_bias, ctx.center, ctx.dtype
-    dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, stats, *options)
-    d_weight, d_bias = parameters.view(-1, len(weight)) if ctx.has_bias else (parameters, None)
+    options = ctx.keep, ctx.has_residual, ctx.center, ctx.dtype
+    dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, bias, stats, *options)
+    d_weight, d_bias = (parameters, None) if bias is None else parameters.view(2, -1)
     return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None, None
 
 

@@ -31,9 +31,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .partial_sums_triton import sum_parts
 from .precision import float32_precision
 
-SUM_BLOCK = 1024
+SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
@@ -247,16 +248,6 @@ def lce_weight_kernel(
     tl.store(grad_weight + v[:, None] * D + d[None, :], sum_VD.to(grad_weight.dtype.element_ty), mask=mask_VD)
 
 
-@triton.jit
-def _sum(parts, out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the shares (S, size) in order."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    for s in tl.static_range(SPLITS):
-        total += tl.load(parts + tl.cast(s, tl.int64) * size + i, mask=i < size, other=0.0)
-    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
-
-
 def forward_blocks(width: int, pieces: int, differentiable: bool) -> Blocks:
     """Blocks of the forward for a model width."""
     if pieces > 1:
@@ -306,7 +297,7 @@ def split(operand: Tensor, pieces: int) -> Tensor:
     dtype = torch.bfloat16 if operand.is_cuda else torch.float32
     parts = operand.new_empty(pieces, *operand.shape, dtype=dtype)
     size = operand.numel()
-    lce_split_kernel[(triton.cdiv(size, SUM_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SUM_BLOCK)
+    lce_split_kernel[(triton.cdiv(size, SPLIT_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SPLIT_BLOCK)
     return parts
 
 
@@ -360,16 +351,13 @@ def weight_gradient_operator(x: Tensor, weight: Tensor, target: Tensor, saved: T
     pieces = pieces_of(x.dtype)
     blocks = backward_blocks(D, pieces)
     splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
-    grad_weight = torch.empty_like(weight)
-    parts = saved.new_empty(splits, V, D) if splits > 1 else grad_weight
+    parts = saved.new_empty(splits, V, D) if splits > 1 else torch.empty_like(weight)
     lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](
         split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, N, V, positions,
         D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
         num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
     )  # fmt: skip
-    if splits > 1:
-        _sum[(triton.cdiv(V * D, SUM_BLOCK),)](parts, grad_weight, V * D, SPLITS=splits, BLOCK=SUM_BLOCK)
-    return grad_weight
+    return parts if splits == 1 else sum_parts(parts.view(splits, V * D), weight.dtype, (weight,)).view(V, D)
 
 
 @weight_gradient_operator.register_fake

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import count_step, take_batch
 from basedbench.kernels.embedding import Places
+from basedbench.kernels.partial_sums import together
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import RecallData, SegmentData, split_sizes
@@ -120,7 +121,8 @@ class RecallRun:
         part, cursor = self.data.train[index], self.cursors[index]
         loss_N, _ = self._losses(part, self.orders[index], cursor, size, part.places)
         share_N = self.recorder.constant(1 / len(loss_N), len(loss_N), loss_N.dtype)
-        gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
+        with together(loss_N):
+            gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
         self.optimizer.step(self.weights.by_parameter(gradients))
         count_step(loss_N.detach(), self.loss, cursor, size)
 
