@@ -12,19 +12,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .draws import TOGETHER as GROUP
+from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
+TOGETHER = tl.constexpr(GROUP)
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
 
 
 @triton.jit
+def _drawn(row, steps, seed, threshold, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Which elements of whole rows stay, as `draws` has it."""
+    group = row[:, None] * (BLOCK_D // TOGETHER) + tl.arange(0, BLOCK_D // TOGETHER)[None, :]
+    zero = tl.zeros_like(group)
+    a, b, c, d = tl.philox(seed, group, zero + tl.load(steps).to(tl.int32), zero, zero)
+    numbers = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (ROWS, BLOCK_D))
+    return (numbers >> 1).to(tl.int32) < threshold
+
+
+@triton.jit(do_not_specialize=["seed"])
 def add_norm_forward_kernel(
-    h, residual, kept, weight, bias, y, r, stats, rows, scale, eps,
+    h, residual, kept, weight, bias, y, r, stats, steps, rows, scale, eps, seed, threshold,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
@@ -33,6 +46,10 @@ def add_norm_forward_kernel(
     x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_KEPT:
         x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+    if DRAW:
+        stays = _drawn(row, steps, seed, threshold, ROWS, BLOCK_D)
+        tl.store(kept + at, stays.to(tl.uint8), mask=inside)
+        x = tl.where(stays, x * scale, 0.0)
     if HAS_RESIDUAL:
         x += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     if STORE_R:
@@ -96,41 +113,41 @@ def add_norm_backward_kernel(
 
 @torch.library.custom_op("basedbench::add_norm", mutates_args=())
 def _add_norm(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, r (empty where it is h), and each row's mean and 1 / sqrt(var + eps)."""
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, steps: Tensor | None, weight: Tensor, bias: Tensor | None,
+    seed: int, keep: float, eps: float, center: bool, dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, r (empty where it is h), each row's mean and 1 / sqrt(var + eps), and what of h stays (empty if not drawn)."""
     h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
-    y, r, stats = _outputs(h, residual, kept, weight, dtype)
+    y, r, stats, drawn = _outputs(h, residual, kept, steps, weight, dtype)
     width = h.shape[-1]
     rows = h.numel() // width
     if rows:
-        block = triton.next_power_of_2(width)
+        block = triton.next_power_of_2(width) if steps is None else padded(width)
         tile = max(1, TILE // block)
         add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
-            h, residual, kept, weight, bias, y, r, stats, rows, 1 / keep, eps,
+            h, residual, kept if steps is None else drawn, weight, bias, y, r, stats, steps, rows, 1 / keep, eps, seed,
+            threshold(keep),
             D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
-            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
+            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0, DRAW=steps is not None,
         )  # fmt: skip
-    return y, r, stats
+    return y, r, stats, drawn
 
 
 @_add_norm.register_fake
-def _(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _outputs(h.contiguous(), residual, kept, weight, dtype)
+def _(h, residual, kept, steps, weight, bias, seed, keep, eps, center, dtype):
+    return _outputs(h.contiguous(), residual, kept, steps, weight, dtype)
 
 
 def _outputs(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, steps: Tensor | None, weight: Tensor,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     stream = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
-    same = residual is None and kept is None
+    same = residual is None and kept is None and steps is None
+    drawn = h.new_empty(0 if steps is None else h.shape, dtype=torch.uint8)
     y = torch.empty_like(h, dtype=dtype or torch.promote_types(stream, weight.dtype))
     r = h.new_empty(0) if same else torch.empty_like(h, dtype=stream)
-    return y, r, h.new_empty((2, h.numel() // h.shape[-1]), dtype=torch.float32)
+    return y, r, h.new_empty((2, h.numel() // h.shape[-1]), dtype=torch.float32), drawn
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -180,22 +197,24 @@ def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torc
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, kept, weight, bias, ctx.keep, _, ctx.center, _ = inputs
-    _, r, stats = output
+    h, residual, kept, steps, weight, bias, _, ctx.keep, _, ctx.center, _ = inputs
+    _, r, stats, drawn = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(stats)
+    ctx.mark_non_differentiable(stats, drawn)
+    kept = kept if steps is None else drawn
     ctx.same, ctx.dtype, ctx.has_residual = r.numel() == 0, h.dtype, residual is not None
     ctx.save_for_backward(h if ctx.same else r, kept, weight, bias, stats)
 
 
-def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, _: None):
+def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, *_: None):
     r, kept, weight, bias, stats = ctx.saved_tensors
     if dy is None:  # only the sum was used
         dy = torch.zeros_like(r)
     options = ctx.keep, ctx.has_residual, ctx.center, ctx.dtype
     dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, bias, stats, *options)
     d_weight, d_bias = (parameters, None) if bias is None else parameters.view(2, -1)
-    return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None, None
+    d_residual = dx if ctx.has_residual else None
+    return dh if dh.numel() else dx, d_residual, None, None, d_weight, d_bias, None, None, None, None, None
 
 
 _add_norm.register_autograd(_gradients, setup_context=_setup)
@@ -203,9 +222,11 @@ _add_norm.register_autograd(_gradients, setup_context=_setup)
 
 def add_layer_norm(
     h_xD: Tensor, residual_xD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None = None, *,
-    eps: float = 1e-5, kept_xD: Tensor | None = None, keep: float = 1.0, center: bool = True,
+    eps: float = 1e-5, kept_xD: Tensor | Draws | None = None, keep: float = 1.0, center: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`add_layer_norm.reference` by the kernels above."""
-    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center, dtype)
+    mask = kept_xD if isinstance(kept_xD, Tensor) else None
+    seed, steps = kept_xD if isinstance(kept_xD, Draws) else (0, None)
+    y_xD, r_xD, _, _ = _add_norm(h_xD, residual_xD, mask, steps, weight_D, bias_D, seed, keep, eps, center, dtype)
     return y_xD, h_xD if residual_xD is None and kept_xD is None else r_xD

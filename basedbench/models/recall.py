@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding
+from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
@@ -172,11 +173,12 @@ class RecallModel(nn.Module):
         """Trained numbers; the tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def set_generator(self, generator: torch.Generator | None) -> None:
-        """Make every dropout inside draw from `generator`."""
+    def set_generator(self, generator: torch.Generator | None, draws: Draws | None = None) -> None:
+        """Make every dropout inside draw from `generator`, and the first block's from `draws` if there are any."""
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
+        cast(LayerNormBlock | MambaBlock, self.blocks[0]).dropout.draws = draws
 
     def _hidden(
         self,
@@ -206,7 +208,7 @@ class RecallModel(nn.Module):
 
 def _enter(h: Tensor, block: LayerNormBlock | MambaBlock) -> tuple[Tensor, Tensor]:
     """What the first mixer reads, and the stream."""
-    kept, norm = block.dropout.draw(h), block.entrance
+    kept, norm = block.dropout.source(h), block.entrance
     weight, bias = _parameters(norm)
     return add_layer_norm(
         h,

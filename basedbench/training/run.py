@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import count_step, take_batch
+from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places
 from basedbench.kernels.partial_sums import together
 from basedbench.models.recall import RecallModel
@@ -50,9 +51,10 @@ class RecallRun:
         self.progress = Progress()
         self.model = build_model(case).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
-        self.model.set_generator(self.generator)
         half = torch.bfloat16 if case.train.precision == "bf16" and self.device.type == "cuda" else None
         self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay, half)
+        draws = Draws(case.seed, self.optimizer.steps) if self.device.type == "cuda" else None
+        self.model.set_generator(self.generator, draws)
         self.weights = Weights(self.model, self.optimizer)
         self.recorder = Recorder(self.device, self.generator)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -124,7 +126,7 @@ class RecallRun:
         with together(loss_N):
             gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
         self.optimizer.step(self.weights.by_parameter(gradients))
-        count_step(loss_N.detach(), self.loss, cursor, size)
+        count_step(loss_N.detach(), self.loss, cursor, size, self.optimizer.steps)
 
     @torch.no_grad()
     def test_batch(self, index: int, size: int) -> None:

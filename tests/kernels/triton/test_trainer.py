@@ -17,7 +17,6 @@ from basedbench import kernels
 from basedbench.config import RecallSuite
 from basedbench.kernels import ssd_plan
 from basedbench.kernels.embedding import sorted_places
-from basedbench.training import optimizer
 from basedbench.training.cases import recall_cases
 from basedbench.training.data import recall_data, split_sizes
 from basedbench.training.run import RecallRun, Weights
@@ -65,7 +64,6 @@ def runs(chosen: RecallSuite) -> tuple[RecallRun, RecallRun]:
     case = replace(case, train=case.train.model_copy(update={"embed_dropout": 0.0}))
     ours, reference = (RecallRun(case, recall_data(case, "cpu"), "cpu") for _ in range(2))
     ours.optimizer._moments = ours.optimizer._flat(None)
-    ours.optimizer._betas = torch.tensor(optimizer.BETAS, dtype=torch.float64)
     ours.weights = Weights(ours.model, ours.optimizer)
     sizes, words = split_sizes(2 * BATCH + TAIL, BATCH), chosen.task.vocab_size
     train = [replace(part, places=sorted_places(part.tokens_NL, sizes, words)) for part in ours.data.train]
