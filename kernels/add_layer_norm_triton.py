@@ -220,13 +220,37 @@ def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, *_: None):
 _add_norm.register_autograd(_gradients, setup_context=_setup)
 
 
+class _NormAndStream(torch.autograd.Function):
+    """Where r is h itself: an operator may not return it, and autograd would add its gradient in a pass of its own."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, eps, center, dtype):
+        y, _, stats, _ = _add_norm(h, None, None, None, weight, bias, 0, 1.0, eps, center, dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, weight, bias, stats)
+        ctx.center = center
+        return y, h.view_as(h)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dr):
+        h, weight, bias, stats = ctx.saved_tensors
+        if dy is None:
+            return dr, None, None, None, None, None
+        dh, _, sums = _add_norm_backward(dy, dr, h, None, weight, bias, stats, 1.0, False, ctx.center, h.dtype)
+        d_weight, d_bias = (sums, None) if bias is None else sums.view(2, -1)
+        return dh, d_weight, d_bias, None, None, None
+
+
 def add_layer_norm(
     h_xD: Tensor, residual_xD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None = None, *,
     eps: float = 1e-5, kept_xD: Tensor | Draws | None = None, keep: float = 1.0, center: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`add_layer_norm.reference` by the kernels above."""
+    if residual_xD is None and kept_xD is None:
+        return _NormAndStream.apply(h_xD, weight_D, bias_D, eps, center, dtype)
     mask = kept_xD if isinstance(kept_xD, Tensor) else None
     seed, steps = kept_xD if isinstance(kept_xD, Draws) else (0, None)
     y_xD, r_xD, _, _ = _add_norm(h_xD, residual_xD, mask, steps, weight_D, bias_D, seed, keep, eps, center, dtype)
-    return y_xD, h_xD if residual_xD is None and kept_xD is None else r_xD
+    return y_xD, r_xD
