@@ -35,15 +35,22 @@ def _drawn(row, steps, seed, threshold, ROWS: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit(do_not_specialize=["seed"])
 def add_norm_forward_kernel(
-    h, residual, kept, weight, bias, y, r, stats, steps, rows, scale, eps, seed, threshold,
+    h, residual, kept, weight, bias, y, r, stats, steps, tokens, rows, scale, eps, seed, threshold, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, DRAW: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, DRAW: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
+    """With TABLE, h is the row of a table that each token names; NaN for a token that it does not have."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
-    x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
+    if TABLE:
+        token = tl.load(tokens + row, mask=row < rows, other=0)
+        known = inside & ((token >= 0) & (token < vocabulary))[:, None]
+        x = tl.load(h + token[:, None] * D + column[None, :], mask=known, other=float("nan")).to(tl.float32)
+        x = tl.where(inside, x, 0.0)
+    else:
+        x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_KEPT:
         x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
     if DRAW:
@@ -118,19 +125,23 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y, r (empty where it is h), each row's mean and 1 / sqrt(var + eps), and what of h stays (empty if not drawn)."""
     h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
-    y, r, stats, drawn = _outputs(h, residual, kept, steps, weight, dtype)
-    width = h.shape[-1]
-    rows = h.numel() // width
-    if rows:
-        block = triton.next_power_of_2(width) if steps is None else padded(width)
-        tile = max(1, TILE // block)
-        add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
-            h, residual, kept if steps is None else drawn, weight, bias, y, r, stats, steps, rows, 1 / keep, eps, seed,
-            threshold(keep),
-            D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
-            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0, DRAW=steps is not None,
-        )  # fmt: skip
+    y, r, stats, drawn = outputs = _outputs(h, residual, kept, steps, weight, dtype)
+    launch_forward(h, residual, kept, steps, None, weight, bias, seed, keep, eps, center, *outputs)
     return y, r, stats, drawn
+
+
+def launch_forward(h, residual, kept, steps, tokens, weight, bias, seed, keep, eps, center, y, r, stats, drawn) -> None:
+    """Writes y, r, stats and drawn, whichever are not empty. With tokens, h is a table of their rows."""
+    width = h.shape[-1]
+    if y.numel():
+        block = triton.next_power_of_2(width) if steps is None else padded(width)
+        tile, rows = max(1, TILE // block), y.numel() // width
+        add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
+            h, residual, kept if steps is None else drawn, weight, bias, y, r, stats, steps, tokens, rows, 1 / keep,
+            eps, seed, threshold(keep), len(h), D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None,
+            HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
+            DRAW=steps is not None, TABLE=tokens is not None,
+        )  # fmt: skip
 
 
 @_add_norm.register_fake
@@ -159,7 +170,7 @@ def _bytes(kept: Tensor | None) -> Tensor | None:
 
 
 @torch.library.custom_op("basedbench::add_norm_backward", mutates_args=())
-def _add_norm_backward(
+def backward_operator(
     dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
     keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -181,7 +192,7 @@ def _add_norm_backward(
     return dx, dh, sum_parts(partials, weight.dtype, (weight, bias))
 
 
-@_add_norm_backward.register_fake
+@backward_operator.register_fake
 def _(
     dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
     keep: float, residual: bool, center: bool, dtype: torch.dtype,
@@ -211,7 +222,7 @@ def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, *_: None):
     if dy is None:  # only the sum was used
         dy = torch.zeros_like(r)
     options = ctx.keep, ctx.has_residual, ctx.center, ctx.dtype
-    dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, bias, stats, *options)
+    dx, dh, parameters = backward_operator(dy, None if ctx.same else dr, r, kept, weight, bias, stats, *options)
     d_weight, d_bias = (parameters, None) if bias is None else parameters.view(2, -1)
     d_residual = dx if ctx.has_residual else None
     return dh if dh.numel() else dx, d_residual, None, None, d_weight, d_bias, None, None, None, None, None
@@ -237,7 +248,7 @@ class _NormAndStream(torch.autograd.Function):
         h, weight, bias, stats = ctx.saved_tensors
         if dy is None:
             return dr, None, None, None, None, None
-        dh, _, sums = _add_norm_backward(dy, dr, h, None, weight, bias, stats, 1.0, False, ctx.center, h.dtype)
+        dh, _, sums = backward_operator(dy, dr, h, None, weight, bias, stats, 1.0, False, ctx.center, h.dtype)
         d_weight, d_bias = (sums, None) if bias is None else sums.view(2, -1)
         return dh, d_weight, d_bias, None, None, None
 

@@ -185,11 +185,15 @@ def _setup(ctx, inputs, output) -> None:
 
 def _gradients(ctx, dy: Tensor):
     tokens, *places = ctx.saved_tensors
-    if places[0] is None:
-        d_weight = _embedding_backward(dy, tokens, ctx.vocabulary, ctx.dtype)
-    else:
-        d_weight = _backward_by_places(dy, *places, ctx.vocabulary, ctx.dtype)
+    d_weight = table_gradient(dy, tokens, None if places[0] is None else places, ctx.vocabulary, ctx.dtype)
     return None, d_weight, None, None, None, None
+
+
+def table_gradient(dy: Tensor, tokens: Tensor, places: list[Tensor] | None, vocabulary: int, dtype: torch.dtype):
+    """The gradient (V,D) of the table, by whichever kernels."""
+    if places is None:
+        return _embedding_backward(dy, tokens, vocabulary, dtype)
+    return _backward_by_places(dy, *places, vocabulary, dtype)
 
 
 _embedding.register_autograd(_gradients, setup_context=_setup)

@@ -42,9 +42,5 @@ class Dropout(nn.Module):
             return None
         return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p, generator=self.generator)
 
-    def source(self, x: Tensor) -> Tensor | Draws | None:
-        """`draw`, or where there are `draws` what to draw from."""
-        return self.draws if self.active and self.draws is not None else self.draw(x)
-
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -22,6 +22,7 @@ from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places
+from basedbench.kernels.embedding_norm import embedding_norm
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
@@ -189,7 +190,7 @@ class RecallModel(nn.Module):
     ) -> Tensor:
         """What the head reads; `mix(layer, x)` applies a layer's mixer. Behind the last, only `positions_BK` go on."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
-        x, residual = _enter(embedding(tokens, self.embedding.weight, places), blocks[0])
+        x, residual = _enter(tokens, self.embedding.weight, blocks[0], places)
         for layer, block in enumerate(blocks):
             last = layer == len(blocks) - 1
             following = self.norm if last else blocks[layer + 1].entrance
@@ -206,21 +207,22 @@ class RecallModel(nn.Module):
         return x
 
 
-def _enter(h: Tensor, block: LayerNormBlock | MambaBlock) -> tuple[Tensor, Tensor]:
+def _enter(
+    tokens: Tensor, table_VD: Tensor, block: LayerNormBlock | MambaBlock, places: Places | None
+) -> tuple[Tensor, Tensor]:
     """What the first mixer reads, and the stream."""
-    kept, norm = block.dropout.source(h), block.entrance
-    weight, bias = _parameters(norm)
-    return add_layer_norm(
-        h,
-        None,
-        weight,
-        bias,
-        eps=NORM_EPS,
-        kept_xD=kept,
-        keep=1.0 if kept is None else 1 - block.dropout.p,
-        center=isinstance(norm, nn.LayerNorm),
-        dtype=product_dtype(h),
-    )
+    dropout, norm = block.dropout, _parameters(block.entrance)
+    options: dict[str, Any] = {
+        "eps": NORM_EPS,
+        "keep": 1 - dropout.p if dropout.active else 1.0,
+        "center": isinstance(block.entrance, nn.LayerNorm),
+        "dtype": product_dtype(table_VD),
+    }
+    if dropout.active and dropout.draws is None:
+        h = embedding(tokens, table_VD, places)
+        return add_layer_norm(h, None, *norm, kept_xD=dropout.draw(h), **options)
+    draws = dropout.draws if dropout.active else None
+    return embedding_norm(tokens, table_VD, norm, places=places, kept_xD=draws, **options)
 
 
 def _parameters(norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
