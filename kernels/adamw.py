@@ -18,12 +18,12 @@ ALIGNMENT = 1024
 
 
 class Moments(NamedTuple):
-    """Flat buffers of equal length, and b1^t, b2^t of the steps taken: float64, for 1 - b2^t is small at first."""
+    """Flat buffers of equal length, and t, the steps taken."""
 
     parameters: Tensor
     first: Tensor
     second: Tensor
-    powers: Tensor  # (2,) float64
+    steps: Tensor  # () int64
     copy: Tensor | None = None
 
 
@@ -49,8 +49,9 @@ def reference(
 ) -> None:
     """`adamw_step` in PyTorch, any device."""
     beta1, beta2, eps, decay = coefficients
-    step_size = learning_rate / (1 - moments.powers[0] * beta1).float()
-    root = (1 - moments.powers[1] * beta2).sqrt().float()
+    t = moments.steps.double() + 1  # 1 - b2^t is small at first
+    step_size = learning_rate / (1 - beta1**t).float()
+    root = (1 - beta2**t).sqrt().float()
     starts = offsets([terms[0].numel() for terms in gradients])
     for terms, start in zip(gradients, starts, strict=False):
         g = terms[0].to(moments.first.dtype)
@@ -68,7 +69,7 @@ def reference(
 def adamw_step(
     gradients: Sequence[Sequence[Tensor]], moments: Moments, learning_rate: Tensor, coefficients: Coefficients
 ) -> None:
-    """One step on `moments.parameters`, in place. The caller then multiplies `powers` by (b1, b2).
+    """One step on `moments.parameters`, in place. The caller then adds 1 to `steps`.
 
     gradients: for each tensor the terms whose sum is its gradient, such as those of an embedding that is read as the
     output head too; they may differ in dtype. learning_rate: () float32 on the device.

@@ -6,6 +6,7 @@ program per 65,536 elements: eight for the embedding of a small model, a few per
 
 # mypy: allow-untyped-defs
 
+import math
 from collections.abc import Sequence
 
 import triton
@@ -17,10 +18,11 @@ from .adamw import ALIGNMENT, Coefficients, Moments, offsets
 
 @triton.jit
 def adamw_kernel(
-    gradients, starts, sizes, parameters, first, second, copy, powers, learning_rate, beta1, beta2, eps, decay,
+    gradients, starts, sizes, parameters, first, second, copy, steps, learning_rate, beta1, beta2, log_beta1, log_beta2,
+    eps, decay,
     TERMS: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """gradients: a tuple of tensors, each with its place in the flat buffers and its size."""
+    """gradients: a tuple of tensors, each with its place in the flat buffers and its size. Logarithms of base 2."""
     block = tl.program_id(0) * BLOCK
     column = tl.arange(0, BLOCK)
     g = tl.zeros([BLOCK], tl.float32)
@@ -32,8 +34,9 @@ def adamw_kernel(
             g += tl.load(gradients[i] + offset + column, mask=column < left, other=0.0).to(tl.float32)
     inside = column < left
     at = block + column
-    correction1 = (1.0 - tl.load(powers) * beta1).to(tl.float32)
-    correction2 = (1.0 - tl.load(powers + 1) * beta2).to(tl.float32)
+    t = (tl.load(steps) + 1).to(tl.float64)
+    correction1 = (1.0 - tl.exp2(t * log_beta1)).to(tl.float32)
+    correction2 = (1.0 - tl.exp2(t * log_beta2)).to(tl.float32)
     rate = tl.load(learning_rate)
     p = tl.load(parameters + at, mask=inside, other=0.0)
     m = tl.load(first + at, mask=inside, other=0.0)
@@ -59,6 +62,6 @@ def adamw_step(
     adamw_kernel[(places[-1] // ALIGNMENT,)](
         tuple(term.contiguous() for term, _ in terms), tuple(start for _, start in terms),
         tuple(term.numel() for term, _ in terms), moments.parameters, moments.first, moments.second, copy,
-        moments.powers, learning_rate, beta1, beta2, eps, decay,
+        moments.steps, learning_rate, beta1, beta2, math.log2(beta1), math.log2(beta2), eps, decay,
         TERMS=len(terms), HAS_COPY=moments.copy is not None, BLOCK=ALIGNMENT, num_warps=4,
     )  # fmt: skip

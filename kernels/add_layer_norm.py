@@ -5,7 +5,7 @@
 
 LayerNorm: Ba et al., arXiv 1607.06450, equations 3 and 4; with `center=False` no mean is taken off, var is the mean
 square and there is no bias: RMSNorm (arXiv 1910.07467). The dropout's mask is an input, one byte per element, so that
-its draws stay with whoever owns the generator.
+its draws stay with whoever owns the generator; or a stream of draws, from which the kernel takes it.
 
 Statistics in float32 (float64 for float64 inputs) from r as it is stored. r has the promoted dtype of h and residual, y
 that of r and weight (under autocast, with float32 parameters, float32 as PyTorch's own LayerNorm has it) or `dtype`.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
+from .draws import Draws
 
 
 def reference(
@@ -27,13 +28,14 @@ def reference(
     bias_D: Tensor | None = None,
     *,
     eps: float = 1e-5,
-    kept_xD: Tensor | None = None,
+    kept_xD: Tensor | Draws | None = None,
     keep: float = 1.0,
     center: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`add_layer_norm` in PyTorch: differentiable, any device."""
     _check(bias_D, center)
+    kept_xD = kept_xD.kept(h_xD, keep) if isinstance(kept_xD, Draws) else kept_xD
     r_xD = h_xD if kept_xD is None else h_xD * kept_xD.to(h_xD.dtype).div_(keep)
     r_xD = r_xD if residual_xD is None else residual_xD + r_xD
     wide_xD = r_xD.to(torch.promote_types(r_xD.dtype, weight_D.dtype))
@@ -51,14 +53,15 @@ def add_layer_norm(
     bias_D: Tensor | None = None,
     *,
     eps: float = 1e-5,
-    kept_xD: Tensor | None = None,
+    kept_xD: Tensor | Draws | None = None,
     keep: float = 1.0,
     center: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h, residual (..., D), weight, bias (D) -> y and the new residual r, both (..., D).
 
-    `kept_xD` (bool) says which elements of h dropout leaves, each divided by the probability `keep`. Without residual
+    `kept_xD` (bool, or where to draw it from) says which elements of h dropout leaves, each divided by the probability
+    `keep`. Without residual
     and dropout r is h itself. Raises ValueError for a bias without centering.
     """
     _check(bias_D, center)

@@ -14,33 +14,60 @@ from torch import Tensor
 
 from .dependent_launch import early_options
 from .dependent_launch_triton import depend
+from .draws import TOGETHER as GROUP
+from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
 FEW, FEW_WARPS = 512, 8  # up to so many rows, as in a decode step, twice the threads: fewer loads behind one another
+TOGETHER = tl.constexpr(GROUP)
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
 
 
 @triton.jit
+def _drawn(row, steps, seed, threshold, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Which elements of whole rows stay, as `draws` has it."""
+    group = row[:, None] * (BLOCK_D // TOGETHER) + tl.arange(0, BLOCK_D // TOGETHER)[None, :]
+    zero = tl.zeros_like(group)
+    a, b, c, d = tl.philox(seed, group, zero + tl.load(steps).to(tl.int32), zero, zero)
+    numbers = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (ROWS, BLOCK_D))
+    return (numbers >> 1).to(tl.int32) < threshold
+
+
+@triton.jit(do_not_specialize=["seed"])
 def add_norm_forward_kernel(
-    h, residual, kept, weight, bias, y, r, stats, rows, scale, eps,
+    h, residual, kept, weight, bias, y, r, stats, steps, tokens, rows, scale, eps, seed, threshold, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, DRAW: tl.constexpr, TABLE: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """PARTS: h is that many summands, (PARTS, rows, D)."""
+    """With TABLE, h is the row of a table that each token names; NaN for a token that it does not have.
+
+    PARTS: h is that many summands, (PARTS, rows, D).
+    """
     depend(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
-    x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        x += tl.load(h + part * rows * D + at, mask=inside, other=0.0).to(tl.float32)
+    if TABLE:
+        token = tl.load(tokens + row, mask=row < rows, other=0)
+        known = inside & ((token >= 0) & (token < vocabulary))[:, None]
+        x = tl.load(h + token[:, None] * D + column[None, :], mask=known, other=float("nan")).to(tl.float32)
+        x = tl.where(inside, x, 0.0)
+    else:
+        x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            x += tl.load(h + part * rows * D + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_KEPT:
         x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+    if DRAW:
+        stays = _drawn(row, steps, seed, threshold, ROWS, BLOCK_D)
+        tl.store(kept + at, stays.to(tl.uint8), mask=inside)
+        x = tl.where(stays, x * scale, 0.0)
     if HAS_RESIDUAL:
         x += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     if STORE_R:
@@ -104,29 +131,29 @@ def add_norm_backward_kernel(
 
 @torch.library.custom_op("basedbench::add_norm", mutates_args=())
 def _add_norm(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, r (empty where it is h), and each row's mean and 1 / sqrt(var + eps)."""
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, steps: Tensor | None, weight: Tensor, bias: Tensor | None,
+    seed: int, keep: float, eps: float, center: bool, dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, r (empty where it is h), each row's mean and 1 / sqrt(var + eps), and what of h stays (empty if not drawn)."""
     h, residual, kept = h.contiguous(), _contiguous(residual), _bytes(kept)
-    y, r, stats = _outputs(h, residual, kept, weight, dtype)
-    _launch(h, residual, kept, weight, bias, y, r, stats, keep, eps, center)
-    return y, r, stats
+    y, r, stats, drawn = outputs = _outputs(h, residual, kept, steps, weight, dtype)
+    launch_forward(h, residual, kept, steps, None, weight, bias, seed, keep, eps, center, *outputs)
+    return y, r, stats, drawn
 
 
-def _launch(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None, y: Tensor, r: Tensor,
-    stats: Tensor, keep: float, eps: float, center: bool, parts: int = 1,
-) -> None:  # fmt: skip
-    width = y.shape[-1]
-    rows = y.numel() // width
-    if rows:
-        block = triton.next_power_of_2(width)
-        tile = max(1, TILE // block)
+def launch_forward(
+    h, residual, kept, steps, tokens, weight, bias, seed, keep, eps, center, y, r, stats, drawn, parts=1
+) -> None:
+    """Writes y, r, stats and drawn, whichever are not empty. With tokens, h is a table of their rows."""
+    width = h.shape[-1]
+    if y.numel():
+        block = triton.next_power_of_2(width) if steps is None else padded(width)
+        tile, rows = max(1, TILE // block), y.numel() // width
         add_norm_forward_kernel[(triton.cdiv(rows, tile),)](
-            h, residual, kept, weight, bias, y, r, stats, rows, 1 / keep, eps,
-            D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None, HAS_KEPT=kept is not None,
-            HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0, PARTS=parts,
+            h, residual, kept if steps is None else drawn, weight, bias, y, r, stats, steps, tokens, rows, 1 / keep,
+            eps, seed, threshold(keep), len(h), D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None,
+            HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
+            DRAW=steps is not None, TABLE=tokens is not None, PARTS=parts,
             num_warps=FEW_WARPS if rows <= FEW and block * tile >= TILE else 4, **early_options(h),
         )  # fmt: skip
 
@@ -137,32 +164,31 @@ def add_norm_parts(
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm of residual + the sum of h (P, ..., D) over its parts, and that stream; no gradient."""
     h, residual = h.contiguous(), residual.contiguous()
-    y, r, stats = _outputs(h[0], residual, None, weight, dtype)
-    _launch(h, residual, None, weight, None, y, r, stats, 1.0, eps, False, len(h))
-    return y, r
+    outputs = _outputs(h[0], residual, None, None, weight, dtype)
+    launch_forward(h, residual, None, None, None, weight, None, 0, 1.0, eps, False, *outputs, parts=len(h))
+    return outputs[0], outputs[1]
 
 
 @add_norm_parts.register_fake
 def _(h: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    return _outputs(h[0].contiguous(), residual, None, weight, dtype)[:2]
+    return _outputs(h[0].contiguous(), residual, None, None, weight, dtype)[:2]
 
 
 @_add_norm.register_fake
-def _(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
-    keep: float, eps: float, center: bool, dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _outputs(h.contiguous(), residual, kept, weight, dtype)
+def _(h, residual, kept, steps, weight, bias, seed, keep, eps, center, dtype):
+    return _outputs(h.contiguous(), residual, kept, steps, weight, dtype)
 
 
 def _outputs(
-    h: Tensor, residual: Tensor | None, kept: Tensor | None, weight: Tensor, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Tensor, residual: Tensor | None, kept: Tensor | None, steps: Tensor | None, weight: Tensor,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     stream = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
-    same = residual is None and kept is None
+    same = residual is None and kept is None and steps is None
+    drawn = h.new_empty(0 if steps is None else h.shape, dtype=torch.uint8)
     y = torch.empty_like(h, dtype=dtype or torch.promote_types(stream, weight.dtype))
     r = h.new_empty(0) if same else torch.empty_like(h, dtype=stream)
-    return y, r, h.new_empty((2, h.numel() // h.shape[-1]), dtype=torch.float32)
+    return y, r, h.new_empty((2, h.numel() // h.shape[-1]), dtype=torch.float32), drawn
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -174,14 +200,14 @@ def _bytes(kept: Tensor | None) -> Tensor | None:
 
 
 @torch.library.custom_op("basedbench::add_norm_backward", mutates_args=())
-def _add_norm_backward(
-    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, stats: Tensor,
-    keep: float, residual: bool, bias: bool, center: bool, dtype: torch.dtype,
+def backward_operator(
+    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
+    keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients: of r (empty if nobody asks), of h in `dtype` (empty if that of r), of weight and bias (2 D or D)."""
     dy, dr, r, kept = dy.contiguous(), _contiguous(dr), r.contiguous(), _bytes(kept)
     width = r.shape[-1]
-    rows, ways = r.numel() // width, 2 if bias else 1
+    rows, ways = r.numel() // width, 1 if bias is None else 2
     dx, dh = _input_gradients(r, kept, residual, dtype)
     block = triton.next_power_of_2(width)
     tile = max(1, TILE // block)
@@ -189,18 +215,20 @@ def _add_norm_backward(
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
     add_norm_backward_kernel[(programs,)](
         dy, dr, r, kept, weight, stats, dx, dh, partials, rows, 1 / keep,
-        D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias,
+        D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None,
+        HAS_BIAS=bias is not None,
         CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0,
     )  # fmt: skip
-    return dx, dh, sum_parts(partials, weight.dtype)
+    return dx, dh, sum_parts(partials, weight.dtype, (weight, bias))
 
 
-@_add_norm_backward.register_fake
+@backward_operator.register_fake
 def _(
-    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, stats: Tensor,
-    keep: float, residual: bool, bias: bool, center: bool, dtype: torch.dtype,
+    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
+    keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return *_input_gradients(r.contiguous(), kept, residual, dtype), weight.new_empty((2 if bias else 1) * r.shape[-1])
+    ways = 1 if bias is None else 2
+    return *_input_gradients(r.contiguous(), kept, residual, dtype), weight.new_empty(ways * r.shape[-1])
 
 
 def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -210,37 +238,60 @@ def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torc
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, kept, weight, bias, ctx.keep, _, ctx.center, _ = inputs
-    _, r, stats = output
+    h, residual, kept, steps, weight, bias, _, ctx.keep, _, ctx.center, _ = inputs
+    _, r, stats, drawn = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(stats)
-    ctx.same, ctx.dtype, ctx.has_residual, ctx.has_bias = (
-        r.numel() == 0,
-        h.dtype,
-        residual is not None,
-        bias is not None,
-    )
-    ctx.save_for_backward(h if ctx.same else r, kept, weight, stats)
+    ctx.mark_non_differentiable(stats, drawn)
+    kept = kept if steps is None else drawn
+    ctx.same, ctx.dtype, ctx.has_residual = r.numel() == 0, h.dtype, residual is not None
+    ctx.save_for_backward(h if ctx.same else r, kept, weight, bias, stats)
 
 
-def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, _: None):
-    r, kept, weight, stats = ctx.saved_tensors
+def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, *_: None):
+    r, kept, weight, bias, stats = ctx.saved_tensors
     if dy is None:  # only the sum was used
         dy = torch.zeros_like(r)
-    options = ctx.keep, ctx.has_residual, ctx.has_bias, ctx.center, ctx.dtype
-    dx, dh, parameters = _add_norm_backward(dy, None if ctx.same else dr, r, kept, weight, stats, *options)
-    d_weight, d_bias = parameters.view(-1, len(weight)) if ctx.has_bias else (parameters, None)
-    return dh if dh.numel() else dx, dx if ctx.has_residual else None, None, d_weight, d_bias, None, None, None, None
+    options = ctx.keep, ctx.has_residual, ctx.center, ctx.dtype
+    dx, dh, parameters = backward_operator(dy, None if ctx.same else dr, r, kept, weight, bias, stats, *options)
+    d_weight, d_bias = (parameters, None) if bias is None else parameters.view(2, -1)
+    d_residual = dx if ctx.has_residual else None
+    return dh if dh.numel() else dx, d_residual, None, None, d_weight, d_bias, None, None, None, None, None
 
 
 _add_norm.register_autograd(_gradients, setup_context=_setup)
 
 
+class _NormAndStream(torch.autograd.Function):
+    """Where r is h itself: an operator may not return it, and autograd would add its gradient in a pass of its own."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, eps, center, dtype):
+        y, _, stats, _ = _add_norm(h, None, None, None, weight, bias, 0, 1.0, eps, center, dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, weight, bias, stats)
+        ctx.center = center
+        return y, h.view_as(h)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dr):
+        h, weight, bias, stats = ctx.saved_tensors
+        if dy is None:
+            return dr, None, None, None, None, None
+        dh, _, sums = backward_operator(dy, dr, h, None, weight, bias, stats, 1.0, False, ctx.center, h.dtype)
+        d_weight, d_bias = (sums, None) if bias is None else sums.view(2, -1)
+        return dh, d_weight, d_bias, None, None, None
+
+
 def add_layer_norm(
     h_xD: Tensor, residual_xD: Tensor | None, weight_D: Tensor, bias_D: Tensor | None = None, *,
-    eps: float = 1e-5, kept_xD: Tensor | None = None, keep: float = 1.0, center: bool = True,
+    eps: float = 1e-5, kept_xD: Tensor | Draws | None = None, keep: float = 1.0, center: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`add_layer_norm.reference` by the kernels above."""
-    y_xD, r_xD, _ = _add_norm(h_xD, residual_xD, kept_xD, weight_D, bias_D, keep, eps, center, dtype)
-    return y_xD, h_xD if residual_xD is None and kept_xD is None else r_xD
+    if residual_xD is None and kept_xD is None:
+        return _NormAndStream.apply(h_xD, weight_D, bias_D, eps, center, dtype)
+    mask = kept_xD if isinstance(kept_xD, Tensor) else None
+    seed, steps = kept_xD if isinstance(kept_xD, Draws) else (0, None)
+    y_xD, r_xD, _, _ = _add_norm(h_xD, residual_xD, mask, steps, weight_D, bias_D, seed, keep, eps, center, dtype)
+    return y_xD, r_xD

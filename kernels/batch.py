@@ -2,8 +2,8 @@
 
     rows_b = order_(cursor + b);   out_b = table_(rows_b) for every table
 
-and, when the step is over, total += mean(loss) and cursor += size. Plain copies and sums; as PyTorch calls they are ten
-launches of a few microseconds each, as long as the mixer of a small model.
+and, when the step is over, total += mean(loss), cursor += size and steps += 1. Plain copies and sums; as PyTorch calls
+they are eleven launches of a few microseconds each, as long as the mixer of a small model.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,18 @@ def take_batch(tables: Sequence[Tensor], order_N: Tensor, cursor: Tensor, size: 
     return take_reference(tables, order_N, cursor, size)
 
 
-def count_reference(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int) -> None:
+def count_reference(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int, steps: Tensor) -> None:
     """`count_step` in PyTorch, any device."""
     total.add_(loss_N.mean())
     cursor.add_(size)
+    steps.add_(1)
 
 
-def count_step(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int) -> None:
-    """Add the mean loss to `total` () float64 and `size` to `cursor` () int64, both in place."""
+def count_step(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int, steps: Tensor) -> None:
+    """Add the mean loss to `total` () float64, `size` to `cursor` () int64 and 1 to `steps` () int64, all in place."""
     if loss_N.is_cuda:
         from .batch_triton import count_step as by_triton
 
-        by_triton(loss_N, total, cursor, size)
+        by_triton(loss_N, total, cursor, size, steps)
     else:
-        count_reference(loss_N, total, cursor, size)
+        count_reference(loss_N, total, cursor, size, steps)

@@ -28,17 +28,18 @@ def take_batch_kernel(
 
 
 @triton.jit(do_not_specialize=["size", "count"])
-def count_step_kernel(loss, total, cursor, count, size, BLOCK: tl.constexpr):
+def count_step_kernel(loss, total, cursor, steps, count, size, BLOCK: tl.constexpr):
     """One program: the order of its sum is fixed, and nobody else writes here."""
     column = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, count, BLOCK):
         sums += tl.load(loss + start + column, mask=start + column < count, other=0.0)
     mean = tl.sum(sums, 0) / count
-    before, place = tl.load(total), tl.load(cursor)
+    before, place, taken = tl.load(total), tl.load(cursor), tl.load(steps)
     tl.debug_barrier()  # every thread has read before one of them writes
     tl.store(total, before + mean.to(tl.float64))
     tl.store(cursor, place + size)
+    tl.store(steps, taken + 1)
 
 
 def take_batch(tables: Sequence[Tensor], order_N: Tensor, cursor: Tensor, size: int) -> list[Tensor]:
@@ -52,6 +53,6 @@ def take_batch(tables: Sequence[Tensor], order_N: Tensor, cursor: Tensor, size: 
     return outs
 
 
-def count_step(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int) -> None:
+def count_step(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int, steps: Tensor) -> None:
     """`batch.count_reference` by the kernel above."""
-    count_step_kernel[(1,)](loss_N, total, cursor, loss_N.numel(), size, BLOCK=BLOCK, num_warps=4)
+    count_step_kernel[(1,)](loss_N, total, cursor, steps, loss_N.numel(), size, BLOCK=BLOCK, num_warps=4)

@@ -2,7 +2,7 @@
 
 A row lives in registers. Saved: r in the stream's dtype and the statistics of both norms; the backward forms the rest
 again. As in `add_layer_norm`, the backward's programs are fixed in number and leave one partial sum each of the gains'
-and biases' gradients.
+and biases' gradients. With positions they also write the zeros of all other tokens.
 """
 
 # mypy: allow-untyped-defs
@@ -21,6 +21,7 @@ TILE = 2048  # elements, for four warps
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
+ASKED = tl.constexpr(32)  # positions that tokens are compared with at once
 
 
 @triton.jit
@@ -73,6 +74,19 @@ def _input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
 
 
 @triton.jit
+def _is_asked(row, tokens, length, positions, asked, ROWS: tl.constexpr):
+    """Whether a token is at one of its example's positions."""
+    example = tl.where(row < tokens, row // length, 0)
+    found = tl.zeros([ROWS], tl.int32)
+    for start in range(0, asked, ASKED):
+        index = start + tl.arange(0, ASKED)
+        at = positions + example.to(tl.int64)[:, None] * asked + index[None, :]
+        position = tl.load(at, mask=(index < asked)[None, :], other=-1)
+        found |= tl.max((position == (row % length)[:, None]).to(tl.int32), axis=1)
+    return found != 0
+
+
+@triton.jit
 def boundary_forward_kernel(
     h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, stats, rows, asked, length, eps,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
@@ -105,8 +119,8 @@ def boundary_forward_kernel(
 @triton.jit
 def boundary_backward_kernel(
     dy, ds, r, positions, first_weight, first_bias, weight, stats, dresidual, dh, partials, rows, asked, length,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, STORE_DH: tl.constexpr,
+    tokens, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, STORE_DH: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, BLOCK_D)
     gain, _ = _parameters(weight, weight, column, D, False)
@@ -139,6 +153,16 @@ def boundary_backward_kernel(
         tl.store(dresidual + source, grad.to(dresidual.dtype.element_ty), mask=inside)
         if STORE_DH:
             tl.store(dh + source, grad.to(dh.dtype.element_ty), mask=inside)
+    if HAS_POSITIONS:
+        for tile in range(tl.program_id(0), tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+            row = tile * ROWS + tl.arange(0, ROWS)
+            left = (row < tokens) & ~_is_asked(row, tokens, length, positions, asked, ROWS)
+            at = row.to(tl.int64)[:, None] * D + column[None, :]
+            inside = left[:, None] & (column < D)[None, :]
+            zeros = tl.zeros((ROWS, BLOCK_D), tl.float32)
+            tl.store(dresidual + at, zeros.to(dresidual.dtype.element_ty), mask=inside)
+            if STORE_DH:
+                tl.store(dh + at, zeros.to(dh.dtype.element_ty), mask=inside)
     part = partials + tl.program_id(0) * (D * (4 if HAS_FIRST else 2)) + column
     tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
     tl.store(part + D, tl.sum(d_shift, axis=0), mask=column < D)
@@ -198,35 +222,36 @@ def _counts(h: Tensor, positions: Tensor | None) -> tuple[int, int]:
 @torch.library.custom_op("basedbench::block_boundary_backward", mutates_args=())
 def _boundary_backward(
     dy: Tensor, ds: Tensor | None, r: Tensor, positions: Tensor | None, first_weight: Tensor | None,
-    first_bias: Tensor | None, weight: Tensor, stats: Tensor, shape: list[int], stream: torch.dtype,
-    dtype: torch.dtype, bias: bool, center: bool,
+    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, shape: list[int],
+    stream: torch.dtype, dtype: torch.dtype, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of residual and h (empty where it is the same) in `shape`, and of the 2 or 4 parameters."""
     dy, ds, r, positions = dy.contiguous(), _contiguous(ds), r.contiguous(), _contiguous(positions)
-    make = torch.empty if positions is None else torch.zeros
-    dresidual = make(shape, dtype=stream, device=r.device)
-    dh = make(shape if dtype != stream else (0,), dtype=dtype, device=r.device)
+    dresidual = torch.empty(shape, dtype=stream, device=r.device)
+    dh = torch.empty(shape if dtype != stream else (0,), dtype=dtype, device=r.device)
     width, rows = r.shape[-1], stats.shape[1]
+    tokens = dresidual.numel() // width
     flags = _shape(
-        width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias, CENTER=center,
-        HAS_DS=ds is not None, STORE_DH=dh.numel() > 0,
+        width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None,
+        HAS_BIAS=bias is not None, CENTER=center, HAS_DS=ds is not None, STORE_DH=dh.numel() > 0,
     )  # fmt: skip
-    programs = max(1, min(PROGRAMS, triton.cdiv(rows, flags["ROWS"])))
+    programs = max(1, min(PROGRAMS, triton.cdiv(tokens, flags["ROWS"])))
     ways = 2 if first_weight is None else 4
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
     first = (weight, weight) if first_weight is None else (first_weight, first_bias)
     boundary_backward_kernel[(programs,)](
         dy, ds, r, positions, *first, weight, stats, dresidual, dh, partials, rows, *_counts(dresidual, positions),
-        **flags,
+        tokens, **flags,
     )  # fmt: skip
-    return dresidual, dh, sum_parts(partials, weight.dtype).view(ways, width)
+    sums = sum_parts(partials, weight.dtype, (weight, bias, first_weight, first_bias))
+    return dresidual, dh, sums.view(ways, width)
 
 
 @_boundary_backward.register_fake
 def _(
     dy: Tensor, ds: Tensor | None, r: Tensor, positions: Tensor | None, first_weight: Tensor | None,
-    first_bias: Tensor | None, weight: Tensor, stats: Tensor, shape: list[int], stream: torch.dtype,
-    dtype: torch.dtype, bias: bool, center: bool,
+    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, shape: list[int],
+    stream: torch.dtype, dtype: torch.dtype, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dh = r.new_empty(shape if dtype != stream else (0,), dtype=dtype)
     parameters = weight.new_empty((2 if first_weight is None else 4, r.shape[-1]))
@@ -238,30 +263,18 @@ def _setup(ctx, inputs, output) -> None:
     _, s, r, stats = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(r, stats)
-    ctx.shape, ctx.dtypes, ctx.has_bias = list(h.shape), (residual.dtype, h.dtype), bias is not None
-    ctx.save_for_backward(r if first_weight is not None else s, positions, first_weight, first_bias, weight, stats)
+    ctx.shape, ctx.dtypes = list(h.shape), (residual.dtype, h.dtype)
+    r = r if first_weight is not None else s
+    ctx.save_for_backward(r, positions, first_weight, first_bias, weight, bias, stats)
 
 
 def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, *_: None):
-    r, positions, first_weight, first_bias, weight, stats = ctx.saved_tensors
+    r, *_, bias, _ = saved = ctx.saved_tensors
     if dy is None:  # only the stream was used
         dy = torch.zeros_like(r)
-    dresidual, dh, parameters = _boundary_backward(
-        dy,
-        ds,
-        r,
-        positions,
-        first_weight,
-        first_bias,
-        weight,
-        stats,
-        ctx.shape,
-        *ctx.dtypes,
-        ctx.has_bias,
-        ctx.center,
-    )
-    d_first = (None, None) if first_weight is None else parameters[2:].unbind()
-    d_bias = parameters[1] if ctx.has_bias else None
+    dresidual, dh, parameters = _boundary_backward(dy, ds, *saved, ctx.shape, *ctx.dtypes, ctx.center)
+    d_first = parameters[2:].unbind() if len(parameters) == 4 else (None, None)
+    d_bias = None if bias is None else parameters[1]
     return dh if dh.numel() else dresidual, dresidual, None, *d_first, parameters[0], d_bias, None, None, None
 
 

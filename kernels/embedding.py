@@ -3,13 +3,55 @@
     y_n = weight_[token_n],   dweight_v = sum over n with token_n = v of dy_n
 
 PyTorch's backward sorts 64-bit tokens, eight passes over keys and positions; two suffice for a vocabulary of up to
-2^15. The sums are taken in the order of the positions, in float32 (float64 for float64): equal inputs give equal bits.
+2^15, and none where a data set's batches are always the same: `sorted_places` sorts each of them once. The sums are
+taken in the order of the positions, in float32 (float64 for float64): equal inputs give equal bits.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import total_bytes
+
+MOST = 256  # places of one token in a batch, which one program adds up
+SORTED_AT_ONCE = 1 << 22  # tokens: sorting takes a few times their memory
+
+
+class Places(NamedTuple):
+    """Where each token stands in each batch of a data set, for a run that is at one of them.
+
+    `order` (N L,) int32: batch after batch the places 0, 1, ... of its tokens, those of token 0 first, each token's
+    ascending. `starts` (batches V + 1,) int32: where those of token v in batch n begin, at n V + v. `batch_N` (N,)
+    int32: the batch of each example. `cursor` () int64: the first example of the batch at hand.
+    """
+
+    order: Tensor
+    starts: Tensor
+    batch_N: Tensor
+    cursor: Tensor
+
+
+def sorted_places(tokens_NL: Tensor, sizes: Sequence[int], vocabulary: int) -> Places | None:
+    """The places of batches of these sizes, one after another; None if a token fills too much of one."""
+    device, length = tokens_NL.device, tokens_NL.shape[1]
+    batches, starts = torch.arange(len(sizes), device=device), torch.tensor([0, *accumulate(sizes)], device=device)
+    batch_N = batches.repeat_interleave(starts.diff())
+    orders, edges = [], []
+    for numbers_n in batches.split(max(1, SORTED_AT_ONCE // (max(sizes) * length))):
+        rows_n = torch.arange(int(starts[numbers_n[0]]), int(starts[numbers_n[-1] + 1]), device=device)
+        keys_x, order_x = (tokens_NL[rows_n] + batch_N[rows_n, None] * vocabulary).flatten().sort(stable=True)
+        orders.append((order_x + (rows_n[0] - starts[keys_x // vocabulary]) * length).int())
+        words = torch.arange(vocabulary, device=device)
+        bounds_x = torch.searchsorted(keys_x, (numbers_n[:, None] * vocabulary + words).flatten())
+        edges.append((bounds_x + rows_n[0] * length).int())
+    starts_x = torch.cat([*edges, starts[-1:].int() * length])
+    if starts_x.diff().max() > MOST:
+        return None
+    return Places(torch.cat(orders), starts_x, batch_N.int(), starts.new_zeros(()))
 
 
 def reference(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
@@ -17,12 +59,12 @@ def reference(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
     return F.embedding(tokens_x, weight_VD)
 
 
-def embedding(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
-    """tokens (...) int64 in [0, V), weight (V,D) -> (..., D)."""
+def embedding(tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None) -> Tensor:
+    """tokens (...) int64 in [0, V), weight (V,D) -> (..., D). `places`: of these tokens, where known."""
     if weight_VD.is_cuda and weight_VD.element_size() <= 4:
         from .embedding_triton import embedding as by_triton
 
-        return by_triton(tokens_x, weight_VD)
+        return by_triton(tokens_x, weight_VD, places)
     return reference(tokens_x, weight_VD)
 
 

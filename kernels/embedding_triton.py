@@ -1,8 +1,9 @@
 """`embedding` in Triton; its backward goes over positions sorted by token.
 
-The sorted positions are cut into runs of `RUN`. First, a program per run notes where tokens begin and end, and adds up
-its rows if they all belong to one token. Then a program per token adds the rows of its own at the edges, and the sums
-of the whole runs between: a token that fills half the batch takes no longer than its share.
+Where they were sorted before, a program takes a few tokens and adds up the rows of each. Otherwise the sorted positions
+are cut into runs of `RUN`. First, a program per run notes where tokens begin and end, and adds up its rows if they all
+belong to one token. Then a program per token adds the rows of its own at the edges, and the sums of the whole runs
+between: a token that fills half the batch takes no longer than its share.
 """
 
 # mypy: allow-untyped-defs
@@ -12,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .embedding import Places
+
+TOKENS = 4  # of a program, where places are sorted
 RUN = 64
 ROWS = 8  # of a tile of the second kernel: most tokens occur a few times in a batch
 TILE = 4096  # elements of a tile of the forward
@@ -84,8 +88,35 @@ def _gather(dy, positions, start, stop, column, D: tl.constexpr, ROWS: tl.conste
     return tl.load(dy + row[:, None] * D + column[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def embedding_places_kernel(
+    dy, order, starts, batches, cursor, out, count, vocabulary,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Places of `count` and more are passed over: those of another batch than dy's, as in a rehearsal."""
+    batch = tl.load(batches + tl.load(cursor)).to(tl.int64)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.arange(0, BLOCK_D)
+    at = starts + batch * vocabulary + token
+    first = tl.load(at, mask=token < vocabulary, other=0)
+    last = tl.load(at + 1, mask=token < vocabulary, other=0)
+    total = tl.zeros((TOKENS, BLOCK_D), tl.float32)
+    for start in range(0, tl.max(last - first), ROWS):
+        index = (first + start)[:, None] + tl.arange(0, ROWS)[None, :]
+        row = tl.load(order + index, mask=index < last[:, None], other=count)
+        inside = (row < count)[:, :, None] & (column < D)[None, None, :]
+        rows = tl.load(dy + row[:, :, None] * D + column[None, None, :], mask=inside, other=0.0)
+        total += tl.sum(rows.to(tl.float32), axis=1)
+    known = (token < vocabulary)[:, None] & (column < D)[None, :]
+    tl.store(out + token[:, None] * D + column[None, :], total.to(out.dtype.element_ty), mask=known)
+
+
 @torch.library.custom_op("basedbench::embedding", mutates_args=())
-def _embedding(tokens: Tensor, weight: Tensor) -> Tensor:
+def _embedding(
+    tokens: Tensor, weight: Tensor, order: Tensor | None, starts: Tensor | None, batches: Tensor | None,
+    cursor: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The rest is for the backward."""
     vocabulary, width = weight.shape
     out = weight.new_empty((*tokens.shape, width))
     block = triton.next_power_of_2(width)
@@ -98,7 +129,7 @@ def _embedding(tokens: Tensor, weight: Tensor) -> Tensor:
 
 
 @_embedding.register_fake
-def _(tokens: Tensor, weight: Tensor) -> Tensor:
+def _(tokens, weight, order, starts, batches, cursor):
     return weight.new_empty((*tokens.shape, weight.shape[1]))
 
 
@@ -127,19 +158,47 @@ def _(dy: Tensor, tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor
     return dy.new_empty((vocabulary, dy.shape[-1]), dtype=dtype)
 
 
+@torch.library.custom_op("basedbench::embedding_backward_by_places", mutates_args=())
+def _backward_by_places(
+    dy: Tensor, order: Tensor, starts: Tensor, batches: Tensor, cursor: Tensor, vocabulary: int, dtype: torch.dtype
+) -> Tensor:
+    """The gradient (V,D) of the table, in one launch."""
+    width, dy = dy.shape[-1], dy.contiguous()
+    out = torch.empty((vocabulary, width), dtype=dtype, device=dy.device)
+    embedding_places_kernel[(triton.cdiv(vocabulary, TOKENS),)](
+        dy, order, starts, batches, cursor, out, dy.numel() // width, vocabulary,
+        D=width, BLOCK_D=triton.next_power_of_2(width), TOKENS=TOKENS, ROWS=ROWS, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@_backward_by_places.register_fake
+def _(dy, order, starts, batches, cursor, vocabulary, dtype):
+    return dy.new_empty((vocabulary, dy.shape[-1]), dtype=dtype)
+
+
 def _setup(ctx, inputs, output) -> None:
-    tokens, weight = inputs
+    tokens, weight, *places = inputs
     ctx.vocabulary, ctx.dtype = len(weight), weight.dtype
-    ctx.save_for_backward(tokens)
+    ctx.save_for_backward(tokens, *places)
 
 
 def _gradients(ctx, dy: Tensor):
-    return None, _embedding_backward(dy, *ctx.saved_tensors, ctx.vocabulary, ctx.dtype)
+    tokens, *places = ctx.saved_tensors
+    d_weight = table_gradient(dy, tokens, None if places[0] is None else places, ctx.vocabulary, ctx.dtype)
+    return None, d_weight, None, None, None, None
+
+
+def table_gradient(dy: Tensor, tokens: Tensor, places: list[Tensor] | None, vocabulary: int, dtype: torch.dtype):
+    """The gradient (V,D) of the table, by whichever kernels."""
+    if places is None:
+        return _embedding_backward(dy, tokens, vocabulary, dtype)
+    return _backward_by_places(dy, *places, vocabulary, dtype)
 
 
 _embedding.register_autograd(_gradients, setup_context=_setup)
 
 
-def embedding(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
+def embedding(tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None) -> Tensor:
     """`embedding.reference`, with the kernels above in its backward."""
-    return _embedding(tokens_x, weight_VD)
+    return _embedding(tokens_x, weight_VD, *(places or (None, None, None, None)))

@@ -18,14 +18,15 @@ class _BiasGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
-        ctx.dtype = bias.dtype
+        ctx.save_for_backward(bias)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         from .linear_triton import column_sum
 
-        return dy, column_sum(dy.flatten(0, -2), ctx.dtype)
+        (bias,) = ctx.saved_tensors
+        return dy, column_sum(dy.flatten(0, -2), bias.dtype, bias)
 
 
 def reference(x_xD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:

@@ -31,9 +31,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .partial_sums_triton import sum_parts
 from .precision import float32_precision
 
-SUM_BLOCK = 1024
+SPLIT_BLOCK = 1024
+ROWS = tl.constexpr(16)  # of grad_x, written at once
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
@@ -213,10 +215,11 @@ def lce_finish_kernel(
 
 @triton.jit(do_not_specialize=["N", "positions"])
 def lce_weight_kernel(
-    x, weight, target, saved, grad_loss, grad_weight, N, V, positions,
+    x, weight, target, saved, grad_loss, grad_weight, slope, grad_x, N, V, positions,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, PIECES: tl.constexpr,
+    GRAD_X: tl.constexpr,
 ):  # fmt: skip
-    """One block of words over one share of the positions: grad_weight (S,V,D)."""
+    """One block of words over one share of the positions: grad_weight (S,V,D). And grad_x = grad_loss slope."""
     v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     d = tl.arange(0, BLOCK_D)
     split = tl.program_id(1)
@@ -245,16 +248,15 @@ def lce_weight_kernel(
         sum_VD = _product(tl.trans(p_NV), tl.trans(p2_NV), tl.trans(p3_NV), x_ND, x2_ND, x3_ND, sum_VD, PIECES)
     grad_weight += split.to(tl.int64) * V * D
     tl.store(grad_weight + v[:, None] * D + d[None, :], sum_VD.to(grad_weight.dtype.element_ty), mask=mask_VD)
-
-
-@triton.jit
-def _sum(parts, out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the shares (S, size) in order."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    for s in tl.static_range(SPLITS):
-        total += tl.load(parts + tl.cast(s, tl.int64) * size + i, mask=i < size, other=0.0)
-    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
+    if GRAD_X:
+        program = split * tl.num_programs(0) + tl.program_id(0)
+        for start in range(program * ROWS, N, tl.num_programs(0) * tl.num_programs(1) * ROWS):
+            n = start + tl.arange(0, ROWS)
+            at = n[:, None] * D + d[None, :]
+            mask_ND = (n[:, None] < N) & (d[None, :] < D)
+            grad_N = tl.load(grad_loss + n, mask=n < N, other=0.0)
+            slope_ND = tl.load(slope + at, mask=mask_ND, other=0.0) * grad_N[:, None]
+            tl.store(grad_x + at, slope_ND.to(grad_x.dtype.element_ty), mask=mask_ND)
 
 
 def forward_blocks(width: int, pieces: int, differentiable: bool) -> Blocks:
@@ -306,7 +308,7 @@ def split(operand: Tensor, pieces: int) -> Tensor:
     dtype = torch.bfloat16 if operand.is_cuda else torch.float32
     parts = operand.new_empty(pieces, *operand.shape, dtype=dtype)
     size = operand.numel()
-    lce_split_kernel[(triton.cdiv(size, SUM_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SUM_BLOCK)
+    lce_split_kernel[(triton.cdiv(size, SPLIT_BLOCK),)](operand, parts, size, PIECES=pieces, BLOCK=SPLIT_BLOCK)
     return parts
 
 
@@ -352,29 +354,31 @@ def outputs(x: Tensor, weight: Tensor, target: Tensor, differentiable: bool) -> 
     return loss, loss.new_empty(N, dtype=torch.bool), loss.new_empty(3, N), slope
 
 
-@torch.library.custom_op("basedbench::linear_cross_entropy_weight_gradient", mutates_args=())
-def weight_gradient_operator(x: Tensor, weight: Tensor, target: Tensor, saved: Tensor, grad_loss: Tensor) -> Tensor:
-    """The gradient by the weight, (V,D)."""
+@torch.library.custom_op("basedbench::linear_cross_entropy_gradients", mutates_args=())
+def gradient_operator(
+    x: Tensor, weight: Tensor, target: Tensor, saved: Tensor, slope: Tensor, grad_loss: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients by x (N,D), empty without a slope, and by the weight (V,D)."""
     x, weight, target, grad_loss = x.contiguous(), weight.contiguous(), target.contiguous(), grad_loss.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
     blocks = backward_blocks(D, pieces)
     splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
-    grad_weight = torch.empty_like(weight)
-    parts = saved.new_empty(splits, V, D) if splits > 1 else grad_weight
+    parts = saved.new_empty(splits, V, D) if splits > 1 else torch.empty_like(weight)
+    grad_x = x.new_empty(slope.shape)
     lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](
-        split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, N, V, positions,
+        split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, slope, grad_x, N, V, positions,
         D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
-        num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
+        GRAD_X=slope.numel() > 0, num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
     )  # fmt: skip
-    if splits > 1:
-        _sum[(triton.cdiv(V * D, SUM_BLOCK),)](parts, grad_weight, V * D, SPLITS=splits, BLOCK=SUM_BLOCK)
-    return grad_weight
+    if splits == 1:
+        return grad_x, parts
+    return grad_x, sum_parts(parts.view(splits, V * D), weight.dtype, (weight,)).view(V, D)
 
 
-@weight_gradient_operator.register_fake
-def _(x: Tensor, weight: Tensor, target: Tensor, saved: Tensor, grad_loss: Tensor) -> Tensor:
-    return weight.new_empty(weight.shape)
+@gradient_operator.register_fake
+def _(x, weight, target, saved, slope, grad_loss):
+    return x.new_empty(slope.shape), weight.new_empty(weight.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -389,12 +393,11 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
     if grad_loss is None:
         return None, None, None, None
     x, weight, target, saved, slope = ctx.saved_tensors
-    grad_x, grad_weight = None, None
-    if ctx.needs_input_grad[0]:  # rounded where it is worked out: in one pass
-        grad_x = torch.mul(slope, grad_loss.unsqueeze(-1), out=torch.empty_like(x))
     if ctx.needs_input_grad[1]:
-        grad_weight = weight_gradient_operator(x, weight, target, saved, grad_loss)
-    return grad_x, grad_weight, None, None
+        grad_x, grad_weight = gradient_operator(x, weight, target, saved, slope, grad_loss)
+        return grad_x if ctx.needs_input_grad[0] else None, grad_weight, None, None
+    # Rounded where it is worked out: in one pass.
+    return torch.mul(slope, grad_loss.unsqueeze(-1), out=torch.empty_like(x)), None, None, None
 
 
 forward_operator.register_autograd(_backward, setup_context=_keep)

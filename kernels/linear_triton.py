@@ -25,8 +25,8 @@ def column_sum_kernel(x, partials, rows, stride, width, ROWS: tl.constexpr, COLU
     tl.store(partials + tl.program_id(0) * width + column, tl.sum(total, axis=0), mask=column < width)
 
 
-def column_sum(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum (N,D) over N -> (D,) in `dtype`."""
+def column_sum(x_ND: Tensor, dtype: torch.dtype, leaf: Tensor | None = None) -> Tensor:
+    """Sum (N,D) over N -> (D,) in `dtype`, the gradient of `leaf`."""
     x_ND = x_ND if x_ND.stride(1) == 1 else x_ND.contiguous()
     rows, width = x_ND.shape
     programs = max(1, min(PROGRAMS, triton.cdiv(rows, ROWS)))
@@ -34,4 +34,4 @@ def column_sum(x_ND: Tensor, dtype: torch.dtype) -> Tensor:
     column_sum_kernel[(programs, triton.cdiv(width, COLUMNS))](
         x_ND, partials, rows, x_ND.stride(0), width, ROWS=ROWS, COLUMNS=COLUMNS
     )
-    return sum_parts(partials, dtype)
+    return sum_parts(partials, dtype, (leaf,))

@@ -6,35 +6,58 @@ on the order in which programs finish.
 
 # mypy: allow-untyped-defs
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PARTS, COLUMNS = 512, 16  # of one tile: enough elements in flight to hide most of the latency of memory
-FEW, ELEMENTS = 32, 2048  # parts whose tiles are no higher than there are parts, and as wide as so many elements make
+from .partial_sums import waits
+
+FEW = tl.constexpr(32)
+# Parts and columns of a tile of few parts and of many: enough elements in flight to hide most of memory's latency.
+LOW, WIDE = tl.constexpr(8), tl.constexpr(256)
+HIGH, NARROW = tl.constexpr(512), tl.constexpr(16)
 
 
 @triton.jit
-def _sum_parts(partials, out, parts, width, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+def _add_parts(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((PARTS, COLUMNS), tl.float32)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
         inside = (part < parts)[:, None] & (column < width)[None, :]
         total += tl.load(partials + part[:, None] * width + column[None, :], mask=inside, other=0.0)
-    tl.store(out + column, tl.sum(total, axis=0), mask=column < width)
+    tl.store(out + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < width)
 
 
-def sum_parts(partials_PW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum (P, W) float32 over P -> (W,) in `dtype`."""
-    parts, width = partials_PW.shape
-    out_W = torch.empty(width, dtype=dtype, device=partials_PW.device)
-    rows, columns, warps = PARTS, COLUMNS, 8
-    if parts <= FEW:
-        rows, warps = triton.next_power_of_2(parts), 4
-        columns = ELEMENTS // rows
-    _sum_parts[(triton.cdiv(width, columns),)](
-        partials_PW, out_W, parts, width, PARTS=rows, COLUMNS=columns, num_warps=warps
-    )
+@triton.jit
+def sum_parts_kernel(partials, outs, parts, widths, starts, SUMS: tl.constexpr):
+    """Tuples of several sums; programs from starts[i] to starts[i + 1] do sum i."""
+    program = tl.program_id(0)
+    for i in tl.static_range(SUMS):
+        block = program - starts[i]
+        if (block >= 0) & (program < starts[i + 1]):
+            if parts[i] <= FEW:
+                _add_parts(partials[i], outs[i], parts[i], widths[i], block, LOW, WIDE)
+            else:
+                _add_parts(partials[i], outs[i], parts[i], widths[i], block, HIGH, NARROW)
+
+
+def add_up(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Sum each (P, W) float32 over P into its (W,), in one launch."""
+    partials, outs = zip(*sums, strict=True)
+    parts, widths = zip(*(x.shape for x in partials), strict=True)
+    columns = (WIDE.value if count <= FEW.value else NARROW.value for count in parts)
+    starts = tuple(accumulate(map(triton.cdiv, widths, columns), initial=0))
+    sum_parts_kernel[(starts[-1],)](partials, outs, parts, widths, starts, SUMS=len(sums), num_warps=8)
+
+
+def sum_parts(partials_PW: Tensor, dtype: torch.dtype, leaves: Sequence[Tensor | None] = ()) -> Tensor:
+    """Sum (P, W) float32 over P -> (W,) in `dtype`; inside `together` later, if it is the gradients of `leaves`."""
+    out_W = torch.empty(partials_PW.shape[1], dtype=dtype, device=partials_PW.device)
+    if not waits(partials_PW, out_W, leaves):
+        add_up([(partials_PW, out_W)])
     return out_W

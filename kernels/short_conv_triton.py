@@ -138,7 +138,7 @@ def launch_backward(
         HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
         PIECES=len(dy), **_ahead(x, gate, min(unit, _strides(*dy)[1])),
     )  # fmt: skip
-    return sum_parts(partials, weight.dtype)
+    return sum_parts(partials, weight.dtype, (weight, bias, gate_bias))
 
 
 @torch.library.custom_op("basedbench::conv_backward", mutates_args=())

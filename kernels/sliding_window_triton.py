@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .slices import gradients_like
 
 LARGEST_HEAD = 128
 SMALL_WINDOW = 32
@@ -96,11 +97,11 @@ def _forward(
 @triton.jit
 def _query_gradient(
     q, k, v, y, dy, sums, delta, dq, L, H, factor, scale,
-    batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v,
+    batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dq, row_dq, head_dq,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, WINDOW: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dq and delta = dy . y; y, dy and dq are contiguous.
+    """dq and delta = dy . y; y and dy are contiguous.
 
     EXACT: delta is summed again from its terms. The y of a small window is about as large as they are, so that its
     rounding to half precision would show in dq and dk.
@@ -145,13 +146,14 @@ def _query_gradient(
         dp_IJ = tl.dot(dy_IV, tl.trans(v_JV), input_precision=PRECISION)
         ds_IJ = tl.exp2(s_IJ) * (dp_IJ - delta_I[:, None])
         dq_IK = tl.dot(ds_IJ.to(k_JK.dtype), k_JK, dq_IK, input_precision=PRECISION)
-    _store(dq + (b * L * H + h) * K, dq_IK * scale, i, L, H * K, c_K, K)
+    _store(dq + b * batch_dq + h * head_dq, dq_IK * scale, i, L, row_dq, c_K, K)
 
 
 @triton.jit
 def _key_value_gradient(
     q, k, v, dy, sums, delta, dk, dv, L, H, factor, scale,
-    batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v,
+    batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk,
+    batch_dv, row_dv, head_dv,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, WINDOW: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -184,8 +186,8 @@ def _key_value_gradient(
         dp_JI = tl.dot(v_JV, tl.trans(dy_IV), input_precision=PRECISION)
         ds_JI = p_JI * (dp_JI - delta_I[None, :])
         dk_JK = tl.dot(ds_JI.to(q_IK.dtype), q_IK, dk_JK, input_precision=PRECISION)
-    _store(dk + (b * L * H + h) * K, dk_JK * scale, j, L, H * K, c_K, K)
-    _store(dv + (b * L * H + h) * V, dv_JV, j, L, H * V, c_V, V)
+    _store(dk + b * batch_dk + h * head_dk, dk_JK * scale, j, L, row_dk, c_K, K)
+    _store(dv + b * batch_dv + h * head_dv, dv_JV, j, L, row_dv, c_V, V)
 
 
 def blocks(width: int, window: int, dtype: torch.dtype, *, backward: bool = False) -> Blocks:
@@ -232,34 +234,25 @@ def outputs(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> tuple
     return v.new_empty(v.shape), v.new_empty((batch, heads, length), dtype=torch.float32)
 
 
-@torch.library.custom_op("basedbench::sliding_window_backward", mutates_args=())
+@torch.library.custom_op("basedbench::sliding_window_backward", mutates_args=("dq", "dk", "dv"))
 def backward_operator(
-    q: Tensor, k: Tensor, v: Tensor, y: Tensor, sums: Tensor, dy: Tensor, window: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, sums: Tensor, dy: Tensor, window: int, scale: float,
+    dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
+    """Writes the gradients of q, k and v, which may be slices of one tensor."""
     q, k, v, dy = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous()
     block, strides, constants = _launch(q, k, v, window, backward=True)
-    dq, dk, dv = gradients(q, k, v, y, sums, dy, window, scale)
     delta = torch.empty_like(sums)
     batch, length, heads, _ = q.shape
     exact = q.dtype != torch.float32 and window < SMALL_WINDOW
     numbers = length, heads, scale * math.log2(math.e), scale
     _query_gradient[(triton.cdiv(length, block.queries), batch * heads)](
-        q, k, v, y, dy, sums, delta, dq, *numbers, *strides, **constants, EXACT=exact
+        q, k, v, y, dy, sums, delta, dq, *numbers, *strides, *dq.stride()[:3], **constants, EXACT=exact
     )
     constants |= {"QUERIES": block.keys, "KEYS": block.queries}  # the larger block is the one that stays
     _key_value_gradient[(triton.cdiv(length, block.queries), batch * heads)](
-        q, k, v, dy, sums, delta, dk, dv, *numbers, *strides, **constants
+        q, k, v, dy, sums, delta, dk, dv, *numbers, *strides, *dk.stride()[:3], *dv.stride()[:3], **constants
     )
-    return dq, dk, dv
-
-
-@backward_operator.register_fake
-def gradients(
-    q: Tensor, k: Tensor, v: Tensor, y: Tensor, sums: Tensor, dy: Tensor, window: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients, not yet written."""
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -274,7 +267,9 @@ def _gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...
     if dy is None:
         return None, None, None, None, None
     q, k, v, y, sums = ctx.saved_tensors
-    return *backward_operator(q, k, v, y, sums, dy, ctx.window, ctx.scale), None, None
+    found = gradients_like(q, k, v)
+    backward_operator(q, k, v, y, sums, dy, ctx.window, ctx.scale, *found)
+    return *found, None, None
 
 
 forward_operator.register_autograd(_gradients, setup_context=_keep)

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import taylor_backward_gluon, taylor_gluon
 from .dense_rows import dense_rows
 from .precision import precision_of
+from .slices import gradients_like
 from .taylor_backward_triton import grad_key_value_kernel, grad_query_kernel
 from .taylor_forward_triton import output_kernel
 from .taylor_states_triton import running_state_kernel, segment_state_kernel
@@ -165,7 +166,7 @@ def attention(
     return y, inverse, state
 
 
-@torch.library.custom_op("basedbench::taylor_attention_backward", mutates_args=())
+@torch.library.custom_op("basedbench::taylor_attention_backward", mutates_args=("dq", "dk", "dv"))
 def attention_backward(
     q: Tensor,
     k: Tensor,
@@ -175,32 +176,40 @@ def attention_backward(
     inverse: Tensor,
     dy: Tensor,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk (B,L,H,K), dv (B,L,H,V)."""
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """Writes dq, dk (B,L,H,K), dv (B,L,H,V), which `_rooms` made."""
     q, k, v, dy = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous()
     plan = _plan(q, v, precision, through_state=initial_state is not None)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(inverse)
     use_states = initial_state is not None or plan.segments > 1
     initial = None if initial_state is None else initial_state.float().contiguous()
     if use_states and taylor_backward_gluon.unsupported(q, k, v, y, dy) is None:
         taylor_backward_gluon.backward(q, k, v, initial, y, inverse, dy, delta, dq, dk, dv)
-        return dq, dk, dv
+        return
     states, moments = inverse, inverse
     if use_states:
         states, moments = _states(k, v, inverse, inverse, plan, reverse=False, initial=initial)
     common = {**plan.sizes, **plan.options, "STATE": use_states}
     grad_query_kernel[plan.blocks](
-        q, k, v, y, dy, inverse, delta, dq, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
+        q, k, v, y, dy, inverse, delta, dq, states, moments, *_strides(q, k, v, dq), *plan.scalars, *plan.more_scalars,
         **common,
     )  # fmt: skip
     if use_states:
         states, moments = _states(q, dy, inverse, delta, plan, reverse=True)
     grad_key_value_kernel[plan.blocks](
-        q, k, v, dy, inverse, delta, dk, dv, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
-        **common,
+        q, k, v, dy, inverse, delta, dk, dv, states, moments, *_strides(q, k, v, dk, dv), *plan.scalars,
+        *plan.more_scalars, **common,
     )  # fmt: skip
-    return dq, dk, dv
+
+
+def _rooms(q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None) -> list[Tensor]:
+    """For dq, dk and dv: slices only where no states are, whose kernels may write by descriptors."""
+    if initial_state is None and q.shape[1] <= QUADRATIC_LENGTH:
+        return gradients_like(q, k, v)
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
 
 
 def _inverse_like(q: Tensor) -> Tensor:
@@ -221,11 +230,6 @@ def _(q, k, v, initial_state, return_state, precision):
     return v.new_empty(v.shape), _inverse_like(q), _state_like(q, v, return_state)
 
 
-@attention_backward.register_fake
-def _(q, k, v, initial_state, y, inverse, dy, precision):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v, initial_state, _, ctx.precision = inputs
     y, inverse, state = output
@@ -236,8 +240,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, initial_state, y, inverse = ctx.saved_tensors
-    dq, dk, dv = attention_backward(q, k, v, initial_state, y, inverse, dy, ctx.precision)
-    return dq, dk, dv, None, None, None
+    found = _rooms(q, k, v, initial_state)
+    attention_backward(q, k, v, initial_state, y, inverse, dy, ctx.precision, *found)
+    return *found, None, None, None
 
 
 attention.register_autograd(_backward, setup_context=_save)

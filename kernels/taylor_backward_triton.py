@@ -31,7 +31,7 @@ from .taylor_tiles import (
 @triton.jit(do_not_specialize=["length", "heads", "segment", "segments", "pairs"])
 def grad_query_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, dy_pointer, inverse_pointer, delta_pointer, dq_pointer, states, moments,
-    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, dq_batch, dq_row, dq_head,
     length, heads, segment, segments, pairs, scale,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, PAIRS: tl.constexpr,
     T: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
@@ -69,9 +69,9 @@ def grad_query_kernel(
         da = da * inverse[:, None] - delta[:, None]
         ds = tl.where(rows[:, None] >= columns[None, :], da * (1.0 + s), 0.0)
         dq = product(operand(ds, PRECISION), operand(k, PRECISION), dq, PRECISION)
-    dq_pointer += head_offset(sequence, heads, heads.to(tl.int64) * length * K, K)
+    dq_pointer += head_offset(sequence, heads, dq_batch, dq_head)
     mask = (rows < length)[:, None] & (keys < K)[None, :]
-    place = dq_pointer + rows[:, None] * (heads * K) + keys[None, :]
+    place = dq_pointer + rows[:, None] * dq_row + keys[None, :]
     tl.store(place, (dq * scale).to(dq_pointer.dtype.element_ty), mask=mask)
 
 
@@ -80,7 +80,7 @@ def grad_key_value_kernel(
     q_pointer, k_pointer, v_pointer, dy_pointer, inverse_pointer, delta_pointer, dk_pointer, dv_pointer,
     states, moments,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
-    length, heads, segment, segments, pairs, scale,
+    dk_batch, dk_row, dk_head, dv_batch, dv_row, dv_head, length, heads, segment, segments, pairs, scale,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, PAIRS: tl.constexpr,
     T: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -122,10 +122,10 @@ def grad_key_value_kernel(
         da = da * inverse[None, :] - delta[None, :]
         ds = tl.where(causal, da * (1.0 + s), 0.0)
         dk = product(operand(ds, PRECISION), operand(q, PRECISION), dk, PRECISION)
-    dk_pointer += head_offset(sequence, heads, heads.to(tl.int64) * length * K, K)
-    dv_pointer += head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
+    dk_pointer += head_offset(sequence, heads, dk_batch, dk_head)
+    dv_pointer += head_offset(sequence, heads, dv_batch, dv_head)
     inside = (rows < length)[:, None]
-    place = dk_pointer + rows[:, None] * (heads * K) + keys[None, :]
+    place = dk_pointer + rows[:, None] * dk_row + keys[None, :]
     tl.store(place, (dk * scale).to(dk_pointer.dtype.element_ty), mask=inside & (keys < K)[None, :])
-    place = dv_pointer + rows[:, None] * (heads * V) + values[None, :]
+    place = dv_pointer + rows[:, None] * dv_row + values[None, :]
     tl.store(place, dv.to(dv_pointer.dtype.element_ty), mask=inside & (values < V)[None, :])

@@ -86,10 +86,10 @@ def of_adamw(function: Function) -> Function:
     """One step on copies: the change of the parameters, both moments, and the copy in half precision."""
 
     def call(
-        parameters: Tensor, first: Tensor, second: Tensor, powers: Tensor, rate: Tensor, **gradients: Tensor
+        parameters: Tensor, first: Tensor, second: Tensor, steps: Tensor, rate: Tensor, **gradients: Tensor
     ) -> tuple[Tensor, ...]:
         half = torch.zeros_like(parameters, dtype=torch.bfloat16)
-        moments = Moments(parameters.clone(), first.clone(), second.clone(), powers, half)
+        moments = Moments(parameters.clone(), first.clone(), second.clone(), steps, half)
         function([[gradient] for gradient in gradients.values()], moments, rate, ADAMW)
         return moments.parameters - parameters, moments.first, moments.second, half
 
@@ -148,5 +148,6 @@ def _batch(
     size = len(order_N) // 2
     rows = take(list(tables), order_N, cursor, size)
     total, after = torch.zeros((), dtype=torch.float64, device=loss_N.device), cursor.clone()
-    count(loss_N, total, after, size)
-    return *rows, total.view(1), after.view(1)
+    steps = torch.zeros_like(cursor)
+    count(loss_N, total, after, size, steps)
+    return *rows, total.view(1), after.view(1), steps.view(1)

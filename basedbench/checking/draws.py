@@ -396,8 +396,8 @@ def adamw(source: Source) -> Arguments:
     shapes = ((source.length, 16), (5,), (1024,))
     elements = adamw_offsets([math.prod(shape) for shape in shapes])[-1]
     flat = [source.normal(elements, dtype=torch.float32) for _ in range(3)]
-    powers = torch.tensor([0.9**10, 0.95**10], dtype=torch.float64)
-    buffers = {"parameters": flat[0], "first": 0.1 * flat[1], "second": 0.01 * flat[2].square(), "powers": powers}
+    buffers = {"parameters": flat[0], "first": 0.1 * flat[1], "second": 0.01 * flat[2].square()}
+    buffers["steps"] = torch.tensor(10)
     gradients = {f"gradient_{index}": source.normal(*shape) for index, shape in enumerate(shapes)}
     return buffers | {"rate": torch.tensor(1e-3)} | gradients
 

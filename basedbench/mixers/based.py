@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import sliding_window, sliding_window_step, taylor_attention, taylor_attention_step
+from basedbench.kernels.slices import cut
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads, rows_through
 from basedbench.mixers.registry import register
 from basedbench.mixers.sliding_window import empty_ring, filled_ring
@@ -55,7 +56,7 @@ class Based(Mixer):
 
     def _project(self, x_xD: Tensor) -> tuple[Tensor, ...]:
         """q, k, v of the linear attention, then those of the window branch if there is one, each (..., H, K)."""
-        parts = rows_through(self.in_proj, x_xD).split(self.widths, -1)
+        parts = cut(rows_through(self.in_proj, x_xD), self.widths)
         return tuple(part.unflatten(-1, (self.options.heads, -1)) for part in parts)
 
     def forward(self, x_BLD: Tensor) -> Tensor:

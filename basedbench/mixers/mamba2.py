@@ -88,9 +88,9 @@ class Mamba2(Mixer):
             raise UserError(f"mixer 'mamba2': groups = {options.groups} does not divide the {heads} heads; use 1.")
 
     def _project(self, x_BLD: Tensor) -> Tensor:
-        """W_in u and as many zeros as make its width a multiple of ALIGNED."""
-        missing = -self.in_proj.out_features % ALIGNED
-        return F.linear(x_BLD, F.pad(self.in_proj.weight, (0, 0, 0, missing))) if missing else self.in_proj(x_BLD)
+        """W_in u, and channels that nobody reads, its first again, which make its width a multiple of ALIGNED."""
+        weight, missing = self.in_proj.weight, -self.in_proj.out_features % ALIGNED
+        return F.linear(x_BLD, torch.cat([weight, weight.detach()[:missing]])) if missing else self.in_proj(x_BLD)
 
     def _split_heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P) and B, C (..., G, N)."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import linear
+from basedbench.kernels.slices import cut
 from basedbench.mixers.base import Init, Mixer, MixerOptions, normal_linear_, require_heads, residual_std
 from basedbench.models.dropout import Dropout
 
@@ -38,7 +39,8 @@ class SoftmaxMixer(Mixer):
 
     def _project(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v of (..., H, K)."""
-        q, k, v = linear(x_xD, self.qkv.weight, self.qkv.bias).unflatten(-1, (3, self.options.heads, -1)).unbind(-3)
+        parts = cut(linear(x_xD, self.qkv.weight, self.qkv.bias), [self.d_model] * 3)
+        q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in parts)
         return q, k, v
 
     def _output(self, y_xHK: Tensor) -> Tensor:

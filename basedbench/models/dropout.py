@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
+from basedbench.kernels.draws import Draws
 
 
 class Dropout(nn.Module):
     """In training, zero each element with probability `p` and divide the rest by 1 - p; otherwise the identity.
 
-    `generator` lives on the device of the inputs; None means PyTorch's global one. UserError for p outside [0, 1).
+    `generator` lives on the device of the inputs; None means PyTorch's global one. `draws` is for those who draw where
+    they use what is drawn. UserError for p outside [0, 1).
     """
 
     def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
@@ -23,6 +25,7 @@ class Dropout(nn.Module):
             raise UserError(f"dropout {p} is outside [0, 1); 0 turns it off.")
         self.p = p
         self.generator = generator
+        self.draws: Draws | None = None
 
     @property
     def active(self) -> bool:

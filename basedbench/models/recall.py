@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding
+from basedbench.kernels.draws import Draws
+from basedbench.kernels.embedding import Places
+from basedbench.kernels.embedding_norm import embedding_norm
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
@@ -116,10 +119,13 @@ class RecallModel(nn.Module):
         """(V, D): the embedding, which is the output head too."""
         return self.embedding.weight
 
-    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
-        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only."""
+    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None, places: Places | None = None) -> Tensor:
+        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only.
+
+        `places`: see `embedding`.
+        """
         mixers = self.mixers
-        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK)
+        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK, places)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
@@ -168,21 +174,23 @@ class RecallModel(nn.Module):
         """Trained numbers; the tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def set_generator(self, generator: torch.Generator | None) -> None:
-        """Make every dropout inside draw from `generator`."""
+    def set_generator(self, generator: torch.Generator | None, draws: Draws | None = None) -> None:
+        """Make every dropout inside draw from `generator`, and the first block's from `draws` if there are any."""
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
+        cast(LayerNormBlock | MambaBlock, self.blocks[0]).dropout.draws = draws
 
     def _hidden(
         self,
         tokens: Tensor,
         mix: Callable[[int, Tensor], Tensor],
         positions_BK: Tensor | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         """What the head reads; `mix(layer, x)` applies a layer's mixer. Behind the last, only `positions_BK` go on."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
-        x, residual = _enter(embedding(tokens, self.embedding.weight), blocks[0])
+        x, residual = _enter(tokens, self.embedding.weight, blocks[0], places)
         for layer, block in enumerate(blocks):
             last = layer == len(blocks) - 1
             following = self.norm if last else blocks[layer + 1].entrance
@@ -199,21 +207,22 @@ class RecallModel(nn.Module):
         return x
 
 
-def _enter(h: Tensor, block: LayerNormBlock | MambaBlock) -> tuple[Tensor, Tensor]:
+def _enter(
+    tokens: Tensor, table_VD: Tensor, block: LayerNormBlock | MambaBlock, places: Places | None
+) -> tuple[Tensor, Tensor]:
     """What the first mixer reads, and the stream."""
-    kept, norm = block.dropout.draw(h), block.entrance
-    weight, bias = _parameters(norm)
-    return add_layer_norm(
-        h,
-        None,
-        weight,
-        bias,
-        eps=NORM_EPS,
-        kept_xD=kept,
-        keep=1.0 if kept is None else 1 - block.dropout.p,
-        center=isinstance(norm, nn.LayerNorm),
-        dtype=product_dtype(h),
-    )
+    dropout, norm = block.dropout, _parameters(block.entrance)
+    options: dict[str, Any] = {
+        "eps": NORM_EPS,
+        "keep": 1 - dropout.p if dropout.active else 1.0,
+        "center": isinstance(block.entrance, nn.LayerNorm),
+        "dtype": product_dtype(table_VD),
+    }
+    if dropout.active and dropout.draws is None:
+        h = embedding(tokens, table_VD, places)
+        return add_layer_norm(h, None, *norm, kept_xD=dropout.draw(h), **options)
+    draws = dropout.draws if dropout.active else None
+    return embedding_norm(tokens, table_VD, norm, places=places, kept_xD=draws, **options)
 
 
 def _parameters(norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor | None]:

@@ -6,19 +6,24 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from basedbench.kernels.embedding import Places, sorted_places
 from basedbench.tasks import MQAR, batches_hash, combined_hash
 from basedbench.training.cases import RecallCase
 
 
 @dataclass(frozen=True)
 class SegmentData:
-    """The examples of one shape. `count` is what one epoch uses; fresh data holds that many for each epoch."""
+    """The examples of one shape. `count` is what one epoch uses; fresh data holds that many for each epoch.
+
+    `places`: where each token stands in each batch, where batches are always the same.
+    """
 
     name: str
     tokens_NL: Tensor
     positions_NK: Tensor
     targets_NK: Tensor
     count: int
+    places: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,16 @@ class _Portion:
     split: str
     total: int
     count: int
+    batch: int = 0  # the size of batches that are always the same
 
 
 def recall_data(case: RecallCase, device: str) -> RecallData:
     """The data of a case, from the cache of this process if another run made them."""
     train, test = case.train, case.test
     epochs = train.epochs if train.fresh else 1
+    batch = 0 if train.shuffle and not train.fresh else train.batch_size
     learn = tuple(
-        _Portion(case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0)
+        _Portion(case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0, batch)
         for s in train.segments
     )
     judge = tuple(
@@ -74,7 +81,11 @@ def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
     task = portion.task
     with torch.no_grad():
         tokens, positions, targets = task.examples(seed, portion.split, 0, portion.total, device=device)
-    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count)
+        places = None
+        if portion.batch and tokens.is_cuda:  # on a CPU nobody reads them
+            sizes = split_sizes(portion.count, portion.batch) * (portion.total // portion.count)
+            places = sorted_places(tokens, sizes, task.vocab_size)
+    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count, places)
 
 
 def split_sizes(count: int, batch: int) -> list[int]:

@@ -17,6 +17,7 @@ class AdamW:
 
     On a GPU the parameters move into one flat buffer, and `copies` are the same in `copy_dtype`, kept up to date by
     the step. The learning rate is a tensor on the device: changing it needs neither a new graph nor the host to wait.
+    So is `steps`, the number of steps taken: adding to it is left to the caller, who counts more in the same launch.
     """
 
     def __init__(
@@ -26,14 +27,13 @@ class AdamW:
         self.weight_decay = weight_decay
         device = self.parameters[0].device
         self.learning_rate = torch.zeros((), device=device)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.copies: list[Tensor] = []
         self._moments = self._flat(copy_dtype) if device.type == "cuda" else None
         if self._moments is None:
             self._first = [torch.zeros_like(p) for p in self.parameters]
             self._second = [torch.zeros_like(p) for p in self.parameters]
-            self._steps = [torch.zeros((), device=device) for _ in self.parameters]
-        else:
-            self._betas = torch.tensor(BETAS, dtype=torch.float64, device=device)
+            self._cpu_steps = [torch.zeros((), device=device) for _ in self.parameters]
 
     def step(self, gradients: Sequence[Sequence[Tensor]]) -> None:
         """Update the parameters in place. `gradients` are, for each, the terms that add up to its gradient."""
@@ -43,12 +43,11 @@ class AdamW:
             else:
                 coefficients = Coefficients(*BETAS, EPSILON, self.weight_decay)
                 adamw_step(gradients, self._moments, self.learning_rate, coefficients)
-                self._moments.powers.mul_(self._betas)
 
     def tensors(self) -> list[Tensor]:
         """Everything that a step changes."""
         if self._moments is None:
-            return [*self.parameters, *self._first, *self._second, *self._steps]
+            return [*self.parameters, *self._first, *self._second, *self._cpu_steps, self.steps]
         return [buffer for buffer in self._moments if buffer is not None]
 
     def _flat(self, copy_dtype: torch.dtype | None) -> Moments:
@@ -63,8 +62,7 @@ class AdamW:
             if copy is not None:
                 copy[part] = flat[part]
                 self.copies.append(copy[part].view(parameter.shape).requires_grad_())
-        powers = torch.ones(2, dtype=torch.float64, device=flat.device)
-        return Moments(flat, torch.zeros_like(flat), torch.zeros_like(flat), powers, copy)
+        return Moments(flat, torch.zeros_like(flat), torch.zeros_like(flat), self.steps, copy)
 
     def _on_cpu(self, gradients: Sequence[Tensor]) -> None:
         adamw(
@@ -73,7 +71,7 @@ class AdamW:
             self._first,
             self._second,
             [],
-            self._steps,
+            self._cpu_steps,
             fused=True,
             amsgrad=False,
             beta1=BETAS[0],

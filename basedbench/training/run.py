@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import count_step, take_batch
+from basedbench.kernels.draws import Draws
+from basedbench.kernels.embedding import Places
+from basedbench.kernels.partial_sums import together
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import RecallData, SegmentData, split_sizes
@@ -48,9 +51,10 @@ class RecallRun:
         self.progress = Progress()
         self.model = build_model(case).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
-        self.model.set_generator(self.generator)
         half = torch.bfloat16 if case.train.precision == "bf16" and self.device.type == "cuda" else None
         self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay, half)
+        draws = Draws(case.seed, self.optimizer.steps) if self.device.type == "cuda" else None
+        self.model.set_generator(self.generator, draws)
         self.weights = Weights(self.model, self.optimizer)
         self.recorder = Recorder(self.device, self.generator)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -117,11 +121,12 @@ class RecallRun:
     def train_batch(self, index: int, size: int) -> None:
         """One optimizer step on the next `size` examples of a segment."""
         part, cursor = self.data.train[index], self.cursors[index]
-        loss_N, _ = self._losses(part, self.orders[index], cursor, size)
+        loss_N, _ = self._losses(part, self.orders[index], cursor, size, part.places)
         share_N = self.recorder.constant(1 / len(loss_N), len(loss_N), loss_N.dtype)
-        gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
+        with together(loss_N):
+            gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
         self.optimizer.step(self.weights.by_parameter(gradients))
-        count_step(loss_N.detach(), self.loss, cursor, size)
+        count_step(loss_N.detach(), self.loss, cursor, size, self.optimizer.steps)
 
     @torch.no_grad()
     def test_batch(self, index: int, size: int) -> None:
@@ -134,14 +139,17 @@ class RecallRun:
         cursor.add_(size)
         self.model.train()
 
-    def _losses(self, part: SegmentData, order_N: Tensor, cursor: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, part: SegmentData, order_N: Tensor, cursor: Tensor, size: int, places: Places | None = None
+    ) -> tuple[Tensor, Tensor]:
         tables = part.tokens_NL, part.positions_NK, part.targets_NK
         tokens_BL, positions_BK, targets_BK = take_batch(tables, order_N, cursor, size)
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.case.train.precision == "bf16", cache_enabled=False
         )
         with autocast, self.weights.in_place():
-            asked_BKD = self.model.hidden(tokens_BL, positions_BK)
+            here = None if places is None else places._replace(cursor=cursor)
+            asked_BKD = self.model.hidden(tokens_BL, positions_BK, here)
             return linear_cross_entropy(asked_BKD.flatten(0, 1), self.weights.head, targets_BK.flatten())
 
     def _end_epoch(self, values: list[float], steps: int) -> None:

@@ -172,7 +172,8 @@ def kernel_arguments(arguments, outputs=()) -> list[Any]:
     """Tensor maps are tensors of four dimensions; other tensors, and those that are written as such, are pointers."""
     given = (Pointer(a) if any(a is output for output in outputs) else a for a in arguments)
     return [
-        Pointer(x) if torch.is_tensor(x) and x.dim() < 4 else torch.tensor(x) if isinstance(x, int) else x for x in given
+        Pointer(x) if torch.is_tensor(x) and x.dim() < 4 else torch.tensor(x) if isinstance(x, int) else x
+        for x in given
     ]
 
 

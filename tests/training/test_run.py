@@ -6,6 +6,7 @@ import torch
 
 from basedbench.config.recall import RecallSuite
 from basedbench.tasks import window_accuracy
+from basedbench.training import data
 from basedbench.training.cases import recall_cases
 from basedbench.training.data import recall_data, split_sizes
 from basedbench.training.optimizer import AdamW
@@ -174,3 +175,26 @@ def test_a_short_window_answers_what_it_can_see() -> None:
     for segment in case.test.segments:
         reach = window_accuracy(case.segment_task(segment.length, segment.pairs), 8 + 2, 0, "test", 4000)
         assert run.progress.slices[segment.name][-1] < reach + 0.1
+
+
+@pytest.mark.parametrize(("options", "epochs"), [({}, 1), ({"fresh": True}, 2), ({"shuffle": True}, 0)])
+def test_batches_that_are_always_the_same_are_sorted_on_a_gpu(
+    make_case: MakeCase, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], epochs: int
+) -> None:
+    case = make_case(epochs=2, **options)
+    data._generate.cache_clear()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    train = recall_data(case, "cpu").train
+    data._generate.cache_clear()
+    for part in train:
+        sizes = split_sizes(part.count, case.train.batch_size) * epochs
+        if not epochs:
+            assert part.places is None
+            continue
+        assert part.places is not None
+        assert torch.bincount(part.places.batch_N).tolist() == sizes
+        words, rows = case.task.vocab_size, part.tokens_NL[: sizes[0]].flatten()
+        ends = part.places.starts[: words + 1].tolist()
+        for word in range(words):
+            found = part.places.order[ends[word] : ends[word + 1]].tolist()
+            assert found == (rows == word).nonzero().flatten().tolist()

@@ -31,12 +31,12 @@ def test_steps_follow_float64_and_pytorch(randn, relative_error, device, dtypes,
     values = [randn(*s).double() for s in shapes]
     buffer, zeros = flat(values, torch.float32, device), flat([v * 0 for v in values], torch.float32, device)
     copy = None if copied is None else torch.full_like(buffer, torch.nan, dtype=copied)
-    ones = torch.ones(2, dtype=torch.float64, device=device)
-    ours = Moments(buffer, zeros.clone(), zeros.clone(), ones, copy)
-    exact = Moments(*(t.double() for t in (buffer, zeros, zeros)), ones.clone())
+    none = torch.zeros((), dtype=torch.int64, device=device)
+    ours = Moments(buffer, zeros.clone(), zeros.clone(), none, copy)
+    exact = Moments(*(t.double() for t in (buffer, zeros, zeros)), none.clone())
     theirs = [v.float().to(device).requires_grad_() for v in values]
     optimizer = torch.optim.AdamW(theirs, lr=0.02, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
-    rate, betas = torch.tensor(0.02, device=device), torch.tensor([0.9, 0.999], dtype=torch.float64, device=device)
+    rate = torch.tensor(0.02, device=device)
     for _ in range(4):
         gradients = [[randn(*s).float().to(device)] for s in shapes]
         gradients[1].append(gradients[1][0].half())
@@ -46,8 +46,8 @@ def test_steps_follow_float64_and_pytorch(randn, relative_error, device, dtypes,
         optimizer.step()
         reference([[t.double() for t in terms] for terms in gradients], exact, rate.double(), COEFFICIENTS)
         adamw_step(gradients, ours, rate, COEFFICIENTS)
-        for powers in (ours.powers, exact.powers):
-            powers.mul_(betas)
+        for steps in (ours.steps, exact.steps):
+            steps.add_(1)
     for mine, right, other in zip(views(buffer, shapes), views(exact.parameters, shapes), theirs, strict=True):
         assert relative_error(mine, right) <= 2 * relative_error(other.detach(), right) + 1e-7
     gaps = torch.ones_like(buffer, dtype=torch.bool)

@@ -7,6 +7,7 @@ from basedbench.kernels import add_layer_norm as public
 from basedbench.kernels import add_norm_of_parts
 from basedbench.kernels.add_layer_norm import reference
 from basedbench.kernels.add_layer_norm_triton import _add_norm, add_layer_norm, add_norm_parts
+from basedbench.kernels.draws import Draws
 
 # Beyond twice the reference's own error: what is left where the reference happens to be exact.
 FLOOR = {torch.float32: 2e-7, torch.float16: 2e-4, torch.bfloat16: 2e-3}
@@ -57,6 +58,21 @@ def test_every_combination(randn, relative_error, device, dtypes, residual, cent
         tensors = inputs(randn, 37, 48, dtype, device, residual=residual, bias=center)
         kept = (randn(37, 48) < 0.5).to(device) if dropout else None
         compare(randn, relative_error, tensors, center=center, kept_xD=kept, keep=KEEP if dropout else 1.0)
+
+
+@pytest.mark.parametrize("width", [2, 48, 112, 128])
+def test_masks_drawn_by_the_kernel_are_those_of_the_reference(randn, device, width):
+    """Outputs and gradients, bit by bit those with the mask given."""
+    tensors = inputs(randn, 37, width, torch.float32, device)
+    signs = [randn(37, width).sign().to(device) for _ in range(2)]
+    draws = Draws(2**40 + 17, torch.tensor(2**33 + 5, device=device))
+    mine, theirs = (
+        outputs_and_gradients(add_layer_norm, tensors, signs, kept_xD=kept, keep=KEEP)
+        for kept in (draws, draws.kept(tensors[0], KEEP))
+    )
+    for drawn, given in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(drawn, given, rtol=1e-6, atol=1e-6)
+    assert torch.equal(mine[1], theirs[1])
 
 
 def test_half_precision_mixer_on_a_float32_stream(randn, relative_error, device, dtypes):
@@ -125,8 +141,9 @@ def test_parts_are_added_up(randn, device, dtypes, parts, rows, width):
 def test_registration(randn, device):
     h, residual, weight, bias = (x.requires_grad_() for x in inputs(randn, 5, 16, torch.float32, device))
     kept = (randn(5, 16) < 0).to(device)
-    for arguments in [(h, residual, None), (h, None, kept), (h, None, None)]:
-        torch.library.opcheck(_add_norm, (*arguments, weight, bias, KEEP, 1e-5, True, None))
+    steps = torch.tensor(3, device=device)
+    for arguments in [(h, residual, None, None), (h, None, kept, None), (h, None, None, None), (h, None, None, steps)]:
+        torch.library.opcheck(_add_norm, (*arguments, weight, bias, 0, KEEP, 1e-5, True, None))
     h, residual, weight = randn(2, 5, 16).float(), randn(5, 16).float(), randn(16).float()
     torch.library.opcheck(add_norm_parts, (h.to(device), residual.to(device), weight.to(device), 1e-5, torch.float16))
 

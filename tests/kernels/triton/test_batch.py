@@ -21,8 +21,10 @@ def test_mean_and_cursor(randn, device, count):
     loss = randn(count).abs().float().to(device)
     totals = [torch.tensor(3.0, dtype=torch.float64, device=device) for _ in range(2)]
     cursors = [torch.tensor(5, device=device) for _ in range(2)]
+    steps = [torch.tensor(9, device=device) for _ in range(2)]
     for _ in range(3):
-        count_step(loss, totals[0], cursors[0], 256)
-        count_reference(loss.double(), totals[1], cursors[1], 256)
+        count_step(loss, totals[0], cursors[0], 256, steps[0])
+        count_reference(loss.double(), totals[1], cursors[1], 256, steps[1])
     assert totals[0].item() == pytest.approx(totals[1].item(), rel=1e-6)
     assert cursors[0].item() == cursors[1].item() == 5 + 3 * 256
+    assert steps[0].item() == steps[1].item() == 9 + 3

@@ -66,6 +66,14 @@ def test_every_combination(randn, relative_error, device, dtypes, first, center,
         compare(randn, relative_error, tensors, bias=center, center=center, positions_BK=positions)
 
 
+def test_many_positions_of_many_tokens(randn, relative_error, device, dtypes):
+    """More than are compared at once, and tiles that end within an example."""
+    positions = torch.stack([torch.randperm(71, device=device)[:40] for _ in range(2)])
+    for dtype in dtypes:
+        tensors = inputs(randn, (2, 71, 48), dtype, device, stream=torch.float32)
+        compare(randn, relative_error, tensors, positions_BK=positions)
+
+
 def test_half_precision_mixers_on_a_float32_stream(randn, relative_error, device, dtypes):
     """What autocast brings: the stream is float32, y and the gradient of h have the products' dtype."""
     for dtype in dtypes[1:]:

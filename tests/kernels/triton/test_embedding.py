@@ -7,7 +7,8 @@ import torch
 
 from basedbench.kernels.embedding_triton import _embedding, embedding
 
-reference = import_module("basedbench.kernels.embedding").reference
+module = import_module("basedbench.kernels.embedding")
+reference = module.reference
 FLOOR = {torch.float32: 2e-7, torch.float16: 2e-4, torch.bfloat16: 2e-3}
 
 
@@ -50,7 +51,9 @@ def test_rows_without_tokens_are_zeros_and_wide_keys(randn, device, monkeypatch)
 
 def test_registration(randn, device):
     weight = randn(7, 16).to(device, torch.float32).requires_grad_()
-    torch.library.opcheck(_embedding, (draw_tokens(9, 7, "uniform", device), weight))
+    torch.library.opcheck(_embedding, (draw_tokens(9, 7, "uniform", device), weight, *[None] * 4))
+    tokens = draw_tokens(9, 7, "uniform", device).view(3, 3)
+    torch.library.opcheck(_embedding, (tokens, weight, *module.sorted_places(tokens, [3], 7)))
 
 
 def test_an_unknown_token_has_no_row(randn, device):
@@ -62,3 +65,42 @@ def test_an_unknown_token_has_no_row(randn, device):
     assert torch.equal(found[1, 1], weight[0])
     assert found[0, 1].isnan().all()
     assert found[1, 0].isnan().all()
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+@pytest.mark.parametrize("kind", ["uniform", "half of one token"])
+def test_batches_sorted_before(randn, relative_error, device, dtypes, monkeypatch, kind, at_once):
+    """Whole batches and a tail; the sums of equal batches are equal bit by bit."""
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", at_once)
+    vocabulary, length, width = 37, 12, 48
+    data = draw_tokens(8 * length, vocabulary, kind, device).view(8, length)
+    places = module.sorted_places(data, [3, 3, 2], vocabulary)
+    for dtype in dtypes:
+        weight = randn(vocabulary, width).to(device, dtype).requires_grad_()
+        for start, size in [(0, 3), (3, 3), (6, 2)]:
+            places.cursor.fill_(start)
+            tokens, dy = data[start : start + size], randn(size, length, width).to(device, dtype)
+            mine, again, other = (
+                torch.autograd.grad(function(tokens, weight, *extra), weight, dy)[0]
+                for function, extra in [(embedding, (places,)), (embedding, (places,)), (reference, ())]
+            )
+            rows = dy.double().flatten(0, 1)
+            exact = torch.zeros(vocabulary, width, dtype=torch.float64, device=device)
+            exact.index_add_(0, tokens.flatten(), rows)
+            assert relative_error(mine, exact) <= 2 * relative_error(other, exact) + FLOOR[dtype]
+            assert torch.equal(mine, again)
+
+
+def test_a_tail_at_another_batch_stays_in_its_gradient(randn, device):
+    """So steps are rehearsed: a tail's step where a whole batch begins. The numbers mean nothing, but are finite."""
+    data = draw_tokens(8 * 12, 37, "uniform", device).view(8, 12)
+    places = module.sorted_places(data, [3, 3, 2], 37)
+    weight = randn(37, 48).to(device, torch.float32).requires_grad_()
+    (gradient,) = torch.autograd.grad(embedding(data[:2], weight, places).sum(), weight)
+    assert gradient.isfinite().all()
+
+
+def test_a_token_that_fills_a_batch_is_not_left_to_one_program(device):
+    tokens = torch.full((module.MOST + 1, 1), 5, device=device)
+    assert module.sorted_places(tokens, [len(tokens)], 8) is None
+    assert module.sorted_places(tokens, [len(tokens) - 1, 1], 8) is not None

@@ -6,8 +6,13 @@ from torch import Tensor
 
 from basedbench.kernels import linear_cross_entropy as public
 from basedbench.kernels.linear_cross_entropy import reference
-from basedbench.kernels.linear_cross_entropy_triton import forward_operator, linear_cross_entropy, shares, supported
-from basedbench.kernels.linear_cross_entropy_triton import weight_gradient_operator as weight_gradient
+from basedbench.kernels.linear_cross_entropy_triton import (
+    forward_operator,
+    gradient_operator,
+    linear_cross_entropy,
+    shares,
+    supported,
+)
 
 SHAPES = [(1, 16, 64), (17, 24, 101), (130, 48, 200), (130, 192, 200), (70, 384, 130)]
 GPU_SHAPES = [
@@ -218,9 +223,10 @@ def test_operators_follow_their_registration(device):
     x, weight = x.requires_grad_(), weight.requires_grad_()
     torch.library.opcheck(forward_operator, (x, weight, target, True))
     torch.library.opcheck(forward_operator, (x.detach(), weight, target, False))
-    saved = forward_operator(x, weight, target, False)[2]
-    slopes = torch.ones(17, device=device)
-    torch.library.opcheck(weight_gradient, (x.detach(), weight.detach(), target, saved, slopes))
+    for differentiable in (True, False):
+        saved, slope = forward_operator(x, weight, target, differentiable)[2:]
+        given = [y.detach() for y in (x, weight, target, saved, slope, torch.ones(17, device=device))]
+        torch.library.opcheck(gradient_operator, given)
 
 
 def test_compiled_whole(device):

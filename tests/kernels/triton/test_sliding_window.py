@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import sliding_window_triton as kernels
+from basedbench.kernels.slices import cut
 
 from .conftest import interpreted
 
@@ -110,4 +111,18 @@ def test_operators_are_well_registered(randn, device):
     torch.library.opcheck(kernels.forward_operator, (q, k, v, 2, 0.5))
     inputs = [x.detach() for x in (q, k, v)]
     y, sums = kernels.forward_operator(*inputs, 2, 0.5)
-    torch.library.opcheck(kernels.backward_operator, (*inputs, y, sums, torch.ones_like(y), 2, 0.5))
+    torch.library.opcheck(
+        kernels.backward_operator, (*inputs, y, sums, torch.ones_like(y), 2, 0.5, *map(torch.empty_like, inputs))
+    )
+
+
+def test_gradients_of_a_projection_cut_into_heads(randn, device):
+    """Written side by side, where the parts lay: autograd puts nothing together."""
+    x = randn(2, 37, 3 * 2 * 16).to(device, torch.float32).requires_grad_()
+    dy = randn(2, 37, 2, 16).to(device, torch.float32)
+
+    def gradient(function, parts):
+        return torch.autograd.grad(function(*(part.unflatten(-1, (2, 16)) for part in parts), 5), x, dy)[0]
+
+    mine, theirs = gradient(kernels.sliding_window, cut(x, [32] * 3)), gradient(reference, x.split(32, -1))
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

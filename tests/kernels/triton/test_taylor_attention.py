@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
+from basedbench.kernels.slices import cut
 from basedbench.kernels.taylor_attention import reference, step_reference
 from basedbench.kernels.taylor_features import feature_count
 from basedbench.kernels.taylor_step_triton import step
@@ -159,3 +160,16 @@ def test_a_prefix_and_many_steps_give_the_whole(randn, relative_error, device):
     assert relative_error(state, exact_state) < 1e-5
     assert relative_error(state[..., -1], exact_state[..., -1]) < 1e-5
     assert (state[:, :, 0, -1] == 5096).all()
+
+
+@pytest.mark.parametrize("widths", [[16, 16, 48], [16, 16, 32]])
+def test_gradients_of_a_projection_cut_into_heads(randn, device, widths):
+    """Written side by side, where the parts lay: autograd puts nothing together."""
+    x = randn(2, 37, sum(widths)).to(device, torch.float32).requires_grad_()
+    dy = randn(2, 37, 2, widths[2] // 2).to(device, torch.float32)
+
+    def gradient(function, parts):
+        return torch.autograd.grad(function(*(part.unflatten(-1, (2, -1)) for part in parts)), x, dy)[0]
+
+    mine = gradient(triton_form.taylor_attention, cut(x, widths))
+    torch.testing.assert_close(mine, gradient(reference, x.split(widths, -1)), rtol=1e-4, atol=1e-4)

@@ -16,9 +16,9 @@ import torch
 from basedbench import kernels
 from basedbench.config import RecallSuite
 from basedbench.kernels import ssd_plan
-from basedbench.training import optimizer
+from basedbench.kernels.embedding import sorted_places
 from basedbench.training.cases import recall_cases
-from basedbench.training.data import recall_data
+from basedbench.training.data import recall_data, split_sizes
 from basedbench.training.run import RecallRun, Weights
 from tests.kernels.triton.conftest import interpreted
 
@@ -59,13 +59,15 @@ def suite(mixer: str, options: dict[str, Any], shapes: list[tuple[int, int]], vo
 
 
 def runs(chosen: RecallSuite) -> tuple[RecallRun, RecallRun]:
-    """The suite's run twice, without dropout: its optimizer as on a GPU, and as on a CPU."""
+    """The suite's run twice, without dropout: its optimizer and sorted places as on a GPU, and as on a CPU."""
     (case,) = recall_cases(chosen)
     case = replace(case, train=case.train.model_copy(update={"embed_dropout": 0.0}))
     ours, reference = (RecallRun(case, recall_data(case, "cpu"), "cpu") for _ in range(2))
     ours.optimizer._moments = ours.optimizer._flat(None)
-    ours.optimizer._betas = torch.tensor(optimizer.BETAS, dtype=torch.float64)
     ours.weights = Weights(ours.model, ours.optimizer)
+    sizes, words = split_sizes(2 * BATCH + TAIL, BATCH), chosen.task.vocab_size
+    train = [replace(part, places=sorted_places(part.tokens_NL, sizes, words)) for part in ours.data.train]
+    ours.data = replace(ours.data, train=tuple(train))
     return ours, reference
 
 

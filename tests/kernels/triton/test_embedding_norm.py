@@ -1,0 +1,83 @@
+"""Rows of a table, dropout and norm in one pass against the two operators, in float64 and in the same dtype."""
+
+from importlib import import_module
+
+import pytest
+import torch
+
+from basedbench.kernels.draws import Draws
+from basedbench.kernels.embedding import sorted_places
+from basedbench.kernels.embedding_norm_triton import embedding_norm
+
+reference = import_module("basedbench.kernels.embedding_norm").reference
+FLOOR = {torch.float32: 3e-7, torch.float16: 4e-4, torch.bfloat16: 3e-3}
+VOCABULARY, LENGTH = 37, 11
+
+
+def outputs_and_gradients(function, tokens, tensors, signs, **options):
+    table, weight, bias = leaves = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
+    y, r = function(tokens, table, (weight, bias), **options)
+    total = (y.double() * signs[0].double()).sum() + (r.double() * signs[1].double()).sum()
+    return [y.detach(), r.detach(), *torch.autograd.grad(total, [x for x in leaves if x is not None])]
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("width", [48, 128])
+def test_outputs_and_gradients(randn, relative_error, device, dtypes, width, is_sorted, dropped, center):
+    data = torch.randint(VOCABULARY, (7, LENGTH), generator=torch.Generator().manual_seed(0)).to(device)
+    places = sorted_places(data, [4, 3], VOCABULARY) if is_sorted else None
+    if places is not None:
+        places.cursor.fill_(4)
+    tokens = data[4:]
+    options = {"center": center, "keep": 0.75 if dropped else 1.0}
+    options["kept_xD"] = Draws(3, torch.tensor(5, device=device)) if dropped else None
+    for dtype in dtypes:
+        table, weight = randn(VOCABULARY, width).to(device, dtype), (randn(width) + 1).to(device, dtype)
+        tensors = [table, weight, randn(width).to(device, dtype) if center else None]
+        signs = [randn(3, LENGTH, width).sign().to(device) for _ in range(2)]
+        exact = outputs_and_gradients(
+            reference, tokens, [None if x is None else x.double() for x in tensors], signs, **options
+        )
+        theirs = outputs_and_gradients(reference, tokens, tensors, signs, **options)
+        ours = outputs_and_gradients(
+            embedding_norm, tokens, tensors, signs, places=places, dtype=None, eps=1e-5, **options
+        )
+        for mine, other, true in zip(ours, theirs, exact, strict=True):
+            assert mine.dtype == other.dtype
+            assert relative_error(mine, true) <= 2 * relative_error(other, true) + FLOOR[mine.dtype]
+
+
+def test_half_precision_outputs_of_a_float32_table(randn, device, dtypes):
+    tokens = torch.randint(VOCABULARY, (5,), device=device)
+    table, weight = randn(VOCABULARY, 48).to(device, torch.float32), torch.ones(48, device=device)
+    options = {"eps": 1e-5, "keep": 1.0, "kept_xD": None, "center": False, "dtype": dtypes[1], "places": None}
+    y, r = embedding_norm(tokens, table, (weight, None), **options)
+    assert (y.dtype, r.dtype) == (dtypes[1], torch.float32)
+    assert torch.equal(r, table[tokens])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_only_one_output_used(randn, device, index):
+    tokens = torch.randint(VOCABULARY, (3, 5), device=device)
+    table, weight, bias = (
+        randn(*s).to(device, torch.float32).requires_grad_() for s in [(VOCABULARY, 48), (48,), (48,)]
+    )
+    options = {"eps": 1e-5, "keep": 1.0, "kept_xD": None, "center": True, "dtype": None, "places": None}
+    mine, theirs = (
+        torch.autograd.grad(function(tokens, table, (weight, bias), **options)[index].square().sum(), table)[0]
+        for function in (embedding_norm, reference)
+    )
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_token_has_no_row(randn, device):
+    """NaN for it alone, in tiles of several tokens."""
+    table, weight = randn(5, 12).to(device, torch.float32), torch.ones(12, device=device)
+    tokens = torch.tensor([[4, 5], [-1, 0]], device=device)
+    options = {"eps": 1e-5, "keep": 1.0, "kept_xD": None, "center": False, "dtype": None, "places": None}
+    for found in embedding_norm(tokens, table, (weight, None), **options):
+        assert found[0, 1].isnan().all()
+        assert found[1, 0].isnan().all()
+        assert found[[0, 1], [0, 1]].isfinite().all()
