@@ -22,7 +22,6 @@ from .selective_scan_tiles_gluon import (
     rates,
     rows_inside,
     sigmoid,
-    stacked,
     state_places,
     states_layout,
     step_size,
@@ -118,7 +117,6 @@ def forward(
             for i in gl.static_range(GROUPS):
                 kept_n = n3 + i * GROUP
                 gl.store(here + kept_n * channels, h_G[i], mask=(kept_n < N) & d3_inside)
-        rows = ()
         for s in gl.static_range(T):
             step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
             x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
@@ -133,8 +131,7 @@ def forward(
                 else:
                     y_LD += part
             h_G = new_G
-            rows += (y_LD,)
-        y_shared.store(stacked(rows))
+            y_shared.slice(s, 1, 1).store(gl.expand_dims(y_LD, 1))  # kept, they would take 4 registers a step
         y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
         here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
         if HAS_Z:
