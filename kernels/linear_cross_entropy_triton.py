@@ -14,6 +14,9 @@ The loops have no branches around a sum that is being multiplied into: with one,
 instruction of the products. So each logit is compared with the target, which most blocks hold for one of their
 positions anyway. Which of equal logits comes first is worked out afterwards, where there are any.
 
+Half precision up to D = 256 has kernels with fewer instructions: `linear_cross_entropy_half_triton`; its forward is for
+bfloat16 alone.
+
 The vocabulary (forward) and the positions (backward) are divided among programs where the grid would be too small for
 the device; partial results are added in a fixed order: results are reproducible bit by bit. Sums, exponentials and
 partial results are float32. float32 operands are taken apart into bfloat16 pieces, by
@@ -31,12 +34,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .linear_cross_entropy_half_triton import ROWS, launch_forward, launch_weight_gradient, scale_rows
 from .partial_sums_triton import sum_parts
 from .precision import float32_precision
 
 SPLIT_BLOCK = 1024
-ROWS = tl.constexpr(16)  # of grad_x, written at once
 MULTIPROCESSORS = 132  # of an H100 or H200
+BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
 
 
 class Blocks(NamedTuple):
@@ -251,12 +255,7 @@ def lce_weight_kernel(
     if GRAD_X:
         program = split * tl.num_programs(0) + tl.program_id(0)
         for start in range(program * ROWS, N, tl.num_programs(0) * tl.num_programs(1) * ROWS):
-            n = start + tl.arange(0, ROWS)
-            at = n[:, None] * D + d[None, :]
-            mask_ND = (n[:, None] < N) & (d[None, :] < D)
-            grad_N = tl.load(grad_loss + n, mask=n < N, other=0.0)
-            slope_ND = tl.load(slope + at, mask=mask_ND, other=0.0) * grad_N[:, None]
-            tl.store(grad_x + at, slope_ND.to(grad_x.dtype.element_ty), mask=mask_ND)
+            scale_rows(slope, grad_loss, grad_x, start, N, D, ROWS, BLOCK_D)
 
 
 def forward_blocks(width: int, pieces: int, differentiable: bool) -> Blocks:
@@ -281,6 +280,20 @@ def backward_blocks(width: int, pieces: int) -> Blocks:
     if width <= 128:
         return Blocks(64, 64, 4, 3)
     return Blocks(64, 128, 8, 3, None, 1) if width <= 256 else Blocks(64, 64, 8, 2, None, 1)
+
+
+def bounded_blocks(width: int) -> Blocks:
+    """Blocks of the forward without a running peak."""
+    if width <= 64:
+        return Blocks(64, 64, 4, 3, 128, 4)
+    return Blocks(64, 64, 4, 3, 168, 3) if width <= 128 else Blocks(128, 64, 8, 3, None, 1)
+
+
+def slopes_blocks(width: int) -> Blocks:
+    """Blocks of the weight's gradient whose logits stay in registers."""
+    if width <= 64:
+        return Blocks(64, 64, 4, 3, 128, 4)
+    return Blocks(64, 64, 4, 3, 168, 3) if width <= 128 else Blocks(64, 128, 8, 3, None, 1)
 
 
 def shares(blocks: int, length: int, block: int, together: int = 2) -> tuple[int, int]:
@@ -325,18 +338,22 @@ def forward_operator(
     x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
-    blocks = forward_blocks(D, pieces, differentiable)
+    bounded = x.dtype == torch.bfloat16 and D <= BOUNDED
+    blocks = bounded_blocks(D) if bounded else forward_blocks(D, pieces, differentiable)
     splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words, blocks.together)
     loss, hit, saved, slope = outputs(x, weight, target, differentiable)
     rows = loss.new_empty(splits, 4, N)
     expected = loss.new_empty(splits, N, D) if differentiable else loss
-    grid = (triton.cdiv(N, blocks.positions), splits)
-    lce_forward_kernel[grid](
-        split(x, pieces), split(weight, pieces), target, rows, expected, N, V, words,
-        D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
-        WHOLE=V % blocks.words == 0, EXPECTED=differentiable,
-        num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
-    )  # fmt: skip
+    how = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
+    if bounded:
+        tile = blocks.positions, blocks.words, padded(D)
+        launch_forward(x, weight, target, rows, expected, words, differentiable=differentiable, blocks=tile, **how)
+    else:
+        lce_forward_kernel[(triton.cdiv(N, blocks.positions), splits)](
+            split(x, pieces), split(weight, pieces), target, rows, expected, N, V, words,
+            D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
+            WHOLE=V % blocks.words == 0, EXPECTED=differentiable, **how,
+        )  # fmt: skip
     finished = finish_rows(N, D)
     lce_finish_kernel[(triton.cdiv(N, finished),)](
         x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
@@ -362,15 +379,22 @@ def gradient_operator(
     x, weight, target, grad_loss = x.contiguous(), weight.contiguous(), target.contiguous(), grad_loss.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
-    blocks = backward_blocks(D, pieces)
+    half = x.dtype.itemsize == 2 and D <= BOUNDED
+    blocks = slopes_blocks(D) if half else backward_blocks(D, pieces)
     splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
     parts = saved.new_empty(splits, V, D) if splits > 1 else torch.empty_like(weight)
     grad_x = x.new_empty(slope.shape)
-    lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](
-        split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, slope, grad_x, N, V, positions,
-        D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
-        GRAD_X=slope.numel() > 0, num_warps=blocks.warps, num_stages=blocks.stages, maxnreg=blocks.registers,
-    )  # fmt: skip
+    how = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
+    if half:
+        tile = blocks.positions, blocks.words, padded(D)
+        given = x, weight, target, saved, slope, grad_loss, grad_x
+        launch_weight_gradient(*given, parts, splits, positions, blocks=tile, **how)
+    else:
+        lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](
+            split(x, pieces), split(weight, pieces), target, saved, grad_loss, parts, slope, grad_x, N, V, positions,
+            D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
+            GRAD_X=slope.numel() > 0, **how,
+        )  # fmt: skip
     if splits == 1:
         return grad_x, parts
     return grad_x, sum_parts(parts.view(splits, V * D), weight.dtype, (weight,)).view(V, D)

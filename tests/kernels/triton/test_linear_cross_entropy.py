@@ -1,5 +1,7 @@
 """The fused projection and cross-entropy against float64, its reference's error as the yardstick."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from basedbench.kernels.linear_cross_entropy_triton import (
     shares,
     supported,
 )
+from tests.kernels.interpreted_bfloat16 import repaired
 
-SHAPES = [(1, 16, 64), (17, 24, 101), (130, 48, 200), (130, 192, 200), (70, 384, 130)]
+SHAPES = [(1, 16, 64), (17, 24, 101), (128, 64, 256), (130, 48, 200), (130, 192, 200), (70, 384, 130)]
 GPU_SHAPES = [
     (1000, 64, 8192),
     (4097, 64, 8191),
@@ -30,6 +33,13 @@ GPU_SHAPES = [
     (130, 100, 512),
 ]
 LEAST = 1e-7  # of the norm of the exact value: what the sums' order may change
+
+
+@pytest.fixture
+def dtypes() -> Iterator[tuple[torch.dtype, ...]]:
+    """bfloat16 also by the interpreter: its kernels differ."""
+    with repaired():
+        yield torch.float32, torch.float16, torch.bfloat16
 
 
 def inputs(shape, dtype, device, scale=1.0):
@@ -97,9 +107,44 @@ def test_words_far_below_the_others(low, dtypes, device, relative_error):
             assert one.dtype == torch.bool or relative_error(one, true) <= bound, dtype
 
 
-def test_every_output_is_written(device, monkeypatch):
+@pytest.mark.parametrize("width", [48, 64])
+@pytest.mark.parametrize("far", [0, 7])
+def test_one_word_much_longer_than_the_others(width, far, device, relative_error):
+    """Orthogonal to all positions but one, it only raises the bound that bfloat16's exponentials are taken from."""
+    x, weight, target = inputs((200, width, 256), torch.bfloat16, device)
+    x[:, 0], weight[:, 0], weight[5] = 0, 0, 0
+    weight[5, 0], target[target == 5] = 1e4, 6
+    x[far, 0] = 0.01
+    exact = both(reference, x.double(), weight.double(), target)
+    with repaired():
+        ours = both(linear_cross_entropy, x, weight, target)
+    theirs = both(reference, x, weight, target)
+    assert torch.equal(ours[1], exact[1])
+    for one, other, true in zip(ours, theirs, exact, strict=True):
+        if one.is_floating_point():
+            assert relative_error(one, true) <= 2 * relative_error(other, true) + LEAST
+
+
+def test_slopes_without_a_sign_of_their_own(dtypes, device, relative_error):
+    """No gradient from some positions, negative ones from some blocks only."""
+    slopes = torch.cat([torch.zeros(70), torch.full((60,), 1e-3), torch.full((70,), -2.0)]).to(device)
+    for dtype in dtypes:
+        operands = inputs((200, 64, 130), dtype, device)
+
+        def gradient(function, x, weight, target):
+            weight = weight.clone().requires_grad_()
+            loss = function(x, weight, target)[0]
+            return torch.autograd.grad(loss, weight, slopes.to(loss.dtype))[0]
+
+        exact = gradient(reference, operands[0].double(), operands[1].double(), operands[2])
+        ours, theirs = gradient(linear_cross_entropy, *operands), gradient(reference, *operands)
+        assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + LEAST, dtype
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_every_output_is_written(index, dtypes, device, monkeypatch):
     """Each buffer holds NaN, or a true hit, before the kernels run."""
-    x, weight, target = inputs((130, 48, 200), torch.float32, device)
+    x, weight, target = inputs((130, 48, 200), dtypes[index], device)
     weight = -weight  # no hits
     expected = both(linear_cross_entropy, x, weight, target)
     new_empty, empty_like = Tensor.new_empty, torch.empty_like
@@ -190,8 +235,9 @@ def test_what_the_kernels_take(dtype, width, trained, expected):
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
-def test_a_nan_logit_spoils_its_position_only(device):
-    x, weight, _ = inputs((6, 16, 300), torch.float32, device)
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_nan_logit_spoils_its_position_only(index, dtypes, device):
+    x, weight, _ = inputs((6, 16, 300), dtypes[index], device)
     target = (x @ weight.t()).argmax(-1)
     x[2, 5] = float("nan")
     loss, hit = linear_cross_entropy(x, weight, target)
@@ -203,15 +249,17 @@ def test_a_nan_logit_spoils_its_position_only(device):
     assert not hit.any()
 
 
-def test_large_logits_do_not_overflow(device, relative_error):
-    x, weight, target = inputs((70, 64, 300), torch.float32, device)
-    loss, _, *_ = both(linear_cross_entropy, 500 * x, weight, target)
-    exact, _ = reference(500 * x.double(), weight.double(), target)
+@pytest.mark.parametrize("index", [0, 2])
+def test_large_logits_do_not_overflow(index, dtypes, device, relative_error):
+    x, weight, target = inputs((70, 64, 300), dtypes[index], device)
+    loss, _, *_ = both(linear_cross_entropy, 512 * x, weight, target)
+    exact, _ = reference(512 * x.double(), weight.double(), target)
     assert relative_error(loss, exact) < 1e-6
 
 
-def test_an_unknown_target_gives_nan(device):
-    x, weight, target = inputs((17, 24, 101), torch.float32, device)
+@pytest.mark.parametrize("index", [0, 2])
+def test_an_unknown_target_gives_nan(index, dtypes, device):
+    x, weight, target = inputs((17, 24, 101), dtypes[index], device)
     target[3], target[4] = -100, 101
     loss, hit = linear_cross_entropy(x, weight, target)
     assert loss.isnan().nonzero().flatten().tolist() == [3, 4]
