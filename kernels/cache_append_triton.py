@@ -36,17 +36,17 @@ def append_kernel(
         cos_R = tl.zeros([1, BLOCK_R], tl.float32)
         sin_R = cos_R
     if tl.program_id(2) == 0:
-        x, y = q + b * q_batch + h * q_head, q_out + b * heads * K + h * K
-        turn(x, y, cos_R, sin_R, h < heads, K, HALF, BLOCK_R, REST)
+        to_q = q_out + b * heads * K + h * K
+        turn(q + b * q_batch + h * q_head, to_q, cos_R, sin_R, h < heads, K, HALF, BLOCK_R, REST)
     elif tl.program_id(2) == 1:
-        x, y = k + b * k_batch + h * k_head, keys + b * keys_batch + slot * keys_row + h * K
-        turn(x, y, cos_R, sin_R, h < groups, K, HALF, BLOCK_R, REST)
+        to_key = keys + b * keys_batch + slot * keys_row + h * K
+        turn(k + b * k_batch + h * k_head, to_key, cos_R, sin_R, h < groups, K, HALF, BLOCK_R, REST)
     else:
-        x, y = v + b * v_batch, values + b * values_batch + slot * values_row
         c = tl.arange(0, BLOCK_V)[None, :]
         inside = (h < groups) & (c < V)
-        value = tl.load(x + h * v_head + c, mask=inside, other=0.0)
-        tl.store(y + h * V + c, value.to(y.dtype.element_ty), mask=inside)
+        value = tl.load(v + b * v_batch + h * v_head + c, mask=inside, other=0.0)
+        to_value = values + b * values_batch + slot * values_row + h * V + c
+        tl.store(to_value, value.to(values.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("basedbench::cache_append", mutates_args=("keys", "values"))

@@ -25,9 +25,9 @@ _dependent: ContextVar[bool] = ContextVar("dependent", default=False)
 
 
 @contextmanager
-def dependent_launches() -> Iterator[None]:
-    """Launch kernels that know how as dependents of those before them."""
-    token = _dependent.set(True)
+def dependent_launches(on: bool = True) -> Iterator[None]:
+    """Launch kernels that know how as dependents of those before them, or not."""
+    token = _dependent.set(on)
     try:
         yield
     finally:

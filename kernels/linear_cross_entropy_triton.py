@@ -344,7 +344,7 @@ def forward_operator(
     loss, hit, saved, slope = outputs(x, weight, target, differentiable)
     rows = loss.new_empty(splits, 4, N)
     expected = loss.new_empty(splits, N, D) if differentiable else loss
-    how = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
+    how: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
     if bounded:
         tile = blocks.positions, blocks.words, padded(D)
         launch_forward(x, weight, target, rows, expected, words, differentiable=differentiable, blocks=tile, **how)
@@ -384,7 +384,7 @@ def gradient_operator(
     splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
     parts = saved.new_empty(splits, V, D) if splits > 1 else torch.empty_like(weight)
     grad_x = x.new_empty(slope.shape)
-    how = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
+    how: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
     if half:
         tile = blocks.positions, blocks.words, padded(D)
         given = x, weight, target, saved, slope, grad_loss, grad_x

@@ -46,9 +46,14 @@ def generation(section: str, results: Path) -> str:
     return generation_section(section, _rows(results, "throughput"))
 
 
+def largest_kernels(results: Path) -> str:
+    """Of each operator and mode of `kernels` the largest case."""
+    return kernels(results, largest=True)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
-    "largest-kernels": partial(kernels, largest=True),
+    "largest-kernels": largest_kernels,
     "published": published,
     "states": states,
     "parity": parity,

@@ -40,6 +40,8 @@ from basedbench.models.state import state_bytes
 NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
 FLOAT32 = ("A_log", "D", "dt_bias")
+# Kernels of a step as dependents of each other, and its products as `row_linear`. Off until whole steps have been timed so.
+DEPENDENT_STEPS = False
 
 
 class Block(nn.Module):
@@ -176,7 +178,7 @@ class LanguageModel(nn.Module):
             y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
             return y_BD
 
-        with dependent_launches():
+        with dependent_launches(DEPENDENT_STEPS):
             logits_BV = self._head(*self._stream(tokens_B, mix))
         if positions is not None:
             state["position"] += 1

@@ -58,7 +58,9 @@ def test_limits(tiny, tokens):
 
 @pytest.mark.gpu
 @CUDA
-def test_a_graph_gives_the_same_tokens(tiny, tokens, family):
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_graph_gives_the_same_tokens(tiny, tokens, family, dependent, monkeypatch):
+    monkeypatch.setattr("basedbench.models.language.model.DEPENDENT_STEPS", dependent)
     model, prompt_BL = tiny(family, torch.float32).cuda(), tokens(length=7).cuda()
     found = []
     for graph in (True, False):
