@@ -40,7 +40,7 @@ from basedbench.models.state import state_bytes
 NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
 FLOAT32 = ("A_log", "D", "dt_bias")
-# Kernels of a step as dependents of each other, and its products as `row_linear`. Off until whole steps have been timed so.
+# Kernels of a step as dependents of each other, its products as `row_linear`. Off until whole steps have been timed so.
 DEPENDENT_STEPS = False
 
 
