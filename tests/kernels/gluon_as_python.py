@@ -1,7 +1,7 @@
 """Kernels in Gluon without a GPU: their source as Python, with torch tensors for registers and shared memory.
 
-Gluon has no interpreter. There are no layouts, barriers or asynchrony here: a run shows what is computed, not that it is
-synchronised.
+Gluon has no interpreter. There are no layouts, barriers or asynchrony here: a run shows what is computed, not that it
+is synchronised.
 """
 
 import ast
@@ -170,11 +170,13 @@ class Launcher:
 
 def kernel_arguments(arguments, outputs=()) -> list[Any]:
     """Tensor maps are tensors of four dimensions; other tensors, and those that are written as such, are pointers."""
-    given = (Pointer(a) if any(a is output for output in outputs) else a for a in arguments)
-    return [
-        Pointer(x) if torch.is_tensor(x) and x.dim() < 4 else torch.tensor(x) if isinstance(x, int) else x
-        for x in given
-    ]
+
+    def argument(x) -> Any:
+        if torch.is_tensor(x) and (x.dim() < 4 or any(x is output for output in outputs)):
+            return Pointer(x)
+        return torch.tensor(x) if isinstance(x, int) else x
+
+    return [argument(x) for x in arguments]
 
 
 def running_sums(slots: Tensor) -> None:

@@ -32,7 +32,6 @@ KNOWN_STACKS = {
     ("linear_attention", "block_kernel", "bf16"): 144,  # the gradient of 256 features at once, its mean by its own sums
     ("taylor_attention", "query_sweep_kernel", "bf16"): 296,
     ("taylor_attention", "key_value_sweep_kernel", "bf16"): 224,
-    ("taylor_attention", "serial_kernel", "bf16"): 144,
 }
 # Processes to compile in: each imports torch anew.
 PARTS = 4

@@ -1,4 +1,4 @@
-"""The Gluon form of taylor_attention against float64: without a GPU states are interpreted, the rest runs as Python."""
+"""The Gluon form of taylor_attention against float64: without a GPU interpreted, or its source run as Python."""
 
 from types import SimpleNamespace
 
