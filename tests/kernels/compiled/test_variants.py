@@ -30,7 +30,7 @@ KNOWN_STACKS = {
     ("implicit_filter", "network_gradient_kernel", "bf16"): 192,  # sines of large arguments have a table there
     ("linear_cross_entropy", "lce_bounded_kernel", "bf16"): 200,  # none in its loop: where it starts again
     ("linear_attention", "block_kernel", "bf16"): 144,  # the gradient of 256 features at once, its mean by its own sums
-    ("sliding_window", "_key_value_gradient", "bf16"): 160,  # heads of 70, padded to 128: strides of the slices it writes
+    ("sliding_window", "_key_value_gradient", "bf16"): 160,  # heads of 70, as 128 wide
     ("taylor_attention", "query_sweep_kernel", "bf16"): 296,
     ("taylor_attention", "key_value_sweep_kernel", "bf16"): 224,
 }
