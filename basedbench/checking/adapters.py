@@ -72,6 +72,15 @@ def of_block_boundary(function: Function) -> Function:
     return call
 
 
+def of_row_argmax(function: Function) -> Function:
+    """The numbers that were chosen: which of several equal ones says nothing."""
+
+    def call(x_NV: Tensor) -> Tensor:
+        return x_NV.gather(-1, function(x_NV).clamp(0, x_NV.shape[-1] - 1)[:, None])[:, 0]
+
+    return call
+
+
 def of_implicit_filter(function: Function) -> Function:
     """The hidden layers' weights and biases one by one."""
 

@@ -319,6 +319,11 @@ def linear_cross_entropy(source: Source) -> Arguments:
     }
 
 
+def row_argmax(source: Source) -> Arguments:
+    """Logits."""
+    return {"x_NV": source.normal(source.length, source.size["V"])}
+
+
 def swiglu(source: Source) -> Arguments:
     """Both halves of a product's output."""
     return {"x_xE": source.rows(2 * source.size["I"])}

@@ -35,6 +35,7 @@ from basedbench.kernels.long_conv import reference as long_conv_reference
 from basedbench.kernels.plane_conv import reference as plane_conv_reference
 from basedbench.kernels.retention import reference as retention_reference
 from basedbench.kernels.rotary import reference as rotary_reference
+from basedbench.kernels.row_argmax import reference as argmax_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.selective_ssm import reference as ssm_reference
 from basedbench.kernels.shift_filter import reference as shift_filter_reference
@@ -127,6 +128,9 @@ FORMS: dict[str, Form] = {
         draws.block_boundary,
         adapters.of_block_boundary(kernels.block_boundary),
         adapters.of_block_boundary(boundary_reference),
+    ),
+    "row_argmax": Form(
+        draws.row_argmax, adapters.of_row_argmax(kernels.row_argmax), adapters.of_row_argmax(argmax_reference)
     ),
     "swiglu": Form(draws.swiglu, kernels.swiglu, swiglu_reference),
     "rotary": Form(draws.rotary, adapters.of_rotary(kernels.rotary), adapters.of_rotary(rotary_reference)),

@@ -177,6 +177,7 @@ COVERAGE: dict[str, Coverage] = {
         ((), ("two norms",), ("two norms", "some positions"), ("root mean square",)),
         modes=("fwd", "gradients"),
     ),
+    "row_argmax": Coverage(({"V": 1000}, {"V": 50277}), modes=("fwd",)),
     "swiglu": Coverage(({"I": 64}, {"I": 200}), modes=("fwd", "gradients")),
     "rotary": Coverage(
         ({"H": 4, "G": 4, "K": 64, "R": 64}, {"H": 4, "G": 2, "K": 70, "R": 35}, {"H": 3, "G": 3, "K": 112, "R": 112}),
