@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .delta_rule_scores_triton import between
 from .delta_rule_tiles_triton import (
+    chunk_place,
     decayed,
     fine_product,
     first_level,
@@ -97,13 +98,10 @@ def gradient_kernel(
     VP at run time: loops of a few rounds would be unrolled, and need more registers than there are. STRONG: only chunks
     that `is_mild` says are not.
     """
-    chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     if not takes(ends + program.to(tl.int64) * BK, BK, STRONG):
         return
-    sequence, start = program // chunks, program % chunks * T
-    batch, head = sequence // heads, sequence % heads
-    left, first = length - start, tl.cast(start, tl.int64)
+    sequence, left, first, token = chunk_place(program, length, heads, T)
     t = tl.arange(0, T)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
@@ -111,7 +109,6 @@ def gradient_kernel(
     a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
     b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
-    token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
     inner, inner_low = inner + token * V, inner_low + token * V
     outer, outer_low = outer + token * V, outer_low + token * V

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .delta_rule_scores_triton import between, inverse
-from .delta_rule_tiles_triton import is_mild, load_gate, product, store_rows, sums
+from .delta_rule_tiles_triton import chunk_place, is_mild, load_gate, product, store_rows, sums
 from .taylor_tiles import head_offset, load_tile, operand
 
 
@@ -39,12 +39,9 @@ def mild_scores_kernel(
     RANK: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What `scores_kernel` writes; of chunks that are not mild only `ends` is right."""
-    chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
-    sequence, start = program // chunks, program % chunks * T
-    left, first = length - start, tl.cast(start, tl.int64)
+    sequence, left, first, token = chunk_place(program, length, heads, T)
     t = tl.arange(0, T)
-    token = ((sequence // heads).to(tl.int64) * length + start) * heads + sequence % heads
     part = tl.cast(part, tl.int64)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
@@ -91,20 +88,16 @@ def mild_gradient_kernel(
     T: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What `gradient_kernel` writes without a term of rank one, for mild chunks."""
-    chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     ends += program.to(tl.int64) * BK
     if not is_mild(ends, BK):
         return
-    sequence, start = program // chunks, program % chunks * T
-    batch, head = sequence // heads, sequence % heads
-    left, first = length - start, tl.cast(start, tl.int64)
+    sequence, left, first, token = chunk_place(program, length, heads, T)
     t = tl.arange(0, T)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row
     v_pointer += head_offset(sequence, heads, v_batch, v_head) + first * v_row
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
-    token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
     states = program.to(tl.int64) * (VP * BK)
     dqk = tl.zeros([T, T], tl.float32)

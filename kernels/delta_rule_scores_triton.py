@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .delta_rule_tiles_triton import (
+    chunk_place,
     decayed,
     first_level,
     head_decays,
@@ -74,14 +75,11 @@ def scores_kernel(
     STRONG: only chunks that `is_mild` says are not. KB keys at a time; `all_keys` is BK at run time, as in
     `gradient_kernel`.
     """
-    chunks = tl.cdiv(length, T)
     program = tl.program_id(0)
     if not takes(ends + program.to(tl.int64) * BK, BK, STRONG):
         return
-    sequence, start = program // chunks, program % chunks * T
-    left, first = length - start, tl.cast(start, tl.int64)
+    sequence, left, first, token = chunk_place(program, length, heads, T)
     t = tl.arange(0, T)
-    token = ((sequence // heads).to(tl.int64) * length + start) * heads + sequence % heads
     part = tl.cast(part, tl.int64)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     k_pointer += head_offset(sequence, heads, k_batch, k_head) + first * k_row

@@ -15,7 +15,7 @@ decays of channels x and z (`delta_rule_triton`).
 import triton
 import triton.language as tl
 
-from .delta_rule_tiles_triton import float_halves, is_mild, load_gate, two_halves
+from .delta_rule_tiles_triton import chunk_place, float_halves, is_mild, load_gate, two_halves
 from .taylor_tiles import head_offset
 
 
@@ -94,12 +94,10 @@ def stacked_gradient_kernel(
 
     u and p as in `store_parts`. Program: chunk and KB of BK keys; one decay a head gets its gradient from all keys.
     """
-    chunks, program = tl.cdiv(length, T), tl.program_id(0) // (BK // KB)
+    program = tl.program_id(0) // (BK // KB)
     if not takes_mild(ends + program.to(tl.int64) * BK, BK, GATE):
         return
-    sequence, start = program // chunks, program % chunks * T
-    batch, head = sequence // heads, sequence % heads
-    left, first = length - start, tl.cast(start, tl.int64)
+    sequence, left, first, token = chunk_place(program, length, heads, T)
     rows, keys = tl.arange(0, 2 * T), tl.program_id(0) % (BK // KB) * KB + tl.arange(0, KB)
     t = rows % T
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
@@ -107,7 +105,6 @@ def stacked_gradient_kernel(
     v_pointer += head_offset(sequence, heads, v_batch, v_head) + first * v_row
     a_pointer += head_offset(sequence, heads, a_batch, a_head) + first * a_row
     b_pointer += head_offset(sequence, heads, b_batch, b_head) + first * b_row
-    token = (batch.to(tl.int64) * length + start) * heads + head
     dy_pointer += token * V
     inner, inner_low = inner + token * V, inner_low + token * V
     outer, outer_low = outer + token * V, outer_low + token * V

@@ -111,6 +111,17 @@ def sums(choice, x):
 
 
 @triton.jit
+def chunk_place(program, length, heads, T: tl.constexpr):
+    """Of the chunk with this number of all sequences' chunks: its sequence, the tokens from its first one on, the first
+    one, and the place of that one's head in (B,L,H).
+    """
+    chunks = tl.cdiv(length, T)
+    sequence, start = program // chunks, program % chunks * T
+    token = ((sequence // heads).to(tl.int64) * length + start) * heads + sequence % heads
+    return sequence, length - start, tl.cast(start, tl.int64), token
+
+
+@triton.jit
 def load_gate(
     pointer, stride, t, keys, left, K: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr
 ):  # fmt: skip
