@@ -61,8 +61,7 @@ def add_layer_norm(
     """h, residual (..., D), weight, bias (D) -> y and the new residual r, both (..., D).
 
     `kept_xD` (bool, or where to draw it from) says which elements of h dropout leaves, each divided by the probability
-    `keep`. Without residual
-    and dropout r is h itself. Raises ValueError for a bias without centering.
+    `keep`. Without residual and dropout r is h itself. Raises ValueError for a bias without centering.
     """
     _check(bias_D, center)
     options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}

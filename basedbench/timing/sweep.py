@@ -128,9 +128,9 @@ class Sweep:
             return
         known = Rehearsed(cache_folder(), self.fingerprint, self.plugins)
         wanted = to_rehearse(known.new(cases))
-        later = {case.id for case in wanted}
-        ready = [case for case in by_their_own(cases) if case.id not in later]
-        taking_part = {case.implementation for case in by_their_own(cases)}
+        later, able = {case.id for case in wanted}, by_their_own(cases)
+        ready = [case for case in able if case.id not in later]
+        taking_part = {case.implementation for case in able}
         own = {key: worker for key, worker in workers.running.items() if key in taking_part}
         helpers = processes_for(wanted, most_processes(self.device, cores())) if len(wanted) >= FEWEST else 0
         if helpers + len(own) < 2:
