@@ -20,8 +20,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,11 +52,9 @@ def decode_kernel(
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr, STAGES: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
-    depend(EARLY)
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     c_K, c_V, row_J = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, ROWS)
     g, part = h // GROUP, tl.program_id(1)
@@ -114,11 +110,8 @@ def decode_kernel(
 
 
 @triton.jit
-def join_kernel(
-    parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, EARLY: tl.constexpr
-):
+def join_kernel(parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
     """The parts of a head, each unnormalised beside its peak and its sum."""
-    depend(EARLY)
     line = tl.program_id(0).to(tl.int64)
     p, c_V = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_V)
     parts += (line * PARTS + p) * (V + 2)
@@ -171,11 +164,11 @@ def operator(
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
         STAGES=STAGES,
-        num_warps=warps, **early_options(q),
+        num_warps=warps,
     )  # fmt: skip
     if count > 1:
         block = triton.next_power_of_2(count)
-        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block, **early_options(q))
+        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block)
     return y
 
 

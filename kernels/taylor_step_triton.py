@@ -15,8 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
 
 
 @triton.jit
@@ -44,9 +42,8 @@ def _features(pointer, feature, i, j, K: tl.constexpr):
 def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    depend(EARLY)
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
     head = tl.program_id(0)
     batch = (head // heads).to(tl.int64)
@@ -90,7 +87,6 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     step_kernel[(batch * heads,)](
         q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
         K=keys, V=v.shape[-1], TILE=min(64, triton.next_power_of_2(v.shape[-1])), BLOCK=block, num_warps=block // 32,
-        **early_options(q),
     )  # fmt: skip
     return y
 

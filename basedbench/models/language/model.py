@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import add_layer_norm, add_norm_of_parts, dependent_launches, embedding
+from basedbench.kernels import add_layer_norm, embedding
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
@@ -40,8 +40,6 @@ from basedbench.models.state import state_bytes
 NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
 FLOAT32 = ("A_log", "D", "dt_bias")
-# Kernels of a step as dependents of each other, its products as `row_linear`. Off until whole steps have been timed so.
-DEPENDENT_STEPS = False
 
 
 class Block(nn.Module):
@@ -178,8 +176,7 @@ class LanguageModel(nn.Module):
             y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
             return y_BD
 
-        with dependent_launches(DEPENDENT_STEPS):
-            logits_BV = self._head(*self._stream(tokens_B, mix))
+        logits_BV = self._head(*self._stream(tokens_B, mix))
         if positions is not None:
             state["position"] += 1
         return logits_BV, state
@@ -214,13 +211,11 @@ class LanguageModel(nn.Module):
             h = mix(layer, x)
             if self.config.has_mlp(block.kind):
                 x, r = self._add_norm(h, r, block.norm2)
-                h = block.mlp(x) if x.dim() > 2 else block.mlp.step(x)
+                h = block.mlp(x)
         return h, cast(Tensor, r)
 
     def _add_norm(self, h: Tensor, r: Tensor | None, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
-        """RMSNorm of the new stream r + h, and that stream; a step's h may be in parts."""
-        if r is not None and h.dim() > r.dim():
-            return add_norm_of_parts(h, r, norm.weight, eps=NORM_EPS, dtype=self.dtype)
+        """RMSNorm of the new stream r + h, and that stream."""
         return add_layer_norm(h, r, norm.weight, eps=NORM_EPS, center=False, dtype=self.dtype)
 
     def _head(self, h: Tensor, r: Tensor) -> Tensor:
