@@ -1,5 +1,7 @@
 """`attention_decode` and `sliding_window_step` in Triton: one launch, or two where the sequence is cut into parts.
 
+Rings that fit into shared memory take the way of `sliding_window_step_gluon`; what follows is about the others.
+
 Memory bound: each key and value is read once, for about as many multiply-adds as it has elements. A program takes one
 head of one sequence (or a part of its keys) and walks over tiles of keys. Every row of a tile keeps a softmax and
 outputs of its own; they are put together once, at the end, so that no warp waits for another inside the loop. Heads of
@@ -20,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .gluon_modules import gluon_module
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,6 +31,8 @@ TILE = 1024  # elements of keys (or of values) in a warp's part of a tile: 32 a 
 ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
 STAGES = 1  # of the loop over keys: with more, tiles wait in shared memory
+RINGS, RING_WARPS = "sliding_window_step_gluon", 4
+SHARED_BYTES = 72 * 1024  # of a head's ring in shared memory: three programs a multiprocessor
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -152,6 +157,9 @@ def operator(
     """y (B,H,V); `keys` and `values` (B,L,G,.) take the token in."""
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     y = v.new_empty((*q.shape[:2], v.shape[-1]))
+    if ring and _whole(q, k, v, keys, values):
+        _launch_whole(q, k, v, keys, values, position, cos, sin, scale, y)
+        return y
     (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
     rows, warps = tile(K, V, max(keys.element_size(), values.element_size()))
     count = 1 if ring else part_count(batch * heads, slots, rows)
@@ -170,6 +178,31 @@ def operator(
         block = triton.next_power_of_2(count)
         join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block)
     return y
+
+
+def _whole(*given: Tensor) -> bool:
+    """Whether a head's ring goes through shared memory in one piece, by vectors of 16 bytes (q, k, v, keys, values)."""
+    strides = [n for x in given for n in (x.shape[-1], *x.stride()[:-1])]
+    if any(x.element_size() != 2 or x.data_ptr() % 16 for x in given) or any(n % 8 for n in strides):
+        return False
+    keys, values = given[3:]
+    size = 2 * _padded(keys.shape[1]) * (_padded(keys.shape[-1]) + _padded(values.shape[-1]))
+    return size <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
+
+
+def _launch_whole(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor | None,
+    sin: Tensor | None, scale: float, y: Tensor,
+) -> None:  # fmt: skip
+    (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
+    rows_of_angles = (0, 0) if cos is None or sin is None else (cos.stride(0), sin.stride(0))
+    gluon_module(RINGS).ring_kernel[(batch * heads,)](
+        q, k, v, keys, values, position, cos, sin, y, heads, scale * math.log2(math.e), position.stride(0),
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
+        values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,
+        SLOTS=slots, BLOCK_K=_padded(K), BLOCK_V=_padded(V), BLOCK_S=_padded(slots),
+        HALF=0 if cos is None else cos.shape[-1], WARPS=RING_WARPS, num_warps=RING_WARPS,
+    )  # fmt: skip
 
 
 @operator.register_fake

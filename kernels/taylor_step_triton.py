@@ -4,7 +4,8 @@ Memory bound: 2 F (V + 1) floats per head against about as many multiply-adds. O
 needs all features of a row; all loads of a tile are in flight before its first store. In place, hence never autotuned,
 and every element must have one thread that loads and stores it: a vector shorter than the threads of a program is
 replicated over them, and one thread may load what another has stored. So a program has as many threads as a block has
-features: then also each feature is formed once, and not by every thread that needs it.
+features: then also each feature is formed once, and not by every thread that needs it. States that fit into shared
+memory take the way of `taylor_step_gluon`.
 """
 
 # mypy: allow-untyped-defs
@@ -15,10 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .gluon_modules import gluon_module
+
+MODULE = "taylor_step_gluon"
+SHARED_BYTES = 72 * 1024  # of a state in shared memory: three programs a multiprocessor
 
 
 @triton.jit
-def _dimensions(feature, K: tl.constexpr):
+def dimensions(feature, K: tl.constexpr):
     """Dimensions i <= j of a packed square feature, numbered from 0 row by row: the triangular root, rounded safely."""
     odd: tl.constexpr = 2 * K + 1
     root = tl.sqrt((odd * odd - 8 * feature).to(tl.float32))
@@ -27,7 +32,7 @@ def _dimensions(feature, K: tl.constexpr):
 
 
 @triton.jit
-def _features(pointer, feature, i, j, K: tl.constexpr):
+def features(pointer, feature, i, j, K: tl.constexpr):
     """phi for a block of packed features: [1, x / K^(1/4), {x_i x_j c_ij}_i<=j], zero beyond the last."""
     linear = (feature > 0) & (feature <= K)
     square = (feature > K) & (j < K)
@@ -59,9 +64,9 @@ def step_kernel(
         for first in tl.range(0, FEATURES, BLOCK):
             feature = first + tl.arange(0, BLOCK)
             exists = feature < FEATURES
-            i, j = _dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
-            phi_q = tl.where(exists, _features(q_pointer, feature, i, j, K), 0.0)
-            phi_k = tl.where(exists, _features(k_pointer, feature, i, j, K), 0.0)
+            i, j = dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
+            phi_q = tl.where(exists, features(q_pointer, feature, i, j, K), 0.0)
+            phi_k = tl.where(exists, features(k_pointer, feature, i, j, K), 0.0)
             place = state + feature[:, None] * (V + 1) + values[None, :]
             mask = exists[:, None] & (values < V)[None, :]
             rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
@@ -82,12 +87,20 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,F,V+1), float32 and contiguous, takes the token in."""
     q, k, v = (dense_rows(x) for x in (q, k, v))
     batch, heads, keys = q.shape
-    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
+    values, features = v.shape[-1], state.shape[2]
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    given = q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads
+    padded, width = max(32, triton.next_power_of_2(features)), max(32, triton.next_power_of_2(values))
+    if triton.cdiv(features, 32) * 32 * width * 4 <= SHARED_BYTES and not isinstance(gluon_module(MODULE), str):
+        warps = min(4, padded // 32)
+        gluon_module(MODULE).step_kernel[(batch * heads,)](
+            *given, K=keys, V=values, F=features, BLOCK_F=padded, BLOCK_V=width, WARPS=warps, num_warps=warps
+        )
+        return y
+    block = min(256, padded)
     step_kernel[(batch * heads,)](
-        q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
-        K=keys, V=v.shape[-1], TILE=min(64, triton.next_power_of_2(v.shape[-1])), BLOCK=block, num_warps=block // 32,
-    )  # fmt: skip
+        *given, K=keys, V=values, TILE=min(64, triton.next_power_of_2(values)), BLOCK=block, num_warps=block // 32
+    )
     return y
 
 
