@@ -15,6 +15,8 @@ device: the grid depends on shapes alone, and programs with nothing to read leav
 # mypy: allow-untyped-defs
 
 import math
+from types import ModuleType
+from typing import cast
 
 import torch
 import triton
@@ -196,7 +198,7 @@ def _launch_whole(
 ) -> None:  # fmt: skip
     (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
     rows_of_angles = (0, 0) if cos is None or sin is None else (cos.stride(0), sin.stride(0))
-    gluon_module(RINGS).ring_kernel[(batch * heads,)](
+    cast(ModuleType, gluon_module(RINGS)).ring_kernel[(batch * heads,)](
         q, k, v, keys, values, position, cos, sin, y, heads, scale * math.log2(math.e), position.stride(0),
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
         values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,

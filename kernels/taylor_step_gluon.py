@@ -1,8 +1,8 @@
-"""The decode step of taylor_attention where a head's state fits into shared memory several times: it is asked for at once.
+"""The decode step of taylor_attention where a head's state fits into shared memory several times: all at once.
 
 The program's first instructions copy the whole state of its head to shared memory, 40 kB at 153 features of 64 values:
-no registers are held by loads under way, so that five programs fit on a multiprocessor and while some of them compute or
-write, the others' reads are in flight. Rows of V + 1 floats have no alignment beyond 4 bytes, and copies no wider.
+no registers are held by loads under way, so that five programs fit on a multiprocessor, and while some of them compute
+or write, the others' reads are in flight. Rows of V + 1 floats are aligned to 4 bytes; copies are no wider.
 
 Each thread copies the numbers that it will use and writes them back: no thread sees what another one copied or wrote,
 save the features, which are formed once, number by number, and read from shared memory by the row.
