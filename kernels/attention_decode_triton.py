@@ -34,7 +34,7 @@ ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
 STAGES = 1  # of the loop over keys: with more, tiles wait in shared memory
 RINGS, RING_WARPS = "sliding_window_step_gluon", 4
-SHARED_BYTES = 72 * 1024  # of a head's ring in shared memory: three programs a multiprocessor
+SHARED_BYTES = 72 * 1024  # of a head's ring in shared memory, at most: three programs a multiprocessor
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -183,13 +183,18 @@ def operator(
 
 
 def _whole(*given: Tensor) -> bool:
-    """Whether a head's ring goes through shared memory in one piece, by vectors of 16 bytes (q, k, v, keys, values)."""
+    """Whether a head's ring goes through shared memory, by vectors of 16 bytes (q, k, v, keys, values)."""
     strides = [n for x in given for n in (x.shape[-1], *x.stride()[:-1])]
     if any(x.element_size() != 2 or x.data_ptr() % 16 for x in given) or any(n % 8 for n in strides):
         return False
     keys, values = given[3:]
-    size = 2 * _padded(keys.shape[1]) * (_padded(keys.shape[-1]) + _padded(values.shape[-1]))
-    return size <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
+    rows, block = _ring_tile(keys, values)
+    return 3 * rows * block * 2 <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
+
+
+def _ring_tile(keys: Tensor, values: Tensor) -> tuple[int, int]:
+    """Slots of half a ring, and the width of a tile of keys or values."""
+    return _padded(triton.cdiv(keys.shape[1], 2)), _padded(max(keys.shape[-1], values.shape[-1]))
 
 
 def _launch_whole(
@@ -198,12 +203,13 @@ def _launch_whole(
 ) -> None:  # fmt: skip
     (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
     rows_of_angles = (0, 0) if cos is None or sin is None else (cos.stride(0), sin.stride(0))
+    rows, block = _ring_tile(keys, values)
     cast(ModuleType, gluon_module(RINGS)).ring_kernel[(batch * heads,)](
         q, k, v, keys, values, position, cos, sin, y, heads, scale * math.log2(math.e), position.stride(0),
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
         values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,
-        SLOTS=slots, BLOCK_K=_padded(K), BLOCK_V=_padded(V), BLOCK_S=_padded(slots),
-        HALF=0 if cos is None else cos.shape[-1], WARPS=RING_WARPS, num_warps=RING_WARPS,
+        SLOTS=slots, BLOCK=block, ROWS=rows, HALF=0 if cos is None else cos.shape[-1], WARPS=RING_WARPS,
+        num_warps=RING_WARPS,
     )  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     given = q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads
     padded, width = max(32, triton.next_power_of_2(features)), max(32, triton.next_power_of_2(values))
     whole = gluon_module(MODULE)
-    if triton.cdiv(features, 32) * 32 * width * 4 <= SHARED_BYTES and not isinstance(whole, str):
+    shared = 4 * (triton.cdiv(features, 32) * 32 * width + 2 * padded)
+    if shared <= SHARED_BYTES and not isinstance(whole, str):
         warps = min(4, padded // 32)
         whole.step_kernel[(batch * heads,)](
             *given, K=keys, V=values, F=features, BLOCK_F=padded, BLOCK_V=width, WARPS=warps, num_warps=warps
