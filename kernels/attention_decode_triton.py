@@ -189,7 +189,9 @@ def _whole(*given: Tensor) -> bool:
         return False
     keys, values = given[3:]
     rows, block = _ring_tile(keys, values)
-    return 3 * rows * block * 2 <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
+    return (
+        keys.dtype == values.dtype and 3 * rows * block * 2 <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
+    )
 
 
 def _ring_tile(keys: Tensor, values: Tensor) -> tuple[int, int]:
