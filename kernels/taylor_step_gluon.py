@@ -1,8 +1,9 @@
-"""The decode step of taylor_attention where a head's state fits into shared memory several times: all at once.
+"""The decode step of taylor_attention with a head's state on its way through shared memory from the beginning.
 
-The program's first instructions copy the whole state of its head to shared memory, 40 kB at 153 features of 64 values:
-no registers are held by loads under way, so that five programs fit on a multiprocessor, and while some of them compute
-or write, the others' reads are in flight. Rows of V + 1 floats are aligned to 4 bytes; copies are no wider.
+The program's first instructions copy the state of its head to shared memory, whole (40 kB at 153 features of 64 values)
+or as much of it as is given there: no registers are held by loads under way, so that five programs fit on a
+multiprocessor, and while some of them compute or write, the others' reads are in flight. Rows of V + 1 floats are
+aligned to 4 bytes; copies are no wider.
 
 Each thread copies the numbers that it will use and writes them back: no thread sees what another one copied or wrote,
 save the features, which are formed once, number by number, and read from shared memory by the row.
@@ -31,6 +32,14 @@ def _places(tile, F: gl.constexpr, V: gl.constexpr, PADDED: gl.constexpr, LAYOUT
 
 
 @gluon.jit
+def _fetch(shared, state, tile, F: gl.constexpr, V: gl.constexpr, LAYOUT: gl.constexpr):
+    """A tile on its way to shared memory."""
+    place, exists = _places(tile, F, V, shared.shape[1], LAYOUT)
+    async_copy.async_copy_global_to_shared(shared, state + place, mask=exists)
+    async_copy.commit_group()
+
+
+@gluon.jit
 def _feature_rows(pointer, feature, F: gl.constexpr, K: gl.constexpr):
     """phi of one head, zeros beyond its last feature."""
     i, j = dimensions(gl.minimum(gl.maximum(feature - 1 - K, 0), F - 2 - K), K)
@@ -41,9 +50,12 @@ def _feature_rows(pointer, feature, F: gl.constexpr, K: gl.constexpr):
 def step_kernel(
     q, k, v, y, state, q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
     K: gl.constexpr, V: gl.constexpr, F: gl.constexpr, BLOCK_F: gl.constexpr, BLOCK_V: gl.constexpr,
-    WARPS: gl.constexpr,
+    BUFFERS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """F features; BLOCK_F of them, and BLOCK_V values, with those that are not there. As many threads at most."""
+    """F features; BLOCK_F of them, and BLOCK_V values, with those that are not there. As many threads at most.
+
+    BUFFERS tiles are on their way at first; the others follow into their places.
+    """
     TILES: gl.constexpr = (F + ROWS - 1) // ROWS
     LINE: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     TILE: gl.constexpr = gl.BlockedLayout([ROWS // WARPS, 1], [1, 32], [WARPS, 1], [1, 0])
@@ -54,11 +66,9 @@ def step_kernel(
     k += batch * k_batch + (head % heads) * k_head
     v += batch * v_batch + (head % heads) * v_head
     state += head.to(gl.int64) * (F * (V + 1))
-    tiles = gl.allocate_shared_memory(gl.float32, [TILES, ROWS, BLOCK_V], PLAIN)
-    for tile in gl.static_range(TILES):
-        place, exists = _places(tile, F, V, BLOCK_V, TILE)
-        async_copy.async_copy_global_to_shared(tiles.index(tile), state + place, mask=exists)
-        async_copy.commit_group()
+    tiles = gl.allocate_shared_memory(gl.float32, [BUFFERS, ROWS, BLOCK_V], PLAIN)
+    for tile in gl.static_range(BUFFERS):
+        _fetch(tiles.index(tile), state, tile, F, V, TILE)
     feature = gl.arange(0, BLOCK_F, layout=LINE)
     sums = gl.load(state + feature * (V + 1) + V, mask=feature < F, other=0.0)
     value = gl.arange(0, BLOCK_V, layout=gl.SliceLayout(0, TILE))
@@ -74,10 +84,13 @@ def step_kernel(
     barrier()
     y_FV = gl.zeros([ROWS, BLOCK_V], gl.float32, TILE)
     for tile in gl.static_range(TILES):
-        async_copy.wait_group(TILES - 1 - tile)
+        async_copy.wait_group(min(BUFFERS, TILES - tile) - 1)
         place, exists = _places(tile, F, V, BLOCK_V, TILE)
         phi_F = phi_ks.slice(tile * ROWS, ROWS).load(gl.SliceLayout(1, TILE))
-        rows_FV = tiles.index(tile).load(TILE) + phi_F[:, None] * v_V[None, :]
+        rows_FV = tiles.index(tile % BUFFERS).load(TILE) + phi_F[:, None] * v_V[None, :]
+        if tile + BUFFERS < TILES:
+            barrier()
+            _fetch(tiles.index(tile % BUFFERS), state, tile + BUFFERS, F, V, TILE)
         gl.store(state + place, rows_FV, mask=exists)
         y_FV += phi_qs.slice(tile * ROWS, ROWS).load(gl.SliceLayout(1, TILE))[:, None] * rows_FV
     y_V = gl.sum(y_FV, 0) / z

@@ -4,8 +4,8 @@ Memory bound: 2 F (V + 1) floats per head against about as many multiply-adds. O
 needs all features of a row; all loads of a tile are in flight before its first store. In place, hence never autotuned,
 and every element must have one thread that loads and stores it: a vector shorter than the threads of a program is
 replicated over them, and one thread may load what another has stored. So a program has as many threads as a block has
-features: then also each feature is formed once, and not by every thread that needs it. States that fit into shared
-memory take the way of `taylor_step_gluon`.
+features: then also each feature is formed once, and not by every thread that needs it. Up to some hundred
+features `taylor_step_gluon` does all this where there is Gluon.
 """
 
 # mypy: allow-untyped-defs
@@ -19,7 +19,8 @@ from .dense_rows import dense_rows
 from .gluon_modules import gluon_module
 
 MODULE = "taylor_step_gluon"
-SHARED_BYTES = 72 * 1024  # of a state in shared memory: three programs a multiprocessor
+SHARED_BYTES = 48 * 1024  # of a state in shared memory at a time: four programs a multiprocessor or more
+MOST_TILES = 12  # of 32 features: the loop over them is unrolled
 
 
 @triton.jit
@@ -92,12 +93,13 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     given = q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads
     padded, width = max(32, triton.next_power_of_2(features)), max(32, triton.next_power_of_2(values))
     whole = gluon_module(MODULE)
-    shared = 4 * (triton.cdiv(features, 32) * 32 * width + 2 * padded)
-    if shared <= SHARED_BYTES and not isinstance(whole, str):
-        warps = min(4, padded // 32)
+    tiles, buffers = triton.cdiv(features, 32), SHARED_BYTES // (32 * width * 4)
+    if min(tiles, 2) <= buffers and tiles <= MOST_TILES and not isinstance(whole, str):
+        warps = min(4 if width <= 64 else 8, padded // 32)
         whole.step_kernel[(batch * heads,)](
-            *given, K=keys, V=values, F=features, BLOCK_F=padded, BLOCK_V=width, WARPS=warps, num_warps=warps
-        )
+            *given, K=keys, V=values, F=features, BLOCK_F=padded, BLOCK_V=width, BUFFERS=min(tiles, buffers),
+            WARPS=warps, num_warps=warps,
+        )  # fmt: skip
         return y
     block = min(256, padded)
     step_kernel[(batch * heads,)](
