@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain
-from basedbench.kernels import row_linear
 
 State = dict[str, Tensor]
 Init = Literal["published", "correct"]
@@ -114,13 +113,6 @@ class Mixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 normal_linear_(module)
-
-
-def rows_through(linear: nn.Linear, x_xD: Tensor, *, parts: bool = False) -> Tensor:
-    """`linear` of one row per sequence, as a decode step has them (kernels/row_linear.py), or of whole sequences."""
-    if x_xD.dim() > 2:
-        return cast(Tensor, linear(x_xD))
-    return row_linear(x_xD, linear.weight, linear.bias, parts=parts)
 
 
 def project_aligned(linear: nn.Linear, x_xD: Tensor) -> Tensor:
