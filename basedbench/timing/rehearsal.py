@@ -30,9 +30,11 @@ from basedbench.timing.worker import Failure, Worker
 Implementation = tuple[str, str]
 
 # Whole models are left out too: few and large.
-NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS))
+NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS if backend.name != "sdpa-cudnn"))
 # What these call in company is what they call alone: nothing is tuned by timing, so nothing tuned is kept.
-NOTHING_TO_TUNE = ("ours", *NOTHING_TO_COMPILE)
+NOTHING_TO_TUNE = ("ours", "sdpa-cudnn", *NOTHING_TO_COMPILE)
+# cuDNN compiles for a second, once for all shapes of a kind, what the driver keeps on disk.
+ONCE_A_KIND = ("sdpa-cudnn",)
 # Larger cases are checked in their turn: the device is what they wait for, and their memory may not suffice for two.
 MOST_FLOPS, MOST_BYTES = 1e12, 2**29
 FEWEST = 3  # below that, starting the processes takes longer
@@ -55,7 +57,9 @@ def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
 def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
     """The cases whose implementations may have something to compile, the largest last: they need the most memory."""
     found = [case for case in cases if not isinstance(case, ModelCase) and case.contender not in NOTHING_TO_COMPILE]
-    return sorted(found, key=lambda case: case.batch * case.length)
+    found.sort(key=lambda case: case.batch * case.length)
+    first = {part[0].id for part in kinds(found)}
+    return [case for case in found if case.contender not in ONCE_A_KIND or case.id in first]
 
 
 def by_their_own(cases: Iterable[AnyCase]) -> list[AnyCase]:
@@ -65,12 +69,17 @@ def by_their_own(cases: Iterable[AnyCase]) -> list[AnyCase]:
 
 def processes_for(cases: Sequence[AnyCase], most: int) -> int:
     """How many helpers are worth starting for these cases."""
-    shares = [1 / (KINDS_EACH if _tunes(part[0]) else KINDS_EACH_BESIDE_OWN) for part in kinds(cases)]
+    shares = [1 / (KINDS_EACH if _takes_long(part[0]) else KINDS_EACH_BESIDE_OWN) for part in kinds(cases)]
     return min(most, -int(-sum(shares) // 1))
 
 
 def _tunes(case: AnyCase) -> bool:
     return case.contender not in NOTHING_TO_TUNE
+
+
+def _takes_long(case: AnyCase) -> bool:
+    """Whether the worker that will time a case had better not call all of its kinds."""
+    return _tunes(case) or case.contender in ONCE_A_KIND
 
 
 def _small(case: AnyCase) -> bool:
@@ -268,12 +277,15 @@ class _Rehearsal:
 
         import torch
 
+        from basedbench.timing.beside import compile_ahead
         from basedbench.timing.subject import subject_of
 
         subject = subject_of(self.case, self.device)
-        with torch.set_grad_enabled(subject.grad), subject.context():
-            subject.load()
-            subject.start()
+        with torch.set_grad_enabled(subject.grad):
+            compile_ahead(subject, self.case, self.device)
+            with subject.context():
+                subject.load()
+                subject.start()
         del subject
         gc.collect()
         if self.device != "cpu":

@@ -20,11 +20,7 @@ from basedbench.timing.timeline import noted
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
-# What the server imports besides torch: workers need it all, and none of it touches a GPU.
-PRELOADED = (
-    *("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language"),
-    "basedbench.timing.preloaded",
-)
+PRELOADED = ("basedbench.timing.preloaded",)  # what the server imports, and with it all that workers need
 _LAST_WORDS = 2000
 
 

@@ -46,6 +46,14 @@ def test_what_compiles_is_called_the_largest_last() -> None:
     assert [case.contender for case in to_rehearse(cases)] == ["fla-parallel", "flex", "ours"]
 
 
+def test_of_what_compiles_once_for_all_shapes_the_smallest_of_a_kind_is_called() -> None:
+    shapes = [{"mode": mode, "length": length} for mode in ("fwd", "fwd_bwd") for length in (32, 8, 16)]
+    cases = [make_case("sdpa-cudnn", operator="attention", **shape) for shape in shapes]
+    assert to_rehearse(cases) == [cases[1], cases[4]]
+    assert by_their_own(cases) == cases
+    assert processes_for([cases[1], cases[4]], 12) == 1
+
+
 def test_cases_that_may_share_a_kernel_are_one_piece_of_work() -> None:
     lengths = [make_case("ours", length=length) for length in (8, 16)]
     wide = make_case("ours", length=8, key_dim=8)
