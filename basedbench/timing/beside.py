@@ -13,6 +13,7 @@ from typing import Any
 
 from basedbench.config.throughput import AnyCase
 from basedbench.timing.subject import Subject
+from basedbench.timing.timeline import noted
 
 Launch = Callable[[], Any]
 MOST_THREADS = 8
@@ -39,7 +40,10 @@ def compile_beside(call: Callable[[], object], device: str) -> None:
     found = _launches_of(call)
     if sum(map(len, found)) < 2:
         return
-    with ThreadPoolExecutor(MOST_THREADS, initializer=partial(_enter, device)) as threads:
+    with (
+        noted(f"{len(found)} kernels"),
+        ThreadPoolExecutor(MOST_THREADS, initializer=partial(_enter, device)) as threads,
+    ):
         list(threads.map(_compile, found))
 
 

@@ -58,7 +58,7 @@ def shield_when_needed() -> None:
 
         return call
 
-    torch._disable_dynamo = later
+    torch._disable_dynamo = later  # type: ignore[assignment]
 
 
 def import_all(names: tuple[str, ...]) -> None:

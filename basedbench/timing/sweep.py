@@ -11,7 +11,8 @@ from basedbench.engines.compile_ahead import most_processes
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.rehearsal import FEWEST, by_their_own, processes_for, rehearse, to_rehearse
+from basedbench.timing.kinds import FEWEST, by_their_own, processes_for, to_rehearse
+from basedbench.timing.rehearsal import rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement

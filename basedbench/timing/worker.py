@@ -186,7 +186,8 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     from basedbench.timing.session import Session
 
     if device != "cpu":
-        torch.cuda.set_device(device)
+        with noted("device"):
+            torch.cuda.set_device(device)
     load_plugins(plugins)
     gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second a case
     # What peers tune in here, with the device to themselves, need not be tuned again in the next process.
@@ -226,6 +227,7 @@ class CeilingsRequest:
 
     seconds: float
     names: tuple[str, ...] = ()
+    origin: dict[str, Any] | None = None  # where the rows come from, if the near end knows
 
 
 class _Ceilings:
@@ -237,7 +239,8 @@ class _Ceilings:
     def prepare(self) -> dict[str, Any]:
         from basedbench.timing.ceilings import calibrate
 
-        return {"rows": list(calibrate(self.device, self.request.seconds, names=self.request.names))}
+        request = self.request
+        return {"rows": list(calibrate(self.device, request.seconds, names=request.names, origin=request.origin))}
 
 
 def _attempt(action: Any) -> Any:

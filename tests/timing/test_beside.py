@@ -78,14 +78,12 @@ def test_one_kernel_is_left_to_its_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert not compiler.asked
 
 
-@pytest.mark.parametrize(
-    ("contender", "device", "called"), [("ours", "cuda:0", True), ("ours", "cpu", False), ("fla-chunk", "cuda:0", False)]
-)
-def test_only_kernels_of_ours_are_called_for_nothing(contender: str, device: str, called: bool) -> None:
+@pytest.mark.parametrize(("contender", "device"), [("ours", "cuda:0"), ("ours", "cpu"), ("fla-chunk", "cuda:0")])
+def test_only_kernels_of_ours_are_called_for_nothing(contender: str, device: str) -> None:
     """What tunes would time nothing, and keep that."""
     subject = Subject()
     compile_ahead(subject, make_case(contender), device)  # type: ignore[arg-type]
-    assert subject.steps == (["context", "load", "start"] if called else [])
+    assert subject.steps == (["context", "load", "start"] if (contender, device) == ("ours", "cuda:0") else [])
 
 
 class Subject:

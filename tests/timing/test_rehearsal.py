@@ -12,7 +12,8 @@ import torch
 from basedbench.config.throughput import Case, MeasureSection
 from basedbench.store import fingerprint
 from basedbench.timing import rehearsal
-from basedbench.timing.rehearsal import Outcome, by_their_own, kinds, processes_for, rehearse, to_rehearse
+from basedbench.timing.kinds import by_their_own, kinds, processes_for, to_rehearse
+from basedbench.timing.rehearsal import Outcome, rehearse
 from basedbench.timing.rehearsed import Rehearsed
 from basedbench.timing.worker import Failure
 from tests.timing.conftest import make_case, make_model_case
