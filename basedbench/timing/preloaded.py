@@ -1,8 +1,8 @@
 """What the server of worker processes does once for all of them: what each would do for itself at first use.
 
-It imports what they need; half a second for the first backward pass alone. It makes the key by which Triton looks for a
-compiled kernel, a hash of its own hundreds of megabytes, and compiles Triton's view of the driver: threads do these
-while the imports go on, and have ended when the first process is forked. None of it touches a GPU.
+It imports what they need. It makes the key by which Triton looks for a compiled kernel, a hash of its own hundreds of
+megabytes, and compiles the module through which Triton calls the driver: threads do these while the imports go on, and
+have ended when the first process is forked. None of it touches a GPU.
 
 torch shields every operator that is registered with it from its compiler, and imports that when the operator is first
 called: two seconds in every worker. Here the shield is up when there is something to shield from.
@@ -19,7 +19,6 @@ from basedbench.timing.timeline import note, noted
 from basedbench.timing.worker import driver_is_there
 
 NEEDED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
-FIRST_USED = ("torch.fx.experimental.symbolic_shapes",)
 TRITON = ("triton.compiler", "triton.backends.nvidia.compiler", "triton.backends.nvidia.driver")
 COMPILER = "torch._dynamo"
 
@@ -78,10 +77,8 @@ def preload() -> None:
         beside.submit(make_triton_key)
         beside.submit(make_triton_driver)
         import_all(NEEDED)
+        shield_when_needed()
         note("the server has imported what workers need")
-        with noted("what each would do for itself"):
-            import_all(FIRST_USED)
-            shield_when_needed()
     note("the server is ready")
 
 

@@ -238,11 +238,12 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import torch
 
     from basedbench.plugins import load_plugins
+    from basedbench.timing.waking import open_device
 
     torch.set_num_threads(1)
     # What peers would keep of tuning beside other processes is not what is best with the device to themselves.
     os.environ |= {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
     if device != "cpu":
-        torch.cuda.set_device(device)
+        open_device(device)
     load_plugins(plugins)
     return lambda case, measure: _Rehearsal(case, device)

@@ -178,22 +178,20 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import gc
 
-    import torch
-
     from basedbench.plugins import load_plugins
     from basedbench.timing.clock import WallClock
     from basedbench.timing.kept import Kept
     from basedbench.timing.session import Session
+    from basedbench.timing.waking import open_device, wake
 
     if device != "cpu":
-        with noted("device"):
-            torch.cuda.set_device(device)
+        open_device(device)
     load_plugins(plugins)
     gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second a case
     # What peers tune in here, with the device to themselves, need not be tuned again in the next process.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     if device != "cpu":
-        _wake(device)
+        wake(device)
     kept = Kept(device)
 
     def make(case: Any, measure: Any) -> Any:
@@ -202,23 +200,6 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
         return Session(case, measure, device, WallClock(), kept)
 
     return make
-
-
-def _wake(device: str) -> None:
-    """What libraries do on first use, while nothing is timed: the context, generators, handles, Triton's driver."""
-    import torch
-    import triton
-
-    with noted("context"):
-        torch.zeros(1, device=device)
-        torch.cuda.synchronize()
-    with noted("libraries"):
-        for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            x = torch.randn(64, 64, device=device).to(dtype)
-            (x @ x).square().sum()
-        torch.cuda.synchronize()
-    with noted("Triton's driver"):
-        triton.runtime.driver.active.get_current_device()
 
 
 @dataclass(frozen=True)
