@@ -73,8 +73,8 @@ class Session:
         started = self.clock.now()
         with torch.set_grad_enabled(self.subject.grad):
             compile_ahead(self.subject, self.case, self.device)
-            self._started()
-            first_s = self.clock.now() - started
+            compiling_s = self.clock.now() - started
+            first_s = compiling_s + self._started()
             verdict = self.subject.check()
         if verdict.reason is None:
             self.kept.ahead[self.case.id] = Ahead(verdict, first_s)

@@ -105,9 +105,11 @@ class Sweep:
                 if self.find_ceilings is not None and todo:
                     self.ceilings = self.find_ceilings(workers, todo[0][0])
             for index, group in enumerate(todo):
-                later, done = todo[index + 1 :], reversed(todo[:index])
-                # Those that are done stay if there is room: one that ends takes a third of a second with it.
-                workers.start(group, later=[*_models(later), *_first_of_kinds([*later, *done], self._idle())])
+                later = todo[index + 1 :]
+                models = _models(later)
+                # Those that are done stay unless models need the room: one that ends takes a third of a second with it.
+                done = [] if models else todo[:index][::-1]
+                workers.start(group, later=[*models, *_first_of_kinds([*later, *done], self._idle())])
                 for part in self._parts(group, len(workers)):
                     workers.spare(part)
                     for measurement in competition.run(part):
