@@ -16,9 +16,9 @@ ONCE_A_KIND = ("sdpa-cudnn",)
 # Larger cases are checked in their turn: the device is what they wait for, and their memory may not suffice for two.
 MOST_FLOPS, MOST_BYTES = 1e12, 2**29
 FEWEST = 3  # below that, starting the processes takes longer
-# A helper takes about as long to come up as two kernels to compile. What workers may compile, who are there anyway, is
-# worth fewer helpers.
-KINDS_EACH, KINDS_EACH_BESIDE_OWN = 2, 8
+# A helper takes about as long to come up as two kernels to compile. What workers may compile, who are there anyway and
+# compile several at once, is worth fewer helpers.
+KINDS_EACH, KINDS_EACH_BESIDE_OWN = 2, 16
 
 
 def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
