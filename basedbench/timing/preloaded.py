@@ -1,13 +1,14 @@
 """What the server of worker processes does once for all of them: what each would do for itself at first use.
 
 It imports what they need. It makes the key by which Triton looks for a compiled kernel, a hash of its own hundreds of
-megabytes, and compiles the module through which Triton calls the driver: threads do these while the imports go on, and
-have ended when the first process is forked. None of it touches a GPU.
+megabytes, and has the module compiled through which Triton calls the driver: threads see to these while the imports go
+on, and have ended when the first process is forked. None of it touches a GPU.
 
 torch shields every operator that is registered with it from its compiler, and imports that when the operator is first
 called: two seconds in every worker. Here the shield is up when there is something to shield from.
 """
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,8 @@ from basedbench.timing.timeline import note, noted
 from basedbench.timing.worker import driver_is_there
 
 NEEDED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
-TRITON = ("triton.compiler", "triton.backends.nvidia.compiler", "triton.backends.nvidia.driver")
+TRITON = ("triton.compiler", "triton.backends.nvidia.compiler")
+DRIVER_LIMIT_S = 60.0
 COMPILER = "torch._dynamo"
 
 
@@ -33,11 +35,13 @@ def make_triton_key() -> str | None:
 
 
 def make_triton_driver() -> None:
-    """The module through which Triton calls the driver, on the disk and in this process, if this machine can."""
-    with suppress(Exception), noted("Triton's driver, compiled"):
-        from triton.backends.nvidia.driver import CudaUtils
+    """Compile the module through which Triton calls the driver: by another process, which may load the driver's library.
 
-        CudaUtils()
+    Where that fails it fails again in the worker that needs it, which then says so.
+    """
+    with noted("Triton's driver, compiled"), suppress(OSError, subprocess.TimeoutExpired):
+        command = [sys.executable, "-c", "from triton.backends.nvidia.driver import CudaUtils; CudaUtils()"]
+        subprocess.run(command, capture_output=True, timeout=DRIVER_LIMIT_S, check=False)
 
 
 def shield_when_needed() -> None:
