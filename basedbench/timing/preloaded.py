@@ -35,7 +35,7 @@ def make_triton_key() -> str | None:
 
 
 def make_triton_driver() -> None:
-    """Compile the module through which Triton calls the driver: by another process, which may load the driver's library.
+    """Have the module compiled through which Triton calls the driver, by a process that may load the driver's library.
 
     Where that fails it fails again in the worker that needs it, which then says so.
     """
