@@ -180,14 +180,14 @@ def lce_finish_kernel(
     others_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
     before_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
     wanted_N = tl.zeros([BLOCK_N], tl.float32)
-    for s in tl.static_range(SPLITS):
+    for s in range(SPLITS):  # unrolled by LLVM; by Triton, compiling takes ten times as long
         others_N = tl.maximum(others_N, tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0))
         wanted_N += tl.load(rows + (s * 4 + 2) * N + n, mask=n < N, other=0.0)
         before_N = tl.maximum(before_N, tl.load(rows + (s * 4 + 3) * N + n, mask=n < N, other=0.0))
     peak_N = tl.maximum(others_N, wanted_N)
     peak_N = tl.where(peak_N == float("-inf"), 0.0, peak_N)
     rest_N = tl.zeros([BLOCK_N], tl.float32)
-    for s in tl.static_range(SPLITS):
+    for s in range(SPLITS):
         scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
         rest_N += scale_N * tl.load(rows + (s * 4 + 1) * N + n, mask=n < N, other=0.0)
     total_N = rest_N + tl.exp(wanted_N - peak_N)
@@ -209,7 +209,7 @@ def lce_finish_kernel(
     tl.store(saved + 2 * N + n, rest_N / total_N, mask=n < N)
     if EXPECTED:
         sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for s in tl.static_range(SPLITS):
+        for s in range(SPLITS):
             scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
             part = expected + tl.cast(s, tl.int64) * N * D
             sum_ND += scale_N[:, None] * tl.load(part + n[:, None] * D + d[None, :], mask=mask_ND, other=0.0)
