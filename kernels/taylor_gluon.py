@@ -106,17 +106,17 @@ def _map(x: Tensor, rows: int, columns: int) -> Any:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, y: Tensor, inverse: Tensor, final: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, y: Tensor, inverse: Tensor | None, final: Tensor | None
 ) -> None:
-    """Writes y (B,L,H,V), 1 / z (B,H,L) and, where it is given, the final state; y must be contiguous."""
+    """Writes y (B,L,H,V) and, where they are given, 1 / z (B,H,L) and the final state; y must be contiguous."""
     kernels = _kernels()
     assert isinstance(kernels, ModuleType)
     batch, length, heads, value_dim = v.shape
     cut = plan(batch, length, heads, value_dim)
     begin = cut.segments > 1 or initial is not None
-    slots = inverse
+    slots = y  # nothing reads it
     if begin or final is not None:
-        slots = inverse.new_empty((cut.places, cut.segments + 1, SLOT.value))
+        slots = y.new_empty((cut.places, cut.segments + 1, SLOT.value), dtype=torch.float32)
     grid = (cut.places, triton.cdiv(SLOT.value, BLOCK))
     if cut.segments > 1:
         _segment_sums(kernels, k, v, slots, cut)
@@ -148,7 +148,7 @@ def _serial(
     k: Tensor,
     v: Tensor,
     y: Tensor,
-    inverse: Tensor,
+    inverse: Tensor | None,
     slots: Tensor,
     cut: _Plan,
     *,
@@ -159,6 +159,8 @@ def _serial(
     assert isinstance(kernels, ModuleType)
     stages, early = SHAPE
     kernels.serial_kernel[(cut.places * cut.segments,)](
-        _map(q, 64, 16), _map(k, 64, 16), _map(v, 64, 64), _map(y, 64, 64), inverse, slots, *cut.scalars,
-        BEGIN=begin, FINAL=final, EVEN=cut.length % 64 == 0, STAGES=stages, EARLY=early, num_warps=4,
+        _map(q, 64, 16), _map(k, 64, 16), _map(v, 64, 64), _map(y, 64, 64),
+        y if inverse is None else inverse, slots, *cut.scalars,
+        BEGIN=begin, FINAL=final, EVEN=cut.length % 64 == 0, STAGES=stages, EARLY=early,
+        INVERSE=inverse is not None, num_warps=4,
     )  # fmt: skip

@@ -154,6 +154,9 @@ def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim
     state = in_float64(inputs(randn, 5, value_dim, device="cpu"))[1].float() if with_state else None
     y, inverse, final = run(*tensors, state)
     assert_right(relative_error, (y, inverse, final), tensors, state)
+    alone = torch.full_like(y, torch.nan)
+    taylor_gluon.forward(*tensors, state, alone, None, None)
+    assert torch.equal(alone, y)
 
 
 @on_hopper
