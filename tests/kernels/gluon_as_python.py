@@ -18,6 +18,7 @@ from basedbench.kernels import taylor_gluon, taylor_gluon_states
 SOURCES = Path(taylor_gluon.__file__).parent
 MODULES = (
     *("taylor_gluon_kernels", "taylor_gluon_serial", "taylor_backward_gluon_query", "taylor_backward_gluon_kernels"),
+    *("taylor_gluon_turned", "taylor_gluon_turned_serial"),
 )
 POISON = float("nan")
 
