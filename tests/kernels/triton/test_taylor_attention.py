@@ -6,6 +6,7 @@ from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
 from basedbench.kernels import taylor_step_triton as step_form
+from basedbench.kernels.precision import precision_of
 from basedbench.kernels.slices import cut
 from basedbench.kernels.taylor_attention import reference, step_reference
 from basedbench.kernels.taylor_features import feature_count
@@ -109,6 +110,20 @@ def test_state_is_the_packed_one_of_the_reference(randn, relative_error, device,
     assert relative_error(ours, exact) < 1e-6
     assert relative_error(y, exact_y) < 1e-6
     assert (ours[:, :, 0, -1] == shape[0] + 5 * with_state).all()
+
+
+def test_without_gradients_nothing_is_kept_for_them(randn, device):
+    tensors = inputs(randn, device, torch.float32, 70, 16, 16)
+    options = (initial_state(randn, device, 16, 16), False, precision_of(torch.float32))
+    y, inverse, _ = triton_form.attention(*tensors, *options)
+    alone, nothing, _ = triton_form.attention(*tensors, *options, False)
+    assert torch.equal(alone, y)
+    assert inverse.shape == (*y.shape[:1], y.shape[2], y.shape[1])
+    assert nothing.numel() == 0
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    for keep in (True, False):
+        torch.library.opcheck(triton_form.attention, (*tensors, *options, keep))
+    torch.library.opcheck(triton_form.attention, (*leaves, *options))
 
 
 def test_large_norms_in_half_precision(randn, relative_error, device):
