@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.engines import determinism
+from basedbench.engines import determinism, paces
 from basedbench.store import load
+from basedbench.training.cost import Estimate
 from tests.cli.conftest import RunCli
 
 SUITE = """
@@ -151,6 +152,7 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
         (["--sweep", "--precision", "fp8"], ["precision", "fp8"]),
         (["--sweep", "--device", "gpu"], ["'gpu'", "cuda"]),
         (["--sweep", "--plugin", "none.py"], ["none.py"]),
+        (["--sweep", "--time-limit", "9 minutes"], ["--time-limit '9 minutes'", "90s, 9m"]),
     ],
 )
 def test_bad_input_is_one_sentence(run_cli: RunCli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -211,3 +213,22 @@ def test_precisions_are_rows_side_by_side(run_cli: RunCli, suite: Path, tmp_path
     assert set(frame["status"]) == {"ok"}
     losses = frame.set_index("precision")["loss_by_epoch"]
     assert losses["fp32"] != losses["bf16"]
+
+
+def test_a_time_limit_leaves_the_rest_for_the_next_time(
+    run_cli: RunCli, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paces, "estimate", lambda case, device: Estimate(1e6 if case.mixer == "attention" else 1, True))
+    suite.write_text(SUITE + "  - mixer: attention\n    grid: {d_model: 16}\n")
+    given = ["recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path, "--time-limit", "1m"]
+    outcome = run_cli(*given, "--limit", 5)
+    assert outcome.exit_code == 0
+    assert re.search(
+        r"\nTime limit of 1 min 0 s: 2 runs are left, about \d+ h .*\. The same command goes on from there\.\n",
+        outcome.stderr,
+    )
+    assert "without --limit" not in outcome.stdout
+    assert set(load(tmp_path, "recall")["mixer"]) == {"based"}
+    again = run_cli(*given, "--filter", "attention", "--json")
+    assert re.search(r"None would have ended in time, the shortest takes about .*: give more time\.\n", again.stderr)
+    assert again.stdout == "[]\n"
