@@ -63,10 +63,10 @@ class Pace(Generic[Item]):
         return self.guess(item) * self._ratio(self.kinds(item))
 
     def _ratio(self, kinds: Sequence[Hashable]) -> float:
-        known = [self._ratios.get(kind) for kind in kinds]
+        known = [self._ratios.get(kind, []) for kind in kinds]
         if alike := known[0]:
             return max(alike[1:] or alike)  # the first of a kind had its kernels to compile
-        return median(next((ratios for ratios in known if ratios), None) or self._all or [1.0])
+        return median(next(filter(None, known), self._all) or [1.0])
 
 
 class Deadline(Generic[Item]):
