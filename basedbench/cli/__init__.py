@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from basedbench import __version__
 from basedbench.errors import UserError
+from basedbench.signals import Terminated, exit_code, heed_sigterm
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
 
@@ -24,6 +25,8 @@ class _Group(TyperGroup):
         except UserError as error:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error
+        except Terminated as stop:
+            raise typer.Exit(exit_code(stop)) from None
 
 
 app = typer.Typer(
@@ -56,4 +59,5 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line; exit code 2 says that the user can mend it."""
+    heed_sigterm()
     app()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from basedbench.cli.time_limit import TimeLimit
+from basedbench.signals import exit_code
 
 if TYPE_CHECKING:
     from basedbench.engines import Listener, LocalEngine
@@ -135,11 +136,11 @@ def _run(
             running = engine(listener)
             with suppress(TimeUp), deadline.kept():
                 running.run(todo)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(
             f"\nStopped. Finished runs are in {out / 'recall'}; the same command again goes on from there.", err=True
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop)) from None
     at_once = sum(place.slots for place in running.places)
     late = say_left(deadline, todo, running.left, running.under_way, rest, at_once=at_once, what="runs")
     return 0 if late else len(rest)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from basedbench.cli.time_limit import TimeLimit
+from basedbench.signals import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -118,9 +119,9 @@ def throughput(
             sweep.run(todo, progress)
         progress.close(sweep.spent)
         late = limits.say_left(sweep.deadline, todo, sweep.left, sweep.under_way, rest, what="cases")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop)) from None
     report.results(cases, report.stored(out, chosen.name), out, as_json, left=0 if late else len(rest))
 
 

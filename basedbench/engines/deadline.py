@@ -31,7 +31,7 @@ class TimeUp(KeyboardInterrupt):
 
 def seconds_of(text: str) -> float:
     """`540`, `90s`, `9m` or `1h30m` in seconds; UserError for anything else."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip().replace(" ", ""))
+    found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip().replace(" ", ""))
     parts = found.groups("0") if found else ()
     seconds = sum(unit * int(part) for unit, part in zip(_UNITS_S, parts, strict=False))
     if not seconds:

@@ -18,6 +18,7 @@ from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError
+from basedbench.signals import ctrl_c_ignored
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.rows import Circumstances, recall_row
@@ -115,7 +116,8 @@ class LocalEngine:
         ours, theirs = context.Pipe()
         arguments = (theirs, place.device, self.root, place.threads, self.plugins)
         process = context.Process(target=serve, args=arguments, daemon=True)
-        process.start()
+        with ctrl_c_ignored():
+            process.start()
         theirs.close()
         return _Worker(place, process, ours, place.slots)
 
