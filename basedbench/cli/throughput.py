@@ -93,7 +93,7 @@ def throughput(
     kind = place.partition(":")[0]
     if kind != "cpu" and not dry_run:  # on a CPU it would take turns with what measures the ceilings
         start_server()
-    chosen = load_suite(suite or ("quick-throughput" if kind == "cpu" else "kernels"), "throughput")
+    chosen = load_suite(("quick-throughput" if kind == "cpu" else "kernels") if suite is None else suite, "throughput")
     cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
     due = pending(cases, rows, fresh=fresh, retry=parse_statuses(retry))

@@ -1,4 +1,4 @@
-"""Suite files: found by name or path, read with yaml.safe_load, checked, or refused in one sentence.
+"""Suite files: found by name or path, read safely, checked, or refused in one sentence.
 
 A suite may begin with another: `extends: figure2` takes that suite (a shipped one by name, or a file beside this one)
 and changes what is written here. Mappings (task, train, test, measure) are changed key by key, other keys replaced;
@@ -19,6 +19,20 @@ from basedbench.errors import UserError, nearest, plain
 
 LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that stands twice in one mapping is an error: only the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            if name is not None and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def suite_names(kind: str | None = None) -> list[str]:
@@ -84,7 +98,9 @@ def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[
 
 def _mapping(text: str, origin: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"{origin}: not a suite: its lists and mappings are nested too deep.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
