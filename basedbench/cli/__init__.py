@@ -27,6 +27,16 @@ class _Group(TyperGroup):
             raise typer.Exit(2) from error
         except Terminated as stop:
             raise typer.Exit(exit_code(stop)) from None
+        except Exception as error:
+            _point_to_the_folder(error)
+            raise
+
+
+def _point_to_the_folder(error: Any) -> None:
+    """Commands that write results have --out, those that read them --results: say which is meant."""
+    if getattr(error, "option_name", None) in ("--results", "--out", "--output") and getattr(error, "ctx", None):
+        known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+        error.possibilities = sorted(known & {"--results", "--out"})
 
 
 app = typer.Typer(

@@ -44,7 +44,9 @@ def _logspace(name: str, arguments: Any) -> list[float]:
             step = (high - low) / max(count - 1, 1)
             # Six digits: the same learning rate whatever the series that it came from.
             return [float(f"{10 ** (low + step * i):.6g}") for i in range(count)]
-    raise ValueError(f"{name}: logspace takes [low exponent, high exponent, count >= 1], got {arguments!r}")
+    raise ValueError(
+        f"{name}: logspace takes [low exponent, high exponent, count up to {MOST_VALUES}], got {arguments!r}"
+    )
 
 
 def _powers_of_two(name: str, arguments: Any) -> list[int]:
