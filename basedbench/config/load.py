@@ -48,7 +48,8 @@ def load_suite(name_or_path: str, kind: str | None = None) -> Any:
     suite = parse_suite(text, name, origin)
     if kind is not None and suite.kind != kind:
         same = ", ".join(suite_names(kind))
-        raise UserError(f"suite {name_or_path!r} is a {suite.kind} suite; {kind} suites: {same}.")
+        models = f" Its models are timed with --models {name_or_path}." if kind == "throughput" else ""
+        raise UserError(f"suite {name_or_path!r} is a {suite.kind} suite; {kind} suites: {same}.{models}")
     return suite
 
 
