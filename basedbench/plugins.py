@@ -4,6 +4,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -55,11 +56,12 @@ def _run(file: Path) -> Plugin:
             raise UserError(
                 "it registers neither a mixer nor a contender; docs/YOUR_MIXER.md and docs/PLUGINS.md show how."
             )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         mixers.restore(before)
         contenders.restore(contenders_before)
         sys.modules.pop(name, None)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = "it calls sys.exit; leave that out." if isinstance(error, SystemExit) else reason
         raise UserError(f"plugin {file}, line {_line(error, file)}: {reason}") from error
     return plugin
 
@@ -70,10 +72,11 @@ def _execute(file: Path, name: str) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where pydantic, dataclasses and pickle look its classes up
-    spec.loader.exec_module(module)
+    with redirect_stdout(sys.stderr):  # tables and JSON are for stdout
+        spec.loader.exec_module(module)
 
 
-def _line(error: Exception, file: Path) -> int:
+def _line(error: BaseException, file: Path) -> int:
     """The last line of the file that was running, or the line that does not parse."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno or 1

@@ -99,6 +99,7 @@ def test_loading_twice_does_nothing(plugin):
         (PLUGIN + "\nraise RuntimeError('half way')\n", PLUGIN.count("\n") + 2, "half way"),
         (PLUGIN.replace('"running_mean"', '"based"'), 9, "'based'"),
         (PLUGIN.replace('    name = "running_mean"\n', ""), 9, "`name`"),
+        ("import sys\nsys.exit(0)\n", 2, "calls sys.exit"),
         ("def f():\n    return 1 / 0\n\nf()\n", 2, "ZeroDivisionError"),
     ],
 )
@@ -152,3 +153,10 @@ def test_a_failure_leaves_no_contender_behind(tmp_path):
     with pytest.raises(UserError, match="line 3: ZeroDivisionError"):
         load_plugin(path)
     assert all_contenders() == before
+
+
+def test_what_a_plugin_prints_stays_out_of_tables_and_json(tmp_path, capsys):
+    path = tmp_path / "talks.py"
+    path.write_text(PLUGIN + "\nprint('hello')\n")
+    load_plugin(path)
+    assert capsys.readouterr() == ("", "hello\n")

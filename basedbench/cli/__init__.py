@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from basedbench import __version__
 from basedbench.errors import UserError
+from basedbench.signals import Terminated, exit_code, heed_sigterm
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
 
@@ -24,6 +25,18 @@ class _Group(TyperGroup):
         except UserError as error:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error
+        except Terminated as stop:
+            raise typer.Exit(exit_code(stop)) from None
+        except Exception as error:
+            _point_to_the_folder(error)
+            raise
+
+
+def _point_to_the_folder(error: Any) -> None:
+    """Commands that write results have --out, those that read them --results: say which is meant."""
+    if getattr(error, "option_name", None) in ("--results", "--out", "--output") and getattr(error, "ctx", None):
+        known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+        error.possibilities = sorted(known & {"--results", "--out"})
 
 
 app = typer.Typer(
@@ -56,4 +69,5 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line; exit code 2 says that the user can mend it."""
+    heed_sigterm()
     app()

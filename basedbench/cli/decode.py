@@ -19,6 +19,7 @@ def time_models(
     name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool, dry_run: bool
 ) -> None:
     """Time, store a row each, and print a table; with `dry_run` only say which models."""
+    from basedbench.cli.recall_report import built
     from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
@@ -28,7 +29,6 @@ def time_models(
     from basedbench.timing.clock import WallClock
     from basedbench.timing.decode import Decoder, decode_rows
     from basedbench.training.cases import recall_cases
-    from basedbench.training.run import build_model
 
     runs = recall_cases(load_suite(name, "recall"))
     runs = runs if pattern is None else matching(runs, pattern, "runs")
@@ -38,7 +38,7 @@ def time_models(
         return
     store = Store(out)
     decoders = [
-        Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, build_model(case), case.longest)
+        Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, built(case), case.longest)
         for case in cases.values()
     ]
     origin = {

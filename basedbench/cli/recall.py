@@ -1,14 +1,20 @@
 """`basedbench recall`: train one model, or a whole sweep, on synthetic recall."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from basedbench.cli.time_limit import TimeLimit
+from basedbench.signals import exit_code
+
 if TYPE_CHECKING:
     from basedbench.engines import Listener, LocalEngine
+    from basedbench.engines.deadline import Deadline
     from basedbench.training.cases import RecallCase
     from basedbench.training.sweep import Plan
 
@@ -38,6 +44,7 @@ def recall(
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once on each device.")] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many runs.")] = None,
+    time_limit: TimeLimit = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
@@ -56,9 +63,13 @@ def recall(
 
     The same command again goes on where the last one stopped.
     """
+    began = time.monotonic()
     from basedbench.cli import recall_input as given
+    from basedbench.cli import time_limit as limits
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, determinism, resolve_devices
+    from basedbench.engines.deadline import Deadline
+    from basedbench.engines.paces import pace_of_runs
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
     from basedbench.training.cases import recall_cases
@@ -70,7 +81,7 @@ def recall(
     chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args)
     cases = recall_cases(chosen)
     cases = cases if filter is None else matching(cases, filter, "runs")
-    statuses = parse_statuses(retry)
+    statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
     if dry_run:
         _show_plan(cases, devices, jobs, out, as_json)
         return
@@ -79,9 +90,12 @@ def recall(
     store = Store(out)
     todo = plan(cases, store, fresh, statuses)
     borrow(store, todo.borrowed)
-    engine = partial(LocalEngine, given.places(devices, jobs), str(out), plugins=[str(file) for file in plugin or []])
-    _run(todo, engine, out, limit, quiet)
-    _show_results(cases, todo, out, limit, as_json)
+    places = given.places(devices, jobs)
+    pace = pace_of_runs(places, cases, limits.own_rows(out, "recall", devices[0]) if time_limit else [])
+    deadline = Deadline(limit_s, began, pace)
+    engine = partial(LocalEngine, places, str(out), plugins=[str(file) for file in plugin or []], deadline=deadline)
+    left = _run(todo, engine, deadline, out, limit, quiet)
+    _show_results(cases, out, left, as_json)
 
 
 def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path, as_json: bool) -> None:
@@ -93,32 +107,40 @@ def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, 
         report.plan_table(cases, devices, jobs, out)
 
 
-def _show_results(cases: "list[RecallCase]", plan: "Plan", out: Path, limit: int | None, as_json: bool) -> None:
+def _show_results(cases: "list[RecallCase]", out: Path, left: int, as_json: bool) -> None:
     from basedbench.cli import recall_report as report
 
     if as_json:
         report.results_json(cases, out)
     else:
-        report.results_table(cases, out, left=len(plan.todo) - len(plan.todo[:limit]))
+        report.results_table(cases, out, left)
 
 
 def _run(
     plan: "Plan",
     engine: "Callable[[Listener], LocalEngine]",
+    deadline: "Deadline[RecallCase]",
     out: Path,
     limit: int | None,
     quiet: bool,
-) -> None:
+) -> int:
+    """Run what is to be done; returns how many runs `--limit` leaves."""
     from basedbench.cli.progress import watch
+    from basedbench.cli.time_limit import say_left
+    from basedbench.engines.deadline import TimeUp
 
-    todo = plan.todo[:limit]
+    todo, rest = plan.todo[:limit], plan.todo[limit:] if limit else []
     ready = len(plan.done) + len(plan.borrowed)
     try:
         with watch(todo, ready, quiet) as listener:
-            if todo:
-                engine(listener).run(todo)
-    except KeyboardInterrupt:
+            running = engine(listener)
+            with suppress(TimeUp), deadline.kept():
+                running.run(todo)
+    except KeyboardInterrupt as stop:
         typer.echo(
             f"\nStopped. Finished runs are in {out / 'recall'}; the same command again goes on from there.", err=True
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop)) from None
+    at_once = sum(place.slots for place in running.places)
+    late = say_left(deadline, todo, running.left, running.under_way, rest, at_once=at_once, what="runs")
+    return 0 if late else len(rest)

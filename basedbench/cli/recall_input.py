@@ -13,6 +13,7 @@ from basedbench.errors import UserError
 from basedbench.mixers import get_mixer
 
 GPU_SLOTS = 8
+FOLDER_WORDS = ("--results", "--output", "--outdir", "--out-dir", "--folder")  # for --out, elsewhere
 
 
 def choose_suite(
@@ -25,7 +26,7 @@ def choose_suite(
     precision: str | None,
 ) -> RecallSuite:
     """The suite asked for, with the recipe's overrides."""
-    suite: RecallSuite = load_suite(name or ("quick" if devices == ["cpu"] else "figure2"), "recall")
+    suite: RecallSuite = load_suite(("quick" if devices == ["cpu"] else "figure2") if name is None else name, "recall")
     changes: dict[str, Any] = {}
     if lr is not None:
         changes["learning_rates"] = _numbers("--lr", lr, float)
@@ -43,6 +44,9 @@ def narrow(
     suite: RecallSuite, sweep: bool, mixer: str | None, d_model: int, layers: str | None, extra: Sequence[str]
 ) -> RecallSuite:
     """The suite itself for `--sweep`, else the suite with the one model that was asked for."""
+    meant = next((word for word in extra if word.partition("=")[0] in FOLDER_WORDS), None)
+    if meant:
+        raise UserError(f"{meant} is no option of `basedbench recall`; the results folder is --out FOLDER.")
     if sweep:
         if mixer or layers or extra:
             given = "--mixer" if mixer else "--layers" if layers else extra[0]
@@ -83,8 +87,15 @@ def given_options(extra: Sequence[str]) -> dict[str, Any]:
             if not words or words[0].startswith("--"):
                 raise UserError(f"{name} needs a value.")
             value = words.pop(0)
-        options[name[2:].replace("-", "_")] = yaml.safe_load(value)
+        options[name[2:].replace("-", "_")] = _value(name, value)
     return options
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{name} {text!r} is no value; a number, a word, or a list such as [8,16].") from None
 
 
 def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]:

@@ -8,11 +8,14 @@ import typer
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
+from basedbench.errors import UserError
+from basedbench.models.recall import RecallModel
 from basedbench.models.state import state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.plots.scales import quantity
-from basedbench.store import Store
+from basedbench.store.dataset import finished
 from basedbench.store.dataset import rows as stored_rows
 from basedbench.store.schema import decode_json
+from basedbench.timing.failures import shorten
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
 from basedbench.training.run import build_model
@@ -23,11 +26,11 @@ RESULTS = ("model", "state", "accuracy", "at lr", "runs", "failed")
 
 def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | None, out: Path) -> None:
     """Print the models of a sweep with their runs, parameters, state sizes and a rough time."""
-    finished = Store(out).finished("recall")
+    done_before = finished(out, "recall")
     rows, total_s, any_guess = [], 0.0, False
     for label, runs in by_model(cases).items():
-        model, length = build_model(runs[0]), runs[0].longest
-        done = sum((case.suite, case.case_id) in finished for case in runs)
+        model, length = built(runs[0]), runs[0].longest
+        done = sum((case.suite, case.case_id) in done_before for case in runs)
         one = estimate(runs[0], devices[0])
         total_s += one.seconds * (len(runs) - done)
         any_guess |= one.guessed
@@ -53,10 +56,10 @@ def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | 
 
 def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
     """Every run with its case id, whether it has a row, and its model's sizes."""
-    finished = Store(out).finished("recall")
+    done_before = finished(out, "recall")
     plan = []
     for runs in by_model(cases).values():
-        model, length = build_model(runs[0]), runs[0].longest
+        model, length = built(runs[0]), runs[0].longest
         sizes = {
             "parameters": model.parameters_count(),
             "state_bytes": state_bytes(model, length),
@@ -64,9 +67,17 @@ def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
             "state_bytes_paper": state_bytes_paper(model, length),
         }
         for case in runs:
-            done = (case.suite, case.case_id) in finished
+            done = (case.suite, case.case_id) in done_before
             plan.append(case.meaning() | {"label": case.label, "case_id": case.case_id, "done": done} | sizes)
     print_json(plan)
+
+
+def built(case: RecallCase) -> RecallModel:
+    """The model of a run; UserError if this machine's memory cannot hold it."""
+    try:
+        return build_model(case)
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"the model {case.model_label!r} cannot be built here: {shorten(str(error))}") from None
 
 
 def results_json(cases: Sequence[RecallCase], out: Path) -> None:

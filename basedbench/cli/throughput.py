@@ -1,11 +1,15 @@
 """`basedbench throughput`: time kernels, their peers and whole models, check them first, store one row each."""
 
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from basedbench.cli.time_limit import TimeLimit
+from basedbench.signals import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -38,6 +42,7 @@ def throughput(
     mode: Annotated[str | None, typer.Option(help="Only fwd, fwd_bwd, decode, generation or prefill.")] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many cases.")] = None,
+    time_limit: TimeLimit = None,
     rounds: Annotated[
         int | None, typer.Option(min=3, help="At least so many rounds a case, whatever the suite's limits.")
     ] = None,
@@ -64,9 +69,12 @@ def throughput(
     if models is None and device != "cpu" and not dry_run and driver_is_there():
         start_server()  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
+    from basedbench.cli import time_limit as limits
     from basedbench.cli.decode import refuse_with_models, time_models
     from basedbench.config import load_suite
     from basedbench.engines import resolve_devices
+    from basedbench.engines.deadline import Deadline, TimeUp
+    from basedbench.engines.paces import pace_of_cases
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
     from basedbench.timing.ceilings import fractions_of
@@ -78,16 +86,18 @@ def throughput(
     own = load_plugins(plugin or [])
     if models is not None:
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
-        refuse_with_models(foreign | {"--cross-check": cross_check})
+        refuse_with_models(foreign | {"--time-limit": time_limit, "--cross-check": cross_check})
         time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json, dry_run)
         return
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]
     if kind != "cpu" and not dry_run:  # on a CPU it would take turns with what measures the ceilings
         start_server()
-    chosen = load_suite(suite or ("quick-throughput" if kind == "cpu" else "kernels"), "throughput")
+    chosen = load_suite(("quick-throughput" if kind == "cpu" else "kernels") if suite is None else suite, "throughput")
     cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
-    todo = pending(cases, report.stored(out, chosen.name), fresh=fresh, retry=parse_statuses(retry))[:limit]
+    rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
+    due = pending(cases, rows, fresh=fresh, retry=parse_statuses(retry))
+    todo, rest = due[:limit], due[limit:] if limit else []
     if dry_run:
         report.plan(cases, todo, as_json)
         return
@@ -96,6 +106,8 @@ def throughput(
     store = Store(out)
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
+        known = [row for row in rows if row["device_name"] == sweep.origin["device_name"]] if time_limit else []
+        sweep.deadline = Deadline(limit_s, began, pace_of_cases(measure, cases, known))
         if kind == "cpu":
             sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
         else:
@@ -104,12 +116,14 @@ def throughput(
         sweep.on_rehearsal = partial(report.rehearsal, quiet=quiet)
         note("the suite is read")
         progress = report.Progress(len(todo), len(cases), began, quiet)
-        sweep.run(todo, progress)
+        with suppress(TimeUp), sweep.deadline.kept():
+            sweep.run(todo, progress)
         progress.close(sweep.spent)
-    except KeyboardInterrupt:
+        late = limits.say_left(sweep.deadline, todo, sweep.left, sweep.under_way, rest, what="cases")
+    except KeyboardInterrupt as stop:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
-        raise typer.Exit(130) from None
-    report.results(cases, report.stored(out, chosen.name), out, as_json)
+        raise typer.Exit(exit_code(stop)) from None
+    report.results(cases, report.stored(out, chosen.name), out, as_json, left=0 if late else len(rest))
 
 
 def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> dict[str, float]:

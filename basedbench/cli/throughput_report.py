@@ -77,7 +77,7 @@ def plan(cases: Sequence[AnyCase], todo: Sequence[AnyCase], as_json: bool) -> No
     typer.echo(f"{len(todo)} of {len(cases)} cases would run. Nothing was run.")
 
 
-def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: bool) -> None:
+def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: bool, left: int) -> None:
     """The chosen cases in the order of the suite: tables, or JSON. `rows` are all of the suite: baselines are there."""
     by_id = {row["case_id"]: row for row in rows}
     ordered = [by_id[case.id] for case in cases if case.id in by_id]
@@ -88,7 +88,6 @@ def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: b
         _say(title)
         print_table("", heading, lines, whole=[name for name in heading if name != "model"])
     _explain(ordered)
-    left = len(cases) - len(ordered)
     if left:
         typer.echo(f"{left} cases are left; the same command without --limit goes on.")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot {_figure(ordered)} --results {out}")

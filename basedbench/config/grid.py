@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 SERIES = ("logspace", "powers_of_two")
+MOST_VALUES, MOST_EXPONENT = 10_000, 300
 
 
 def expand_grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -37,11 +38,15 @@ def _series(name: str, series: Mapping[str, Any]) -> list[Any]:
 
 def _logspace(name: str, arguments: Any) -> list[float]:
     match arguments:
-        case [int() | float() as low, int() | float() as high, int() as count] if count >= 1:
+        case [int() | float() as low, int() | float() as high, int() as count] if (
+            1 <= count <= MOST_VALUES and max(abs(low), abs(high)) <= MOST_EXPONENT
+        ):
             step = (high - low) / max(count - 1, 1)
             # Six digits: the same learning rate whatever the series that it came from.
             return [float(f"{10 ** (low + step * i):.6g}") for i in range(count)]
-    raise ValueError(f"{name}: logspace takes [low exponent, high exponent, count >= 1], got {arguments!r}")
+    raise ValueError(
+        f"{name}: logspace takes [low exponent, high exponent, count up to {MOST_VALUES}], got {arguments!r}"
+    )
 
 
 def _powers_of_two(name: str, arguments: Any) -> list[int]:

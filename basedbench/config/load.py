@@ -1,4 +1,4 @@
-"""Suite files: found by name or path, read with yaml.safe_load, checked, or refused in one sentence.
+"""Suite files: found by name or path, read safely, checked, or refused in one sentence.
 
 A suite may begin with another: `extends: figure2` takes that suite (a shipped one by name, or a file beside this one)
 and changes what is written here. Mappings (task, train, test, measure) are changed key by key, other keys replaced;
@@ -21,6 +21,20 @@ LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that stands twice in one mapping is an error: only the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            if name is not None and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def suite_names(kind: str | None = None) -> list[str]:
     """The names of the suites that come with basedbench, of one kind or of all."""
     files = [entry for entry in resources.files("basedbench.suites").iterdir() if entry.name.endswith(".yaml")]
@@ -34,7 +48,8 @@ def load_suite(name_or_path: str, kind: str | None = None) -> Any:
     suite = parse_suite(text, name, origin)
     if kind is not None and suite.kind != kind:
         same = ", ".join(suite_names(kind))
-        raise UserError(f"suite {name_or_path!r} is a {suite.kind} suite; {kind} suites: {same}.")
+        models = f" Its models are timed with --models {name_or_path}." if kind == "throughput" else ""
+        raise UserError(f"suite {name_or_path!r} is a {suite.kind} suite; {kind} suites: {same}.{models}")
     return suite
 
 
@@ -84,7 +99,9 @@ def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[
 
 def _mapping(text: str, origin: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"{origin}: not a suite: its lists and mappings are nested too deep.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from basedbench.config.grid import axis_values, expand_grid
-from basedbench.config.section import Section, Suite
+from basedbench.config.section import Count, Section, Seed, Suite
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -13,18 +13,18 @@ Precision = Literal["fp32", "tf32", "bf16"]
 class TaskSection(Section):
     """MQAR's settings shared by all segments (see basedbench.tasks.mqar)."""
 
-    vocab_size: PositiveInt = 8192
+    vocab_size: Count = 8192
     power_a: float = 0.01
     filler: str = "random"
-    passes: PositiveInt = 1
+    passes: Count = 1
 
 
 class Segment(Section):
     """Examples of one shape: `length` tokens with `pairs` key-value pairs."""
 
-    length: PositiveInt
-    pairs: PositiveInt
-    examples: PositiveInt | None = None
+    length: Count
+    pairs: Count
+    examples: Count | None = None
 
     @property
     def name(self) -> str:
@@ -49,10 +49,10 @@ class TrainSection(Section):
     """The recipe. The defaults are those of the paper's Figure 2."""
 
     segments: Annotated[list[Segment], Field(min_length=1)]
-    batch_size: PositiveInt = 256
-    epochs: PositiveInt = 32
+    batch_size: Count = 256
+    epochs: Count = 32
     learning_rates: LearningRates
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     stop_accuracy: Annotated[float, Field(gt=0)] = 0.99
     precision: Precision = "fp32"
@@ -76,7 +76,7 @@ class TestSection(Section):
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
     segments: Annotated[list[Segment], Field(min_length=1)]
-    examples: PositiveInt = 1000
+    examples: Count = 1000
     select: Literal["test", "validation"] = "test"
 
 

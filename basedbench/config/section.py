@@ -1,10 +1,13 @@
 """The base of every part of a suite file: unknown keys are refused, with the nearest valid name."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from basedbench.errors import nearest
+
+Count = Annotated[int, Field(gt=0, lt=2**31)]  # of things that a device has to hold or go through
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 
 
 class Section(BaseModel):

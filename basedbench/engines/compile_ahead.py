@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from basedbench.signals import ctrl_c_ignored
 from basedbench.training.cases import RecallCase
 
 MOST_PROCESSES = 12
@@ -40,7 +41,8 @@ def compile_ahead(
     processes = []
     for index in range(count):
         process = context.Process(target=rehearse, args=(models[index::count], device, tuple(plugins)), daemon=True)
-        process.start()
+        with ctrl_c_ignored():
+            process.start()
         processes.append(process)
     return processes  # type: ignore[return-value]
 

@@ -13,10 +13,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from basedbench.engines.compile_ahead import compile_ahead
+from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError
+from basedbench.signals import ctrl_c_ignored
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.rows import Circumstances, recall_row
@@ -56,19 +58,32 @@ class _Worker:
 class LocalEngine:
     """Hands cases to worker processes until all are done."""
 
-    def __init__(self, places: list[Place], root: str, listener: Listener, plugins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        places: list[Place],
+        root: str,
+        listener: Listener,
+        plugins: Sequence[str] = (),
+        deadline: Deadline[RecallCase] | None = None,
+    ) -> None:
         self.places, self.root, self.listener = places, root, listener
         self.plugins = tuple(plugins)
+        self.deadline = deadline or unlimited()
         self._queue: deque[RecallCase] = deque()
         self._alone: deque[RecallCase] = deque()
         self._workers: list[_Worker] = []
+        self._began: dict[str, float] = {}
 
     def run(self, cases: Iterable[RecallCase]) -> None:
-        """Run every case. KeyboardInterrupt ends the workers; rows written stay. UserError if the disk fills."""
+        """Run every case that ends before the deadline.
+
+        KeyboardInterrupt ends the workers; rows written stay. UserError if the disk fills.
+        """
         self._queue.extend(cases)
-        helpers = self._compile_ahead()
+        soon = [case for case in self._queue if self.deadline.in_time(case)]
+        helpers = self._compile_ahead(soon)
         try:
-            self._workers = [self._hire(place) for place in self.places[: len(self._queue)]]
+            self._workers = [self._hire(place) for place in self.places[: len(soon)]]
             while self._workers:
                 for worker in self._workers:
                     self._feed(worker)
@@ -79,41 +94,63 @@ class LocalEngine:
                 process.terminate()
             for process in processes:
                 process.join()
+            for worker in self._workers:
+                self._hear_out(worker)
 
-    def _compile_ahead(self) -> list[Any]:
+    @property
+    def under_way(self) -> list[RecallCase]:
+        """The cases in the hands of workers; once `run` is over, those that it lost."""
+        return [case for worker in self._workers for case in worker.in_hand.values()]
+
+    @property
+    def left(self) -> list[RecallCase]:
+        """The cases that are not done."""
+        return [*self.under_way, *self._alone, *self._queue]
+
+    def _compile_ahead(self, cases: Sequence[RecallCase]) -> list[Any]:
         devices = [place.device for place in self.places if place.device != "cpu"]
-        return compile_ahead(list(self._queue), devices[0], cores(), self.plugins) if devices else []
+        return compile_ahead(cases, devices[0], cores(), self.plugins) if devices else []
 
     def _hire(self, place: Place) -> _Worker:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         ours, theirs = context.Pipe()
         arguments = (theirs, place.device, self.root, place.threads, self.plugins)
         process = context.Process(target=serve, args=arguments, daemon=True)
-        process.start()
+        with ctrl_c_ignored():
+            process.start()
         theirs.close()
         return _Worker(place, process, ours, place.slots)
 
     def _feed(self, worker: _Worker) -> None:
         """Fill a worker's free slots; cases that crashed a worker go alone."""
         if not worker.in_hand:
-            worker.alone = bool(self._alone)
-            if worker.alone:
-                self._give(worker, self._alone.popleft())
-        while self._queue and not worker.alone and not self._alone and len(worker.in_hand) < worker.slots:
-            self._give(worker, self._queue.popleft())
-        if not (self._queue or self._alone or worker.in_hand or worker.closed) and not self._others_busy(worker):
+            case = self.deadline.take(self._alone)
+            worker.alone = case is not None
+            self._give(worker, case)
+        while not worker.alone and not self._awaited() and len(worker.in_hand) < worker.slots:
+            if not self._give(worker, self.deadline.take(self._queue)):
+                break
+        if not (worker.in_hand or worker.closed) and not self._others_busy(worker):
             worker.connection.send(None)
             worker.closed = True
+
+    def _awaited(self) -> bool:
+        """Whether a case waits for a worker of its own."""
+        return any(map(self.deadline.in_time, self._alone))
 
     def _others_busy(self, worker: _Worker) -> bool:
         """A case in hand elsewhere may come back, so that a worker with nothing to do still waits for it."""
         return any(other.in_hand for other in self._workers if other is not worker)
 
-    def _give(self, worker: _Worker, case: RecallCase) -> None:
+    def _give(self, worker: _Worker, case: RecallCase | None) -> bool:
+        if case is None:
+            return False
         worker.in_hand[case.case_id] = case
+        self._began[case.case_id] = self.deadline.now()
         self.listener.started(case)
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died; _listen sees that
             worker.connection.send(case)
+        return True
 
     def _listen(self) -> None:
         by_handle = {handle: w for w in self._workers for handle in (w.connection, w.process.sentinel)}
@@ -132,12 +169,23 @@ class LocalEngine:
             case Epoch(case_id, epoch, accuracy):
                 self.listener.epoch(worker.in_hand[case_id], epoch, accuracy)
             case Finished(case_id, row):
-                self.listener.finished(worker.in_hand.pop(case_id), row)
+                case = worker.in_hand.pop(case_id)
+                if row["status"] == "ok":
+                    self.deadline.pace.learn(case, self.deadline.now() - self._began[case_id])
+                self.listener.finished(case, row)
             case Deferred(case_id, fitting):
                 worker.slots = max(1, fitting)
                 self._queue.appendleft(worker.in_hand.pop(case_id))
             case Fatal(text):
                 raise UserError(text)
+
+    def _hear_out(self, worker: _Worker) -> None:
+        """What a worker said before it was ended: these rows are stored."""
+        with suppress(EOFError, OSError):
+            while worker.connection.poll():
+                message = worker.connection.recv()
+                if isinstance(message, Finished):
+                    self._handle(worker, message)
 
     def _bury(self, worker: _Worker) -> None:
         """A worker process has ended: normally, or by a crash that some case in its hands brought about."""
@@ -150,7 +198,7 @@ class LocalEngine:
             self._crashed(worker, cases[0])
         else:
             self._alone.extend(cases)
-        if self._queue or self._alone:
+        if any(map(self.deadline.in_time, (*self._queue, *self._alone))):
             self._workers.append(self._hire(worker.place))
 
     def _crashed(self, worker: _Worker, case: RecallCase) -> None:

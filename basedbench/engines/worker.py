@@ -6,6 +6,7 @@ the device for the whole process, the process ends, and the engine tries what it
 """
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -174,6 +175,7 @@ def set_precision(precision: str) -> None:
 def serve(connection: Connection, device: str, root: str, threads: int, plugins: Sequence[str] = ()) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # what a mixer prints belongs into neither tables nor JSON
     torch.set_num_threads(threads)
     determinism.obey()
     if device != "cpu":

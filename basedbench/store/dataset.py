@@ -47,8 +47,7 @@ class Store:
 
     def finished(self, kind: str) -> dict[tuple[str, str], str]:
         """The status of every stored case, by (suite, case_id)."""
-        table = _newest(_read(self.root / kind, schema_of(kind), [*_KEY, "status", *_ORDER]))
-        return {(row["suite"], row["case_id"]): row["status"] for row in table.to_pylist()}
+        return finished(self.root, kind)
 
     def row(self, kind: str, suite: str, case_id: str) -> dict[str, Any] | None:
         """The newest row of a case as plain Python values, or None."""
@@ -57,6 +56,12 @@ class Store:
     def compact(self, kind: str) -> int:
         """Merge the rows of a kind into one file; see `compact`."""
         return compact(self.root, kind)
+
+
+def finished(root: Path | str, kind: str) -> dict[tuple[str, str], str]:
+    """The status of every stored case, by (suite, case_id); the folder need not be there."""
+    table = _newest(_read(Path(root) / kind, schema_of(kind), [*_KEY, "status", *_ORDER]))
+    return {(row["suite"], row["case_id"]): row["status"] for row in table.to_pylist()}
 
 
 def load(root: Path | str, kind: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from basedbench.config import case_id
 from basedbench.models.recall import RecallModel
 from basedbench.store.schema import blank_row
 from basedbench.timing.clock import Clock
+from basedbench.timing.failures import classify
 from basedbench.timing.repeated import repeated_step
 from basedbench.timing.rows import times
 from basedbench.timing.samplers import CpuSampler, GraphSampler, Sampler
@@ -44,14 +45,19 @@ def decode_rows(
     """Time every decoder at `batch` sequences and yield a throughput row for each; a wrong one has no time."""
     device_type = torch.device(device).type
     ready: dict[int, Sampler] = {}
-    errors = []
+    errors: list[float | None] = []
+    failures: dict[int, tuple[str, str]] = {}
     with torch.inference_mode():
         for index, decoder in enumerate(decoders):
             _draw_what_starts_at_zero(decoder.model)
             decoder.model.to(device).eval()
-            errors.append(step_error(decoder.model, device))
-            if errors[index] <= TOLERANCE:
-                ready[index] = _sampler(decoder, device, batch, clock)
+            error = step_error(decoder.model, device)
+            errors.append(error)
+            if error <= TOLERANCE:
+                try:
+                    ready[index] = _sampler(decoder, device, batch, clock)
+                except RuntimeError as failure:  # mostly: the states do not fit
+                    failures[index] = classify(failure)
         measured = _rounds(ready, rounds, Telemetry(device))
     for index, decoder in enumerate(decoders):
         row = _blank(decoder, suite, device_type, batch) | {"error": errors[index]}
@@ -62,6 +68,9 @@ def decode_rows(
                 | timed
                 | {"status": "ok", "stop_reason": f"{rounds} rounds", "tokens_per_s": batch / timed["median_ms"] * 1e3}
             )
+        elif index in failures:
+            status, reason = failures[index]
+            yield row | {"status": status, "reason": reason, "stop_reason": "not timed"}
         else:
             reason = (
                 f"stepping differs from the parallel form by {errors[index]:.2g} (relative), more than {TOLERANCE:g}"

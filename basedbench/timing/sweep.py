@@ -8,6 +8,7 @@ from typing import Any
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.engines.compile_ahead import most_processes
+from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
@@ -85,6 +86,9 @@ class Sweep:
         self.ceilings: Mapping[str, float] = {}  # what fractions are taken of; see `ceilings.stored_ceilings`
         self.find_ceilings: Callable[[Workers, AnyCase], Mapping[str, float]] | None = None  # once all is compiled
         self.clock = WallClock()
+        self.deadline: Deadline[AnyCase] = unlimited()
+        self.left: list[AnyCase] = []  # the cases that are not done
+        self._group: list[AnyCase] = []
         self.spent: dict[str, float] = {}  # seconds before the first case, by what they were spent on
         found = fingerprint(device)
         self.fingerprint: dict[str, Any] = found
@@ -92,10 +96,13 @@ class Sweep:
         self.memory_bytes: int | None = found["gpu_memory_bytes"]  # a CPU's is everybody's
 
     def run(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> None:
-        """Time the cases; `on_row` is told of each row once it is on the disk."""
+        """Time the cases that end before the deadline; `on_row` is told of each row once it is on the disk."""
+        self.left = list(cases)
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, self.clock)
             todo = self._able(cases, on_row)
+            if not any(self.deadline.in_time(*group) for group in todo):
+                return
             with self._spending("calling and checking first"):
                 if self.device != "cpu" and todo:
                     workers.start([*todo[0], *_first_of_kinds(todo, self._idle())])  # they take part in the rehearsal
@@ -104,16 +111,30 @@ class Sweep:
             with self._spending("ceilings"):
                 if self.find_ceilings is not None and todo:
                     self.ceilings = self.find_ceilings(workers, todo[0][0])
-            for index, group in enumerate(todo):
-                later = todo[index + 1 :]
-                models = _models(later)
+            done: list[list[AnyCase]] = []
+            while (group := self._next(todo)) is not None:
+                models = _models(todo)
                 # Those that are done stay unless models need the room: one that ends takes a third of a second with it.
-                done = [] if models else todo[:index][::-1]
-                workers.start(group, later=[*models, *_first_of_kinds([*later, *done], self._idle())])
+                kept = [] if models else done[::-1]
+                workers.start(group, later=[*models, *_first_of_kinds([*todo, *kept], self._idle())])
+                done.append(group)
                 for part in self._parts(group, len(workers)):
                     workers.spare(part)
                     for measurement in competition.run(part):
                         self._store(measurement, on_row)
+
+    def _next(self, todo: list[list[AnyCase]]) -> list[AnyCase] | None:
+        """Remove and return the first group that would end in time."""
+        group = next((group for group in todo if self.deadline.in_time(*group)), None)
+        if group is not None:
+            todo.remove(group)
+            self._group = group
+        return group
+
+    @property
+    def under_way(self) -> list[AnyCase]:
+        """The cases that were begun and are not done."""
+        return [case for case in self._group if case in self.left]
 
     def _idle(self) -> int:
         """How many processes of operators may wait for their cases; each has a context on the device."""
@@ -171,4 +192,7 @@ class Sweep:
     def _store(self, measurement: Measurement, on_row: Callable[[Row], None]) -> None:
         row = throughput_row(measurement, self.suite, self.origin, self.ceilings)
         self.store.write("throughput", row)
+        self.left.remove(measurement.case)
+        if measurement.ok:
+            self.deadline.pace.learn(measurement.case, measurement.prepare_s + measurement.spent_s)
         on_row(row)

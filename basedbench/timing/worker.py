@@ -15,6 +15,7 @@ from multiprocessing import connection, forkserver, get_all_start_methods, get_c
 from pathlib import Path
 from typing import Any
 
+from basedbench.signals import ctrl_c_ignored
 from basedbench.timing.failures import classify, crash
 from basedbench.timing.timeline import noted
 
@@ -44,11 +45,8 @@ def _context() -> Any:
     if threading.current_thread() is not threading.main_thread():
         return context  # the server runs: the first process was started from the main thread
     context.set_forkserver_preload(list(PRELOADED))
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with ctrl_c_ignored():
         forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, handler)
     return context
 
 

@@ -132,3 +132,18 @@ def test_no_runs_say_what_to_run(run_cli, tmp_path):
     outcome = run_cli("list", "runs", "--results", tmp_path)
     assert outcome.exit_code == 2
     assert f"run `basedbench recall --sweep --out {tmp_path}` first" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "meant"),
+    [
+        (("list", "runs"), "--out", "--results"),
+        (("results", "status"), "--output", "--results"),
+        (("calibrate",), "--results", "--out"),
+        (("throughput",), "--results", "--out"),
+    ],
+)
+def test_the_option_of_the_results_folder_is_pointed_to(run_cli, command, wrong, meant):
+    outcome = run_cli(*command, wrong, "here")
+    assert outcome.exit_code == 2
+    assert f"No such option: {wrong} (Possible options: {meant})" in outcome.stderr

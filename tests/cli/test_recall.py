@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.engines import determinism
+from basedbench.engines import determinism, paces
 from basedbench.store import load
+from basedbench.training.cost import Estimate
 from tests.cli.conftest import RunCli
 
 SUITE = """
@@ -122,7 +123,7 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
     assert "4 runs" in text
     assert re.search(r"based d_model=16 feature_dim=2\s+2\s+0\s", text)
     assert "Nothing was run" in text
-    assert not list(out.rglob("*.parquet"))
+    assert not out.exists()
     assert "a guess" not in text
     untimed = run_cli("recall", "--mixer", "retnet", "--suite", suite, "--device", "cpu", "--out", out, "--dry-run")
     assert re.search(r"retnet d_model=64 .* s \?\s", untimed.stdout)
@@ -151,6 +152,13 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
         (["--sweep", "--precision", "fp8"], ["precision", "fp8"]),
         (["--sweep", "--device", "gpu"], ["'gpu'", "cuda"]),
         (["--sweep", "--plugin", "none.py"], ["none.py"]),
+        (["--sweep", "--results", "here"], ["--results is no option", "--out"]),
+        (["--mixer", "based", "--results=here"], ["--results=here is no option", "--out"]),
+        (["--mixer", "based", "--feature-dim", "[1"], ["--feature-dim '[1'", "a list such as [8,16]"]),
+        (["--sweep", "--seed", "99999999999999999999"], ["train.seeds[0]", "less than"]),
+        (["--mixer", "based", "--d-model", "1000000000", "--dry-run"], ["d_model=1000000000", "cannot be built"]),
+        (["--sweep", "--suite", ""], ["no suite is called ''"]),
+        (["--sweep", "--time-limit", "9 minutes"], ["--time-limit '9 minutes'", "90s, 9m"]),
     ],
 )
 def test_bad_input_is_one_sentence(run_cli: RunCli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -170,7 +178,10 @@ def test_an_unwritable_folder(run_cli: RunCli, suite: Path, tmp_path: Path) -> N
     assert str(tmp_path / "file") in outcome.stderr
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(suite: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_keeps_what_is_finished_and_says_how_to_go_on(
+    suite: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     out = tmp_path / "results"
     suite.write_text(SUITE.replace("[0.01, 0.02]", "{logspace: [-4, -2, 300]}"))
     command = ["recall", "--sweep", "--suite", str(suite), "--device", "cpu", "--out", str(out)]
@@ -183,9 +194,9 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(suite: Path, tmp_pa
     deadline = time.monotonic() + 60
     while len(list(out.rglob("*.parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "the same command again goes on" in errors
     assert "Traceback" not in errors
     assert 2 <= len(load(out, "recall")) < 600
@@ -211,3 +222,22 @@ def test_precisions_are_rows_side_by_side(run_cli: RunCli, suite: Path, tmp_path
     assert set(frame["status"]) == {"ok"}
     losses = frame.set_index("precision")["loss_by_epoch"]
     assert losses["fp32"] != losses["bf16"]
+
+
+def test_a_time_limit_leaves_the_rest_for_the_next_time(
+    run_cli: RunCli, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paces, "estimate", lambda case, device: Estimate(1e6 if case.mixer == "attention" else 1, True))
+    suite.write_text(SUITE + "  - mixer: attention\n    grid: {d_model: 16}\n")
+    given = ["recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path, "--time-limit", "1m"]
+    outcome = run_cli(*given, "--limit", 5)
+    assert outcome.exit_code == 0
+    assert re.search(
+        r"\nTime limit of 1 min 0 s: 2 runs are left, about \d+ h .*\. The same command goes on from there\.\n",
+        outcome.stderr,
+    )
+    assert "without --limit" not in outcome.stdout
+    assert set(load(tmp_path, "recall")["mixer"]) == {"based"}
+    again = run_cli(*given, "--filter", "attention", "--json")
+    assert re.search(r"None would have ended in time, the shortest takes about .*: give more time\.\n", again.stderr)
+    assert again.stdout == "[]\n"

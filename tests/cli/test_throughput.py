@@ -139,6 +139,8 @@ def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path
         (["--retry", "failed"], "unknown status 'failed'"),
         (["--plugin", "absent.py"], "no such Python file"),
         (["--out", "/proc/nowhere"], "cannot write results"),
+        (["--time-limit", "soon"], "--time-limit 'soon'"),
+        (["--suite", "quick"], "timed with --models quick"),
     ],
 )
 def test_bad_input_is_one_sentence(run: Any, arguments: list[str], message: str) -> None:

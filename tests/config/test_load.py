@@ -44,6 +44,10 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
             "length: x, pairs: 2, examples: 64",
             ["train.segments[0].length", "'x'"],
         ),
+        ("[1e-2]", "[1e-2]\n  learning_rates: [1e-3]", ["line", "'learning_rates' stands twice"]),
+        ("pairs: 2, examples", "pairs: 2, pairs: 4, examples", ["line", "'pairs' stands twice"]),
+        ("kind: recall", "kind: recall\nname: " + "[" * 5000, ["nested too deep"]),
+        ("[1e-2]", f"[1e-2]\n  epochs: {2**31}", ["train.epochs", "less than"]),
         ("mixer: based", "mixer: [based", ["line", "not valid YAML"]),
         ("[1e-2]", "fast", ["train.learning_rates[0]: takes a number, got 'fast'"]),
         ("[1e-2]", "[1e-2]\n  batch_size: x", ["train.batch_size: takes a whole number, got 'x'"]),
@@ -145,3 +149,9 @@ def test_suites_that_extend_each_other_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{one}.yaml").write_text(f"extends: {other}.yaml\n")
     with pytest.raises(UserError, match="in turn"):
         load_suite(str(tmp_path / "a.yaml"))
+
+
+def test_a_merged_key_may_be_overridden() -> None:
+    text = VALID.replace("{mixer: based, grid: {d_model: 16}}", "{mixer: based, grid: &own {d_model: 16, heads: 1}}")
+    text += "  - {mixer: based, grid: {<<: *own, heads: 2}}\n"
+    assert parse(text).models[1].grid == {"d_model": 16, "heads": 2}

@@ -7,9 +7,11 @@ import pytest
 
 from basedbench.plugins import load_plugin
 from basedbench.training.cases import RecallCase
+from tests.timing.conftest import MockClock
 
 PLUGIN = """
 import os
+import time
 import torch
 from basedbench.engines import worker
 from basedbench.mixers import Mixer, State, register
@@ -66,12 +68,25 @@ class Breaks(Broken):
 
 
 @register
+class Sleeps(Broken):
+    name = "sleeps"
+
+    def forward(self, x_BLD):
+        time.sleep(600)
+
+
+@register
 class Dies(Broken):
     name = "dies"
 
     def forward(self, x_BLD):
         os._exit(7)
 """
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    return MockClock()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from basedbench.mixers import Mixer, State, mixer_names
 from basedbench.models.recall import LayerSpec, RecallModel
 from basedbench.store.schema import PROMISED, check_row
+from basedbench.timing import decode
 from basedbench.timing.clock import WallClock
 from basedbench.timing.decode import Decoder, _step_at_length, decode_rows, step_error
 
@@ -70,3 +71,18 @@ def test_the_same_step_can_be_taken_for_ever() -> None:
         call = _step_at_length(decoder("base_conv", "attention"), "cpu", 2)
         first = [call().clone() for _ in range(50)]
     assert all(torch.isfinite(logits).all() for logits in first)
+
+
+def test_states_that_do_not_fit_cost_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = decode._sampler
+
+    def crowded(one: Decoder, *arguments: object) -> object:
+        if "attention" in one.name:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return sampler(one, *arguments)
+
+    monkeypatch.setattr(decode, "_sampler", crowded)
+    decoders = [decoder("base_conv", "attention"), decoder("base_conv", "based")]
+    rows = list(decode_rows(decoders, "mine", "cpu", batch=3, rounds=4, clock=WallClock()))
+    assert [(row["status"], row["stop_reason"]) for row in rows] == [("oom", "not timed"), ("ok", "4 rounds")]
+    assert "can't allocate memory" in rows[0]["reason"]

@@ -1,10 +1,12 @@
 """Whole sweeps on the CPU: groups, rows, and what is left to do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.engines.deadline import Deadline, Pace
 from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing import sweep as sweeps
@@ -12,7 +14,7 @@ from basedbench.timing.choose import pending
 from basedbench.timing.room import CONTEXT_BYTES, side_by_side
 from basedbench.timing.sweep import Sweep, groups, neighbours
 from basedbench.timing.worker import Worker, Workers
-from tests.timing.conftest import make_case, make_model_case
+from tests.timing.conftest import MockClock, make_case, make_model_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
 MEASURE = MeasureSection(round_ms=1, min_rounds=3, max_rounds=4, seconds=0.2, timeout=60)
@@ -199,3 +201,28 @@ def test_every_case_has_a_row_whatever_happens_to_it(tmp_path: Path) -> None:
     assert row["baseline"] == "taylor_attention/reference"
     assert frame.loc["wrong"]["error"] == pytest.approx(1.0)
     assert frame.loc["wrong"]["samples_ms"] is None
+
+
+class Guesses(Pace[AnyCase]):
+    """A second for every case, whatever it took."""
+
+    def seconds(self, item: AnyCase) -> float:
+        return 1.0
+
+
+def test_only_groups_that_end_in_time_are_timed(tmp_path: Path, clock: MockClock) -> None:
+    """Of three pairs of contenders one, and what is alone."""
+    pairs = [make_case(name, length=n) for n in (8, 16, 24) for name in ("ours", "reference")]
+    alone = make_case("ours", length=32)
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.deadline = Deadline(3.5, 0.0, Guesses(lambda case: 1.0, lambda case: (case.id,)), clock.now)
+    rows: list[Any] = []
+
+    def on_row(row: Any) -> None:
+        rows.append(row["length"])
+        clock.advance(1.0)
+
+    sweep.run([*pairs, alone], on_row)
+    assert rows == [8, 8, 32]
+    assert sweep.left == pairs[2:]
+    assert sweep.under_way == []

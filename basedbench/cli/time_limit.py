@@ -1,0 +1,64 @@
+"""`--time-limit`: what it means, and what is said of what is left when the time is up."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from basedbench.engines.deadline import Deadline
+
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="Begin nothing that would end later than 540, 9m or 1h30m after the start, and stop then."),
+]
+
+
+def seconds(text: str | None) -> float:
+    """The limit; UserError if the text says no time."""
+    from basedbench.engines.deadline import seconds_of
+
+    return math.inf if text is None else seconds_of(text)
+
+
+def own_rows(out: Path, kind: str, device: str) -> list[dict[str, Any]]:
+    """The stored rows that were measured on such a device."""
+    from basedbench.store import device_name
+    from basedbench.store.dataset import rows
+
+    name = device_name(device)
+    return [row for row in rows(out, kind) if row["device_name"] == name]
+
+
+def say_left(
+    limit: "Deadline[Any]",
+    todo: Sequence[Any],
+    left: Sequence[Any],
+    lost: Sequence[Any],
+    rest: Sequence[Any],
+    *,
+    what: str,
+    at_once: int = 1,
+) -> bool:
+    """If the limit left some of `todo`, say how much there is to do yet, `rest` included, and how to go on.
+
+    `what` names the items; `lost` are those of `left` that were under way, `at_once` how many go side by side.
+    """
+    from basedbench.cli.progress import clock
+
+    if not left or limit.limit_s == math.inf:
+        return False
+    count = len(left) + len(rest)
+    ahead = clock(limit.ahead_s([*left, *rest], at_once))
+    are = f"1 {what.removesuffix('s')} is" if count == 1 else f"{count} {what} are"
+    text = f"Time limit of {clock(limit.limit_s)}: {are} left, about {ahead}"
+    text += f"; {len(lost)} of them were under way and begin anew." if lost else "."
+    if lost or len(left) < len(todo):
+        text += " The same command goes on from there."
+    else:
+        shortest = clock(min(map(limit.pace.seconds, left)))
+        text += f" None would have ended in time, the shortest takes about {shortest}: give more time."
+    typer.echo(text, err=True)
+    return True
