@@ -220,12 +220,11 @@ class _Rehearsal:
         from basedbench.timing.beside import compile_ahead
         from basedbench.timing.subject import subject_of
 
+        compile_ahead(self.case, self.device)
         subject = subject_of(self.case, self.device)
-        with torch.set_grad_enabled(subject.grad):
-            compile_ahead(subject, self.case, self.device)
-            with subject.context():
-                subject.load()
-                subject.start()
+        with torch.set_grad_enabled(subject.grad), subject.context():
+            subject.load()
+            subject.start()
         del subject
         gc.collect()
         if self.device != "cpu":

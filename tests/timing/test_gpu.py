@@ -136,7 +136,7 @@ def test_what_is_compiled_ahead_is_all_that_is_launched(operator: str, monkeypat
     case = next(one for one in found if (one.subject, one.contender, one.mode) == (operator, "ours", "fwd_bwd"))
     subject, missing = subject_of(case, DEVICE), list[str]()
     with torch.set_grad_enabled(True):
-        compile_ahead(subject, case, DEVICE)
+        compile_ahead(case, DEVICE)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **asked: missing.append(asked["repr"]))
         subject.load()
         subject.start()
