@@ -1,9 +1,13 @@
 """Kernels of a call compiled beside each other: all that it would launch, and nothing is launched."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,6 +178,16 @@ def test_what_the_call_for_nothing_writes_is_not_what_is_called(monkeypatch: pyt
     subject.load()
     subject.start()
     assert subject.check().reason is None
+
+
+def test_operators_of_ours_do_nothing_with_what_kernels_did_not_write() -> None:
+    """No index is read from it, nothing waits for it: a GPU would stop, for good."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.timing.dry_calls"]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
 
 
 class Subject:
