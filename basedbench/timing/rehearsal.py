@@ -236,6 +236,7 @@ class _Rehearsal:
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import torch
 
+    from basedbench.engines.kernel_keys import make_alike
     from basedbench.plugins import load_plugins
     from basedbench.timing.waking import open_device
 
@@ -243,6 +244,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     # What peers would keep of tuning beside other processes is not what is best with the device to themselves.
     os.environ |= {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
     if device != "cpu":
+        make_alike()
         open_device(device)
     load_plugins(plugins)
     return lambda case, measure: _Rehearsal(case, device)
