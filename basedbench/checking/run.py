@@ -46,11 +46,13 @@ def set_up(device: str, plugins: Sequence[str]) -> Callable[..., Attempt]:
     """What a worker does first: one thread each on a CPU, the device, the user's contenders."""
     import torch
 
+    from basedbench.engines.kernel_keys import make_alike
     from basedbench.plugins import load_plugins
 
     if device == "cpu":
         torch.set_num_threads(1)
     else:
+        make_alike()
         torch.cuda.set_device(device)
     load_plugins(plugins)
     return lambda problem, _: Attempt(problem, device)

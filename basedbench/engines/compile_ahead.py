@@ -51,7 +51,7 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     """The body of such a process: every kind of step of every case once."""
     import torch
 
-    from basedbench.engines import determinism
+    from basedbench.engines import determinism, kernel_keys
     from basedbench.engines.worker import set_precision
     from basedbench.plugins import load_plugins
     from basedbench.training.data import recall_data
@@ -60,6 +60,8 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     determinism.obey()
+    if device != "cpu":
+        kernel_keys.make_alike()
     load_plugins(plugins)
     for case in cases:
         set_precision(case.train.precision)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from basedbench.engines import determinism
+from basedbench.engines import determinism, kernel_keys
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError
 from basedbench.plugins import load_plugins
@@ -179,6 +179,7 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     torch.set_num_threads(threads)
     determinism.obey()
     if device != "cpu":
+        kernel_keys.make_alike()
         torch.cuda.set_device(device)
     try:
         load_plugins(plugins)

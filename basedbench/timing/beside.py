@@ -3,6 +3,10 @@
 The call is made once with launches that only note what they were given: what it computes then is garbage, but what it
 would launch is known. Threads compile that, one kernel each, and load it. Triton's compiler and the tools that it calls
 leave Python to the others meanwhile.
+
+Garbage goes nowhere: the call has a subject of its own, with inputs and states that nobody else sees. So what operators
+of ours do between kernels must not depend on what those wrote: no index is read from it (PyTorch would stop the device
+where one is out of range), nothing waits for it, and nothing of it is kept in a module.
 """
 
 from collections.abc import Callable
@@ -11,25 +15,36 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import torch
+
+from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase
-from basedbench.timing.subject import Subject
+from basedbench.contenders.costs import bytes_of
+from basedbench.timing.subject import subject_of
 from basedbench.timing.timeline import noted
 
 Launch = Callable[[], Any]
 MOST_THREADS = 8
+MOST_BYTES = 2**31  # that a call moves
 
 
-def compile_ahead(subject: Subject, case: AnyCase, device: str) -> None:
-    """What a case launches, if its kernels are ours and compiled at all; to be called as `start` would be."""
-    if device == "cpu" or case.contender != "ours":
+def compile_ahead(case: AnyCase, device: str) -> None:
+    """What a case launches, if its kernels are ours and compiled at all; nothing that goes wrong here matters.
+
+    Not of whole models, whose loading checks them, nor of large cases: until all is compiled, whatever a kernel was
+    given is held, which is more than the call needs.
+    """
+    if device == "cpu" or case.contender != "ours" or isinstance(case, ModelCase) or bytes_of(case) > MOST_BYTES:
         return
 
     def first() -> None:
-        with subject.context():
+        subject = subject_of(case, device)
+        with torch.set_grad_enabled(subject.grad), subject.context():
             subject.load()
             subject.start()
 
-    compile_beside(first, device)
+    with suppress(Exception):
+        compile_beside(first, device)
 
 
 def compile_beside(call: Callable[[], object], device: str) -> None:
@@ -40,6 +55,8 @@ def compile_beside(call: Callable[[], object], device: str) -> None:
     found = _launches_of(call)
     if sum(map(len, found)) < 2:
         return
+    if device != "cpu":
+        _wake_driver()
     with (
         noted(f"{len(found)} kernels"),
         ThreadPoolExecutor(MOST_THREADS, initializer=partial(_enter, device)) as threads,
@@ -65,10 +82,15 @@ def _launches_of(call: Callable[[], object]) -> list[list[Launch]]:
     return list(found.values())
 
 
+def _wake_driver() -> None:
+    """Triton makes its driver at first use; threads would make several."""
+    from triton.runtime.driver import driver
+
+    driver.active.get_current_device()
+
+
 def _enter(device: str) -> None:
     """A thread has a current device of its own."""
-    import torch
-
     if device != "cpu":
         torch.cuda.set_device(device)
 
@@ -77,4 +99,13 @@ def _compile(launches: list[Launch]) -> None:
     """All variants of one kernel, and what launches each."""
     for launch in launches:
         with suppress(Exception):
-            _ = launch().run
+            _load(launch())
+
+
+def _load(kernel: Any) -> None:
+    """Load a compiled kernel; one that cannot be has its launcher, but would be launched without its code."""
+    try:
+        _ = kernel.run
+    except Exception:
+        kernel._run = None
+        raise

@@ -48,7 +48,9 @@ def shield_when_needed() -> None:
     """From here on what torch shields from its compiler is called as it is until the compiler is there."""
     import torch
 
-    shield = torch._disable_dynamo
+    shield: Any = getattr(torch, "_disable_dynamo", None)
+    if shield is None:  # nothing else may end the server
+        return
 
     def later(function: Any = None, recursive: bool = True) -> Any:
         if function is None:

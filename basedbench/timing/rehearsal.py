@@ -220,12 +220,11 @@ class _Rehearsal:
         from basedbench.timing.beside import compile_ahead
         from basedbench.timing.subject import subject_of
 
+        compile_ahead(self.case, self.device)
         subject = subject_of(self.case, self.device)
-        with torch.set_grad_enabled(subject.grad):
-            compile_ahead(subject, self.case, self.device)
-            with subject.context():
-                subject.load()
-                subject.start()
+        with torch.set_grad_enabled(subject.grad), subject.context():
+            subject.load()
+            subject.start()
         del subject
         gc.collect()
         if self.device != "cpu":
@@ -237,6 +236,7 @@ class _Rehearsal:
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import torch
 
+    from basedbench.engines.kernel_keys import make_alike
     from basedbench.plugins import load_plugins
     from basedbench.timing.waking import open_device
 
@@ -244,6 +244,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     # What peers would keep of tuning beside other processes is not what is best with the device to themselves.
     os.environ |= {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
     if device != "cpu":
+        make_alike()
         open_device(device)
     load_plugins(plugins)
     return lambda case, measure: _Rehearsal(case, device)

@@ -14,6 +14,7 @@ import basedbench
 from basedbench import contenders, kernels
 from basedbench.config import case_id
 from basedbench.config.throughput import AnyCase
+from basedbench.engines import kernel_keys
 
 _TOLD = ("gpu", "compute_capability", "driver", "python", "torch", "cuda", "cudnn", "triton", "peers", "environment")
 
@@ -51,9 +52,10 @@ def cache_folder() -> Path:
 
 
 def _sources() -> list[Path]:
-    """Every file that a kernel may come from."""
+    """Every file that a kernel may come from, or the key by which it is found."""
     folders = [Path(next(iter(package.__path__))) for package in (kernels, contenders)]
-    return [Path(str(basedbench.__file__)), *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
+    single = [Path(str(module.__file__)) for module in (basedbench, kernel_keys)]
+    return [*single, *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -72,7 +72,7 @@ class Session:
         """Call and check the case, in company: nothing is timed, and `prepare` need not check what is right."""
         started = self.clock.now()
         with torch.set_grad_enabled(self.subject.grad):
-            compile_ahead(self.subject, self.case, self.device)
+            compile_ahead(self.case, self.device)
             compiling_s = self.clock.now() - started
             first_s = compiling_s + self._started()
             verdict = self.subject.check()

@@ -1,6 +1,7 @@
 """What a process does before its first call on a GPU: the device's context, and what libraries do on first use."""
 
 import ctypes
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
@@ -19,6 +20,7 @@ def open_device(device: str) -> None:
     """
     import torch
 
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # as torch does, but before older drivers first look
     with noted("device"):
         with ThreadPoolExecutor(1) as beside:
             beside.submit(make_context, int(device.partition(":")[2] or 0))

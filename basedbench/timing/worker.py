@@ -176,6 +176,7 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import gc
 
+    from basedbench.engines.kernel_keys import make_alike
     from basedbench.plugins import load_plugins
     from basedbench.timing.clock import WallClock
     from basedbench.timing.kept import Kept
@@ -183,6 +184,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     from basedbench.timing.waking import open_device, wake
 
     if device != "cpu":
+        make_alike()
         open_device(device)
     load_plugins(plugins)
     gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second a case

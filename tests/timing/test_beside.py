@@ -1,14 +1,27 @@
 """Kernels of a call compiled beside each other: all that it would launch, and nothing is launched."""
 
+import gc
+import os
+import subprocess
+import sys
 import threading
+import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from triton.runtime.jit import JITFunction
 
-from basedbench.timing.beside import compile_ahead, compile_beside
-from tests.timing.conftest import make_case
+from basedbench.config.throughput import MeasureSection
+from basedbench.timing import beside, session
+from basedbench.timing.beside import _load, compile_ahead, compile_beside
+from basedbench.timing.clock import WallClock
+from basedbench.timing.kept import Kept
+from basedbench.timing.operator import OperatorSubject
+from basedbench.timing.session import Session
+from tests.timing.conftest import make_case, make_model_case
 
 
 class Compiler:
@@ -78,15 +91,108 @@ def test_one_kernel_is_left_to_its_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert not compiler.asked
 
 
-@pytest.mark.parametrize(("contender", "device"), [("ours", "cuda:0"), ("ours", "cpu"), ("fla-chunk", "cuda:0")])
-def test_only_kernels_of_ours_are_called_for_nothing(contender: str, device: str) -> None:
-    """What tunes would time nothing, and keep that."""
+def test_a_kernel_that_could_not_be_loaded_is_loaded_anew_where_it_is_launched() -> None:
+    """Triton makes its launcher first, and would then launch it without code."""
+    kernel = Loading(fails=1)
+    with pytest.raises(MemoryError):
+        _load(kernel)
+    _load(kernel)
+    assert kernel.loads == 2
+
+
+class Loading:
+    """As Triton loads a kernel."""
+
+    def __init__(self, fails: int) -> None:
+        self.fails, self.loads, self._run = fails, 0, None
+
+    @property
+    def run(self) -> Any:
+        if self._run is None:
+            self._run, self.loads = len, self.loads + 1
+            if self.loads <= self.fails:
+                raise MemoryError("no room for the code")
+        return self._run
+
+
+CASES = {
+    "ours": make_case("ours"),
+    "a peer, which tunes": make_case("fla-chunk"),
+    "a model, whose loading checks it": make_model_case(),
+    "large": make_case("ours", batch=2**20, length=2**10),
+}
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+@pytest.mark.parametrize("name", CASES)
+def test_only_small_cases_of_kernels_of_ours_are_called_for_nothing(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = Subject()
-    compile_ahead(subject, make_case(contender), device)  # type: ignore[arg-type]
-    assert subject.steps == (["context", "load", "start"] if (contender, device) == ("ours", "cuda:0") else [])
+    monkeypatch.setattr(beside, "subject_of", lambda case, device: subject)
+    compile_ahead(CASES[name], device)
+    assert subject.steps == (["context", "load", "start"] if (name, device) == ("ours", "cuda:0") else [])
+
+
+@pytest.mark.parametrize("broken", ["subject_of", "_launches_of", "_wake_driver", "_enter", "_compile", "noted"])
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd", "decode"])
+def test_whatever_fails_the_case_is_called_and_checked(broken: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        failed.append(broken)
+        raise RuntimeError("nothing works")
+
+    failed: list[str] = []
+    monkeypatch.setattr(JITFunction, "run", Compiler())
+    monkeypatch.setattr(beside, "_wake_driver", lambda: None)
+    monkeypatch.setattr(beside, "_enter", lambda device: None)
+    monkeypatch.setattr(beside, "subject_of", lambda case, device: Launching())
+    monkeypatch.setattr(session, "compile_ahead", lambda case, device: compile_ahead(case, "cuda:0"))
+    monkeypatch.setattr(beside, broken, fails)
+    case, kept = make_case(mode=mode), Kept("cpu")
+    measure = MeasureSection(round_ms=1)
+    assert Session(case, measure, "cpu", WallClock(), kept).rehearse() == {}
+    assert failed
+    assert kept.ahead[case.id].verdict.reason is None
+    timed = Session(case, measure, "cpu", WallClock(), kept)
+    assert timed.prepare()["status"] == "ok"
+    assert all(sample > 0 for sample in timed.round().samples_ms)
+
+
+def test_what_the_call_for_nothing_writes_is_not_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs, states and results of the dry call are its own, and gone before the real one."""
+    made: list[weakref.ref[OperatorSubject]] = []
+
+    class Spoilt(OperatorSubject):
+        def start(self) -> None:
+            super().start()
+            for tensor in (*self.tensors.values(), *self.first.tensors.values()):
+                tensor.fill_(torch.nan)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(beside, "subject_of", Spoilt)
+    case = make_case(mode="decode")
+    compile_ahead(case, "cpu:0")
+    gc.collect()
+    assert made[0]() is None
+    subject = OperatorSubject(case, "cpu")
+    subject.load()
+    subject.start()
+    assert subject.check().reason is None
+
+
+def test_operators_of_ours_do_nothing_with_what_kernels_did_not_write() -> None:
+    """No index is read from it, nothing waits for it: a GPU would stop, for good."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.timing.dry_calls"]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
 
 
 class Subject:
+    grad = False
+
     def __init__(self) -> None:
         self.steps: list[str] = []
 
@@ -99,3 +205,11 @@ class Subject:
 
     def start(self) -> None:
         self.steps.append("start")
+
+
+class Launching(Subject):
+    """It launches two kernels."""
+
+    def start(self) -> None:
+        launch("forward", 8)
+        launch("backward", 8)

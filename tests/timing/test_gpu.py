@@ -136,12 +136,29 @@ def test_what_is_compiled_ahead_is_all_that_is_launched(operator: str, monkeypat
     case = next(one for one in found if (one.subject, one.contender, one.mode) == (operator, "ours", "fwd_bwd"))
     subject, missing = subject_of(case, DEVICE), list[str]()
     with torch.set_grad_enabled(True):
-        compile_ahead(subject, case, DEVICE)
+        compile_ahead(case, DEVICE)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **asked: missing.append(asked["repr"]))
         subject.load()
         subject.start()
         assert not missing
         assert subject.check().reason is None
+
+
+@pytest.mark.filterwarnings("ignore:.*determin")
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+def test_a_call_for_nothing_leaves_nothing_behind(operator: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What operators of PyTorch do with the garbage between kernels stops no device, and nothing keeps it."""
+    if (operator, mode) in [("attention", "fwd"), ("attention", "fwd_bwd")]:
+        pytest.skip("ours computes attention in decoding only")
+    case = small(operator, mode, device="cuda", dtype="bf16", cache="cold", length=600, key_dim=16, value_dim=64)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory holds NaN, or the largest of all numbers
+    try:
+        compile_ahead(case, DEVICE)
+        torch.cuda.synchronize()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert Session(case, MEASURE, DEVICE, WallClock()).prepare()["status"] == "ok"
 
 
 def test_torch_finds_the_context_that_the_driver_was_asked_for() -> None:

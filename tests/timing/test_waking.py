@@ -1,6 +1,7 @@
 """A device's context asked of the driver beside imports; without a driver torch is left to make it."""
 
 import ctypes
+import os
 import sys
 import threading
 from typing import Any
@@ -45,10 +46,17 @@ def test_without_a_driver_there_is_no_context(monkeypatch: pytest.MonkeyPatch) -
 def test_torch_takes_the_device_once_the_driver_has_been_asked_by_another_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    driver, taken = Driver(), list[tuple[str, int]]()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    driver, taken, modes = Driver(), list[tuple[str, int]](), list[str | None]()
+
+    def library(name: str) -> Driver:
+        modes.append(os.environ.get("CUDA_MODULE_LOADING"))
+        return driver
+
+    monkeypatch.delenv("CUDA_MODULE_LOADING", raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", library)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append((device, len(driver.asked))))
     waking.open_device("cuda:1")
     assert taken == [("cuda:1", 3)]
     assert threading.get_ident() not in driver.threads
+    assert modes == ["LAZY"]
     assert waking.FIRST_BACKWARD in sys.modules

@@ -1,0 +1,36 @@
+"""What mixers share: a projection to a multiple of 16 outputs."""
+
+import pytest
+import torch
+from torch import nn
+
+from basedbench.mixers.base import ALIGNED, project_aligned
+
+
+@pytest.mark.parametrize("width", [32, 34, 47, 16, 17])
+def test_outputs_that_nobody_reads_change_nothing_else(width: int) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(5, width, bias=False).double()
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    wide, plain = project_aligned(linear, x), linear(x)
+    assert wide.shape[-1] % ALIGNED == 0
+    assert wide.shape[-1] - width < ALIGNED
+    torch.testing.assert_close(wide[..., :width], plain)
+    grad = torch.randn_like(plain)
+    leaves = (x, linear.weight)
+    found = torch.autograd.grad(wide[..., :width], leaves, grad)
+    for a, b in zip(found, torch.autograd.grad(plain, leaves, grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_weight_that_stands_there_is_what_is_read() -> None:
+    """The trainer puts copies in half precision into its place, and asks for their gradients."""
+    linear = nn.Linear(5, 18, bias=False)
+    copy = linear.weight.detach().bfloat16().requires_grad_()
+    linear._parameters["weight"] = copy  # type: ignore[assignment]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = project_aligned(linear, torch.randn(2, 5))
+    assert y.dtype == torch.bfloat16
+    (grad,) = torch.autograd.grad(y[..., :18].float().sum(), copy)
+    assert grad.shape == copy.shape
+    assert grad.dtype == torch.bfloat16
