@@ -9,6 +9,26 @@ from torch import Tensor
 from . import selective_scan_triton as scan
 from . import short_conv_triton as conv
 
+ALIGNED = 8  # numbers of 16 bits that a product reads at once: rows of other widths take slower kernels
+
+
+def widened(x_weight: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W_x (R+2 N,D) and W_dt (D,R) with zeros for ranks that are missing to a multiple of ALIGNED."""
+    rank = dt_weight.shape[1]
+    missing = -rank % ALIGNED
+    if not missing:
+        return x_weight, dt_weight
+    rows = x_weight[:rank], x_weight.new_zeros(missing, x_weight.shape[1]), x_weight[rank:]
+    return torch.cat(rows), F.pad(dt_weight, (0, missing))
+
+
+def narrowed(x_weight: Tensor, dt_weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The gradients of what `widened` was given, from those of what it gave."""
+    wide = dt_weight.shape[1]
+    if wide == rank:
+        return x_weight, dt_weight
+    return torch.cat([x_weight[:rank], x_weight[wide:]]), dt_weight[:, :rank].contiguous()
+
 
 class _SelectiveSSM(torch.autograd.Function):
     """Keeps what the parts would keep: xz, the convolution's output, dt, B and C, step sizes, states before tiles."""
@@ -16,8 +36,9 @@ class _SelectiveSSM(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keep, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
         channels, states = A_log.shape
-        rank = dt_weight.shape[1]
-        weights = x_weight.to(xz.dtype), dt_weight.to(xz.dtype)
+        ctx.rank = dt_weight.shape[1]
+        weights = widened(x_weight.to(xz.dtype), dt_weight.to(xz.dtype))
+        rank = weights[1].shape[1]
         x = conv.convolution(xz[..., :channels], None, conv_weight, conv_bias, None, None, True)
         projected = F.linear(x, weights[0])
         delta = F.linear(projected[..., :rank], weights[1])
@@ -50,7 +71,7 @@ class _SelectiveSSM(torch.autograd.Function):
         into = dxz[..., :channels]
         sums = conv.launch_backward([dx], xz[..., :channels], None, weight, bias, None, None, True, into, into)
         d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
-        weights = dprojected.t() @ x, ddelta.t() @ projected[:, :rank]
+        weights = narrowed(dprojected.t() @ x, ddelta.t() @ projected[:, :rank], ctx.rank)
         dx_weight, ddt_weight = (weight.to(dtype) for weight, dtype in zip(weights, ctx.dtypes, strict=True))
         return None, dxz, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
 

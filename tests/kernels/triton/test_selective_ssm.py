@@ -26,7 +26,9 @@ def results(function, inputs, dy):
     return [y.detach(), *torch.autograd.grad(y, [x for x in leaves if x is not None], dy.to(y.dtype))]
 
 
-@pytest.mark.parametrize(("size", "bias"), [((2, 11, 8, 3, 2), True), ((1, 9, 4, 16, 4), False)])
+@pytest.mark.parametrize(
+    ("size", "bias"), [((2, 11, 8, 3, 2), True), ((1, 9, 4, 16, 4), False), ((1, 9, 4, 3, 8), True)]
+)
 def test_outputs_and_gradients(randn, relative_error, device, size, bias):
     inputs = make_inputs(randn, device, torch.float32, *size, bias)
     dy = randn(*size[:3]).to(device)
