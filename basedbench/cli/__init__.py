@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from basedbench import __version__
+from basedbench.cli.options import options_of
 from basedbench.errors import UserError
 from basedbench.signals import Terminated, exit_code, heed_sigterm
 
@@ -35,8 +36,7 @@ class _Group(TyperGroup):
 def _point_to_the_folder(error: Any) -> None:
     """Commands that write results have --out, those that read them --results: say which is meant."""
     if getattr(error, "option_name", None) in ("--results", "--out", "--output") and getattr(error, "ctx", None):
-        known = {name for parameter in error.ctx.command.params for name in parameter.opts}
-        error.possibilities = sorted(known & {"--results", "--out"})
+        error.possibilities = sorted(options_of(error.ctx.command) & {"--results", "--out"})
 
 
 app = typer.Typer(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from basedbench.cli.options import options_of
 from basedbench.cli.time_limit import TimeLimit
 from basedbench.signals import exit_code
 
@@ -71,14 +72,15 @@ def recall(
     from basedbench.engines.deadline import Deadline
     from basedbench.engines.paces import pace_of_runs
     from basedbench.plugins import load_plugins
-    from basedbench.store import Store
+    from basedbench.store import Store, device_name
+    from basedbench.store.dataset import rows
     from basedbench.training.cases import recall_cases
     from basedbench.training.sweep import borrow, parse_statuses, plan
 
     load_plugins(plugin or [])
     devices = resolve_devices(device)
     chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
-    chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args)
+    chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args, options_of(context.command))
     cases = recall_cases(chosen)
     cases = cases if filter is None else matching(cases, filter, "runs")
     statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
@@ -91,7 +93,9 @@ def recall(
     todo = plan(cases, store, fresh, statuses)
     borrow(store, todo.borrowed)
     places = given.places(devices, jobs)
-    pace = pace_of_runs(places, cases, limits.own_rows(out, "recall", devices[0]) if time_limit else [])
+    pace = pace_of_runs(
+        places, cases, limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
+    )
     deadline = Deadline(limit_s, began, pace)
     engine = partial(LocalEngine, places, str(out), plugins=[str(file) for file in plugin or []], deadline=deadline)
     left = _run(todo, engine, deadline, out, limit, quiet)

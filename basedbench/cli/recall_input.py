@@ -1,6 +1,7 @@
 """What the options of `basedbench recall` mean: a suite, possibly narrowed to one model, and the places to run it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -9,10 +10,11 @@ from pydantic import ValidationError
 from basedbench.config import RecallSuite, load_suite
 from basedbench.config.load import explain
 from basedbench.engines import Place, cores
-from basedbench.errors import UserError
+from basedbench.errors import UserError, nearest
 from basedbench.mixers import get_mixer
 
 GPU_SLOTS = 8
+ALIKE = 0.8  # of two words' letters: --sute and --suite, not --heads and --seed
 FOLDER_WORDS = ("--results", "--output", "--outdir", "--out-dir", "--folder")  # for --out, elsewhere
 
 
@@ -41,12 +43,23 @@ def choose_suite(
 
 
 def narrow(
-    suite: RecallSuite, sweep: bool, mixer: str | None, d_model: int, layers: str | None, extra: Sequence[str]
+    suite: RecallSuite,
+    sweep: bool,
+    mixer: str | None,
+    d_model: int,
+    layers: str | None,
+    extra: Sequence[str],
+    known: Collection[str] = (),
 ) -> RecallSuite:
-    """The suite itself for `--sweep`, else the suite with the one model that was asked for."""
+    """The suite itself for `--sweep`, else the suite with the one model that was asked for.
+
+    `extra` are the words behind a mixer's options; `known` the options of the command, which may have been meant.
+    """
     meant = next((word for word in extra if word.partition("=")[0] in FOLDER_WORDS), None)
     if meant:
         raise UserError(f"{meant} is no option of `basedbench recall`; the results folder is --out FOLDER.")
+    if sweep or mixer is None:
+        _refuse_misspelt(extra, known)
     if sweep:
         if mixer or layers or extra:
             given = "--mixer" if mixer else "--layers" if layers else extra[0]
@@ -57,6 +70,14 @@ def narrow(
     grid = {"d_model": d_model, **given_options(extra)}
     stack = [name.strip() for name in layers.split(",")] if layers else default_layers(suite, mixer)
     return _rebuilt(suite, {"models": [{"mixer": mixer, "layers": stack, "grid": grid}]})
+
+
+def _refuse_misspelt(extra: Sequence[str], known: Collection[str]) -> None:
+    """UserError for words that hardly differ from an option, where no mixer is there whose options they could be."""
+    for word in extra:
+        name = word.partition("=")[0]
+        if name.startswith("--") and get_close_matches(name, known, n=1, cutoff=ALIKE):
+            raise UserError(f"no such option {name}: {nearest(name, known)}")
 
 
 def default_layers(suite: RecallSuite, mixer: str) -> list[Any]:

@@ -106,7 +106,7 @@ def throughput(
     store = Store(out)
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
-        known = [row for row in rows if row["device_name"] == sweep.origin["device_name"]] if time_limit else []
+        known = limits.own_rows(rows, sweep.origin["device_name"]) if time_limit else []
         sweep.deadline = Deadline(limit_s, began, pace_of_cases(measure, cases, known))
         if kind == "cpu":
             sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}

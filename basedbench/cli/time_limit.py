@@ -1,8 +1,7 @@
 """`--time-limit`: what it means, and what is said of what is left when the time is up."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,13 +22,9 @@ def seconds(text: str | None) -> float:
     return math.inf if text is None else seconds_of(text)
 
 
-def own_rows(out: Path, kind: str, device: str) -> list[dict[str, Any]]:
-    """The stored rows that were measured on such a device."""
-    from basedbench.store import device_name
-    from basedbench.store.dataset import rows
-
-    name = device_name(device)
-    return [row for row in rows(out, kind) if row["device_name"] == name]
+def own_rows(rows: Iterable[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+    """Those that were measured on devices of this name."""
+    return [row for row in rows if row["device_name"] == device]
 
 
 def say_left(

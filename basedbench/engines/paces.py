@@ -20,7 +20,8 @@ def pace_of_runs(places: Sequence[Place], cases: Sequence[RecallCase], stored: I
     """
     device, beside = places[0].device, max(1, min(places[0].slots, len(cases)))
     pace: Pace[RecallCase] = Pace(
-        lambda case: beside * estimate(case, device).seconds, lambda case: (_model(case), case.mixer)
+        lambda case: beside * estimate(case, device).seconds,
+        lambda case: ((case.model_label, case.layer_mixers), case.mixer),
     )
     for case, row in _known({case.case_id: case for case in cases}, stored):
         if row["train_s"]:
@@ -31,7 +32,7 @@ def pace_of_runs(places: Sequence[Place], cases: Sequence[RecallCase], stored: I
 def pace_of_cases(measure: MeasureSection, cases: Sequence[AnyCase], stored: Iterable[Row]) -> Pace[AnyCase]:
     """For throughput: about the same for all, until some are done; `stored` are the suite's rows from this device."""
     guess = PREPARE_S + measure.max_rounds * measure.round_ms * 1e-3
-    pace: Pace[AnyCase] = Pace(lambda case: guess, lambda case: ((*case.implementation, _mode(case)), case.subject))
+    pace: Pace[AnyCase] = Pace(lambda case: guess, lambda case: ((*case.implementation, case.mode), case.subject))
     for case, row in _known({case.id: case for case in cases}, stored):
         if row["prepare_s"] is not None and row["sampling_s"] is not None:
             pace.learn(case, row["prepare_s"] + row["sampling_s"])
@@ -40,11 +41,3 @@ def pace_of_cases(measure: MeasureSection, cases: Sequence[AnyCase], stored: Ite
 
 def _known(cases: Mapping[str, Any], stored: Iterable[Row]) -> Iterable[tuple[Any, Row]]:
     return ((cases[row["case_id"]], row) for row in stored if row["status"] == "ok" and row["case_id"] in cases)
-
-
-def _model(case: RecallCase) -> tuple[str, str]:
-    return case.model_label, case.layer_mixers
-
-
-def _mode(case: AnyCase) -> str:
-    return case.mode

@@ -92,7 +92,11 @@ class Sweep:
         self.spent: dict[str, float] = {}  # seconds before the first case, by what they were spent on
         found = fingerprint(device)
         self.fingerprint: dict[str, Any] = found
-        self.origin = {"code_version": code_version(), "device_name": device_name(device), "fingerprint": found}
+        self.origin: dict[str, Any] = {
+            "code_version": code_version(),
+            "device_name": device_name(device),
+            "fingerprint": found,
+        }
         self.memory_bytes: int | None = found["gpu_memory_bytes"]  # a CPU's is everybody's
 
     def run(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> None:
