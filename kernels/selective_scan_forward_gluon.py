@@ -22,6 +22,7 @@ from .selective_scan_tiles_gluon import (
     rates,
     rows_inside,
     sigmoid,
+    stacked,
     state_places,
     states_layout,
     step_size,
@@ -36,12 +37,13 @@ def forward(
     channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
-    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr, STEPS: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles, and open_y, y before
     the gate.
 
-    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D.
+    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D. STEPS' sums
+    over a thread's states go to shared memory together.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -117,6 +119,7 @@ def forward(
             for i in gl.static_range(GROUPS):
                 kept_n = n3 + i * GROUP
                 gl.store(here + kept_n * channels, h_G[i], mask=(kept_n < N) & d3_inside)
+        rows = ()
         for s in gl.static_range(T):
             step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
             x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
@@ -131,7 +134,10 @@ def forward(
                 else:
                     y_LD += part
             h_G = new_G
-            y_shared.slice(s, 1, 1).store(gl.expand_dims(y_LD, 1))  # kept, they would take 4 registers a step
+            rows += (y_LD,)
+            if len(rows) == STEPS:  # a whole tile's would take 4 registers a step
+                y_shared.slice(s + 1 - STEPS, STEPS, 1).store(stacked(rows))
+                rows = ()
         y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
         here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
         if HAS_Z:

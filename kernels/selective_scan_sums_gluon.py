@@ -13,7 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from .selective_scan_tiles_gluon import LANES, T, stacked
+from .selective_scan_tiles_gluon import LANES, T, joined, stacked
 
 QUAD = gl.constexpr(4)  # steps in one product: four of them and four lanes of channels are its 16 columns
 TAIL = gl.constexpr(0x1FFF)  # the bits of a float32 that TF32 leaves out
@@ -50,9 +50,8 @@ def no_sums(SN: gl.constexpr, WARPS: gl.constexpr):
 @gluon.jit
 def _operand(values, SN: gl.constexpr, WARPS: gl.constexpr):
     """Four steps' (LANES, SN, 8 warps) -> (8 SN warps, 4 QUAD), a product's left operand, all in registers."""
-    joined = gl.join(gl.join(values[0], values[2]), gl.join(values[1], values[3]))
     OUTER: gl.constexpr = (SN + 1) // 2
-    split = gl.reshape(joined, [LANES, OUTER, SN // OUTER, WARPS, 2, 4, QUAD])
+    split = gl.reshape(joined(values), [LANES, OUTER, SN // OUTER, WARPS, 2, 4, QUAD])
     rows = gl.reshape(gl.permute(split, (1, 3, 2, 0, 4, 6, 5)), [8 * SN * WARPS, 4 * QUAD])
     return gl.convert_layout(rows, gl.DotOperandLayout(0, product_layout(WARPS), 1), assert_trivial=True)
 

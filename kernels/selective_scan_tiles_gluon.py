@@ -104,20 +104,23 @@ def state_places(first, SN: gl.constexpr, BLOCK_D: gl.constexpr, S3: gl.constexp
 
 @gluon.jit
 def joined(rows):
-    """Eight tiles -> one with the dimensions 2, 2, 2 behind, all in registers."""
-    four = ()
-    for i in gl.static_range(4):
-        four += (gl.join(rows[i], rows[i + 4]),)
-    two = ()
-    for i in gl.static_range(2):
-        two += (gl.join(four[i], four[i + 2]),)
-    return gl.join(two[0], two[1])
+    """Four tiles -> one with the dimensions 2, 2 behind, all in registers."""
+    return gl.join(gl.join(rows[0], rows[2]), gl.join(rows[1], rows[3]))
 
 
 @gluon.jit
 def stacked(rows):
-    """Eight (LANES, D) -> (LANES, 8, D)."""
-    return gl.permute(gl.reshape(joined(rows), [rows[0].shape[0], rows[0].shape[1], 8]), (0, 2, 1))
+    """One, four or eight (LANES, D) -> (LANES, as many, D)."""
+    STEPS: gl.constexpr = len(rows)
+    tiles = rows[0]
+    if STEPS == 4:
+        tiles = joined(rows)
+    if STEPS == 8:
+        pairs = ()
+        for i in gl.static_range(4):
+            pairs += (gl.join(rows[i], rows[i + 4]),)
+        tiles = joined(pairs)
+    return gl.permute(gl.reshape(tiles, [rows[0].shape[0], rows[0].shape[1], STEPS]), (0, 2, 1))
 
 
 @gluon.jit

@@ -32,6 +32,7 @@ PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
 CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
+ROOMY = 128  # for sixteen
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
@@ -135,6 +136,14 @@ def _walk(states: int) -> _Walk:
     return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
 
+def _sums_and_registers(states: int, keep: bool) -> tuple[int, int | None]:
+    """Of the forward: steps whose sums over states go to shared memory together, and registers of a thread.
+
+    Four together cost instructions where registers are few anyway: with few states, or none kept.
+    """
+    return (4, ROOMY if states <= 16 else None) if keep and states > 8 else (1, None)
+
+
 def _batch(states: int) -> int:
     """Groups of states that walk together."""
     groups = triton.cdiv(states, _group(states))
@@ -151,11 +160,12 @@ def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | No
     if slots > 1:
         initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
         place = channels, 1
+    steps, registers = _sums_and_registers(states, kept.numel() > 0)
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
         open_y, length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
         HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
-        KEEP=kept.numel() > 0, num_warps=1, **inputs.constants(block, softplus),
+        KEEP=kept.numel() > 0, STEPS=steps, num_warps=1, maxnreg=registers, **inputs.constants(block, softplus),
     )  # fmt: skip
 
 
