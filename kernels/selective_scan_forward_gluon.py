@@ -7,8 +7,8 @@ from triton.experimental.gluon import language as gl
 
 from .selective_scan_tiles_gluon import (
     COLUMNS,
-    CUBE,
     LANES,
+    QUAD,
     ROWS,
     T,
     columns,
@@ -18,14 +18,16 @@ from .selective_scan_tiles_gluon import (
     load_constant,
     load_rows,
     parts_layout,
+    parts_places,
     power_of_two,
     rates,
     rows_inside,
     sigmoid,
-    stacked,
     state_places,
     states_layout,
     step_size,
+    store_parts,
+    sum_of_lanes,
     tile_layout,
 )
 
@@ -33,17 +35,16 @@ from .selective_scan_tiles_gluon import (
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
     u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, open_y, L, tiles, slots, span,
-    batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C,
-    channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
+    batch_u, batch_delta, batch_B, batch_C, batch_z, channels: gl.constexpr,
+    row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
-    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr, STEPS: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles, and open_y, y before
     the gate.
 
-    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D. STEPS' sums
-    over a thread's states go to shared memory together.
+    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -90,7 +91,7 @@ def forward(
     x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
-    y_shared = gl.allocate_shared_memory(gl.float32, [LANES, T, BLOCK_D], CUBE)
+    y_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
     t = begin * T
@@ -135,10 +136,10 @@ def forward(
                     y_LD += part
             h_G = new_G
             rows += (y_LD,)
-            if len(rows) == STEPS:  # a whole tile's would take 4 registers a step
-                y_shared.slice(s + 1 - STEPS, STEPS, 1).store(stacked(rows))
+            if len(rows) == QUAD:  # more would take registers
+                store_parts(y_shared, s + 1 - QUAD, rows)
                 rows = ()
-        y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
+        y_TD = sum_of_lanes(y_shared, LSD, TD) + skip_D[None, :] * u_TD
         here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
         if HAS_Z:
             if KEEP:

@@ -13,9 +13,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from .selective_scan_tiles_gluon import LANES, T, joined, stacked
+from .selective_scan_tiles_gluon import LANES, QUAD, T
 
-QUAD = gl.constexpr(4)  # steps in one product: four of them and four lanes of channels are its 16 columns
+# Of a product's 16 columns, four steps have four lanes of channels each.
 TAIL = gl.constexpr(0x1FFF)  # the bits of a float32 that TF32 leaves out
 CENTRED = gl.constexpr(1 + 0.72 * 2**-11)  # without them a number is smaller, on average by that
 
@@ -50,8 +50,9 @@ def no_sums(SN: gl.constexpr, WARPS: gl.constexpr):
 @gluon.jit
 def _operand(values, SN: gl.constexpr, WARPS: gl.constexpr):
     """Four steps' (LANES, SN, 8 warps) -> (8 SN warps, 4 QUAD), a product's left operand, all in registers."""
+    joined = gl.join(gl.join(values[0], values[2]), gl.join(values[1], values[3]))
     OUTER: gl.constexpr = (SN + 1) // 2
-    split = gl.reshape(joined(values), [LANES, OUTER, SN // OUTER, WARPS, 2, 4, QUAD])
+    split = gl.reshape(joined, [LANES, OUTER, SN // OUTER, WARPS, 2, 4, QUAD])
     rows = gl.reshape(gl.permute(split, (1, 3, 2, 0, 4, 6, 5)), [8 * SN * WARPS, 4 * QUAD])
     return gl.convert_layout(rows, gl.DotOperandLayout(0, product_layout(WARPS), 1), assert_trivial=True)
 
@@ -98,24 +99,6 @@ def sum_of(parts):
     for i in gl.static_range(1, len(parts)):
         total += parts[i]
     return total
-
-
-@gluon.jit
-def sums_by_step(rows, more):
-    """Sums, one by one; `rows` may be none yet."""
-    total = ()
-    for i in gl.static_range(len(more)):
-        if len(rows) == 0:
-            total += (more[i],)
-        else:
-            total += (rows[i] + more[i],)
-    return total
-
-
-@gluon.jit
-def sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
-    """Partial sums over a thread's states, step by step (LANES,D) -> (T,D)."""
-    return gl.convert_layout(gl.sum(gl.convert_layout(stacked(rows), LSD), 0), TD, assert_trivial=True)
 
 
 @gluon.jit

@@ -56,9 +56,9 @@ class Inputs(NamedTuple):
 
     @property
     def strides(self) -> list[int]:
-        """Between sequences, and between the rows of B and C."""
+        """Between sequences."""
         tensors = self.u, self.delta, self.B, self.C, self.u if self.z is None else self.z
-        return [*(x.stride(0) for x in tensors), self.B.stride(1), self.C.stride(1)]
+        return [x.stride(0) for x in tensors]
 
     def constants(self, block: int, softplus: bool) -> dict[str, Any]:
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
@@ -136,14 +136,6 @@ def _walk(states: int) -> _Walk:
     return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
 
-def _sums_and_registers(states: int, keep: bool) -> tuple[int, int | None]:
-    """Of the forward: steps whose sums over states go to shared memory together, and registers of a thread.
-
-    Four together cost instructions where registers are few anyway: with few states, or none kept.
-    """
-    return (4, ROOMY if states <= 16 else None) if keep and states > 8 else (1, None)
-
-
 def _batch(states: int) -> int:
     """Groups of states that walk together."""
     groups = triton.cdiv(states, _group(states))
@@ -160,12 +152,12 @@ def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | No
     if slots > 1:
         initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
         place = channels, 1
-    steps, registers = _sums_and_registers(states, kept.numel() > 0)
+    registers = ROOMY if kept.numel() > 0 and 8 < states <= 16 else None
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        open_y, length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
-        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
-        KEEP=kept.numel() > 0, STEPS=steps, num_warps=1, maxnreg=registers, **inputs.constants(block, softplus),
+        open_y, length, tiles, slots, span, *inputs.strides, row_B=inputs.B.stride(1), row_C=inputs.C.stride(1),
+        row_u=inputs.u.stride(1), HAS_D=inputs.D is not None, HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
+        KEEP=kept.numel() > 0, num_warps=1, maxnreg=registers, **inputs.constants(block, softplus),
     )  # fmt: skip
 
 
@@ -224,7 +216,7 @@ def backward_into(
     backward[(blocks, batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, dy, dlast,
         du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
-        row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
+        row_B=inputs.B.stride(1), row_C=inputs.C.stride(1), row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
         HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
         WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.constants(block, softplus),
