@@ -32,7 +32,6 @@ PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
 CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
-ROOMY = 128  # for sixteen
 BACKWARD_WARPS = 2  # of a program; their sums over channels are one
 
 
@@ -59,6 +58,11 @@ class Inputs(NamedTuple):
         """Between sequences."""
         tensors = self.u, self.delta, self.B, self.C, self.u if self.z is None else self.z
         return [x.stride(0) for x in tensors]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Between the steps of u, B and C."""
+        return {f"row_{name}": x.stride(1) for name, x in {"u": self.u, "B": self.B, "C": self.C}.items()}
 
     def constants(self, block: int, softplus: bool) -> dict[str, Any]:
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
@@ -136,6 +140,11 @@ def _walk(states: int) -> _Walk:
     return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
 
+def _forward_registers(states: int) -> int | None:
+    """So many that sixteen warps fit into a multiprocessor, with few states twenty; more states need more."""
+    return 96 if states <= 8 else 128 if states <= 16 else None
+
+
 def _batch(states: int) -> int:
     """Groups of states that walk together."""
     groups = triton.cdiv(states, _group(states))
@@ -152,12 +161,11 @@ def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | No
     if slots > 1:
         initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
         place = channels, 1
-    registers = ROOMY if kept.numel() > 0 and 8 < states <= 16 else None
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        open_y, length, tiles, slots, span, *inputs.strides, row_B=inputs.B.stride(1), row_C=inputs.C.stride(1),
-        row_u=inputs.u.stride(1), HAS_D=inputs.D is not None, HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
-        KEEP=kept.numel() > 0, num_warps=1, maxnreg=registers, **inputs.constants(block, softplus),
+        open_y, length, tiles, slots, span, *inputs.strides, HAS_D=inputs.D is not None, HAS_STATE=initial is not None,
+        STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0, KEEP=kept.numel() > 0, num_warps=1,
+        maxnreg=_forward_registers(states), **inputs.rows, **inputs.constants(block, softplus),
     )  # fmt: skip
 
 
@@ -216,10 +224,11 @@ def backward_into(
     backward[(blocks, batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, dy, dlast,
         du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
-        row_B=inputs.B.stride(1), row_C=inputs.C.stride(1), row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
-        HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
+        row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1), HAS_D=D is not None,
+        HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
-        WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.constants(block, softplus),
+        WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.rows,
+        **inputs.constants(block, softplus),
     )  # fmt: skip
     parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
     steps = around.SUMMED // (parts * places)
