@@ -2,7 +2,7 @@
 
 Per tile: the states again, from the one before it that the forward kept, left in registers; then, in reverse, their
 gradient g_t = C_t dy_t + a_t+1 g_t+1, which gives A's: delta_t a_t g_t h_t-1. The gradients of states and of A stay in
-registers throughout. Sums over states change places in shared memory, once a tile; those over channels stand in
+registers throughout. Sums over states change places in shared memory, by four steps; those over channels stand in
 `selective_scan_sums_gluon`. The next tile's loads are issued before the sums, when states no longer take registers.
 """
 
