@@ -32,7 +32,7 @@ PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
 CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
-BACKWARD_WARPS = 2  # of a program; their sums over channels are one
+ALONE = 1024  # one-warp programs of the backward, eight for each multiprocessor, to be enough
 
 
 class Inputs(NamedTuple):
@@ -126,17 +126,24 @@ def _between(
 
 
 class _Walk(NamedTuple):
-    """How a warp of the backward walks: its channels, whether it keeps decays, and how many registers it may take."""
+    """How a warp of the backward walks: its channels, whether it keeps decays, and how many registers it may take.
+
+    The `warps` of a program have one sum over channels.
+    """
 
     channels: int
     decays: bool
     registers: int | None
+    warps: int = 2
 
 
-def _walk(states: int) -> _Walk:
-    """Kept decays cost registers, others their exponentials again."""
+def _walk(states: int, sequence_channels: int) -> _Walk:
+    """Kept decays cost registers, others their exponentials again.
+
+    A warp of 32 channels waits for no other and reads B and C for twice as many; with more states it lacks registers.
+    """
     if states <= 8:
-        return _Walk(16, True, CROWDED)
+        return _Walk(32, True, None, 1) if sequence_channels >= 32 * ALONE else _Walk(16, True, CROWDED)
     return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
 
@@ -211,10 +218,10 @@ def backward_into(
     D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
-    walk, width = _walk(states), triton.cdiv(states, _group(states)) * _group(states)
-    block = BACKWARD_WARPS * walk.channels
+    walk, width = _walk(states, batch * channels), triton.cdiv(states, _group(states)) * _group(states)
+    block = walk.warps * walk.channels
     blocks = triton.cdiv(channels, block)
-    span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
+    span = _span(batch * blocks * walk.warps, 2 * ENOUGH, tiles)
     slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
         dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)
@@ -227,7 +234,7 @@ def backward_into(
         row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1), HAS_D=D is not None,
         HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
-        WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.rows,
+        WARPS=walk.warps, num_warps=walk.warps, maxnreg=walk.registers, **inputs.rows,
         **inputs.constants(block, softplus),
     )  # fmt: skip
     parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
