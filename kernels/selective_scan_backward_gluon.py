@@ -102,7 +102,7 @@ def backward(
     SPLIT: gl.constexpr = [LANES, SN, 8 * WARPS, BLOCK_D // (8 * WARPS)]
     S3: gl.constexpr = states_layout(BLOCK_D, SN, WARPS)
     TD: gl.constexpr = tile_layout(BLOCK_D, WARPS)
-    TN: gl.constexpr = columns_layout(SN, WARPS)
+    TN: gl.constexpr = columns_layout(PLACES * GROUP, WARPS)
     LSD: gl.constexpr = parts_layout(BLOCK_D, WARPS)
     SUMS: gl.constexpr = sums_layout(SN, WARPS)
     DN: gl.constexpr = gl.SliceLayout(0, S3)

@@ -52,7 +52,7 @@ def forward(
     WIDTH: gl.constexpr = PLACES * GROUP
     S3: gl.constexpr = states_layout(BLOCK_D, SN)
     TD: gl.constexpr = tile_layout(BLOCK_D)
-    TN: gl.constexpr = columns_layout(SN)
+    TN: gl.constexpr = columns_layout(WIDTH)
     LSD: gl.constexpr = parts_layout(BLOCK_D)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D

@@ -71,10 +71,10 @@ def parts_places(block_d):
 
 
 @gluon.constexpr_function
-def columns_layout(sn, warps=1):
-    """Of (T, N) in memory."""
-    vector = max(2, sn // warps)
-    return gl.BlockedLayout([1, vector], [8 * vector // sn, 4 * sn // vector], [warps, 1], [1, 0])
+def columns_layout(width, warps=1):
+    """Of (T, WIDTH) in memory."""
+    vector = max(2, min(4, width // (4 * warps)))
+    return gl.BlockedLayout([1, vector], [32 * vector // width, width // vector], [warps, 1], [1, 0])
 
 
 @gluon.jit
