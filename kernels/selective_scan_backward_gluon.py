@@ -83,10 +83,10 @@ def _load_tile(
 def backward(
     u, delta, A, B, C, D_skip, z, bias, kept, open_y, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
     L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, batch_dy,
-    channels: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr,
-    row_z: gl.constexpr, row_dy: gl.constexpr, row_dz: gl.constexpr, N: gl.constexpr, SN: gl.constexpr,
-    BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr, HAS_D: gl.constexpr,
-    HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
+    channels: gl.constexpr, ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr,
+    row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, row_dz: gl.constexpr, N: gl.constexpr,
+    SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr,
+    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
     STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
@@ -118,8 +118,8 @@ def backward(
     skip_D = load_constant(D_skip, d, channels, HAS_D)
     u += b * batch_u
     delta += b * batch_delta
-    B += b * batch_B
-    C += b * batch_C
+    B = gl.multiple_of(B + b * batch_B, ALIGNED)
+    C = gl.multiple_of(C + b * batch_C, ALIGNED)
     dy += b * batch_dy
     if HAS_Z:
         z += b * batch_z

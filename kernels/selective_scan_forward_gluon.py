@@ -36,7 +36,8 @@ from .selective_scan_tiles_gluon import (
 def forward(
     u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, open_y, L, tiles, slots, span,
     batch_u, batch_delta, batch_B, batch_C, batch_z, channels: gl.constexpr,
-    row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
+    ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr,
+    row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
     STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
@@ -66,8 +67,8 @@ def forward(
     skip_D = load_constant(D_skip, d, channels, HAS_D)
     u += b * batch_u
     delta += b * batch_delta
-    B += b * batch_B
-    C += b * batch_C
+    B = gl.multiple_of(B + b * batch_B, ALIGNED)
+    C = gl.multiple_of(C + b * batch_C, ALIGNED)
     if HAS_Z:
         z += b * batch_z
     y += b * L * channels

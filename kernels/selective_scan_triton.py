@@ -14,6 +14,7 @@ for bfloat16's sums over channels.
 
 # mypy: allow-untyped-defs
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -61,8 +62,10 @@ class Inputs(NamedTuple):
 
     @property
     def rows(self) -> dict[str, int]:
-        """Between the steps of u, B and C."""
-        return {f"row_{name}": x.stride(1) for name, x in {"u": self.u, "B": self.B, "C": self.C}.items()}
+        """Between the steps of u, B and C; the bytes that all rows of B and C start at a multiple of."""
+        starts = (n for x in (self.B, self.C) for n in (x.data_ptr(), *(x.element_size() * n for n in x.stride()[:2])))
+        rows = {f"row_{name}": x.stride(1) for name, x in {"u": self.u, "B": self.B, "C": self.C}.items()}
+        return {"ALIGNED": math.gcd(16, *starts)} | rows
 
     def constants(self, block: int, softplus: bool) -> dict[str, Any]:
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
