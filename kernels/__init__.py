@@ -1,7 +1,7 @@
 """The operators. Each module holds a PyTorch reference and the public function, which picks the implementation."""
 
 from .adamw import adamw_step
-from .add_layer_norm import add_layer_norm, add_norm_of_parts
+from .add_layer_norm import add_layer_norm
 from .attention_decode import attention_decode
 from .base_conv import base_conv
 from .block_boundary import block_boundary
@@ -9,7 +9,6 @@ from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .delta_inputs import delta_inputs, rwkv7_inputs
 from .delta_rule import delta_rule, delta_rule_step
-from .dependent_launch import dependent_launches
 from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
@@ -25,7 +24,6 @@ from .plane_linear import plane_linear
 from .retention import retention
 from .rotary import rotary, rotary_angles
 from .row_argmax import row_argmax
-from .row_linear import row_linear
 from .selective_scan import selective_scan, selective_scan_step
 from .selective_ssm import selective_ssm
 from .shift_filter import shift_filter
@@ -42,7 +40,6 @@ from .wkv4 import wkv4, wkv4_step
 __all__ = [
     "adamw_step",
     "add_layer_norm",
-    "add_norm_of_parts",
     "attention_decode",
     "base_conv",
     "block_boundary",
@@ -52,7 +49,6 @@ __all__ = [
     "delta_inputs",
     "delta_rule",
     "delta_rule_step",
-    "dependent_launches",
     "diagonal_filter",
     "embedding",
     "gated_conv",
@@ -72,7 +68,6 @@ __all__ = [
     "rotary",
     "rotary_angles",
     "row_argmax",
-    "row_linear",
     "rwkv7_inputs",
     "selective_scan",
     "selective_scan_step",

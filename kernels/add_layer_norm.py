@@ -72,18 +72,6 @@ def add_layer_norm(
     return reference(h_xD, residual_xD, weight_D, bias_D, **options)
 
 
-def add_norm_of_parts(
-    h_PxD: Tensor, residual_xD: Tensor, weight_D: Tensor, *, eps: float = 1e-5, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """RMSNorm of residual + h for an h in parts (P, ..., D), added up in their order; no gradient."""
-    if h_PxD.is_cuda and torch.float64 not in (h_PxD.dtype, weight_D.dtype):
-        from .add_layer_norm_triton import add_norm_parts as by_triton
-
-        y_xD, r_xD = by_triton(h_PxD, residual_xD, weight_D, eps, dtype)
-        return y_xD, r_xD
-    return reference(h_PxD.sum(0), residual_xD, weight_D, eps=eps, center=False, dtype=dtype)
-
-
 def _check(bias_D: Tensor | None, center: bool) -> None:
     if bias_D is not None and not center:
         raise ValueError("a norm without centering has no bias; give bias_D=None or center=True")

@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
 from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
@@ -41,13 +39,8 @@ def add_norm_forward_kernel(
     h, residual, kept, weight, bias, y, r, stats, steps, tokens, rows, scale, eps, seed, threshold, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, DRAW: tl.constexpr, TABLE: tl.constexpr,
-    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """With TABLE, h is the row of a table that each token names; NaN for a token that it does not have.
-
-    PARTS: h is that many summands, (PARTS, rows, D).
-    """
-    depend(EARLY)
+    """With TABLE, h is the row of a table that each token names; NaN for a token that it does not have."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
@@ -60,8 +53,6 @@ def add_norm_forward_kernel(
         x = tl.where(inside, x, 0.0)
     else:
         x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
-        for part in tl.static_range(1, PARTS):
-            x += tl.load(h + part * rows * D + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_KEPT:
         x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
     if DRAW:
@@ -141,9 +132,7 @@ def _add_norm(
     return y, r, stats, drawn
 
 
-def launch_forward(
-    h, residual, kept, steps, tokens, weight, bias, seed, keep, eps, center, y, r, stats, drawn, parts=1
-) -> None:
+def launch_forward(h, residual, kept, steps, tokens, weight, bias, seed, keep, eps, center, y, r, stats, drawn) -> None:
     """Writes y, r, stats and drawn, whichever are not empty. With tokens, h is a table of their rows."""
     width = h.shape[-1]
     if y.numel():
@@ -153,25 +142,9 @@ def launch_forward(
             h, residual, kept if steps is None else drawn, weight, bias, y, r, stats, steps, tokens, rows, 1 / keep,
             eps, seed, threshold(keep), len(h), D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None,
             HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
-            DRAW=steps is not None, TABLE=tokens is not None, PARTS=parts,
-            num_warps=FEW_WARPS if rows <= FEW and block * tile >= TILE else 4, **early_options(h),
+            DRAW=steps is not None, TABLE=tokens is not None,
+            num_warps=FEW_WARPS if rows <= FEW and block * tile >= TILE else 4,
         )  # fmt: skip
-
-
-@torch.library.custom_op("basedbench::add_norm_parts", mutates_args=())
-def add_norm_parts(
-    h: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
-    """RMSNorm of residual + the sum of h (P, ..., D) over its parts, and that stream; no gradient."""
-    h, residual = h.contiguous(), residual.contiguous()
-    outputs = _outputs(h[0], residual, None, None, weight, dtype)
-    launch_forward(h, residual, None, None, None, weight, None, 0, 1.0, eps, False, *outputs, parts=len(h))
-    return outputs[0], outputs[1]
-
-
-@add_norm_parts.register_fake
-def _(h: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    return _outputs(h[0].contiguous(), residual, None, None, weight, dtype)[:2]
 
 
 @_add_norm.register_fake

@@ -1,5 +1,7 @@
 """`attention_decode` and `sliding_window_step` in Triton: one launch, or two where the sequence is cut into parts.
 
+Rings that fit into shared memory take the way of `sliding_window_step_gluon`; what follows is about the others.
+
 Memory bound: each key and value is read once, for about as many multiply-adds as it has elements. A program takes one
 head of one sequence (or a part of its keys) and walks over tiles of keys. Every row of a tile keeps a softmax and
 outputs of its own; they are put together once, at the end, so that no warp waits for another inside the loop. Heads of
@@ -13,6 +15,8 @@ device: the grid depends on shapes alone, and programs with nothing to read leav
 # mypy: allow-untyped-defs
 
 import math
+from types import ModuleType
+from typing import cast
 
 import torch
 import triton
@@ -20,8 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
+from .gluon_modules import gluon_module
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -30,6 +33,8 @@ TILE = 1024  # elements of keys (or of values) in a warp's part of a tile: 32 a 
 ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
 STAGES = 1  # of the loop over keys: with more, tiles wait in shared memory
+RINGS, RING_WARPS = "sliding_window_step_gluon", 4
+SHARED_BYTES = 0  # of a head's ring in shared memory, at most: 72 kB once the kernel has been seen right on a GPU
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -54,11 +59,9 @@ def decode_kernel(
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr, STAGES: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
-    depend(EARLY)
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     c_K, c_V, row_J = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, ROWS)
     g, part = h // GROUP, tl.program_id(1)
@@ -114,11 +117,8 @@ def decode_kernel(
 
 
 @triton.jit
-def join_kernel(
-    parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, EARLY: tl.constexpr
-):
+def join_kernel(parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
     """The parts of a head, each unnormalised beside its peak and its sum."""
-    depend(EARLY)
     line = tl.program_id(0).to(tl.int64)
     p, c_V = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_V)
     parts += (line * PARTS + p) * (V + 2)
@@ -159,6 +159,9 @@ def operator(
     """y (B,H,V); `keys` and `values` (B,L,G,.) take the token in."""
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     y = v.new_empty((*q.shape[:2], v.shape[-1]))
+    if ring and _whole(q, k, v, keys, values):
+        _launch_whole(q, k, v, keys, values, position, cos, sin, scale, y)
+        return y
     (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
     rows, warps = tile(K, V, max(keys.element_size(), values.element_size()))
     count = 1 if ring else part_count(batch * heads, slots, rows)
@@ -171,12 +174,45 @@ def operator(
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
         STAGES=STAGES,
-        num_warps=warps, **early_options(q),
+        num_warps=warps,
     )  # fmt: skip
     if count > 1:
         block = triton.next_power_of_2(count)
-        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block, **early_options(q))
+        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block)
     return y
+
+
+def _whole(*given: Tensor) -> bool:
+    """Whether a head's ring goes through shared memory, by vectors of 16 bytes (q, k, v, keys, values)."""
+    strides = [n for x in given for n in (x.shape[-1], *x.stride()[:-1])]
+    if any(x.element_size() != 2 or x.data_ptr() % 16 for x in given) or any(n % 8 for n in strides):
+        return False
+    keys, values = given[3:]
+    rows, block = _ring_tile(keys, values)
+    return (
+        keys.dtype == values.dtype and 3 * rows * block * 2 <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
+    )
+
+
+def _ring_tile(keys: Tensor, values: Tensor) -> tuple[int, int]:
+    """Slots of half a ring, and the width of a tile of keys or values."""
+    return _padded(triton.cdiv(keys.shape[1], 2)), _padded(max(keys.shape[-1], values.shape[-1]))
+
+
+def _launch_whole(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor | None,
+    sin: Tensor | None, scale: float, y: Tensor,
+) -> None:  # fmt: skip
+    (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
+    rows_of_angles = (0, 0) if cos is None or sin is None else (cos.stride(0), sin.stride(0))
+    rows, block = _ring_tile(keys, values)
+    cast(ModuleType, gluon_module(RINGS)).ring_kernel[(batch * heads,)](
+        q, k, v, keys, values, position, cos, sin, y, heads, scale * math.log2(math.e), position.stride(0),
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
+        values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,
+        SLOTS=slots, BLOCK=block, ROWS=rows, HALF=0 if cos is None else cos.shape[-1], WARPS=RING_WARPS,
+        num_warps=RING_WARPS,
+    )  # fmt: skip
 
 
 @operator.register_fake

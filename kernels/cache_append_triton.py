@@ -8,8 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
 from .rotary import Angles
 from .rotary_triton import DTYPES, LARGEST_HEAD, turn
 
@@ -21,10 +19,9 @@ def append_kernel(
     q, k, v, keys, values, position, cos, sin, q_out, slots, each, heads, groups,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_batch, keys_row, values_batch, values_row, cos_row, sin_row,
     K: tl.constexpr, V: tl.constexpr, HALF: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
-    REST: tl.constexpr, BLOCK_V: tl.constexpr, EARLY: tl.constexpr,
+    REST: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """A full cache is left as it is."""
-    depend(EARLY)
     b = tl.program_id(0).to(tl.int64)
     slot = tl.load(position + b * each).to(tl.int64)
     groups = tl.where(slot < slots, groups, 0)
@@ -65,7 +62,6 @@ def operator(
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *keys.stride()[:2], *values.stride()[:2], *rows_of_angles,
         K=K, V=V, HALF=half, BLOCK_R=triton.next_power_of_2(max(1, half)), BLOCK_H=block,
         REST=triton.next_power_of_2(K - 2 * half) if 2 * half < K else 0, BLOCK_V=triton.next_power_of_2(V),
-        **early_options(q),
     )  # fmt: skip
     return q_out
 

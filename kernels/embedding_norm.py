@@ -18,10 +18,17 @@ from .embedding import Places, embedding
 
 
 def reference(
-    tokens_x: Tensor, weight_VD: Tensor, norm: Norm, *, places: Places | None = None, **options: Any
+    tokens_x: Tensor,
+    weight_VD: Tensor,
+    norm: Norm,
+    *,
+    places: Places | None = None,
+    stream: torch.dtype | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """`embedding_norm` by the two operators: differentiable, any device."""
-    return add_layer_norm(embedding(tokens_x, weight_VD, places), None, *norm, **options)
+    h_xD = embedding(tokens_x, weight_VD, places)
+    return add_layer_norm(h_xD if stream is None else h_xD.to(stream), None, *norm, **options)
 
 
 def embedding_norm(
@@ -35,18 +42,21 @@ def embedding_norm(
     keep: float = 1.0,
     center: bool = True,
     dtype: torch.dtype | None = None,
+    stream: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """tokens (...) int64 in [0, V), weight (V,D), norm (weight (D,), bias (D,) or None) -> y and the stream r (..., D).
 
-    `places` as in `embedding`, the rest as in `add_layer_norm`. Raises ValueError for a bias without centering.
+    `places` as in `embedding`, r in the dtype `stream` (the table's), the rest as in `add_layer_norm`. Raises
+    ValueError for a bias without centering.
     """
     options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}
-    fitting = weight_VD.is_cuda and torch.float64 not in (weight_VD.dtype, norm[0].dtype)
+    options |= {"places": places, "stream": stream}
+    fitting = weight_VD.is_cuda and torch.float64 not in (weight_VD.dtype, norm[0].dtype, stream)
     if fitting and tokens_x.numel() and (center or norm[1] is None):
         from .embedding_norm_triton import embedding_norm as by_triton
 
-        return by_triton(tokens_x, weight_VD, norm, places=places, **options)
-    return reference(tokens_x, weight_VD, norm, places=places, **options)
+        return by_triton(tokens_x, weight_VD, norm, **options)
+    return reference(tokens_x, weight_VD, norm, **options)
 
 
 def flops(*, tokens: int, width: int, backward: bool = False) -> int:

@@ -16,10 +16,10 @@ class _EmbeddingNorm(torch.autograd.Function):
     """Keeps the stream, the statistics and what stays."""
 
     @staticmethod
-    def forward(ctx, tokens, table, weight, bias, draws, places, keep, eps, center, dtype):
+    def forward(ctx, tokens, table, weight, bias, draws, places, keep, eps, center, dtype, stream):
         seed, steps = draws or (0, None)
         shape = (*tokens.shape, table.shape[1])
-        y, r = table.new_empty(shape, dtype=dtype), table.new_empty(shape)
+        y, r = table.new_empty(shape, dtype=dtype), table.new_empty(shape, dtype=stream)
         stats = table.new_empty((2, tokens.numel()), dtype=torch.float32)
         drawn = None if steps is None else table.new_empty(shape, dtype=torch.uint8)
         given = table.contiguous(), None, None, steps, tokens.contiguous(), weight, bias
@@ -37,13 +37,14 @@ class _EmbeddingNorm(torch.autograd.Function):
         dx, dh, sums = norms.backward_operator(dy, dr, r, drawn, weight, bias, stats, *ctx.options)
         d_weight, d_bias = (sums, None) if bias is None else sums.view(2, -1)
         d_table = tables.table_gradient(dh if dh.numel() else dx, tokens, places or None, *ctx.table)
-        return None, d_table, d_weight, d_bias, None, None, None, None, None, None
+        return None, d_table, d_weight, d_bias, None, None, None, None, None, None, None
 
 
 def embedding_norm(
     tokens_x: Tensor, weight_VD: Tensor, norm: Norm, *, places: Places | None, eps: float, kept_xD: Draws | None,
-    keep: float, center: bool, dtype: torch.dtype | None,
+    keep: float, center: bool, dtype: torch.dtype | None, stream: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`embedding_norm.reference` by the kernels above."""
-    dtype = dtype or torch.promote_types(weight_VD.dtype, norm[0].dtype)
-    return _EmbeddingNorm.apply(tokens_x, weight_VD, *norm, kept_xD, places, keep, eps, center, dtype)
+    stream = stream or weight_VD.dtype
+    dtype = dtype or torch.promote_types(stream, norm[0].dtype)
+    return _EmbeddingNorm.apply(tokens_x, weight_VD, *norm, kept_xD, places, keep, eps, center, dtype, stream)

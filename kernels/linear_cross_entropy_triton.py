@@ -15,7 +15,7 @@ instruction of the products. So each logit is compared with the target, which mo
 positions anyway. Which of equal logits comes first is worked out afterwards, where there are any.
 
 Half precision up to D = 256 has kernels with fewer instructions: `linear_cross_entropy_half_triton`; its forward is for
-bfloat16 alone.
+bfloat16 alone. They begin with a launch more in each direction, which few positions do not repay.
 
 The vocabulary (forward) and the positions (backward) are divided among programs where the grid would be too small for
 the device; partial results are added in a fixed order: results are reproducible bit by bit. Sums, exponentials and
@@ -41,6 +41,7 @@ from .precision import float32_precision
 SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
+FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
 
 class Blocks(NamedTuple):
@@ -179,14 +180,14 @@ def lce_finish_kernel(
     others_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
     before_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
     wanted_N = tl.zeros([BLOCK_N], tl.float32)
-    for s in tl.static_range(SPLITS):
+    for s in range(SPLITS):  # unrolled by LLVM; by Triton, compiling takes ten times as long
         others_N = tl.maximum(others_N, tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0))
         wanted_N += tl.load(rows + (s * 4 + 2) * N + n, mask=n < N, other=0.0)
         before_N = tl.maximum(before_N, tl.load(rows + (s * 4 + 3) * N + n, mask=n < N, other=0.0))
     peak_N = tl.maximum(others_N, wanted_N)
     peak_N = tl.where(peak_N == float("-inf"), 0.0, peak_N)
     rest_N = tl.zeros([BLOCK_N], tl.float32)
-    for s in tl.static_range(SPLITS):
+    for s in range(SPLITS):
         scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
         rest_N += scale_N * tl.load(rows + (s * 4 + 1) * N + n, mask=n < N, other=0.0)
     total_N = rest_N + tl.exp(wanted_N - peak_N)
@@ -208,7 +209,7 @@ def lce_finish_kernel(
     tl.store(saved + 2 * N + n, rest_N / total_N, mask=n < N)
     if EXPECTED:
         sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for s in tl.static_range(SPLITS):
+        for s in range(SPLITS):
             scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
             part = expected + tl.cast(s, tl.int64) * N * D
             sum_ND += scale_N[:, None] * tl.load(part + n[:, None] * D + d[None, :], mask=mask_ND, other=0.0)
@@ -338,7 +339,7 @@ def forward_operator(
     x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
-    bounded = x.dtype == torch.bfloat16 and D <= BOUNDED
+    bounded = x.dtype == torch.bfloat16 and D <= BOUNDED and N > FEW
     blocks = bounded_blocks(D) if bounded else forward_blocks(D, pieces, differentiable)
     splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words, blocks.together)
     loss, hit, saved, slope = outputs(x, weight, target, differentiable)
@@ -379,7 +380,7 @@ def gradient_operator(
     x, weight, target, grad_loss = x.contiguous(), weight.contiguous(), target.contiguous(), grad_loss.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
-    half = x.dtype.itemsize == 2 and D <= BOUNDED
+    half = x.dtype.itemsize == 2 and D <= BOUNDED and N > FEW
     blocks = slopes_blocks(D) if half else backward_blocks(D, pieces)
     splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
     parts = saved.new_empty(splits, V, D) if splits > 1 else torch.empty_like(weight)

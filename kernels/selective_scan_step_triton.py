@@ -8,8 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
 from .selective_scan_tiles_triton import LOG2E, load_constant, sigmoid, softplus
 
 ELEMENTS = 2048  # of the state in a program: 16 per thread
@@ -20,13 +18,12 @@ WARPS = 4
 def step_kernel(
     u, delta, A, B, C, D_skip, z, bias, state, y, channels, row_u, row_delta, row_z, row_B, row_C,
     N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr, EARLY: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr,
 ):  # fmt: skip
     """State (B,D,N) in place; LOG_A: A holds log(-A).
 
     A tile has at least as many elements as threads, so that each element has one owner.
     """
-    depend(EARLY)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, STATES)
     b = tl.program_id(0).to(tl.int64)
@@ -71,7 +68,7 @@ def step(
     step_kernel[(batch, triton.cdiv(channels, block))](
         u, delta, A.contiguous(), B, C, D, z, bias, state, y, channels, *(x.stride(0) for x in (u, delta, z, B, C)),
         N=states, STATES=padded, BLOCK_D=block, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=gated,
-        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS, **early_options(u),
+        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS,
     )  # fmt: skip
     return y
 

@@ -8,7 +8,6 @@ GATED multiplies the convolution by a gate, RESIDUAL adds a bias to that gate an
 import triton
 import triton.language as tl
 
-from .dependent_launch_triton import depend
 from .exponentials_triton import sigmoid
 from .short_conv_tiles_triton import (
     GROUP,
@@ -77,14 +76,13 @@ def conv_forward_kernel(
 def conv_step_kernel(
     x, weight, bias, state, y, batch, stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """GATED: x holds D channels of the convolution, then D that its output is multiplied with.
 
     A thread takes one channel of each row, whose weights it loads once: a state's S numbers lie side by side, so that
     neighbours in a warp share its lines.
     """
-    depend(EARLY)
     channel = tl.max_contiguous(tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), [1])[None, :]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = (row < batch) & (channel < D)

@@ -10,7 +10,6 @@ their two channels, shifted there, and go back the same way.
 import triton
 import triton.language as tl
 
-from .dependent_launch_triton import depend
 from .exponentials_triton import sigmoid
 
 
@@ -56,10 +55,9 @@ def _add_tap(a, b, x_a, x_b, w_a, w_b):
 def conv_words_kernel(
     x, weight, bias, state, y, batch, stride,
     PAIRS: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr, dtype: tl.constexpr, EARLY: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """All pointers to words; `stride` counts them. PAIRS of channels; GATED: behind them in x as many gates."""
-    depend(EARLY)
     pair = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = (row < batch) & (pair < PAIRS)

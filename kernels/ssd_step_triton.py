@@ -13,8 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
 from .exponentials_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import load_scalar, softplus
 
@@ -28,9 +26,7 @@ def step_kernel(
     x_batch, x_head, dt_batch, dt_head, B_batch, B_group, C_batch, C_group, z_batch, z_head, heads, per_group,
     P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, BN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, LOG_A: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    depend(EARLY)
     BLOCKS: tl.constexpr = (P + PB - 1) // PB
     program = tl.program_id(0)
     sequence = program // BLOCKS
@@ -100,7 +96,6 @@ def step(
         *x.stride()[:2], *dt.stride(), *B.stride()[:2], *C.stride()[:2], *gate.stride()[:2], heads,
         heads // B.shape[1], P=width, N=B.shape[-1], HAS_D=D is not None, HAS_Z=z is not None,
         HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, LOG_A=log_A, **shape,
-        **early_options(x),
     )  # fmt: skip
     return y
 

@@ -142,17 +142,26 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 
 @torch.library.custom_op("basedbench::taylor_attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, return_state: bool, precision: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor | None,
+    return_state: bool,
+    precision: str,
+    keep_inverse: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B,L,H,V), 1 / z (B,H,L) in float32, and the state (B,H,F,V+1), or nothing (0,) in its place."""
+    """y (B,L,H,V), 1 / z (B,H,L) in float32, which gradients need, and the state (B,H,F,V+1).
+
+    What is not wanted is nothing, (0,).
+    """
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     plan = _plan(q, v, precision, through_state=initial_state is not None)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    inverse, state = _inverse_like(q), _state_like(q, v, return_state)
+    inverse, state = _inverse_like(q, keep_inverse), _state_like(q, v, return_state)
     initial = None if initial_state is None else initial_state.float().contiguous()
     use_states = initial_state is not None or plan.segments > 1
     if use_states and taylor_gluon.unsupported(q, k, v) is None:
-        taylor_gluon.forward(q, k, v, initial, y, inverse, state if return_state else None)
+        taylor_gluon.forward(q, k, v, initial, y, inverse if keep_inverse else None, state if return_state else None)
         return y, inverse, state
     states, moments = inverse, inverse
     if use_states or return_state:
@@ -161,7 +170,7 @@ def attention(
         )
     output_kernel[plan.blocks](
         q, k, v, y, inverse, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
-        **plan.sizes, **plan.options, STATE=use_states,
+        **plan.sizes, **plan.options, STATE=use_states, INVERSE=keep_inverse,
     )  # fmt: skip
     return y, inverse, state
 
@@ -212,9 +221,9 @@ def _rooms(q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None) -> lis
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
 
 
-def _inverse_like(q: Tensor) -> Tensor:
+def _inverse_like(q: Tensor, kept: bool) -> Tensor:
     batch, length, heads, _ = q.shape
-    return q.new_empty((batch, heads, length), dtype=torch.float32)
+    return q.new_empty((batch, heads, length) if kept else (0,), dtype=torch.float32)
 
 
 def _state_like(q: Tensor, v: Tensor, return_state: bool) -> Tensor:
@@ -226,12 +235,12 @@ def _state_like(q: Tensor, v: Tensor, return_state: bool) -> Tensor:
 
 
 @attention.register_fake
-def _(q, k, v, initial_state, return_state, precision):
-    return v.new_empty(v.shape), _inverse_like(q), _state_like(q, v, return_state)
+def _(q, k, v, initial_state, return_state, precision, keep_inverse=True):
+    return v.new_empty(v.shape), _inverse_like(q, keep_inverse), _state_like(q, v, return_state)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, initial_state, _, ctx.precision = inputs
+    q, k, v, initial_state, _, ctx.precision, _ = inputs
     y, inverse, state = output
     ctx.mark_non_differentiable(inverse, state)
     ctx.set_materialize_grads(False)  # otherwise zeros for them would be written
@@ -242,7 +251,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, initial_state, y, inverse = ctx.saved_tensors
     found = _rooms(q, k, v, initial_state)
     attention_backward(q, k, v, initial_state, y, inverse, dy, ctx.precision, *found)
-    return *found, None, None, None
+    return *found, None, None, None, None
 
 
 attention.register_autograd(_backward, setup_context=_save)
@@ -258,5 +267,6 @@ def taylor_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The public function of `taylor_attention`, for inputs that `unsupported` has no reason against."""
     precision = precision_of(v_BLHV.dtype)
-    y, _, state = attention(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state, precision)
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHK, k_BLHK, v_BLHV))
+    y, _, state = attention(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state, precision, gradients)
     return (y, state) if return_state else y

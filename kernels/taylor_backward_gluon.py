@@ -82,5 +82,5 @@ def _running_sums(slots: Tensor, initial: Tensor | None, cut: taylor_gluon._Plan
     block = taylor_gluon.BLOCK
     running_sums_kernel[(cut.places, triton.cdiv(SLOT.value, block))](
         slots, slots if initial is None else initial, cut.segments, cut.value_tiles,
-        V=value_dim, INITIAL=initial is not None, BLOCK=block, num_warps=4,
+        V=value_dim, INITIAL=initial is not None, TURNED=False, BLOCK=block, num_warps=4,
     )  # fmt: skip

@@ -27,8 +27,9 @@ def output_kernel(
     length, heads, segment, segments, pairs, scale,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, PAIRS: tl.constexpr,
     T: tl.constexpr, STATE: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """y (B,L,H,V) and 1 / z (B,H,L) in float32. `segment` is a multiple of T, or not less than the length."""
+    """y (B,L,H,V) and, INVERSE, 1 / z (B,H,L) in float32. `segment` is a multiple of T, or not less than the length."""
     sequence, start = block_of_sequence(length, T)
     rows, keys, values = start + tl.arange(0, T), tl.arange(0, BK), tl.arange(0, BV)
     q_pointer += head_offset(sequence, heads, q_batch, q_head)
@@ -59,7 +60,8 @@ def output_kernel(
     z += tl.sum(weights, 1)
     y = product(operand(weights, PRECISION), operand(v, PRECISION), y, PRECISION)
     inverse = 1.0 / z
-    tl.store(inverse_pointer + sequence.to(tl.int64) * length + rows, inverse, mask=rows < length)
+    if INVERSE:
+        tl.store(inverse_pointer + sequence.to(tl.int64) * length + rows, inverse, mask=rows < length)
     y_pointer += head_offset(sequence, heads, heads.to(tl.int64) * length * V, V)
     place = y_pointer + rows[:, None] * (heads * V) + values[None, :]
     mask = (rows < length)[:, None] & (values < V)[None, :]

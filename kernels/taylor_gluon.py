@@ -22,6 +22,10 @@ from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
 # One wave of two programs per multiprocessor; more segments only move more states.
 PROGRAMS = 256
 SHORTEST_SEGMENT = 512
+# Where the serial kernel keeps the state as an operand: in "shared" memory, or in "registers", with turned features.
+FORM = "shared"
+# Of the latter: buffers of 64 tokens; of its sums: buffers of 128.
+TURNED_STAGES, TURNED_SUMS_STAGES = 3, 3
 # Of the serial kernel: buffers of 64 tokens, and whether the next tiles are fetched before a step or after it.
 SHAPE = (4, False)
 # Of the sums: tokens per step / 64, and buffers of such steps.
@@ -33,6 +37,12 @@ def _kernels() -> ModuleType | str:
     """The module with the kernels that all forms share, or why there is none."""
     serial = gluon_module("taylor_gluon_serial")
     return serial if isinstance(serial, str) else gluon_module("taylor_gluon_kernels")
+
+
+def _turned() -> Any:
+    """The kernels that keep the operand of the state in registers, if they are the ones to run."""
+    found = gluon_module("taylor_gluon_turned_serial") if FORM == "registers" else ""
+    return None if isinstance(found, str) else found
 
 
 @lru_cache
@@ -106,28 +116,33 @@ def _map(x: Tensor, rows: int, columns: int) -> Any:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, y: Tensor, inverse: Tensor, final: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, y: Tensor, inverse: Tensor | None, final: Tensor | None
 ) -> None:
-    """Writes y (B,L,H,V), 1 / z (B,H,L) and, where it is given, the final state; y must be contiguous."""
-    kernels = _kernels()
+    """Writes y (B,L,H,V) and, where they are given, 1 / z (B,H,L) and the final state; y must be contiguous."""
+    kernels, turned = _kernels(), _turned()
     assert isinstance(kernels, ModuleType)
     batch, length, heads, value_dim = v.shape
     cut = plan(batch, length, heads, value_dim)
     begin = cut.segments > 1 or initial is not None
-    slots = inverse
+    slots = y  # nothing reads it
     if begin or final is not None:
-        slots = inverse.new_empty((cut.places, cut.segments + 1, SLOT.value))
+        slots = y.new_empty((cut.places, cut.segments + 1, SLOT.value), dtype=torch.float32)
     grid = (cut.places, triton.cdiv(SLOT.value, BLOCK))
-    if cut.segments > 1:
+    if cut.segments > 1 and turned is not None:
+        _turned_sums(turned, k, v, slots, cut)
+    elif cut.segments > 1:
         _segment_sums(kernels, k, v, slots, cut)
     if begin:
         running_sums_kernel[grid](
             slots, slots if initial is None else initial, cut.segments, cut.value_tiles,
-            V=value_dim, INITIAL=initial is not None, BLOCK=BLOCK, num_warps=4,
+            V=value_dim, INITIAL=initial is not None, TURNED=turned is not None, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     _serial(q, k, v, y, inverse, slots, cut, begin=begin, final=final is not None)
     if final is not None:
-        final_state_kernel[grid](slots, final, cut.segments, cut.value_tiles, V=value_dim, BLOCK=BLOCK, num_warps=4)
+        final_state_kernel[grid](
+            slots, final, cut.segments, cut.value_tiles,
+            V=value_dim, TURNED=turned is not None, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
 
 
 def _segment_sums(kernels: Any, k: Tensor, v: Tensor, slots: Tensor, cut: _Plan) -> None:
@@ -143,22 +158,35 @@ def _segment_sums(kernels: Any, k: Tensor, v: Tensor, slots: Tensor, cut: _Plan)
     )
 
 
+def _turned_sums(kernels: Any, k: Tensor, v: Tensor, slots: Tensor, cut: _Plan) -> None:
+    kernels.turned_sums_kernel[(cut.places * (cut.segments - 1),)](
+        _map(k, 128, 16), _map(v, 128, 64), slots, *cut.scalars, STAGES=TURNED_SUMS_STAGES, num_warps=4
+    )
+
+
 def _serial(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     y: Tensor,
-    inverse: Tensor,
+    inverse: Tensor | None,
     slots: Tensor,
     cut: _Plan,
     *,
     begin: bool,
     final: bool,
 ) -> None:
-    kernels = gluon_module("taylor_gluon_serial")
-    assert isinstance(kernels, ModuleType)
     stages, early = SHAPE
-    kernels.serial_kernel[(cut.places * cut.segments,)](
-        _map(q, 64, 16), _map(k, 64, 16), _map(v, 64, 64), _map(y, 64, 64), inverse, slots, *cut.scalars,
-        BEGIN=begin, FINAL=final, EVEN=cut.length % 64 == 0, STAGES=stages, EARLY=early, num_warps=4,
+    options: dict[str, Any] = {"STAGES": stages, "EARLY": early}
+    turned = _turned()
+    if turned is not None:
+        kernel, options = turned.turned_kernel, {"STAGES": TURNED_STAGES}
+    else:
+        serial = gluon_module("taylor_gluon_serial")
+        assert isinstance(serial, ModuleType)
+        kernel = serial.serial_kernel
+    kernel[(cut.places * cut.segments,)](
+        _map(q, 64, 16), _map(k, 64, 16), _map(v, 64, 64), _map(y, 64, 64),
+        y if inverse is None else inverse, slots, *cut.scalars,
+        BEGIN=begin, FINAL=final, EVEN=cut.length % 64 == 0, INVERSE=inverse is not None, **options, num_warps=4,
     )  # fmt: skip

@@ -118,12 +118,13 @@ def _unseen(x):
 
 
 @gluon.jit
-def _causal_weights(r):
+def _causal(weights):
+    """Weights of later tokens become zero."""
     row = _unseen(gl.arange(0, T, layout=gl.SliceLayout(1, SQUARE)))
     column = gl.arange(0, T, layout=gl.SliceLayout(0, SQUARE))
     # Bits 1 and 2 of the column are the thread's, the others constants.
     beyond = row[:, None] - (column & 6)[None, :]
-    return gl.where(beyond >= (column & 57)[None, :], (r + 8.0) * r + 32.0, 0.0)
+    return gl.where(beyond >= (column & 57)[None, :], weights, 0.0)
 
 
 @gluon.jit
@@ -136,7 +137,7 @@ def _attend(q, k, v, ones, copies, count):
     p_0, p_1, p_2 = _query_features(q)
     r, w = warpgroup_mma_wait(0, [r, w])
     y = _query_state(q, ones, copies, p_0, p_1, p_2)
-    weights = _causal_weights(r)
+    weights = _causal((r + 8.0) * r + 32.0)
     z = gl.sum(weights, 1) + _normaliser(q, w, count)
     weights = gl.convert_layout(weights.to(BF16), OPERAND)
     y = warpgroup_mma(weights, v, y, is_async=True)
@@ -180,11 +181,13 @@ def _await(tiles, stage, phase):
 def serial_kernel(
     q_map, k_map, v_map, y_map, inverse_pointer, slots, length, heads, segment, segments, value_tiles,
     BEGIN: gl.constexpr, FINAL: gl.constexpr, EVEN: gl.constexpr, STAGES: gl.constexpr, EARLY: gl.constexpr,
+    INVERSE: gl.constexpr,
 ):  # fmt: skip
-    """y (B,L,H,V) and 1 / z (B,H,L). BEGIN: from the segment's slot; FINAL: the last one's state, to the slot after.
+    """y (B,L,H,V) and, INVERSE, 1 / z (B,H,L).
 
-    EVEN: the length is a multiple of 64. EARLY: the tiles of STAGES - 1 steps later are fetched before the products of
-    this step instead of after them, for two barriers more.
+    BEGIN: from the segment's slot; FINAL: the last one's state, to the slot after. EVEN: the length is a multiple of
+    64. EARLY: the tiles of STAGES - 1 steps later are fetched before the products of this step instead of after them,
+    for two barriers more.
     """
     batch, head, place, number = _place(heads, segment, segments, value_tiles)
     begin, column = number * segment, place % value_tiles * 64
@@ -209,7 +212,8 @@ def serial_kernel(
         count = 32.0 * gl.load(slot + COUNT)
     _copy_state(copies, s_0, s_1, s_2, linear, constant, moments, key_sum)
     rows = gl.arange(0, T, layout=gl.SliceLayout(1, SQUARE))
-    inverse_pointer += (place // value_tiles).to(gl.int64) * length + begin
+    if INVERSE:
+        inverse_pointer += (place // value_tiles).to(gl.int64) * length + begin
     stage = 0
     phase = 0
     for first in range(begin, end, T):
@@ -229,8 +233,10 @@ def serial_kernel(
         moments, key_sum = _key_moments(k, moments, key_sum)
         f_0, f_1, f_2 = _key_features(k)
         s_0, s_1, s_2, linear, constant = _add_keys(k, v, ones, f_0, f_1, f_2, s_0, s_1, s_2, linear, constant)
-        inside = column == 0 if EVEN else (first + rows < end) & (column == 0)
-        gl.store(inverse_pointer + rows, inverse * 32.0, mask=inside)
+        if INVERSE:
+            inside = column == 0 if EVEN else (first + rows < end) & (column == 0)
+            gl.store(inverse_pointer + rows, inverse * 32.0, mask=inside)
+            inverse_pointer += T
         y_tile.reshape([T, 64]).store(y)
         fence_async_shared()
         barrier()
@@ -242,7 +248,6 @@ def serial_kernel(
             copies, s_0, s_1, s_2, linear, constant, moments, key_sum, f_0, f_1, f_2
         )
         count += 32.0 * T
-        inverse_pointer += T
         wrap = stage + 1 == STAGES
         phase = gl.where(wrap, phase ^ 1, phase)
         stage = gl.where(wrap, 0, stage + 1)

@@ -8,6 +8,14 @@ A slot is one float32 state for key width 16 and a tile of 64 values, in the ord
     MOMENTS         (16, 16) sums of x_i x_j
     KEY_SUM         (16) sums of x_i
     COUNT           tokens
+
+With turned features (`taylor_gluon_turned`):
+
+    2 x (64, 64)    sums of v x_j x_(j + d mod 16), value by feature 16 d + j, for d = 0 ... 3 and 4 ... 7
+    TURNED_REST     (64, 32) sums of v times x, x_j x_(j + 8) for j < 8, 1, seven zeros
+    TURNED_MOMENTS  (16, 16) sums of x_i x_j
+    TURNED_KEY_SUM  (16) sums of 4 x_i
+    COUNT           tokens
 """
 
 # mypy: allow-untyped-defs
@@ -21,7 +29,44 @@ MOMENTS = tl.constexpr(CONSTANT.value + 64)
 KEY_SUM = tl.constexpr(MOMENTS.value + 256)
 COUNT = tl.constexpr(KEY_SUM.value + 16)
 SLOT = tl.constexpr(KEY_SUM.value + 32)
+TURNED_REST = tl.constexpr(2 * 4096)
+TURNED_MOMENTS = tl.constexpr(TURNED_REST.value + 2048)
+TURNED_KEY_SUM = tl.constexpr(TURNED_MOMENTS.value + 256)
 FEATURES = tl.constexpr(153)
+
+
+@triton.jit
+def _packed_product(i, j):
+    """The packed row of x_i x_j."""
+    low, high = tl.minimum(i, j), tl.maximum(i, j)
+    return 17 + low * 16 - low * (low - 1) // 2 + high - low
+
+
+@triton.jit
+def _packed_place_turned(entry, tile, V: tl.constexpr):
+    """`_packed_place` for turned features."""
+    of_values = entry < TURNED_MOMENTS
+    in_rest = (entry >= TURNED_REST) & of_values
+    is_moment = (entry >= TURNED_MOMENTS) & (entry < TURNED_KEY_SUM)
+    is_sum = (entry >= TURNED_KEY_SUM) & (entry < TURNED_KEY_SUM + 16)
+    # Features by number: 128 products, 16 of x, 8 products of opposites, 1.
+    feature = tl.where(in_rest, 128 + entry % 32, entry // 4096 * 64 + entry % 64)
+    opposite = feature >= 144
+    j = tl.where(opposite, feature - 144, feature % 16)
+    i = tl.where(opposite, j + 8, (j + feature // 16) % 16)
+    moment = entry - TURNED_MOMENTS
+    i, j = tl.where(is_moment, moment // 16, i), tl.where(is_moment, moment % 16, j)
+    is_product = is_moment | (of_values & ((feature < 128) | (opposite & (feature < 152))))
+    is_key = is_sum | (of_values & (feature >= 128) & ~opposite)
+    key = tl.where(is_sum, entry - TURNED_KEY_SUM, feature - 128)
+    row = tl.where(is_product, _packed_product(i, j), tl.where(is_key, 1 + key, 0))
+    factor = tl.where(is_product, tl.where(i == j, 0.03125**0.5, 0.25), tl.where(is_key, 0.5, 1.0))
+    factor = tl.where(is_sum, 0.125, factor)
+    value = tl.where(in_rest, (entry - TURNED_REST) // 32, entry % 4096 // 64)
+    column = tl.where(of_values, tile * 64 + value, V)
+    exists = tl.where(of_values, (feature < 153) & (column < V), is_moment | is_sum | (entry == COUNT))
+    canonical = exists & (of_values | (tile == 0)) & (~is_moment | (i <= j))
+    return row * (V + 1) + column, factor, exists, canonical
 
 
 @triton.jit
@@ -42,8 +87,7 @@ def _packed_place(entry, tile, V: tl.constexpr):
     moment = entry - MOMENTS
     i = tl.where(kind_square, square_i, moment // 16)
     j = tl.where(kind_square, square_j, moment % 16)
-    low, high = tl.minimum(i, j), tl.maximum(i, j)
-    product = 17 + low * 16 - low * (low - 1) // 2 + high - low
+    product = _packed_product(i, j)
     linear = entry - tl.where(kind_linear, LINEAR, KEY_SUM)
     is_product, is_key = kind_square | kind_moment, kind_linear | kind_keys
     key = tl.where(kind_linear, linear % 16, linear)
@@ -57,16 +101,23 @@ def _packed_place(entry, tile, V: tl.constexpr):
     return row * (V + 1) + column, factor, exists, canonical
 
 
+@triton.jit
+def _place_in_state(entry, tile, V: tl.constexpr, TURNED: tl.constexpr):
+    if TURNED:
+        return _packed_place_turned(entry, tile, V)
+    return _packed_place(entry, tile, V)
+
+
 @triton.jit(do_not_specialize=["segments", "value_tiles"])
 def running_sums_kernel(
     slots, initial, segments, value_tiles,
-    V: tl.constexpr, INITIAL: tl.constexpr, BLOCK: tl.constexpr,
+    V: tl.constexpr, INITIAL: tl.constexpr, TURNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """slots[0] = initial, slots[s] += slots[s - 1] for s < segments, in place: every element has one thread."""
     place = tl.program_id(0).to(tl.int64)
     entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    offset, factor, exists, _ = _packed_place(entries, (place % value_tiles).to(tl.int32), V)
     if INITIAL:
+        offset, factor, exists, _ = _place_in_state(entries, (place % value_tiles).to(tl.int32), V, TURNED)
         initial += place // value_tiles * (FEATURES * (V + 1))
         carry = tl.load(initial + offset, mask=exists, other=0.0) / factor
     else:
@@ -92,11 +143,13 @@ def running_sums_kernel(
 
 
 @triton.jit(do_not_specialize=["segments", "value_tiles"])
-def final_state_kernel(slots, final, segments, value_tiles, V: tl.constexpr, BLOCK: tl.constexpr):
+def final_state_kernel(
+    slots, final, segments, value_tiles, V: tl.constexpr, TURNED: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """The last slot of each sequence, packed."""
     place = tl.program_id(0).to(tl.int64)
     entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    offset, factor, _, canonical = _packed_place(entries, (place % value_tiles).to(tl.int32), V)
+    offset, factor, _, canonical = _place_in_state(entries, (place % value_tiles).to(tl.int32), V, TURNED)
     slots += (place * (segments + 1) + segments) * SLOT
     value = tl.load(slots + entries, mask=canonical, other=0.0) * factor
     tl.store(final + place // value_tiles * (FEATURES * (V + 1)) + offset, value, mask=canonical)

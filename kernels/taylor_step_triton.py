@@ -4,7 +4,8 @@ Memory bound: 2 F (V + 1) floats per head against about as many multiply-adds. O
 needs all features of a row; all loads of a tile are in flight before its first store. In place, hence never autotuned,
 and every element must have one thread that loads and stores it: a vector shorter than the threads of a program is
 replicated over them, and one thread may load what another has stored. So a program has as many threads as a block has
-features: then also each feature is formed once, and not by every thread that needs it.
+features: then also each feature is formed once, and not by every thread that needs it. Up to some hundred
+features `taylor_step_gluon` does all this where there is Gluon.
 """
 
 # mypy: allow-untyped-defs
@@ -15,12 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .dependent_launch import early_options
-from .dependent_launch_triton import depend
+from .gluon_modules import gluon_module
+
+MODULE = "taylor_step_gluon"
+SHARED_BYTES = 0  # of a state in shared memory at a time: 48 kB once the kernel has been seen right on a GPU
+MOST_TILES = 12  # of 32 features: the loop over them is unrolled
 
 
 @triton.jit
-def _dimensions(feature, K: tl.constexpr):
+def dimensions(feature, K: tl.constexpr):
     """Dimensions i <= j of a packed square feature, numbered from 0 row by row: the triangular root, rounded safely."""
     odd: tl.constexpr = 2 * K + 1
     root = tl.sqrt((odd * odd - 8 * feature).to(tl.float32))
@@ -29,7 +33,7 @@ def _dimensions(feature, K: tl.constexpr):
 
 
 @triton.jit
-def _features(pointer, feature, i, j, K: tl.constexpr):
+def features(pointer, feature, i, j, K: tl.constexpr):
     """phi for a block of packed features: [1, x / K^(1/4), {x_i x_j c_ij}_i<=j], zero beyond the last."""
     linear = (feature > 0) & (feature <= K)
     square = (feature > K) & (j < K)
@@ -44,9 +48,8 @@ def _features(pointer, feature, i, j, K: tl.constexpr):
 def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    depend(EARLY)
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
     head = tl.program_id(0)
     batch = (head // heads).to(tl.int64)
@@ -62,9 +65,9 @@ def step_kernel(
         for first in tl.range(0, FEATURES, BLOCK):
             feature = first + tl.arange(0, BLOCK)
             exists = feature < FEATURES
-            i, j = _dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
-            phi_q = tl.where(exists, _features(q_pointer, feature, i, j, K), 0.0)
-            phi_k = tl.where(exists, _features(k_pointer, feature, i, j, K), 0.0)
+            i, j = dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
+            phi_q = tl.where(exists, features(q_pointer, feature, i, j, K), 0.0)
+            phi_k = tl.where(exists, features(k_pointer, feature, i, j, K), 0.0)
             place = state + feature[:, None] * (V + 1) + values[None, :]
             mask = exists[:, None] & (values < V)[None, :]
             rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
@@ -85,13 +88,23 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     """y (B,H,V) in the dtype of v; `state` (B,H,F,V+1), float32 and contiguous, takes the token in."""
     q, k, v = (dense_rows(x) for x in (q, k, v))
     batch, heads, keys = q.shape
-    block = min(256, max(32, triton.next_power_of_2(1 + keys + keys * (keys + 1) // 2)))
+    values, features = v.shape[-1], state.shape[2]
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    given = q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads
+    padded, width = max(32, triton.next_power_of_2(features)), max(32, triton.next_power_of_2(values))
+    whole = gluon_module(MODULE)
+    tiles, buffers = triton.cdiv(features, 32), SHARED_BYTES // (32 * width * 4)
+    if min(tiles, 2) <= buffers and tiles <= MOST_TILES and not isinstance(whole, str):
+        warps = min(4 if width <= 64 else 8, padded // 32)
+        whole.step_kernel[(batch * heads,)](
+            *given, K=keys, V=values, F=features, BLOCK_F=padded, BLOCK_V=width, BUFFERS=min(tiles, buffers),
+            WARPS=warps, num_warps=warps,
+        )  # fmt: skip
+        return y
+    block = min(256, padded)
     step_kernel[(batch * heads,)](
-        q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
-        K=keys, V=v.shape[-1], TILE=min(64, triton.next_power_of_2(v.shape[-1])), BLOCK=block, num_warps=block // 32,
-        **early_options(q),
-    )  # fmt: skip
+        *given, K=keys, V=values, TILE=min(64, triton.next_power_of_2(values)), BLOCK=block, num_warps=block // 32
+    )
     return y
 
 

@@ -1,4 +1,4 @@
-"""The published recall points beside ours, as Markdown: each point, our best learning rate, the difference."""
+"""The published recall points beside ours, as Markdown: our best learning rate and the difference, and all rates."""
 
 import math
 
@@ -8,40 +8,69 @@ from basedbench.analysis.columns import slices
 from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.published import AXES, SLICES, against_published, published
-from basedbench.analysis.selection import select
+from basedbench.analysis.selection import MODEL, select
 
 NOTHING = "No runs of the suite `figure2` or its kin are in these results yet; `basedbench recall --sweep` makes them."
 COLUMNS = ("model", "state in zoology's count", "published", "measured", "difference", "learning rates", "seeds")
+VISIBLE = 0.05  # models whose learning rates differ by less are not in the table of rates
 
 
 def published_table(frame: pd.DataFrame | None) -> str:
     """Every measured model that has a published point, by family and size; then what has not been run yet.
 
     Only rows that were tested on the published slices count. A model trained with the other initialisation than the
-    published one stands there too, without a published value.
+    published one stands there too, without a published value, and so does one beside a better one of its size.
     """
-    rows = None if frame is None else frame[[sorted(slices(frame.loc[[i]])) == sorted(SLICES) for i in frame.index]]
-    points = None if rows is None or rows.empty else select(rows, [AXES[0], "accuracy"])
-    if points is None or points.empty:
+    points = _points(frame, "best-lr")
+    if points.empty:
         return NOTHING
-    known = published()
-    points = against_published(points[points["family"].isin(known["family"])], AXES[0])
-    points = points.sort_values(["family", AXES[0]], kind="stable")
-    labels = point_labels(points, always_width=True)
+    known, labels = published(), point_labels(points, always_width=True)
+    points = against_published(points, AXES[0])
     lines = [_line(point, label) for (_, point), label in zip(points.iterrows(), labels, strict=True)]
     return "\n\n".join(filter(None, [table(COLUMNS, lines), _missing(points, known)]))
 
 
+def rates_table(frame: pd.DataFrame | None) -> str:
+    """Accuracy at each learning rate of the models of `published_table` for which it matters."""
+    points = _points(frame, "all")
+    if points.empty:
+        return NOTHING
+    keys = [name for name in MODEL if name in points.columns]
+    models = [model.set_index("learning_rate") for _, model in points.groupby(keys, dropna=False, sort=False)]
+    labels = point_labels(pd.DataFrame([model.iloc[0] for model in models]).reset_index(drop=True), always_width=True)
+    rates = sorted(points["learning_rate"].unique())
+    lines = []
+    for model, label in zip(models, labels, strict=True):
+        if model["accuracy"].max() - model["accuracy"].min() > VISIBLE:
+            cells = [_measured(model.loc[rate]) if rate in model.index else "-" for rate in rates]
+            lines.append([f"{family_title(model['family'].iloc[0])}, {label}", *cells])
+    return table(["model", *(f"{rate:.3g}" for rate in rates)], lines)
+
+
+def _points(frame: pd.DataFrame | None, how: str) -> pd.DataFrame:
+    """The selected points of the published families, by family and size, tested as published."""
+    rows = None if frame is None else frame[[sorted(slices(frame.loc[[i]])) == sorted(SLICES) for i in frame.index]]
+    if rows is None or rows.empty:
+        return pd.DataFrame()
+    points = select(rows, [AXES[0], "accuracy"], how)
+    points = points[points["family"].isin(published()["family"])]
+    return points.sort_values(["family", AXES[0]], kind="stable")
+
+
 def _line(point: pd.Series, label: str) -> list[str]:
-    half = (point["accuracy_high"] - point["accuracy_low"]) / 2
-    measured = f"{point['accuracy']:.3f}" + (f" ± {half:.3f}" if math.isfinite(half) else "")
     theirs = ["-", "-"]
     if math.isfinite(point["published"]):
         theirs = [f"{point['published']:.3f}", signed(point["difference"])]
     seeds = f"{point['seeds']}" + (f" of {point['seeds'] + point['diverged']}" if point["diverged"] else "")
     size = f"{point[AXES[0]]:,.0f}"
     name = f"{family_title(point['family'])}, {label}"
-    return [name, size, theirs[0], measured, theirs[1], f"{point['learning_rates']}", seeds]
+    return [name, size, theirs[0], _measured(point), theirs[1], f"{point['learning_rates']}", seeds]
+
+
+def _measured(point: pd.Series) -> str:
+    """The accuracy, with its interval where there are several seeds."""
+    half = (point["accuracy_high"] - point["accuracy_low"]) / 2
+    return f"{point['accuracy']:.3f}" + (f" ± {half:.3f}" if math.isfinite(half) else "")
 
 
 def _missing(points: pd.DataFrame, known: pd.DataFrame) -> str:

@@ -312,10 +312,11 @@ def diagonal_filter(source: Source) -> Arguments:
 def linear_cross_entropy(source: Source) -> Arguments:
     """Hidden states, an output matrix in the scale of an initialised one, and targets."""
     width, vocabulary = source.size["D"], source.size["V"]
+    positions = source.length * source.size.get("B", 1)
     return {
-        "x_ND": source.normal(source.length, width),
+        "x_ND": source.normal(positions, width),
         "weight_VD": source.normal(vocabulary, width) * width**-0.5,
-        "target_N": source.below(vocabulary, source.length),
+        "target_N": source.below(vocabulary, positions),
     }
 
 

@@ -25,6 +25,13 @@ def published(results: Path) -> str:
     return published_table(_rows(results, "recall"))
 
 
+def rates(results: Path) -> str:
+    """Accuracy by learning rate of the models with published recall points."""
+    from basedbench.analysis.reproduction import rates_table
+
+    return rates_table(_rows(results, "recall"))
+
+
 def parity(results: Path) -> str:
     """Accuracy at fp32, tf32 and bf16."""
     from basedbench.analysis.parity import parity_table
@@ -55,6 +62,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "largest-kernels": largest_kernels,
     "published": published,
+    "rates": rates,
     "states": states,
     "parity": parity,
 } | {f"generation-{name}": partial(generation, name) for name in GENERATION}

@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -99,7 +99,8 @@ def throughput(
         if kind == "cpu":
             sweep.ceilings = _ceilings(store, place, measure.threads, quiet) if todo else {}
         else:
-            sweep.find_ceilings = partial(_ceilings_by_a_worker, store, place, quiet, fractions_of(todo))
+            common = store, place, quiet, fractions_of(todo)
+            sweep.find_ceilings = partial(_ceilings_by_a_worker, *common, origin=sweep.origin)
         sweep.on_rehearsal = partial(report.rehearsal, quiet=quiet)
         note("the suite is read")
         progress = report.Progress(len(todo), len(cases), began, quiet)
@@ -125,7 +126,13 @@ def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> 
 
 
 def _ceilings_by_a_worker(
-    store: "Store", device: str, quiet: bool, names: "Collection[str]", workers: "Workers", case: "AnyCase"
+    store: "Store",
+    device: str,
+    quiet: bool,
+    names: "Collection[str]",
+    workers: "Workers",
+    case: "AnyCase",
+    origin: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Those of these names on a GPU, by the worker of a case: it is up; this process needs no context of its own."""
     from basedbench.timing.ceilings import stored_ceilings
@@ -136,7 +143,7 @@ def _ceilings_by_a_worker(
     if not missing:
         return found
     _announce(quiet)
-    answer = workers.of(case).ceilings(CeilingsRequest(CEILING_SECONDS, missing))
+    answer = workers.of(case).ceilings(CeilingsRequest(CEILING_SECONDS, missing, origin))
     if isinstance(answer, Failure):
         workers.discard(case)  # the cases go without fractions of these ceilings
         return found

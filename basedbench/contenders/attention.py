@@ -6,9 +6,10 @@ In blocks of queries, each recomputed in the backward, so that memory stays line
 float32 (float64 for float64 inputs).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 # Scores of one block: 256 MB in float32.
 BLOCK_ELEMENTS = 2**26
@@ -21,7 +22,7 @@ def attention_reference(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor) -> Tenso
     batch, heads, length, _ = q.shape
     block = max(1, min(length, BLOCK_ELEMENTS // (batch * heads * length)))
     starts = range(0, length, block)
-    rows = _recomputed if len(starts) > 1 and torch.is_grad_enabled() else _rows
+    rows = _Recomputed.apply if len(starts) > 1 and torch.is_grad_enabled() else _rows
     y = torch.cat([rows(q, k, v, start, min(start + block, length)) for start in starts], dim=2)
     return y.transpose(1, 2).to(v_BLHV.dtype)
 
@@ -33,9 +34,21 @@ def attention_step_reference(q_BHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor) -> T
     return torch.einsum("bhl,blhv->bhv", scores.softmax(-1), v_BLHV.to(dtype)).to(v_BLHV.dtype)
 
 
-def _recomputed(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int) -> Tensor:
-    y: Tensor = checkpoint(_rows, q, k, v, start, stop, use_reentrant=False, preserve_rng_state=False)
-    return y
+class _Recomputed(torch.autograd.Function):
+    """`_rows`, of which only q, k and v are kept. (torch.utils.checkpoint imports torch's compiler: two seconds.)"""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, start: int, stop: int) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.rows = start, stop
+        return _rows(q, k, v, start, stop)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        given = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            y = _rows(*given, *ctx.rows)
+        return *torch.autograd.grad(y, given, grad), None, None
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int) -> Tensor:

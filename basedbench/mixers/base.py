@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain
-from basedbench.kernels import row_linear
 
 State = dict[str, Tensor]
 Init = Literal["published", "correct"]
+
+ALIGNED = 16  # outputs of a projection that is read in whole pieces
 
 
 class MixerOptions(BaseModel):
@@ -113,11 +115,13 @@ class Mixer(nn.Module):
                 normal_linear_(module)
 
 
-def rows_through(linear: nn.Linear, x_xD: Tensor, *, parts: bool = False) -> Tensor:
-    """`linear` of one row per sequence, as a decode step has them (kernels/row_linear.py), or of whole sequences."""
-    if x_xD.dim() > 2:
-        return cast(Tensor, linear(x_xD))
-    return row_linear(x_xD, linear.weight, linear.bias, parts=parts)
+def project_aligned(linear: nn.Linear, x_xD: Tensor) -> Tensor:
+    """`linear` without bias, and outputs that nobody reads, its first again, which make their number a multiple of 16.
+
+    Rows of other widths, which a few heads' step sizes make, are read in small pieces and multiplied by slower kernels.
+    """
+    weight, missing = linear.weight, -linear.out_features % ALIGNED
+    return F.linear(x_xD, torch.cat([weight, weight.detach()[:missing]])) if missing else cast(Tensor, linear(x_xD))
 
 
 def normal_linear_(linear: nn.Linear, std: float = 0.02) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from basedbench.kernels import delta_inputs, delta_rule, delta_rule_step, head_norm
 from basedbench.kernels.head_norm import Activation
 from basedbench.kernels.precision import product_dtype
-from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
+from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, project_aligned, require_heads
 from basedbench.mixers.conv import ShortConv
 
 Rule: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -42,7 +42,8 @@ class DeltaMixer(Mixer):
         super().__init__(d_model, **options)
         values = self.options.expand_v * d_model
         self.widths = [d_model, d_model, values]
-        self.in_widths = [sum(self.widths), self.options.heads, *self._further()]
+        # Beta last: what lies behind two heads' numbers would be read in small pieces.
+        self.in_widths = [sum(self.widths), *self._further(), self.options.heads]
         self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=False)
         self.conv = ShortConv(sum(self.widths), self.options.d_conv, activation="silu", bias=False)
         self.norm = nn.RMSNorm(values // self.options.heads, eps=1e-5)
@@ -53,7 +54,7 @@ class DeltaMixer(Mixer):
         require_heads(cls.name, d_model, options.heads)
 
     def _further(self) -> list[int]:
-        """Widths of projections beside those to q, k, v and beta; `_decay` and `_gate` get them."""
+        """Widths of projections beside those to q, k, v and beta, the widest first; `_decay` and `_gate` get them."""
         return []
 
     def _decay(self, further: list[Tensor]) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
@@ -76,12 +77,13 @@ class DeltaMixer(Mixer):
         return self.out_proj(head_norm(y_xHV, self.norm.weight, eps=1e-5, **options))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        q, k, v, beta, *further = self.conv.split(self.in_proj(x_BLD), [*self.widths, *self.in_widths[1:]])
+        projected = project_aligned(self.in_proj, x_BLD)
+        q, k, v, *further, beta = self.conv.split(projected, [*self.widths, *self.in_widths[1:]])
         y_BLHV = delta_rule(*self._rule((q, k, v), beta, further))
         return self._output(cast(Tensor, y_BLHV), further)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        mixed, beta, *further = self.in_proj(x_BLD).split(self.in_widths, -1)
+        mixed, *further, beta = self.in_proj(x_BLD).split(self.in_widths, -1)
         mixed, conv_BES = self.conv.prefill(mixed)
         y_BLHV, state_BHKV = delta_rule(*self._rule(mixed.split(self.widths, -1), beta, further), return_state=True)
         return self._output(y_BLHV, further), {"conv": conv_BES, "state": state_BHKV}
@@ -101,7 +103,7 @@ class DeltaMixer(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        mixed, beta, *further = self.in_proj(x_BD).split(self.in_widths, -1)
+        mixed, *further, beta = self.in_proj(x_BD).split(self.in_widths, -1)
         mixed = self.conv.step(mixed, state["conv"])
         y_BHV = delta_rule_step(*self._rule(mixed.split(self.widths, -1), beta, further), state["state"])
         return self._output(y_BHV, further), state

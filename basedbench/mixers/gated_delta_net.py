@@ -44,10 +44,10 @@ class GatedDeltaNet(DeltaMixer):
         self.dt_bias = nn.Parameter(step_size_bias(self.options.heads))
 
     def _further(self) -> list[int]:
-        return [self.options.heads] + [self.options.expand_v * self.d_model] * self.options.gate
+        return [self.options.expand_v * self.d_model] * self.options.gate + [self.options.heads]
 
     def _decay(self, further: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return further[0], self.A_log, self.dt_bias
+        return further[-1], self.A_log, self.dt_bias
 
     def _gate(self, further: list[Tensor]) -> tuple[Tensor | None, Activation]:
-        return further[1] if self.options.gate else None, "silu"
+        return further[0] if self.options.gate else None, "silu"

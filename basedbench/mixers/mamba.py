@@ -30,7 +30,6 @@ from basedbench.mixers.base import (
     accumulator_dtype,
     normal_linear_,
     residual_std,
-    rows_through,
 )
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -98,11 +97,11 @@ class Mamba(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        x_BE, z_BE = rows_through(self.in_proj, x_BD).chunk(2, -1)
+        x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
         x_BE = self.conv.step(x_BE, state["conv"])
         inputs = self._scan_inputs(x_BE, log_A=True)
         y_BE = selective_scan_step(x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, **self._constants())
-        return rows_through(self.out_proj, y_BE, parts=True), state
+        return self.out_proj(y_BE), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

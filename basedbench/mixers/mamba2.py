@@ -17,7 +17,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -32,15 +31,12 @@ from basedbench.mixers.base import (
     State,
     accumulator_dtype,
     normal_linear_,
+    project_aligned,
     residual_std,
-    rows_through,
 )
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
-
-# Rows of other widths, which a few heads' step sizes make, are read in small pieces and multiplied by slower kernels.
-ALIGNED = 16
 
 
 class Mamba2Options(MixerOptions):
@@ -87,11 +83,6 @@ class Mamba2(Mixer):
         if heads % options.groups:
             raise UserError(f"mixer 'mamba2': groups = {options.groups} does not divide the {heads} heads; use 1.")
 
-    def _project(self, x_BLD: Tensor) -> Tensor:
-        """W_in u, and channels that nobody reads, its first again, which make its width a multiple of ALIGNED."""
-        weight, missing = self.in_proj.weight, -self.in_proj.out_features % ALIGNED
-        return F.linear(x_BLD, torch.cat([weight, weight.detach()[:missing]])) if missing else self.in_proj(x_BLD)
-
     def _split_heads(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P) and B, C (..., G, N)."""
         x, B, C = xBC.split(self.conv_widths, -1)
@@ -110,13 +101,13 @@ class Mamba2(Mixer):
         normed, _ = add_layer_norm(
             y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype
         )
-        return rows_through(self.out_proj, normed, parts=True)
+        return self.out_proj(normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias
         head_dim, groups = self.options.head_dim, self.options.groups
-        y_BLHP = split_ssd(self._project(x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
+        y_BLHP = split_ssd(project_aligned(self.in_proj, x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
         return self._output(y_BLHP)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
@@ -141,7 +132,7 @@ class Mamba2(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        z_BE, xBC, dt_BH = rows_through(self.in_proj, x_BD).split(self.in_widths, -1)
+        z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
         y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)

@@ -5,7 +5,7 @@ fingerprint; throughput rows give the fraction of these that they reach.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from basedbench.timing.samplers import ColdSampler, CpuSampler, Sampler
 from basedbench.timing.samples import Round
 from basedbench.timing.stopping import StoppingRule
 from basedbench.timing.telemetry import Telemetry
+from basedbench.timing.timeline import noted
 
 SUITE = "calibration"
 # Far beyond every cache, and products large enough to keep every core or multiprocessor busy.
@@ -62,32 +63,41 @@ def fractions_of(cases: Iterable[AnyCase]) -> tuple[str, ...]:
 
 
 def calibrate(
-    device: str, seconds: float, threads: int | None = None, names: Collection[str] = ()
+    device: str,
+    seconds: float,
+    threads: int | None = None,
+    names: Collection[str] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measure every ceiling of a device, or those of these names, for about `seconds` each; yields rows to be stored.
 
-    `threads` are those of a CPU, torch's default if None; they are in force when this is done, too.
+    `threads` are those of a CPU, torch's default if None; they are in force when this is done, too. `origin` is what
+    `origin_of` says, if that is known.
     """
     if device == "cpu" and threads:
         torch.set_num_threads(threads)
-    origin = {
-        "suite": SUITE,
-        "status": "ok",
-        "config": _setting(device, threads),
-        "device": _kind(device),
+    setting = {"suite": SUITE, "status": "ok", "config": _setting(device, threads), "device": _kind(device)}
+    common = setting | dict(origin or origin_of(device))
+    for name, make in _ceilings(device):
+        if names and name not in names:
+            continue
+        with noted(f"ceiling {name}"):
+            ceiling = make()
+            measured = _measured(ceiling, device, seconds)
+        identity = {"ceiling": name, "device_name": common["device_name"], "setting": common["config"]}
+        yield blank_row("calibration") | common | {"case_id": case_id(identity)} | measured
+        del ceiling
+        if device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def origin_of(device: str) -> dict[str, Any]:
+    """The columns of a row that say where it comes from."""
+    return {
         "code_version": code_version(),
         "device_name": device_name(device),
         "fingerprint": fingerprint(device),
     }
-    for name, make in _ceilings(device):
-        if names and name not in names:
-            continue
-        ceiling = make()
-        identity = {"ceiling": ceiling.name, "device_name": origin["device_name"], "setting": origin["config"]}
-        yield blank_row("calibration") | origin | {"case_id": case_id(identity)} | _measured(ceiling, device, seconds)
-        del ceiling
-        if device != "cpu":
-            torch.cuda.empty_cache()
 
 
 def _ceilings(device: str) -> Iterator[tuple[str, Callable[[], Ceiling]]]:

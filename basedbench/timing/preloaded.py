@@ -1,17 +1,28 @@
-"""What the server of worker processes does once for all of them, beside its imports; none of it touches a GPU.
+"""What the server of worker processes does once for all of them: what each would do for itself at first use.
 
-Triton looks for a compiled kernel by a key of its own files, which takes half a second to make: their contents are
-hashed, the compiler's hundreds of megabytes among them. A process that is forked afterwards has it. It also has what
-each would import for itself at first use: half a second for the first backward pass alone.
+It imports what they need. It makes the key by which Triton looks for a compiled kernel, a hash of its own hundreds of
+megabytes, and has the module compiled through which Triton calls the driver: threads see to these while the imports go
+on, and have ended when the first process is forked. None of it touches a GPU.
+
+torch shields every operator that is registered with it from its compiler, and imports that when the operator is first
+called: two seconds in every worker. Here the shield is up when there is something to shield from.
 """
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial, wraps
 from importlib import import_module
+from typing import Any
 
 from basedbench.timing.timeline import note, noted
 from basedbench.timing.worker import driver_is_there
 
-FIRST_USED = ("torch.fx.experimental.symbolic_shapes", "triton.compiler", "triton.backends.nvidia.compiler")
+NEEDED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
+TRITON = ("triton.compiler", "triton.backends.nvidia.compiler")
+DRIVER_LIMIT_S = 60.0
+COMPILER = "torch._dynamo"
 
 
 def make_triton_key() -> str | None:
@@ -23,15 +34,56 @@ def make_triton_key() -> str | None:
     return None
 
 
-def import_first_used() -> None:
-    """The modules; what this machine lacks is missed where it is needed."""
-    for name in FIRST_USED:
+def make_triton_driver() -> None:
+    """Have the module compiled through which Triton calls the driver, by a process that may load the driver's library.
+
+    Where that fails it fails again in the worker that needs it, which then says so.
+    """
+    with noted("Triton's driver, compiled"), suppress(OSError, subprocess.TimeoutExpired):
+        command = [sys.executable, "-c", "from triton.backends.nvidia.driver import CudaUtils; CudaUtils()"]
+        subprocess.run(command, capture_output=True, timeout=DRIVER_LIMIT_S, check=False)
+
+
+def shield_when_needed() -> None:
+    """From here on what torch shields from its compiler is called as it is until the compiler is there."""
+    import torch
+
+    shield = torch._disable_dynamo
+
+    def later(function: Any = None, recursive: bool = True) -> Any:
+        if function is None:
+            return partial(later, recursive=recursive)
+        shielded = shield(function, recursive)
+
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            return (shielded if COMPILER in sys.modules else function)(*arguments, **named)
+
+        return call
+
+    torch._disable_dynamo = later  # type: ignore[assignment]
+
+
+def import_all(names: tuple[str, ...]) -> None:
+    """Modules; what this machine lacks is missed where it is needed."""
+    for name in names:
         with suppress(ImportError):
             import_module(name)
 
 
-if driver_is_there():
-    note("the server has imported what workers need")
-    with noted("what each would do for itself"):
-        import_first_used()
-        make_triton_key()
+def preload() -> None:
+    """All of it; on a machine without a GPU only the imports that every worker has."""
+    if not driver_is_there():
+        import_all(NEEDED)
+        return
+    import_all(TRITON)
+    with ThreadPoolExecutor() as beside:
+        beside.submit(make_triton_key)
+        beside.submit(make_triton_driver)
+        import_all(NEEDED)
+        shield_when_needed()
+        note("the server has imported what workers need")
+    note("the server is ready")
+
+
+preload()

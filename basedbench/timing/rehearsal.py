@@ -19,64 +19,13 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
 
-from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, MeasureSection
-from basedbench.contenders.costs import bytes_of, flops_of
-from basedbench.contenders.sdpa import BACKENDS
 from basedbench.timing.failures import harmless
+from basedbench.timing.kinds import by_their_own, kinds
 from basedbench.timing.timeline import note
 from basedbench.timing.worker import Failure, Worker
 
 Implementation = tuple[str, str]
-
-# Whole models are left out too: few and large.
-NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS))
-# What these call in company is what they call alone: nothing is tuned by timing, so nothing tuned is kept.
-NOTHING_TO_TUNE = ("ours", *NOTHING_TO_COMPILE)
-# Larger cases are checked in their turn: the device is what they wait for, and their memory may not suffice for two.
-MOST_FLOPS, MOST_BYTES = 1e12, 2**29
-FEWEST = 3  # below that, starting the processes takes longer
-# A helper takes about as long to come up as two kernels to compile. What workers may compile, who are there anyway, is
-# worth fewer helpers.
-KINDS_EACH, KINDS_EACH_BESIDE_OWN = 2, 8
-
-
-def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
-    """Cases that may share a compiled kernel, together and in their order: all but batch and length is the same.
-
-    What takes longest to compile comes first: peers, which tune, and backward passes.
-    """
-    found: dict[str, list[AnyCase]] = {}
-    for case in cases:
-        found.setdefault(repr((case.implementation, case.mode, case.dtype, case.shape)), []).append(case)
-    return sorted(found.values(), key=lambda part: (not _tunes(part[0]), part[0].mode != "fwd_bwd"))
-
-
-def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
-    """The cases whose implementations may have something to compile, the largest last: they need the most memory."""
-    found = [case for case in cases if not isinstance(case, ModelCase) and case.contender not in NOTHING_TO_COMPILE]
-    return sorted(found, key=lambda case: case.batch * case.length)
-
-
-def by_their_own(cases: Iterable[AnyCase]) -> list[AnyCase]:
-    """The cases that the workers that will time them may call and check beforehand."""
-    return [case for case in cases if not _tunes(case) and _small(case)]
-
-
-def processes_for(cases: Sequence[AnyCase], most: int) -> int:
-    """How many helpers are worth starting for these cases."""
-    shares = [1 / (KINDS_EACH if _tunes(part[0]) else KINDS_EACH_BESIDE_OWN) for part in kinds(cases)]
-    return min(most, -int(-sum(shares) // 1))
-
-
-def _tunes(case: AnyCase) -> bool:
-    return case.contender not in NOTHING_TO_TUNE
-
-
-def _small(case: AnyCase) -> bool:
-    if isinstance(case, ModelCase):
-        return False
-    return flops_of(case) <= MOST_FLOPS and bytes_of(case) <= MOST_BYTES
 
 
 @dataclass
@@ -268,12 +217,15 @@ class _Rehearsal:
 
         import torch
 
+        from basedbench.timing.beside import compile_ahead
         from basedbench.timing.subject import subject_of
 
         subject = subject_of(self.case, self.device)
-        with torch.set_grad_enabled(subject.grad), subject.context():
-            subject.load()
-            subject.start()
+        with torch.set_grad_enabled(subject.grad):
+            compile_ahead(subject, self.case, self.device)
+            with subject.context():
+                subject.load()
+                subject.start()
         del subject
         gc.collect()
         if self.device != "cpu":
@@ -286,11 +238,12 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import torch
 
     from basedbench.plugins import load_plugins
+    from basedbench.timing.waking import open_device
 
     torch.set_num_threads(1)
     # What peers would keep of tuning beside other processes is not what is best with the device to themselves.
     os.environ |= {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
     if device != "cpu":
-        torch.cuda.set_device(device)
+        open_device(device)
     load_plugins(plugins)
     return lambda case, measure: _Rehearsal(case, device)

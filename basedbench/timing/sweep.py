@@ -11,7 +11,8 @@ from basedbench.engines.compile_ahead import most_processes
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.rehearsal import FEWEST, by_their_own, processes_for, rehearse, to_rehearse
+from basedbench.timing.kinds import FEWEST, by_their_own, processes_for, to_rehearse
+from basedbench.timing.rehearsal import rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
@@ -105,7 +106,10 @@ class Sweep:
                     self.ceilings = self.find_ceilings(workers, todo[0][0])
             for index, group in enumerate(todo):
                 later = todo[index + 1 :]
-                workers.start(group, later=[*_models(later), *_first_of_kinds(later, self._idle())])
+                models = _models(later)
+                # Those that are done stay unless models need the room: one that ends takes a third of a second with it.
+                done = [] if models else todo[:index][::-1]
+                workers.start(group, later=[*models, *_first_of_kinds([*later, *done], self._idle())])
                 for part in self._parts(group, len(workers)):
                     workers.spare(part)
                     for measurement in competition.run(part):
@@ -127,7 +131,7 @@ class Sweep:
         if self.device == "cpu":
             return
         known = Rehearsed(cache_folder(), self.fingerprint, self.plugins)
-        wanted = to_rehearse(known.new(cases))
+        wanted = known.new(to_rehearse(cases))
         later, able = {case.id for case in wanted}, by_their_own(cases)
         ready = [case for case in able if case.id not in later]
         taking_part = {case.implementation for case in able}

@@ -20,11 +20,7 @@ from basedbench.timing.timeline import noted
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
-# What the server imports besides torch: workers need it all, and none of it touches a GPU.
-PRELOADED = (
-    *("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language"),
-    "basedbench.timing.preloaded",
-)
+PRELOADED = ("basedbench.timing.preloaded",)  # what the server imports, and with it all that workers need
 _LAST_WORDS = 2000
 
 
@@ -182,21 +178,20 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
 def _set_up(device: str, plugins: Sequence[str]) -> Any:
     import gc
 
-    import torch
-
     from basedbench.plugins import load_plugins
     from basedbench.timing.clock import WallClock
     from basedbench.timing.kept import Kept
     from basedbench.timing.session import Session
+    from basedbench.timing.waking import open_device, wake
 
     if device != "cpu":
-        torch.cuda.set_device(device)
+        open_device(device)
     load_plugins(plugins)
     gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second a case
     # What peers tune in here, with the device to themselves, need not be tuned again in the next process.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     if device != "cpu":
-        _wake(device)
+        wake(device)
     kept = Kept(device)
 
     def make(case: Any, measure: Any) -> Any:
@@ -207,29 +202,13 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     return make
 
 
-def _wake(device: str) -> None:
-    """What libraries do on first use, while nothing is timed: the context, generators, handles, Triton's driver."""
-    import torch
-    import triton
-
-    with noted("context"):
-        torch.zeros(1, device=device)
-        torch.cuda.synchronize()
-    with noted("libraries"):
-        for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            x = torch.randn(64, 64, device=device).to(dtype)
-            (x @ x).square().sum()
-        torch.cuda.synchronize()
-    with noted("Triton's driver"):
-        triton.runtime.driver.active.get_current_device()
-
-
 @dataclass(frozen=True)
 class CeilingsRequest:
     """What `Worker.ceilings` asks for: about so many seconds for each of these, of all there are if none is named."""
 
     seconds: float
     names: tuple[str, ...] = ()
+    origin: dict[str, Any] | None = None  # where the rows come from, if the near end knows
 
 
 class _Ceilings:
@@ -241,7 +220,8 @@ class _Ceilings:
     def prepare(self) -> dict[str, Any]:
         from basedbench.timing.ceilings import calibrate
 
-        return {"rows": list(calibrate(self.device, self.request.seconds, names=self.request.names))}
+        request = self.request
+        return {"rows": list(calibrate(self.device, request.seconds, names=request.names, origin=request.origin))}
 
 
 def _attempt(action: Any) -> Any:

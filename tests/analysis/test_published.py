@@ -59,6 +59,22 @@ def test_comparison_pairs_points_by_family_and_bytes():
     np.testing.assert_allclose(compared["difference"], [-0.012, np.nan, 0.010, np.nan, np.nan])
 
 
+def test_a_published_point_stands_beside_the_best_model_of_its_size():
+    points = pd.DataFrame(
+        {
+            "family": "mamba",
+            "init": "published",
+            "precision": ["bf16", "bf16", "bf16", "fp32"],
+            "d_model": [64, 128, 64, 128],
+            "state_bytes_zoology": [16_384, 16_384, 24_576, 16_384],
+            "accuracy": [0.7, 0.6, 0.5, 0.65],
+        }
+    )
+    compared = against_published(points)
+    np.testing.assert_array_equal(compared["published"], [0.695, np.nan, 0.697, 0.695])
+    np.testing.assert_allclose(compared["difference"], [0.005, np.nan, -0.197, -0.045])
+
+
 def frame(slices):
     return pd.DataFrame({"accuracy_by_slice": [{f"{length}x{pairs}": 0.5 for length, pairs in slices}]})
 

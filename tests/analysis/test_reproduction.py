@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from basedbench.analysis.markdown import section
 from basedbench.analysis.published import SLICES
-from basedbench.analysis.reproduction import NOTHING, published_table
+from basedbench.analysis.reproduction import NOTHING, published_table, rates_table
 from basedbench.cli.documents import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,29 @@ def test_another_initialisation_has_no_published_value() -> None:
     assert lines[3] == "| Mamba-2, d64 N8 correct | 8,192 | - | 0.700 | - | 1 | 1 |"
 
 
+def test_only_the_better_of_two_models_of_a_size_has_the_published_value() -> None:
+    mamba = {"family": "mamba", "mixer": "mamba", "layer_mixers": "mamba+mamba", "state_bytes_zoology": 16384}
+    narrow, wide = ({"config": f'{{"d_state": {n}}}', "d_model": d} for d, n in ((64, 16), (128, 8)))
+    rows = [row(0.6, **mamba, **narrow), row(0.7, **mamba, **wide), row(0.1, **mamba, **wide, learning_rate=0.1)]
+    lines = published_table(pd.DataFrame(rows)).splitlines()
+    assert lines[2] == "| Mamba, d64 N16 | 16,384 | - | 0.600 | - | 1 | 1 |"
+    assert lines[3] == "| Mamba, d128 N8 | 16,384 | 0.695 | 0.700 | +0.005 | 2 | 1 |"
+
+
+def test_rates_stand_side_by_side_where_they_matter() -> None:
+    steady = {"config": '{"feature_dim": 8}', "state_bytes_zoology": 12468}
+    rows = [row(0.90), row(0.92, seed=1), row(0.5, learning_rate=0.1), row(0.7, learning_rate=0.003, d_model=128)]
+    rows += [row(0.6, d_model=128), row(0.70, **steady), row(0.74, **steady, learning_rate=0.1)]
+    half = 12.706 * 0.01
+    assert rates_table(pd.DataFrame(rows)).splitlines() == [
+        "| model | 0.003 | 0.01 | 0.1 |",
+        "| --- | --- | --- | --- |",
+        f"| Based, d64 f16 | - | 0.910 ± {half:.3f} | 0.500 |",
+        "| Based, d128 f16 | 0.700 | 0.600 | - |",
+    ]
+    assert rates_table(None) == NOTHING
+
+
 def test_what_is_missing_is_counted() -> None:
     text = published_table(pd.DataFrame([row()]))
     assert text.splitlines()[-1].startswith("Published and not run yet: Based (8), Attention (2), Sliding window (8)")
@@ -49,8 +73,9 @@ def test_rows_of_another_test_do_not_count() -> None:
     assert published_table(None) == NOTHING
 
 
-def test_the_table_of_the_page_is_what_the_committed_rows_give() -> None:
-    committed = TABLES["published"](ROOT / "results" / "reference" / "h100")
-    assert section((ROOT / "docs" / "REPRODUCTION.md").read_text(), "published") == committed, (
-        "run: basedbench results table published --results results/reference/h100 --write docs/REPRODUCTION.md"
+@pytest.mark.parametrize("name", ["published", "rates"])
+def test_the_tables_of_the_page_are_what_the_committed_rows_give(name: str) -> None:
+    committed = TABLES[name](ROOT / "results" / "reference" / "h100")
+    assert section((ROOT / "docs" / "REPRODUCTION.md").read_text(), name) == committed, (
+        f"run: basedbench results table {name} --results results/reference/h100 --write docs/REPRODUCTION.md"
     )

@@ -15,8 +15,6 @@ from basedbench.checking.problems import COVERAGE, DTYPES, LENGTHS, Problem, pro
 STEPPING = [name for name, form in FORMS.items() if form.step]
 # Names of basedbench.kernels that have no kernel.
 OTHERS = {"taylor_feature_map", "rotary_angles", "plane_linear"}
-# What only dependent steps take, which are off (`DEPENDENT_STEPS` of the language model); tested on their own.
-OFF = {"dependent_launches", "row_linear", "add_norm_of_parts"}
 WITHOUT_GRADIENTS = {"adamw_step", "take_batch", "attention_decode", "cache_append", "row_argmax"}
 
 
@@ -26,7 +24,7 @@ def problem(operator: str, mode: str, dtype: str = "fp32", length: int = 70, opt
 
 def test_every_operator_is_checked() -> None:
     steps = {f"{name}_step" for name in STEPPING}
-    assert set(kernels.__all__) - OTHERS - OFF <= set(COVERAGE) | steps
+    assert set(kernels.__all__) - OTHERS <= set(COVERAGE) | steps
     assert set(FORMS) == set(COVERAGE)
 
 

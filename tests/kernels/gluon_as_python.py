@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from basedbench.kernels import taylor_gluon, taylor_gluon_states
@@ -17,6 +18,7 @@ from basedbench.kernels import taylor_gluon, taylor_gluon_states
 SOURCES = Path(taylor_gluon.__file__).parent
 MODULES = (
     *("taylor_gluon_kernels", "taylor_gluon_serial", "taylor_backward_gluon_query", "taylor_backward_gluon_kernels"),
+    *("taylor_gluon_turned", "taylor_gluon_turned_serial"),
 )
 POISON = float("nan")
 
@@ -50,6 +52,9 @@ class Shared:
 
     def slice(self, start, size, dim=0) -> "Shared":
         return Shared(self.tensor.narrow(dim, start, size))
+
+    def _reinterpret(self, dtype, shape, layout) -> "Shared":
+        return self.reshape(shape)
 
     def permute(self, order) -> "Shared":
         return Shared(self.tensor.permute(order))
@@ -86,17 +91,17 @@ def fetch(tensor, place, bar, shared, pred=True) -> None:
     """From a tensor map, here a tensor (B,L,H,W): zero beyond the edges."""
     if bool(pred):
         shared.tensor.zero_()
-        copy(tensor, place, lambda inside, rows, columns: shared.tensor[0, 0, :rows, :columns].copy_(inside))
+        copy(tensor, place, shared, lambda inside, rows, columns: shared.tensor[0, 0, :rows, :columns].copy_(inside))
 
 
 def write(tensor, place, shared) -> None:
-    copy(tensor, place, lambda inside, rows, columns: inside.copy_(shared.tensor[0, 0, :rows, :columns]))
+    copy(tensor, place, shared, lambda inside, rows, columns: inside.copy_(shared.tensor[0, 0, :rows, :columns]))
 
 
-def copy(tensor, place, move) -> None:
+def copy(tensor, place, shared, move) -> None:
     batch, head, row, column = map(int, place)
     assert row >= 0
-    inside = tensor[batch, row : row + 64, head, column : column + 64]
+    inside = tensor[batch, row : row + shared.shape[2], head, column : column + 64]
     move(inside, *inside.shape)
 
 
@@ -108,9 +113,32 @@ def multiply(a, b, accumulator, use_acc=True, is_async=False) -> Tensor:
     return accumulator + product if use_acc else product
 
 
-def move(code, value) -> Tensor:
-    assert code == "mov.b32 $0, $1;"
-    return value
+def assembly(code, form, values, pack=1, **_) -> Tensor:
+    """Instructions on words of 32 bits: pack / 2 pairs of bf16, or one integer."""
+    if pack == 1:
+        assert code == "mov.b32 $0, $1;"
+        return values[0]
+    words = [word for x in torch.broadcast_tensors(*values) for word in x.contiguous().view(torch.int32).unbind(-1)]
+    registers = dict(enumerate(words, form.count("=")))
+    for one in filter(None, code.split(";")):
+        name, (target, *given) = one.split()[0], one.split(maxsplit=1)[1].split(", ")
+        a, *rest = (registers[int(x[1:])] if x[0] == "$" else torch.full_like(words[0], int(x, 0)) for x in given)
+        registers[int(target[1:])] = INSTRUCTIONS[name](a, *rest)
+    return torch.stack([registers[i] for i in range(form.count("="))], -1).view(torch.bfloat16)
+
+
+def multiply_pairs(a, b) -> Tensor:
+    a, b = (x.unsqueeze(-1).contiguous().view(torch.bfloat16) for x in (a, b))
+    return (a * b).view(torch.int32).squeeze(-1)
+
+
+def last_and_first(a, b, selector) -> Tensor:
+    """The upper half of a below the lower half of b."""
+    assert (selector == 0x5432).all()
+    return (a >> 16) & 0xFFFF | b << 16
+
+
+INSTRUCTIONS = {"mul.rn.bf16x2": multiply_pairs, "prmt.b32": last_and_first, "mov.b32": lambda a: a}
 
 
 def nothing(*_, **__) -> None:
@@ -133,11 +161,13 @@ def kernels_as_python() -> SimpleNamespace:
         program_id=lambda axis: torch.tensor(program[0]), minimum=torch.minimum, to_tensor=torch.tensor,
         SliceLayout=Layout, NVMMADistributedLayout=Layout, NVMMASharedLayout=Layout, DotOperandLayout=Layout,
         BlockedLayout=Layout, DistributedLinearLayout=Layout, barrier=nothing, int32=torch.int32,
-        inline_asm_elementwise=lambda code, form, values, **_: move(code, *values),
+        inline_asm_elementwise=assembly, SwizzledSharedLayout=Layout,
     )  # fmt: skip
     names: dict[str, Any] = {
         "gl": language,
-        "gluon": SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f)),
+        "gluon": SimpleNamespace(
+            jit=lambda function=None, **_: function or (lambda f: f), constexpr_function=lambda f: f
+        ),
         "mbarrier": SimpleNamespace(MBarrierLayout=Layout, init=nothing, expect=nothing, wait=nothing),
         "tma": SimpleNamespace(
             async_copy_global_to_shared=fetch, async_copy_shared_to_global=write, store_wait=nothing
@@ -147,13 +177,19 @@ def kernels_as_python() -> SimpleNamespace:
         "warpgroup_mma_wait": lambda number, values: values if len(values) > 1 else values[0],
         "fence_async_shared": nothing,
     }
-    for name in ("LINEAR", "CONSTANT", "MOMENTS", "KEY_SUM", "COUNT", "SLOT"):
-        names[name] = int(getattr(taylor_gluon_states, name).value)
+    states = {name: int(x.value) for name, x in vars(taylor_gluon_states).items() if isinstance(x, tl.constexpr)}
+    modules: dict[str, dict[str, Any]] = {"taylor_gluon_states": states}
     for name in MODULES:
         tree = ast.parse((SOURCES / f"{name}.py").read_text())
-        tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
-        exec(compile(tree, name, "exec"), names)
-    return SimpleNamespace(**names, program=program)
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        tree.body = [node for node in tree.body if node not in imports]
+        modules[name] = dict(names)
+        for node in imports:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                modules[name] |= {alias.name: modules[str(node.module)][alias.name] for alias in node.names}
+        exec(compile(tree, name, "exec"), modules[name])
+    found = {key: value for module in reversed(modules.values()) for key, value in module.items()}
+    return SimpleNamespace(**found, program=program)
 
 
 class Launcher:

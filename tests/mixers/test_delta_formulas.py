@@ -61,9 +61,8 @@ def expected(mixer, x: Tensor, heads: int, alphas: Heads | None, gates: Heads | 
     """The whole mixer from the log-free definition, head by head."""
     width, values = x.shape[-1] // heads, mixer.options.expand_v * x.shape[-1] // heads
     sizes = [width * heads, width * heads, values * heads]
-    mixed, beta, *_ = (x @ mixer.in_proj.weight.T).split(
-        [sum(sizes), heads, mixer.in_proj.out_features - sum(sizes) - heads], -1
-    )
+    projected = x @ mixer.in_proj.weight.T
+    mixed, beta = projected[..., : sum(sizes)], projected[..., -heads:]
     q, k, v = convolved(mixer, mixed).split(sizes, -1)
     outputs = []
     for h in range(heads):
@@ -85,10 +84,10 @@ def test_delta_net(heads, expand_v):
 @pytest.mark.parametrize("gate", [False, True])
 def test_gated_delta_net(gate):
     mixer, x = build("gated_delta_net", 8, gate=gate)
-    further = (x @ mixer.in_proj.weight.T)[..., 32 + 2 :]  # behind q, k (8 each), v (16) and beta (2)
-    steps = (further[..., :2] + mixer.dt_bias).exp().log1p()
+    further = (x @ mixer.in_proj.weight.T)[..., 32:-2]  # behind q, k (8 each) and v (16), before beta (2)
+    steps = (further[..., -2:] + mixer.dt_bias).exp().log1p()
     alphas = [(-mixer.A_log[h].exp() * steps[..., h : h + 1]).exp().expand(B, L, 4) for h in range(2)]
-    silu = further[..., 2:] / (1 + (-further[..., 2:]).exp())
+    silu = further[..., :16] / (1 + (-further[..., :16]).exp())
     gates = [silu[..., :8], silu[..., 8:]] if gate else None
     assert further.shape[-1] == (18 if gate else 2)
     torch.testing.assert_close(mixer(x), expected(mixer, x, 2, alphas, gates))
@@ -97,7 +96,7 @@ def test_gated_delta_net(gate):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_kda(rank):
     mixer, x = build("kda", 8, rank=rank)
-    down, gate_down = (x @ mixer.in_proj.weight.T)[..., 24 + 2 :].chunk(2, -1)
+    down, gate_down = (x @ mixer.in_proj.weight.T)[..., 24:-2].chunk(2, -1)
     assert down.shape[-1] == (rank or 4)
     steps = (down @ mixer.decay_proj.weight.T + mixer.dt_bias).exp().log1p()
     alphas = [(-mixer.A_log[h].exp() * steps[..., 4 * h : 4 * h + 4]).exp() for h in range(2)]

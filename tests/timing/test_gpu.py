@@ -1,13 +1,18 @@
 """What can only be seen on a GPU: samplers, memory, telemetry, workers that lose their context."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 
+from basedbench.config import load_suite
 from basedbench.config.throughput import MeasureSection
 from basedbench.contenders import get_contender
 from basedbench.models.language import LanguageModel
+from basedbench.timing.beside import compile_ahead
 from basedbench.timing.ceilings import calibrate
 from basedbench.timing.clock import WallClock
 from basedbench.timing.cross_check import cross_check
@@ -18,6 +23,7 @@ from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, GraphSampler, captured, wall_ms
 from basedbench.timing.samples import Round
 from basedbench.timing.session import Session
+from basedbench.timing.subject import subject_of
 from basedbench.timing.telemetry import Telemetry
 from basedbench.timing.worker import Failure, Worker, Workers, _set_up
 from tests.contenders.conftest import FORMS, small
@@ -122,6 +128,31 @@ def test_what_cannot_be_captured_is_unsupported_in_a_graph() -> None:
     assert isinstance(answer, Failure)
     assert answer.status == "unsupported"
     assert "cannot be captured" in answer.reason
+
+
+@pytest.mark.parametrize("operator", ["short_conv", "sliding_window", "linear_cross_entropy", "taylor_attention"])
+def test_what_is_compiled_ahead_is_all_that_is_launched(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_suite("steady", "throughput").expand("cuda", [])
+    case = next(one for one in found if (one.subject, one.contender, one.mode) == (operator, "ours", "fwd_bwd"))
+    subject, missing = subject_of(case, DEVICE), list[str]()
+    with torch.set_grad_enabled(True):
+        compile_ahead(subject, case, DEVICE)
+        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **asked: missing.append(asked["repr"]))
+        subject.load()
+        subject.start()
+        assert not missing
+        assert subject.check().reason is None
+
+
+def test_torch_finds_the_context_that_the_driver_was_asked_for() -> None:
+    code = """
+import torch
+from basedbench.timing.waking import make_context, open_device
+assert make_context(0)
+open_device("cuda:0")
+assert float(torch.ones(4, device="cuda").sum()) == 4
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_ceilings_of_the_gpu() -> None:

@@ -12,7 +12,8 @@ import torch
 from basedbench.config.throughput import Case, MeasureSection
 from basedbench.store import fingerprint
 from basedbench.timing import rehearsal
-from basedbench.timing.rehearsal import Outcome, by_their_own, kinds, processes_for, rehearse, to_rehearse
+from basedbench.timing.kinds import by_their_own, kinds, processes_for, to_rehearse
+from basedbench.timing.rehearsal import Outcome, rehearse
 from basedbench.timing.rehearsed import Rehearsed
 from basedbench.timing.worker import Failure
 from tests.timing.conftest import make_case, make_model_case
@@ -44,6 +45,14 @@ def test_what_compiles_is_called_the_largest_last() -> None:
     cases = [make_case("ours", length=64), make_case("sdpa-flash", length=8), make_case("flex", length=16)]
     cases += [make_case("reference", length=8), make_model_case("based"), make_case("fla-parallel", batch=1, length=8)]
     assert [case.contender for case in to_rehearse(cases)] == ["fla-parallel", "flex", "ours"]
+
+
+def test_of_what_compiles_once_for_all_shapes_the_smallest_of_a_kind_is_called() -> None:
+    shapes = [{"mode": mode, "length": length} for mode in ("fwd", "fwd_bwd") for length in (32, 8, 16)]
+    cases = [make_case("sdpa-cudnn", operator="attention", **shape) for shape in shapes]
+    assert to_rehearse(cases) == [cases[1], cases[4]]
+    assert by_their_own(cases) == cases
+    assert processes_for([cases[1], cases[4]], 12) == 1
 
 
 def test_cases_that_may_share_a_kernel_are_one_piece_of_work() -> None:
@@ -80,11 +89,11 @@ def test_a_kind_is_called_by_one_process(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_helper_has_two_kinds_or_more_to_call_and_more_where_workers_share_them() -> None:
-    shapes = [{"key_dim": width, "length": length} for width in range(1, 8) for length in (8, 16)]
+    shapes = [{"key_dim": width, "length": length} for width in range(1, 10) for length in (8, 16)]
     peers, ours = ([make_case(name, **shape) for shape in shapes] for name in ("flex", "ours"))
-    assert processes_for(peers, 12) == 4
+    assert processes_for(peers, 12) == 5
     assert processes_for(ours, 12) == 1
-    assert processes_for([*ours, *peers], 12) == 5
+    assert processes_for([*ours, *peers], 12) == 6
     assert processes_for(peers, 2) == 2
     assert processes_for([], 12) == 0
 

@@ -85,15 +85,47 @@ def test_a_worker_without_a_case_has_nothing_to_forget_and_goes_on_after_it_has_
 def test_what_the_server_imports_touches_no_gpu() -> None:
     touched = """
 import importlib, torch
-from basedbench.timing.worker import PRELOADED
+from basedbench.timing import worker
+worker.driver_is_there = lambda: True
 def refuse(*args, **kwargs):
     raise AssertionError("a process that touched the GPU cannot be forked")
 for name in ("is_available", "device_count", "init", "_lazy_init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, refuse)
-for name in PRELOADED:
+for name in worker.PRELOADED:
     importlib.import_module(name)
+
+import threading
+assert threading.active_count() == 1  # nothing is lost to a process that is forked now
+from triton.runtime.cache import triton_key
+assert triton_key.cache_info().currsize == 1
 """
     subprocess.run([sys.executable, "-c", touched], check=True)
+
+
+def test_an_operator_is_shielded_from_torchs_compiler_only_once_that_is_there() -> None:
+    code = """
+import sys, torch
+from basedbench.timing.preloaded import COMPILER, shield_when_needed
+shield_when_needed()
+@torch.library.custom_op("basedbench_test::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+@torch._disable_dynamo(recursive=False)
+def thrice(x): return 3 * x
+x = torch.ones(2)
+assert (twice(x) == 2).all() and (thrice(x) == 3).all()
+assert COMPILER not in sys.modules
+import torch._dynamo
+shielded, shield = [], torch._dynamo.disable
+def noting(function, *args, **kwargs):
+    shielded.append(function.__name__)
+    return shield(function, *args, **kwargs)
+torch._dynamo.disable = noting
+for _ in range(2):
+    assert (twice(x) == 2).all() and (thrice(x) == 3).all()
+assert len(shielded) == 2 and "thrice" in shielded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_key_of_compiled_kernels_is_there_before_a_worker_asks() -> None:

@@ -15,14 +15,13 @@ from basedbench.kernels import (
     conv_gate,
     conv_gate_step,
     rotary,
-    row_linear,
     sliding_window,
     sliding_window_step,
     swiglu,
 )
 from basedbench.kernels.rotary import Angles
 from basedbench.mixers.attention import causal_attention
-from basedbench.mixers.base import State, rows_through
+from basedbench.mixers.base import State
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import get_mixer
 from basedbench.mixers.sliding_window import empty_ring, filled_ring
@@ -49,7 +48,7 @@ class RotaryMixer(nn.Module):
 
     def heads_of(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as projected, each (..., H, K)."""
-        q, k, v = rows_through(self.qkv, x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
         return q, k, v
 
     def angles(self, positions: Positions) -> Angles | None:
@@ -58,7 +57,7 @@ class RotaryMixer(nn.Module):
 
     def output(self, y_xHK: Tensor) -> Tensor:
         """(..., H, K) -> (..., D)."""
-        return rows_through(self.out_proj, y_xHK.flatten(-2), parts=True)
+        return self.out_proj(y_xHK.flatten(-2))
 
 
 class RotaryAttention(RotaryMixer):
@@ -154,9 +153,8 @@ class LanguageConv(nn.Module):
         return {"conv": self.conv.init_state(batch_size, dtype, device)}
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        x_BE = rows_through(self.in_proj, x_BD)
-        y_BE = conv_gate_step(x_BE, self.conv.weight, self.conv.bias, state["conv"])
-        return rows_through(self.out_proj, y_BE, parts=True), state
+        y_BE = conv_gate_step(self.in_proj(x_BD), self.conv.weight, self.conv.bias, state["conv"])
+        return self.out_proj(y_BE), state
 
 
 class SwiGLU(nn.Module):
@@ -169,10 +167,6 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_xD: Tensor) -> Tensor:
         return self.fc2(swiglu(self.fc1(x_xD)))
-
-    def step(self, x_BD: Tensor) -> Tensor:
-        """The same for one row per sequence."""
-        return rows_through(self.fc2, row_linear(x_BD, self.fc1.weight, gated=True), parts=True)
 
 
 def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import add_layer_norm, add_norm_of_parts, dependent_launches, embedding
+from basedbench.kernels import add_layer_norm
+from basedbench.kernels.embedding_norm import embedding_norm
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
@@ -40,8 +41,6 @@ from basedbench.models.state import state_bytes
 NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
 FLOAT32 = ("A_log", "D", "dt_bias")
-# Kernels of a step as dependents of each other, its products as `row_linear`. Off until whole steps have been timed so.
-DEPENDENT_STEPS = False
 
 
 class Block(nn.Module):
@@ -178,8 +177,7 @@ class LanguageModel(nn.Module):
             y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
             return y_BD
 
-        with dependent_launches(DEPENDENT_STEPS):
-            logits_BV = self._head(*self._stream(tokens_B, mix))
+        logits_BV = self._head(*self._stream(tokens_B, mix))
         if positions is not None:
             state["position"] += 1
         return logits_BV, state
@@ -207,20 +205,25 @@ class LanguageModel(nn.Module):
 
     def _stream(self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """What the last block adds and the stream before it; `mix(layer, x)` applies a layer's mixer."""
-        h = embedding(tokens, self.embedding.weight).to(accumulator_dtype(self.dtype))
-        r: Tensor | None = None
-        for layer, block in enumerate(cast(list[Block], self.blocks)):
-            x, r = self._add_norm(h, r, block.norm1)
-            h = mix(layer, x)
-            if self.config.has_mlp(block.kind):
-                x, r = self._add_norm(h, r, block.norm2)
-                h = block.mlp(x) if x.dim() > 2 else block.mlp.step(x)
-        return h, cast(Tensor, r)
+        first, *others = [cast(Block, block).norm1 for block in self.blocks]
+        options: dict[str, Any] = {"eps": NORM_EPS, "center": False, "dtype": self.dtype}
+        options["stream"] = accumulator_dtype(self.dtype)
+        x, r = embedding_norm(tokens, self.embedding.weight, (first.weight, None), **options)
+        h, r = self._block(0, x, r, mix)
+        for layer, norm in enumerate(others, start=1):
+            h, r = self._block(layer, *self._add_norm(h, r, norm), mix)
+        return h, r
 
-    def _add_norm(self, h: Tensor, r: Tensor | None, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
-        """RMSNorm of the new stream r + h, and that stream; a step's h may be in parts."""
-        if r is not None and h.dim() > r.dim():
-            return add_norm_of_parts(h, r, norm.weight, eps=NORM_EPS, dtype=self.dtype)
+    def _block(self, layer: int, x: Tensor, r: Tensor, mix: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What the block adds last, and the stream before that."""
+        block, h = cast(Block, self.blocks[layer]), mix(layer, x)
+        if self.config.has_mlp(block.kind):
+            x, r = self._add_norm(h, r, block.norm2)
+            h = block.mlp(x)
+        return h, r
+
+    def _add_norm(self, h: Tensor, r: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        """RMSNorm of the new stream r + h, and that stream."""
         return add_layer_norm(h, r, norm.weight, eps=NORM_EPS, center=False, dtype=self.dtype)
 
     def _head(self, h: Tensor, r: Tensor) -> Tensor:

@@ -28,8 +28,14 @@ if not interpreted:
         (1, 16, 16, 64, 64, 8192, [8000]),
         (2, 8, 2, 128, 128, 99, [98, 0]),
     ]
+RING_BYTES = 72 * 1024
 # Beyond twice the reference's own error: what is left where that happens to be small.
 FLOOR = {torch.float32: 3e-7, torch.float16: 1e-4, torch.bfloat16: 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def rings_in_shared_memory(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "SHARED_BYTES", RING_BYTES)
 
 
 def drawn(randn, device, dtype, batch, heads, groups, key_dim, value_dim, slots, lengths) -> list[Tensor]:
@@ -96,6 +102,40 @@ def test_ring(randn, relative_error, device, dtypes, width, window):
         for cache in inputs[3:5]:
             cache.nan_to_num_()  # the reference reads empty slots with weight zero
         compare(relative_error, inputs, ring=True, rotated=width)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("rotated", [0, 12, 32, 64])
+@pytest.mark.parametrize(("heads", "widths", "slots"), [(3, (64, 32), 20), (2, (80, 80), 64), (1, (64, 128), 128)])
+def test_whole_rings(randn, relative_error, device, monkeypatch, heads, widths, slots, rotated):
+    """Several heads, of unequal widths, by one kernel and by the other: the same state, to the last bit."""
+    inputs = drawn(
+        randn, device, torch.float16, 3, heads, heads, *widths, slots, [slots // 3, slots - 1, 7 * slots + 5]
+    )
+    for cache in inputs[3:5]:
+        cache.nan_to_num_()
+    assert kernels._whole(*inputs[:5])
+    compare(relative_error, inputs, ring=True, rotated=rotated)
+    angles = rotary_angles(inputs[5], rotated) if rotated else None
+    found = []
+    for whole in (True, False):
+        monkeypatch.setattr(kernels, "SHARED_BYTES", RING_BYTES if whole else 0)
+        own = copies(inputs)
+        y = kernels.attention_decode(*own, scale=None, angles=angles, ring=True)
+        found.append([y, *own[3:5]])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=2e-3, atol=1e-4)
+    assert all(map(torch.equal, found[0][1:], found[1][1:]))
+
+
+def test_which_rings_are_whole(randn, device):
+    def whole(dtype, width, slots):
+        return kernels._whole(*drawn(randn, device, dtype, 2, 2, 2, width, width, slots, [3, 4])[:5])
+
+    assert whole(torch.float16, 64, 128)
+    assert whole(torch.bfloat16, 112, 128)
+    assert not whole(torch.bfloat16, 112, 400)  # too large
+    assert not whole(torch.bfloat16, 70, 16)
+    assert not whole(torch.float32, 64, 16)
 
 
 def test_one_length_for_all_sequences(randn, relative_error, device):

@@ -58,6 +58,23 @@ def test_half_precision_outputs_of_a_float32_table(randn, device, dtypes):
     assert torch.equal(r, table[tokens])
 
 
+def test_a_float32_stream_of_a_narrow_table(randn, relative_error, device, dtypes):
+    """As the language models have it; the table's gradient in its own dtype."""
+    tokens = torch.randint(VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(1)).to(device)
+    dtype = dtypes[-1]
+    tensors = [randn(VOCABULARY, 48).to(device, dtype), (randn(48) + 1).to(device, dtype), None]
+    signs = [randn(3, 5, 48).sign().to(device) for _ in range(2)]
+    options = {"center": False, "dtype": dtype, "places": None, "keep": 1.0, "kept_xD": None, "eps": 1e-5}
+    ours, theirs = (
+        outputs_and_gradients(function, tokens, tensors, signs, stream=torch.float32, **options)
+        for function in (embedding_norm, reference)
+    )
+    assert torch.equal(ours[1], tensors[0][tokens].float())
+    assert [x.dtype for x in ours] == [dtype, torch.float32, dtype, dtype]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert relative_error(mine, other.double()) <= 2 * torch.finfo(mine.dtype).eps
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_only_one_output_used(randn, device, index):
     tokens = torch.randint(VOCABULARY, (3, 5), device=device)

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
+from basedbench.kernels import taylor_step_triton as step_form
+from basedbench.kernels.precision import precision_of
 from basedbench.kernels.slices import cut
 from basedbench.kernels.taylor_attention import reference, step_reference
 from basedbench.kernels.taylor_features import feature_count
@@ -29,6 +31,12 @@ def poisoned_memory(device):
     """Freed memory full of NaN: what is read before it is written shows."""
     freed = [torch.full((size,), float("nan"), device=device) for size in (1 << 10, 1 << 16, 1 << 22)]
     del freed
+
+
+@pytest.fixture(params=[0, 48 * 1024], ids=["by registers", "by shared memory"])
+def either_step(request, monkeypatch) -> None:
+    """Steps by one kernel or the other."""
+    monkeypatch.setattr(step_form, "SHARED_BYTES", request.param)
 
 
 def inputs(randn, device, dtype, length, key_dim, value_dim, batch=1, heads=2, scale=1.0) -> list[Tensor]:
@@ -104,6 +112,20 @@ def test_state_is_the_packed_one_of_the_reference(randn, relative_error, device,
     assert (ours[:, :, 0, -1] == shape[0] + 5 * with_state).all()
 
 
+def test_without_gradients_nothing_is_kept_for_them(randn, device):
+    tensors = inputs(randn, device, torch.float32, 70, 16, 16)
+    options = (initial_state(randn, device, 16, 16), False, precision_of(torch.float32))
+    y, inverse, _ = triton_form.attention(*tensors, *options)
+    alone, nothing, _ = triton_form.attention(*tensors, *options, False)
+    assert torch.equal(alone, y)
+    assert inverse.shape == (*y.shape[:1], y.shape[2], y.shape[1])
+    assert nothing.numel() == 0
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    for keep in (True, False):
+        torch.library.opcheck(triton_form.attention, (*tensors, *options, keep))
+    torch.library.opcheck(triton_form.attention, (*leaves, *options))
+
+
 def test_large_norms_in_half_precision(randn, relative_error, device):
     """Weights pass 65504, the largest float16."""
     tensors = inputs(randn, device, torch.float16, 70, 16, 32, scale=50.0)
@@ -133,6 +155,7 @@ def test_what_the_kernels_leave_to_the_reference(randn, device):
         assert refuse(q, k, v, state, True) is None
 
 
+@pytest.mark.usefixtures("either_step")
 @pytest.mark.parametrize(
     ("key_dim", "value_dim", "batch"),
     [(8, 48, 2), (16, 112, 2), (16, 64, 1), (24, 20, 2), (32, 16, 1), (5, 16, 2), (2, 1, 1)],
@@ -149,6 +172,7 @@ def test_decode_steps(randn, relative_error, device, key_dim, value_dim, batch):
     assert relative_error(state, exact_state) < 1e-6
 
 
+@pytest.mark.usefixtures("either_step")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
 def test_a_prefix_and_many_steps_give_the_whole(randn, relative_error, device):
     """4,096 steps after 1,000 tokens; the normaliser does not drift."""

@@ -17,6 +17,9 @@ from basedbench.kernels.taylor_gluon_states import (
     LINEAR,
     MOMENTS,
     SLOT,
+    TURNED_KEY_SUM,
+    TURNED_MOMENTS,
+    TURNED_REST,
     final_state_kernel,
     running_sums_kernel,
 )
@@ -43,15 +46,37 @@ def slot_of(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     return slot
 
 
+def turned_slot_of(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
+    """`slot_of` for turned features."""
+    v = torch.nn.functional.pad(v_NLV, (0, 64 - v_NLV.shape[-1]))
+    slot = k_NLK.new_full((len(k_NLK), SLOT.value), torch.nan)
+    products = torch.cat([k_NLK * k_NLK.roll(-d, -1) for d in range(8)], -1)
+    opposite = k_NLK[..., :8] * k_NLK[..., 8:]
+    one = torch.ones_like(opposite[..., :1])
+    rest = torch.cat([k_NLK, opposite, one, torch.zeros_like(opposite[..., 1:])], -1)
+    for block, features in enumerate(products.split(64, -1)):
+        slot[:, block * 4096 : (block + 1) * 4096] = torch.einsum("ntv,ntf->nvf", v, features).flatten(1)
+    slot[:, TURNED_REST.value : TURNED_MOMENTS.value] = torch.einsum("ntv,ntf->nvf", v, rest).flatten(1)
+    slot[:, TURNED_MOMENTS.value : TURNED_KEY_SUM.value] = torch.einsum("nti,ntj->nij", k_NLK, k_NLK).flatten(1)
+    slot[:, TURNED_KEY_SUM.value : TURNED_KEY_SUM.value + KEYS] = 4 * k_NLK.sum(1)
+    slot[:, COUNT.value] = k_NLK.shape[1]
+    return slot
+
+
+SLOTS = {"shared": slot_of, "registers": turned_slot_of}
+
+
 def packed(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     v = torch.cat([v_NLV, torch.ones_like(v_NLV[..., :1])], -1)
     return taylor_feature_map(k_NLK).transpose(1, 2) @ v
 
 
+@pytest.mark.parametrize("form", list(SLOTS))
 @pytest.mark.parametrize("with_initial", [False, True])
 @pytest.mark.parametrize(("value_dim", "segments"), [(64, 3), (48, 6), (112, 1), (128, 2)])
-def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, value_dim, segments, with_initial):
+def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, value_dim, segments, with_initial, form):
     """Segments of five tokens in two sequences; the last slot is what the serial kernel would write."""
+    slot_of, options = SLOTS[form], {"V": value_dim, "TURNED": form == "registers", "BLOCK": 256}
     sequences, tiles = 2, -(-value_dim // 64)
     k, v = randn(sequences, segments + 1, 5, KEYS), randn(sequences, segments + 1, 5, value_dim)
     slots = torch.full((sequences * tiles, segments + 1, SLOT.value), torch.nan, device=device)
@@ -60,7 +85,7 @@ def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, valu
             slots[tile::tiles, s] = slot_of(k[:, s], v[:, s, :, tile * 64 : tile * 64 + 64]).to(slots)
     initial = packed(k[:, 0], v[:, 0]).to(device, torch.float32).contiguous()
     grid = (sequences * tiles, -(-SLOT.value // 256))
-    running_sums_kernel[grid](slots, initial, segments, tiles, V=value_dim, INITIAL=with_initial, BLOCK=256)
+    running_sums_kernel[grid](slots, initial, segments, tiles, INITIAL=with_initial, **options)
     first = 0 if with_initial else 1
     for s in range(segments):
         tokens = slice(first, s + 1)
@@ -74,7 +99,7 @@ def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, valu
             )
     slots[:, segments] = slots[:, segments - 1]
     final = torch.full_like(initial, torch.nan)
-    final_state_kernel[grid](slots, final, segments, tiles, V=value_dim, BLOCK=256)
+    final_state_kernel[grid](slots, final, segments, tiles, **options)
     tokens = slice(first, segments)
     expected = packed(k[:, tokens].flatten(1, 2), v[:, tokens].flatten(1, 2))
     torch.testing.assert_close(final.double().cpu(), expected, rtol=1e-5, atol=1e-5)
@@ -130,19 +155,19 @@ def assert_right(relative_error, results, tensors, state) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels themselves are tested")
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("form", "early"), [("shared", False), ("shared", True), ("registers", False)])
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize(("length", "value_dim", "segment"), [(200, 48, 256), (320, 64, 128), (300, 112, 128)])
-def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim, segment, with_state, early):
+def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim, segment, with_state, form, early):
     """A tile that is not full, whole tiles, segments, two tiles of values."""
     kernels = kernels_as_python()
 
     def wrap(kernel) -> Launcher:
         return Launcher(kernels, lambda *arguments, **options: kernel(*kernel_arguments(arguments), **options))
 
-    fakes = SimpleNamespace(
-        serial_kernel=wrap(kernels.serial_kernel), segment_sums_kernel=wrap(kernels.segment_sums_kernel)
-    )
+    names = ("serial_kernel", "segment_sums_kernel", "turned_kernel", "turned_sums_kernel")
+    fakes = SimpleNamespace(**{name: wrap(getattr(kernels, name)) for name in names})
+    monkeypatch.setattr(taylor_gluon, "FORM", form)
     cut = taylor_gluon.plan(1, length, 2, value_dim)._replace(segment=segment, segments=-(-length // segment))
     monkeypatch.setattr(taylor_gluon, "plan", lambda *_: cut)
     monkeypatch.setattr(taylor_gluon, "_map", lambda x, rows, columns: x)
@@ -154,9 +179,13 @@ def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim
     state = in_float64(inputs(randn, 5, value_dim, device="cpu"))[1].float() if with_state else None
     y, inverse, final = run(*tensors, state)
     assert_right(relative_error, (y, inverse, final), tensors, state)
+    alone = torch.full_like(y, torch.nan)
+    taylor_gluon.forward(*tensors, state, alone, None, None)
+    assert torch.equal(alone, y)
 
 
 @on_hopper
+@pytest.mark.parametrize("form", list(SLOTS))
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize(
     ("batch", "heads", "length", "value_dim"),
@@ -165,7 +194,10 @@ def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim
         (1, 2, 1025, 128), (17, 16, 641, 64), (1, 1, 1000, 16),
     ],
 )  # fmt: skip
-def test_outputs_normaliser_and_state(randn, relative_error, batch, heads, length, value_dim, with_state):
+def test_outputs_normaliser_and_state(
+    randn, relative_error, monkeypatch, batch, heads, length, value_dim, with_state, form
+):
+    monkeypatch.setattr(taylor_gluon, "FORM", form)
     tensors = inputs(randn, length, value_dim, batch, heads)
     state = in_float64(inputs(randn, 5, value_dim, batch, heads))[1].float() if with_state else None
     assert taylor_gluon.unsupported(*tensors) is None
@@ -179,8 +211,10 @@ def test_outputs_normaliser_and_state(randn, relative_error, batch, heads, lengt
 
 
 @on_hopper
-def test_many_short_segments(randn, relative_error, monkeypatch):
+@pytest.mark.parametrize("form", list(SLOTS))
+def test_many_short_segments(randn, relative_error, monkeypatch, form):
     """Segments far shorter than usual, the last one shorter still."""
+    monkeypatch.setattr(taylor_gluon, "FORM", form)
     monkeypatch.setattr(taylor_gluon, "SHORTEST_SEGMENT", 128)
     tensors = inputs(randn, 4037, 64)
     assert taylor_gluon.plan(1, 4037, 2, 64).segments > 8

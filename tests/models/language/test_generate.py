@@ -58,9 +58,7 @@ def test_limits(tiny, tokens):
 
 @pytest.mark.gpu
 @CUDA
-@pytest.mark.parametrize("dependent", [False, True])
-def test_a_graph_gives_the_same_tokens(tiny, tokens, family, dependent, monkeypatch):
-    monkeypatch.setattr("basedbench.models.language.model.DEPENDENT_STEPS", dependent)
+def test_a_graph_gives_the_same_tokens(tiny, tokens, family):
     model, prompt_BL = tiny(family, torch.float32).cuda(), tokens(length=7).cuda()
     found = []
     for graph in (True, False):

@@ -1,0 +1,54 @@
+"""What a process does before its first call on a GPU: the device's context, and what libraries do on first use."""
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+
+from basedbench.timing.timeline import noted
+
+LIBRARY = "libcuda.so.1"
+FIRST_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # imported by the first backward pass: half a second
+
+
+def open_device(device: str) -> None:
+    """Make the device's context and it torch's current device.
+
+    A context takes most of a second, in which torch would let nothing else happen in this process. So the driver is
+    asked for it by a thread while this one imports; torch then finds it there, or makes it if the driver did not.
+    """
+    import torch
+
+    with noted("device"):
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(make_context, int(device.partition(":")[2] or 0))
+            with noted("imports of a first backward pass"), suppress(ImportError):
+                import_module(FIRST_BACKWARD)
+        torch.cuda.set_device(device)
+
+
+def make_context(index: int) -> bool:
+    """Whether the driver could be asked for the primary context of a device, and gave it."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    with noted("context"), suppress(OSError, AttributeError):
+        driver = ctypes.CDLL(LIBRARY)
+        return not (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(device), index)
+            or driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        )
+    return False
+
+
+def wake(device: str) -> None:
+    """What libraries do on first use, while nothing is timed: generators, handles, Triton's driver."""
+    import torch
+    import triton
+
+    with noted("libraries"):
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            x = torch.randn(64, 64, device=device).to(dtype)
+            (x @ x).square().sum()
+        torch.cuda.synchronize()
+    with noted("Triton's driver"):
+        triton.runtime.driver.active.get_current_device()
