@@ -2,7 +2,7 @@
 
 Per tile: the states again, from the one before it that the forward kept, left in registers; then, in reverse, their
 gradient g_t = C_t dy_t + a_t+1 g_t+1, which gives A's: delta_t a_t g_t h_t-1. The gradients of states and of A stay in
-registers throughout. Sums over states change places in shared memory, once a tile; those over channels stand in
+registers throughout. Sums over states change places in shared memory, by four steps; those over channels stand in
 `selective_scan_sums_gluon`. The next tile's loads are issued before the sums, when states no longer take registers.
 """
 
@@ -12,14 +12,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .selective_scan_sums_gluon import (
-    QUAD,
     add_sums,
     gathered,
     last_first,
     no_sums,
     sum_of,
-    sum_of_lanes,
-    sums_by_step,
     sums_layout,
     sums_places,
 )
@@ -27,6 +24,7 @@ from .selective_scan_tiles_gluon import (
     COLUMNS,
     LANES,
     LOG2E,
+    QUAD,
     ROWS,
     T,
     barrier,
@@ -37,6 +35,7 @@ from .selective_scan_tiles_gluon import (
     load_constant,
     load_rows,
     parts_layout,
+    parts_places,
     power_of_two,
     rates,
     rows_inside,
@@ -44,15 +43,17 @@ from .selective_scan_tiles_gluon import (
     state_places,
     states_layout,
     step_size,
+    store_parts,
+    sum_of_lanes,
     tile_layout,
 )
 
 
 @gluon.jit
 def _load_tile(
-    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels: gl.constexpr,
-    row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, N: gl.constexpr,
-    SN: gl.constexpr, BLOCK_D: gl.constexpr, HAS_Z: gl.constexpr,
+    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B: gl.constexpr,
+    row_C: gl.constexpr, channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
+    row_dy: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, HAS_Z: gl.constexpr,
 ):  # fmt: skip
     """Of a sequence's tile: delta, u, dy, z and y before the gate (or dy), B and C, as in memory; the states before."""
     GROUP: gl.constexpr = LANES * SN
@@ -81,12 +82,12 @@ def _load_tile(
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
     u, delta, A, B, C, D_skip, z, bias, kept, open_y, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
-    L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C, batch_dy,
-    channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr,
-    row_dz: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr,
-    SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
-    HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr, STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr,
-    DECAYS: gl.constexpr,
+    L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, batch_dy,
+    channels: gl.constexpr, ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr,
+    row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, row_dz: gl.constexpr, N: gl.constexpr,
+    SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr,
+    HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
+    STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
@@ -101,7 +102,7 @@ def backward(
     SPLIT: gl.constexpr = [LANES, SN, 8 * WARPS, BLOCK_D // (8 * WARPS)]
     S3: gl.constexpr = states_layout(BLOCK_D, SN, WARPS)
     TD: gl.constexpr = tile_layout(BLOCK_D, WARPS)
-    TN: gl.constexpr = columns_layout(SN, WARPS)
+    TN: gl.constexpr = columns_layout(PLACES * GROUP, WARPS)
     LSD: gl.constexpr = parts_layout(BLOCK_D, WARPS)
     SUMS: gl.constexpr = sums_layout(SN, WARPS)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
@@ -117,8 +118,8 @@ def backward(
     skip_D = load_constant(D_skip, d, channels, HAS_D)
     u += b * batch_u
     delta += b * batch_delta
-    B += b * batch_B
-    C += b * batch_C
+    B = gl.multiple_of(B + b * batch_B, ALIGNED)
+    C = gl.multiple_of(C + b * batch_C, ALIGNED)
     dy += b * batch_dy
     if HAS_Z:
         z += b * batch_z
@@ -155,6 +156,8 @@ def backward(
     delta_shared = gl.allocate_shared_memory(delta.dtype.element_ty, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
+    dx_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
+    dstep_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
     dD_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     dbias_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     begin = segment * span
@@ -187,8 +190,6 @@ def backward(
         dy_shared.store(dy_TD)
         dD_TD += dy_TD * u_TD
         here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
-        dx_rows = ()
-        dstep_rows = ()
         new_carry = ()
         new_dA = ()
         for group in gl.static_range(0, GROUPS, BATCH):
@@ -214,11 +215,11 @@ def backward(
                 dA += (dA_G[i],)
                 dB += (no_sums(SN, WARPS),)
                 dC += (no_sums(SN, WARPS),)
-            dx_more = ()
-            dstep_more = ()
             for quad in gl.static_range(T // QUAD - 1, -1, -1):
                 dB_rows = ()
                 dC_rows = ()
+                dx_rows = ()
+                dstep_rows = ()
                 for s in gl.static_range(quad * QUAD + QUAD - 1, quad * QUAD - 1, -1):
                     step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
                     x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
@@ -242,8 +243,8 @@ def backward(
                         summed += (dA[j] + g * step_D,)
                     carry = before
                     dA = summed
-                    dx_more += (sum_of(dx_parts),)
-                    dstep_more += (sum_of(dstep_parts),)
+                    dx_rows += (sum_of(dx_parts),)
+                    dstep_rows += (sum_of(dstep_parts),)
                 more_dB = ()
                 more_dC = ()
                 for j in gl.static_range(BATCH):
@@ -251,6 +252,8 @@ def backward(
                     more_dC += (add_sums(dC[j], last_first(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
                 dB = more_dB
                 dC = more_dC
+                store_parts(dx_shared, quad * QUAD, last_first(dx_rows, 0, 1))
+                store_parts(dstep_shared, quad * QUAD, last_first(dstep_rows, 0, 1))
             if group + BATCH == GROUPS:  # states no longer take registers
                 tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
                 next_tile = _load_tile(
@@ -259,14 +262,17 @@ def backward(
                 )  # fmt: skip
             for j in gl.static_range(BATCH):
                 gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))
-            dx_rows = sums_by_step(dx_rows, dx_more)
-            dstep_rows = sums_by_step(dstep_rows, dstep_more)
+            if group == 0:
+                dx_TD = sum_of_lanes(dx_shared, LSD, TD)
+                dstep_TD = sum_of_lanes(dstep_shared, LSD, TD)
+            else:
+                dx_TD += sum_of_lanes(dx_shared, LSD, TD)
+                dstep_TD += sum_of_lanes(dstep_shared, LSD, TD)
             new_carry += carry
             new_dA += dA
         carry_G = new_carry
         dA_G = new_dA
-        dx_TD = sum_of_lanes(last_first(dx_rows, 0, 1), LSD, TD)
-        dstep_TD = sum_of_lanes(last_first(dstep_rows, 0, 1), LSD, TD) * (1.0 / LOG2E)
+        dstep_TD *= 1.0 / LOG2E
         dstep_TD += dx_TD * u_shared.load(TD).to(gl.float32)
         if SOFTPLUS:
             dstep_TD *= sigmoid(delta_shared.load(TD).to(gl.float32) + bias_D[None, :])

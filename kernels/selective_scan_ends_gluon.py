@@ -49,7 +49,7 @@ def ends(
     WIDTH: gl.constexpr = PLACES * GROUP
     S3: gl.constexpr = states_layout(BLOCK_D, SN)
     TD: gl.constexpr = tile_layout(BLOCK_D)
-    TN: gl.constexpr = columns_layout(SN)
+    TN: gl.constexpr = columns_layout(WIDTH)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)

@@ -7,8 +7,8 @@ from triton.experimental.gluon import language as gl
 
 from .selective_scan_tiles_gluon import (
     COLUMNS,
-    CUBE,
     LANES,
+    QUAD,
     ROWS,
     T,
     columns,
@@ -18,6 +18,7 @@ from .selective_scan_tiles_gluon import (
     load_constant,
     load_rows,
     parts_layout,
+    parts_places,
     power_of_two,
     rates,
     rows_inside,
@@ -25,6 +26,8 @@ from .selective_scan_tiles_gluon import (
     state_places,
     states_layout,
     step_size,
+    store_parts,
+    sum_of_lanes,
     tile_layout,
 )
 
@@ -32,8 +35,9 @@ from .selective_scan_tiles_gluon import (
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
     u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, open_y, L, tiles, slots, span,
-    batch_u, batch_delta, batch_B, batch_C, batch_z, row_B, row_C,
-    channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
+    batch_u, batch_delta, batch_B, batch_C, batch_z, channels: gl.constexpr,
+    ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr,
+    row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
     STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
@@ -49,7 +53,7 @@ def forward(
     WIDTH: gl.constexpr = PLACES * GROUP
     S3: gl.constexpr = states_layout(BLOCK_D, SN)
     TD: gl.constexpr = tile_layout(BLOCK_D)
-    TN: gl.constexpr = columns_layout(SN)
+    TN: gl.constexpr = columns_layout(WIDTH)
     LSD: gl.constexpr = parts_layout(BLOCK_D)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
@@ -63,8 +67,8 @@ def forward(
     skip_D = load_constant(D_skip, d, channels, HAS_D)
     u += b * batch_u
     delta += b * batch_delta
-    B += b * batch_B
-    C += b * batch_C
+    B = gl.multiple_of(B + b * batch_B, ALIGNED)
+    C = gl.multiple_of(C + b * batch_C, ALIGNED)
     if HAS_Z:
         z += b * batch_z
     y += b * L * channels
@@ -88,7 +92,7 @@ def forward(
     x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
-    y_shared = gl.allocate_shared_memory(gl.float32, [LANES, T, BLOCK_D], CUBE)
+    y_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
     t = begin * T
@@ -117,6 +121,7 @@ def forward(
             for i in gl.static_range(GROUPS):
                 kept_n = n3 + i * GROUP
                 gl.store(here + kept_n * channels, h_G[i], mask=(kept_n < N) & d3_inside)
+        rows = ()
         for s in gl.static_range(T):
             step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
             x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
@@ -131,8 +136,11 @@ def forward(
                 else:
                     y_LD += part
             h_G = new_G
-            y_shared.slice(s, 1, 1).store(gl.expand_dims(y_LD, 1))  # kept, they would take 4 registers a step
-        y_TD = gl.convert_layout(gl.sum(y_shared.load(LSD), 0), TD, assert_trivial=True) + skip_D[None, :] * u_TD
+            rows += (y_LD,)
+            if len(rows) == QUAD:  # more would take registers
+                store_parts(y_shared, s + 1 - QUAD, rows)
+                rows = ()
+        y_TD = sum_of_lanes(y_shared, LSD, TD) + skip_D[None, :] * u_TD
         here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
         if HAS_Z:
             if KEEP:

@@ -13,9 +13,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from .selective_scan_tiles_gluon import LANES, T, stacked
+from .selective_scan_tiles_gluon import LANES, QUAD, T
 
-QUAD = gl.constexpr(4)  # steps in one product: four of them and four lanes of channels are its 16 columns
+# Of a product's 16 columns, four steps have four lanes of channels each.
 TAIL = gl.constexpr(0x1FFF)  # the bits of a float32 that TF32 leaves out
 CENTRED = gl.constexpr(1 + 0.72 * 2**-11)  # without them a number is smaller, on average by that
 
@@ -99,24 +99,6 @@ def sum_of(parts):
     for i in gl.static_range(1, len(parts)):
         total += parts[i]
     return total
-
-
-@gluon.jit
-def sums_by_step(rows, more):
-    """Sums, one by one; `rows` may be none yet."""
-    total = ()
-    for i in gl.static_range(len(more)):
-        if len(rows) == 0:
-            total += (more[i],)
-        else:
-            total += (rows[i] + more[i],)
-    return total
-
-
-@gluon.jit
-def sum_of_lanes(rows, LSD: gl.constexpr, TD: gl.constexpr):
-    """Partial sums over a thread's states, step by step (LANES,D) -> (T,D)."""
-    return gl.convert_layout(gl.sum(gl.convert_layout(stacked(rows), LSD), 0), TD, assert_trivial=True)
 
 
 @gluon.jit

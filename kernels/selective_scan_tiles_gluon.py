@@ -16,10 +16,10 @@ from . import selective_scan_tiles_triton as arithmetic
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 T = gl.constexpr(8)  # steps in a tile
+QUAD = gl.constexpr(4)  # steps that change places together
 LANES = gl.constexpr(4)  # of states; the other 8 of a warp take channels
 LOG2E = arithmetic.LOG2E
 ROWS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-CUBE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 COLUMNS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2]))
 
 
@@ -40,21 +40,41 @@ def states_layout(block_d, sn, warps=1):
 
 
 @gluon.constexpr_function
+def tile_lanes(block_d, warps):
+    """Channels next to each other in a thread of a (T, D) tile, and its warp's lanes along T and D.
+
+    Warps take different steps: a row of 32 channels in eight lanes is read and written at once, in memory and, in
+    float32, in shared memory.
+    """
+    vector = min(4, max(1, block_d // (4 * warps)))
+    return vector, 32 * vector // block_d, block_d // vector
+
+
+@gluon.constexpr_function
 def tile_layout(block_d, warps=1):
     """Of (T, D)."""
-    return gl.BlockedLayout([1, block_d // (4 * warps)], [8, 4], [1, warps], [1, 0])
+    vector, along_t, along_d = tile_lanes(block_d, warps)
+    return gl.BlockedLayout([1, vector], [along_t, along_d], [warps, 1], [1, 0])
 
 
 @gluon.constexpr_function
 def parts_layout(block_d, warps=1):
-    """Of (LANES, T, D), a tile's threads with the partial sums of all lanes of states."""
-    return gl.BlockedLayout([4, 1, block_d // (4 * warps)], [1, 8, 4], [1, 1, warps], [2, 1, 0])
+    """Of (T, LANES, D), a tile's threads with the partial sums of all lanes of states."""
+    vector, along_t, along_d = tile_lanes(block_d, warps)
+    return gl.BlockedLayout([1, 4, vector], [along_t, 1, along_d], [warps, 1, 1], [2, 1, 0])
 
 
 @gluon.constexpr_function
-def columns_layout(sn, warps=1):
-    """Of (T, N) in memory."""
-    return gl.BlockedLayout([1, max(2, sn // warps)], [8, 4], [1, warps], [1, 0])
+def parts_places(block_d):
+    """Of (T, LANES, D) in shared memory: lanes of states next to each other in different banks."""
+    return gl.SwizzledSharedLayout(block_d // 2, 1, 2, [2, 1, 0])
+
+
+@gluon.constexpr_function
+def columns_layout(width, warps=1):
+    """Of (T, WIDTH) in memory."""
+    vector = max(2, min(4, width // (4 * warps)))
+    return gl.BlockedLayout([1, vector], [32 * vector // width, width // vector], [warps, 1], [1, 0])
 
 
 @gluon.jit
@@ -103,21 +123,22 @@ def state_places(first, SN: gl.constexpr, BLOCK_D: gl.constexpr, S3: gl.constexp
 
 
 @gluon.jit
-def joined(rows):
-    """Eight tiles -> one with the dimensions 2, 2, 2 behind, all in registers."""
-    four = ()
-    for i in gl.static_range(4):
-        four += (gl.join(rows[i], rows[i + 4]),)
-    two = ()
-    for i in gl.static_range(2):
-        two += (gl.join(four[i], four[i + 2]),)
-    return gl.join(two[0], two[1])
+def joined(tiles):
+    """Four tiles -> one with a dimension of 4 behind, all in registers."""
+    four = gl.join(gl.join(tiles[0], tiles[2]), gl.join(tiles[1], tiles[3]))
+    return gl.reshape(four, [tiles[0].shape[0], tiles[0].shape[1], QUAD])
 
 
 @gluon.jit
-def stacked(rows):
-    """Eight (LANES, D) -> (LANES, 8, D)."""
-    return gl.permute(gl.reshape(joined(rows), [rows[0].shape[0], rows[0].shape[1], 8]), (0, 2, 1))
+def store_parts(shared, first: gl.constexpr, rows):
+    """Four steps' sums over a thread's states (LANES, D). By fours: between two parts of a block there is a barrier."""
+    shared.slice(first, QUAD).store(gl.permute(joined(rows), (2, 0, 1)))
+
+
+@gluon.jit
+def sum_of_lanes(shared, LSD: gl.constexpr, TD: gl.constexpr):
+    """Partial sums over each lane's states (T,LANES,D) -> (T,D)."""
+    return gl.convert_layout(gl.sum(shared.load(LSD), 1), TD, assert_trivial=True)
 
 
 @gluon.jit

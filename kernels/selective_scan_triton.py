@@ -14,6 +14,7 @@ for bfloat16's sums over channels.
 
 # mypy: allow-untyped-defs
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
 CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
-BACKWARD_WARPS = 2  # of a program; their sums over channels are one
+ALONE = 1024  # one-warp programs of the backward, eight for each multiprocessor, to be enough
 
 
 class Inputs(NamedTuple):
@@ -55,9 +56,16 @@ class Inputs(NamedTuple):
 
     @property
     def strides(self) -> list[int]:
-        """Between sequences, and between the rows of B and C."""
+        """Between sequences."""
         tensors = self.u, self.delta, self.B, self.C, self.u if self.z is None else self.z
-        return [*(x.stride(0) for x in tensors), self.B.stride(1), self.C.stride(1)]
+        return [x.stride(0) for x in tensors]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Between the steps of u, B and C; the bytes that all rows of B and C start at a multiple of."""
+        starts = (n for x in (self.B, self.C) for n in (x.data_ptr(), *(x.element_size() * n for n in x.stride()[:2])))
+        rows = {f"row_{name}": x.stride(1) for name, x in {"u": self.u, "B": self.B, "C": self.C}.items()}
+        return {"ALIGNED": math.gcd(16, *starts)} | rows
 
     def constants(self, block: int, softplus: bool) -> dict[str, Any]:
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
@@ -121,18 +129,30 @@ def _between(
 
 
 class _Walk(NamedTuple):
-    """How a warp of the backward walks: its channels, whether it keeps decays, and how many registers it may take."""
+    """How a warp of the backward walks: its channels, whether it keeps decays, and how many registers it may take.
+
+    The `warps` of a program have one sum over channels.
+    """
 
     channels: int
     decays: bool
     registers: int | None
+    warps: int = 2
 
 
-def _walk(states: int) -> _Walk:
-    """Kept decays cost registers, others their exponentials again."""
+def _walk(states: int, sequence_channels: int) -> _Walk:
+    """Kept decays cost registers, others their exponentials again.
+
+    A warp of 32 channels waits for no other and reads B and C for twice as many; with more states it lacks registers.
+    """
     if states <= 8:
-        return _Walk(16, True, CROWDED)
+        return _Walk(32, True, None, 1) if sequence_channels >= 32 * ALONE else _Walk(16, True, CROWDED)
     return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
+
+
+def _forward_registers(states: int) -> int | None:
+    """So many that sixteen warps fit into a multiprocessor, with few states twenty; more states need more."""
+    return 96 if states <= 8 else 128 if states <= 16 else None
 
 
 def _batch(states: int) -> int:
@@ -153,9 +173,9 @@ def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | No
         place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        open_y, length, tiles, slots, span, *inputs.strides, row_u=inputs.u.stride(1), HAS_D=inputs.D is not None,
-        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
-        KEEP=kept.numel() > 0, num_warps=1, **inputs.constants(block, softplus),
+        open_y, length, tiles, slots, span, *inputs.strides, HAS_D=inputs.D is not None, HAS_STATE=initial is not None,
+        STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0, KEEP=kept.numel() > 0, num_warps=1,
+        maxnreg=_forward_registers(states), **inputs.rows, **inputs.constants(block, softplus),
     )  # fmt: skip
 
 
@@ -201,10 +221,10 @@ def backward_into(
     D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
-    walk, width = _walk(states), triton.cdiv(states, _group(states)) * _group(states)
-    block = BACKWARD_WARPS * walk.channels
+    walk, width = _walk(states, batch * channels), triton.cdiv(states, _group(states)) * _group(states)
+    block = walk.warps * walk.channels
     blocks = triton.cdiv(channels, block)
-    span = _span(batch * blocks * BACKWARD_WARPS, 2 * ENOUGH, tiles)
+    span = _span(batch * blocks * walk.warps, 2 * ENOUGH, tiles)
     slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
         dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)
@@ -214,10 +234,11 @@ def backward_into(
     backward[(blocks, batch, slots)](
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, dy, dlast,
         du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
-        row_u=inputs.u.stride(1), row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1),
-        HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
+        row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1), HAS_D=D is not None,
+        HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
-        WARPS=BACKWARD_WARPS, num_warps=BACKWARD_WARPS, maxnreg=walk.registers, **inputs.constants(block, softplus),
+        WARPS=walk.warps, num_warps=walk.warps, maxnreg=walk.registers, **inputs.rows,
+        **inputs.constants(block, softplus),
     )  # fmt: skip
     parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
     steps = around.SUMMED // (parts * places)

@@ -120,10 +120,11 @@ def test_the_plan_cuts_sequences_only_where_programs_are_few():
     assert kernels._plan(1, 512, 1) == (8, 1)
 
 
-@pytest.mark.parametrize("decays", [True, False])
+@pytest.mark.parametrize("walk", [(16, True, None, 2), (16, False, None, 2), (32, True, None, 1)])
 @pytest.mark.parametrize("size", [(1, 9, 5, 16), (1, 9, 3, 5)])
-def test_decays_kept_and_computed_again(randn, relative_error, device, monkeypatch, size, decays):
-    monkeypatch.setattr(kernels, "_walk", lambda states: kernels._Walk(16, decays, None))
+def test_ways_of_the_backward(randn, relative_error, device, monkeypatch, size, walk):
+    """Decays kept or computed again, by two warps or by one."""
+    monkeypatch.setattr(kernels, "_walk", lambda *_: kernels._Walk(*walk))
     batch, length, channels, states = size
     inputs = make_inputs(randn, device, torch.float32, *size)
     check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
