@@ -23,7 +23,7 @@ from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
 PROGRAMS = 256
 SHORTEST_SEGMENT = 512
 # Where the serial kernel keeps the state as an operand: in "shared" memory, or in "registers", with turned features.
-FORM = "shared"
+FORM = "registers"
 # Of the latter: buffers of 64 tokens; of its sums: buffers of 128.
 TURNED_STAGES, TURNED_SUMS_STAGES = 3, 3
 # Of the serial kernel: buffers of 64 tokens, and whether the next tiles are fetched before a step or after it.
