@@ -16,7 +16,8 @@ from torch import Tensor
 
 # Allowed beyond twice the reference's error, for whole tensors.
 FLOOR = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 5e-4}
-BLOCK_FLOOR, ROW_FLOOR = 2, 32  # times the floor, for one block and for one row
+# Times the floor, for one block and for one row: of four million rows the worst of a right 16-bit kernel is off by 40.
+BLOCK_FLOOR, ROW_FLOOR = 2, 64
 # Disagreements between yes-or-no outputs (which token is the largest), as a share of all.
 FLAG_FLOOR = 0.01
 BLOCK_ROWS = 64
