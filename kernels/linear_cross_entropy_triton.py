@@ -41,6 +41,7 @@ from .precision import float32_precision
 SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
+FINISHED = 16384  # numbers that a program holds when it puts shares together: 128 registers of a thread
 FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
 
@@ -169,27 +170,28 @@ def lce_forward_kernel(
 def lce_finish_kernel(
     x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, EXPECTED: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, TOGETHER: tl.constexpr, EXPECTED: tl.constexpr,
 ):  # fmt: skip
-    """Put the shares of the vocabulary together. saved (3,N): peak, 1 / total, rest / total; slope (N,D): dloss/dx."""
+    """Put the shares of the vocabulary together. saved (3,N): peak, 1 / total, rest / total; slope (N,D): dloss/dx.
+
+    All loads of a share at once: one after another, waiting for them is all that takes time.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     mask_ND = (n[:, None] < N) & (d[None, :] < D)
     target_N = tl.load(target + n, mask=n < N, other=-1)
     known = (target_N >= 0) & (target_N < V)
-    others_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    before_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    wanted_N = tl.zeros([BLOCK_N], tl.float32)
-    for s in range(SPLITS):  # unrolled by LLVM; by Triton, compiling takes ten times as long
-        others_N = tl.maximum(others_N, tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0))
-        wanted_N += tl.load(rows + (s * 4 + 2) * N + n, mask=n < N, other=0.0)
-        before_N = tl.maximum(before_N, tl.load(rows + (s * 4 + 3) * N + n, mask=n < N, other=0.0))
+    s = tl.arange(0, BLOCK_S)
+    mask_SN = (s[:, None] < SPLITS) & (n[None, :] < N)
+    rows_SN = rows + s[:, None] * 4 * N + n[None, :]
+    others_SN = tl.load(rows_SN, mask=mask_SN, other=float("-inf"))
+    rest_SN = tl.load(rows_SN + N, mask=mask_SN, other=0.0)
+    others_N = tl.max(others_SN, 0)
+    wanted_N = tl.sum(tl.load(rows_SN + 2 * N, mask=mask_SN, other=0.0), 0)
+    before_N = tl.max(tl.load(rows_SN + 3 * N, mask=mask_SN, other=float("-inf")), 0)
     peak_N = tl.maximum(others_N, wanted_N)
     peak_N = tl.where(peak_N == float("-inf"), 0.0, peak_N)
-    rest_N = tl.zeros([BLOCK_N], tl.float32)
-    for s in range(SPLITS):
-        scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
-        rest_N += scale_N * tl.load(rows + (s * 4 + 1) * N + n, mask=n < N, other=0.0)
+    rest_N = tl.sum(tl.exp(others_SN - peak_N[None, :]) * rest_SN, 0)
     total_N = rest_N + tl.exp(wanted_N - peak_N)
     loss_N = tl.where(known, tl.log(total_N) + (peak_N - wanted_N), float("nan"))
     right = (wanted_N >= others_N) & (wanted_N > before_N) & (loss_N == loss_N)
@@ -209,10 +211,17 @@ def lce_finish_kernel(
     tl.store(saved + 2 * N + n, rest_N / total_N, mask=n < N)
     if EXPECTED:
         sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for s in range(SPLITS):
-            scale_N = tl.exp(tl.load(rows + s * 4 * N + n, mask=n < N, other=0.0) - peak_N)
-            part = expected + tl.cast(s, tl.int64) * N * D
-            sum_ND += scale_N[:, None] * tl.load(part + n[:, None] * D + d[None, :], mask=mask_ND, other=0.0)
+        for first in tl.static_range(0, SPLITS, TOGETHER):
+            s = first + tl.arange(0, TOGETHER)
+            mask_SN = (s[:, None] < SPLITS) & (n[None, :] < N)
+            others_SN = tl.load(rows + s[:, None] * 4 * N + n[None, :], mask=mask_SN, other=float("-inf"))
+            part_SN = tl.cast(s, tl.int64)[:, None] * N + n[None, :]
+            part_SND = tl.load(
+                expected + part_SN[:, :, None] * D + d[None, None, :],
+                mask=mask_SN[:, :, None] & (d[None, None, :] < D),
+                other=0.0,
+            )
+            sum_ND += tl.sum(tl.exp(others_SN - peak_N[None, :])[:, :, None] * part_SND, 0)
         w_ND = tl.load(weight + target_N[:, None] * D + d[None, :], mask=mask_ND & known[:, None], other=0.0)
         slope_ND = (sum_ND - rest_N[:, None] * w_ND.to(tl.float32)) / total_N[:, None]
         tl.store(slope + n[:, None] * D + d[None, :], slope_ND, mask=mask_ND)
@@ -355,10 +364,11 @@ def forward_operator(
             D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
             WHOLE=V % blocks.words == 0, EXPECTED=differentiable, **how,
         )  # fmt: skip
-    finished = finish_rows(N, D)
+    finished, shared = finish_rows(N, D), triton.next_power_of_2(splits)
     lce_finish_kernel[(triton.cdiv(N, finished),)](
         x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
-        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D), SPLITS=splits, EXPECTED=differentiable,
+        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D), SPLITS=splits, BLOCK_S=shared,
+        TOGETHER=min(shared, FINISHED // (finished * padded(D))), EXPECTED=differentiable,
     )  # fmt: skip
     return loss, hit, saved, slope
 
