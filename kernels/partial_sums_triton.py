@@ -17,13 +17,25 @@ from torch import Tensor
 from .partial_sums import waits
 
 FEW = tl.constexpr(32)
-# Parts and columns of a tile of few parts and of many: enough elements in flight to hide most of memory's latency.
-LOW, WIDE = tl.constexpr(8), tl.constexpr(256)
+# Parts loaded at once and columns of a program, of few parts and of many: enough in flight to hide memory's latency.
+LOW, WIDE = tl.constexpr(4), tl.constexpr(1024)
 HIGH, NARROW = tl.constexpr(512), tl.constexpr(16)
 
 
 @triton.jit
-def _add_parts(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+def _add_few(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Every thread has columns of its own: a sum over a tile would go through shared memory."""
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, parts, PARTS):
+        for part in tl.static_range(PARTS):
+            inside = (column < width) & (start + part < parts)
+            total += tl.load(partials + (start + part) * width + column, mask=inside, other=0.0)
+    tl.store(out + column, total.to(out.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _add_many(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((PARTS, COLUMNS), tl.float32)
     for start in range(0, parts, PARTS):
@@ -41,9 +53,9 @@ def sum_parts_kernel(partials, outs, parts, widths, starts, SUMS: tl.constexpr):
         block = program - starts[i]
         if (block >= 0) & (program < starts[i + 1]):
             if parts[i] <= FEW:
-                _add_parts(partials[i], outs[i], parts[i], widths[i], block, LOW, WIDE)
+                _add_few(partials[i], outs[i], parts[i], widths[i], block, LOW, WIDE)
             else:
-                _add_parts(partials[i], outs[i], parts[i], widths[i], block, HIGH, NARROW)
+                _add_many(partials[i], outs[i], parts[i], widths[i], block, HIGH, NARROW)
 
 
 def add_up(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
