@@ -17,7 +17,9 @@ from torch import Tensor
 from .block_boundary import Norm
 from .partial_sums_triton import sum_parts
 
-TILE = 2048  # elements, for four warps
+# Elements of a tile, for four warps. Of a backward with two norms half as many: its programs, with 230 to 255 registers
+# a thread otherwise, then run all at once.
+TILE, TWO_NORMS_TILE = 2048, 1024
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
@@ -74,14 +76,19 @@ def _input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
 
 
 @triton.jit
-def _is_asked(row, tokens, length, positions, asked, ROWS: tl.constexpr):
-    """Whether a token is at one of its example's positions."""
-    example = tl.where(row < tokens, row // length, 0)
+def _is_asked(tile, tokens, length, positions, asked, ROWS: tl.constexpr, ONE_EXAMPLE: tl.constexpr):
+    """Which tokens of a tile are at one of their example's positions; ONE_EXAMPLE: no tile is of two examples."""
+    row = tile * ROWS + tl.arange(0, ROWS)
     found = tl.zeros([ROWS], tl.int32)
     for start in range(0, asked, ASKED):
         index = start + tl.arange(0, ASKED)
-        at = positions + example.to(tl.int64)[:, None] * asked + index[None, :]
-        position = tl.load(at, mask=(index < asked)[None, :], other=-1)
+        if ONE_EXAMPLE:
+            at = positions + (tile * ROWS // length).to(tl.int64) * asked + index
+            position = tl.load(at, mask=index < asked, other=-1)[None, :]
+        else:
+            example = tl.where(row < tokens, row // length, 0)
+            at = positions + example.to(tl.int64)[:, None] * asked + index[None, :]
+            position = tl.load(at, mask=(index < asked)[None, :], other=-1)
         found |= tl.max((position == (row % length)[:, None]).to(tl.int32), axis=1)
     return found != 0
 
@@ -121,6 +128,7 @@ def boundary_backward_kernel(
     dy, ds, r, positions, first_weight, first_bias, weight, stats, dresidual, dh, partials, rows, asked, length,
     tokens, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, STORE_DH: tl.constexpr,
+    ONE_EXAMPLE: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, BLOCK_D)
     gain, _ = _parameters(weight, weight, column, D, False)
@@ -156,7 +164,7 @@ def boundary_backward_kernel(
     if HAS_POSITIONS:
         for tile in range(tl.program_id(0), tl.cdiv(tokens, ROWS), tl.num_programs(0)):
             row = tile * ROWS + tl.arange(0, ROWS)
-            left = (row < tokens) & ~_is_asked(row, tokens, length, positions, asked, ROWS)
+            left = (row < tokens) & ~_is_asked(tile, tokens, length, positions, asked, ROWS, ONE_EXAMPLE)
             at = row.to(tl.int64)[:, None] * D + column[None, :]
             inside = left[:, None] & (column < D)[None, :]
             zeros = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -171,9 +179,9 @@ def boundary_backward_kernel(
         tl.store(part + 3 * D, tl.sum(d_first_shift, axis=0), mask=column < D)
 
 
-def _shape(width: int, **flags: bool) -> dict[str, Any]:
+def _shape(width: int, tile: int = TILE, **flags: bool) -> dict[str, Any]:
     block = triton.next_power_of_2(width)
-    return {"D": width, "BLOCK_D": block, "ROWS": max(1, TILE // block), **flags}
+    return {"D": width, "BLOCK_D": block, "ROWS": max(1, tile // block), **flags}
 
 
 @torch.library.custom_op("basedbench::block_boundary", mutates_args=())
@@ -232,8 +240,9 @@ def _boundary_backward(
     width, rows = r.shape[-1], stats.shape[1]
     tokens = dresidual.numel() // width
     flags = _shape(
-        width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None,
-        HAS_BIAS=bias is not None, CENTER=center, HAS_DS=ds is not None, STORE_DH=dh.numel() > 0,
+        width, TILE if first_weight is None else TWO_NORMS_TILE,
+        HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
+        CENTER=center, HAS_DS=ds is not None, STORE_DH=dh.numel() > 0,
     )  # fmt: skip
     programs = max(1, min(PROGRAMS, triton.cdiv(tokens, flags["ROWS"])))
     ways = 2 if first_weight is None else 4
@@ -241,7 +250,7 @@ def _boundary_backward(
     first = (weight, weight) if first_weight is None else (first_weight, first_bias)
     boundary_backward_kernel[(programs,)](
         dy, ds, r, positions, *first, weight, stats, dresidual, dh, partials, rows, *_counts(dresidual, positions),
-        tokens, **flags,
+        tokens, **flags, ONE_EXAMPLE=positions is not None and shape[1] % flags["ROWS"] == 0,
     )  # fmt: skip
     sums = sum_parts(partials, weight.dtype, (weight, bias, first_weight, first_bias))
     return dresidual, dh, sums.view(ways, width)

@@ -66,11 +66,12 @@ def test_every_combination(randn, relative_error, device, dtypes, first, center,
         compare(randn, relative_error, tensors, bias=center, center=center, positions_BK=positions)
 
 
-def test_many_positions_of_many_tokens(randn, relative_error, device, dtypes):
-    """More than are compared at once, and tiles that end within an example."""
-    positions = torch.stack([torch.randperm(71, device=device)[:40] for _ in range(2)])
+@pytest.mark.parametrize("length", [71, 64, 128])
+def test_many_positions_of_many_tokens(randn, relative_error, device, dtypes, length):
+    """More than are compared at once; tiles of two examples, and of one alone."""
+    positions = torch.stack([torch.randperm(length, device=device)[:40] for _ in range(2)])
     for dtype in dtypes:
-        tensors = inputs(randn, (2, 71, 48), dtype, device, stream=torch.float32)
+        tensors = inputs(randn, (2, length, 48), dtype, device, stream=torch.float32)
         compare(randn, relative_error, tensors, positions_BK=positions)
 
 
