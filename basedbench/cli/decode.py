@@ -19,7 +19,8 @@ def time_models(
     name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool, dry_run: bool
 ) -> None:
     """Time, store a row each, and print a table; with `dry_run` only say which models."""
-    from basedbench.cli.recall_report import built
+    from basedbench.analysis.decoding import decoded_name
+    from basedbench.cli.recall_report import built, by_model
     from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
@@ -32,13 +33,18 @@ def time_models(
 
     runs = recall_cases(load_suite(name, "recall"))
     runs = runs if pattern is None else matching(runs, pattern, "runs")
-    cases = {case.model_label: case for case in runs}
+    cases = {label: own[0] for label, own in by_model(runs).items()}
     if dry_run:
         _plan(list(cases), as_json)
         return
     store = Store(out)
     decoders = [
-        Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, built(case), case.longest)
+        Decoder(
+            decoded_name(case.layer_mixers, case.d_model, case.layer_options),
+            case.config_json,
+            built(case),
+            case.longest,
+        )
         for case in cases.values()
     ]
     origin = {

@@ -1,5 +1,6 @@
 """Tables of `basedbench recall`: what would run, and what came out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,11 +89,12 @@ def results_json(cases: Sequence[RecallCase], out: Path) -> None:
 
 
 def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
-    """The runs of each model, in order."""
-    models: dict[str, list[RecallCase]] = {}
+    """The runs of each model, in order; models that only their stacks tell apart have these in their names."""
+    models: dict[tuple[str, str], list[RecallCase]] = {}
     for case in cases:
-        models.setdefault(case.model_label, []).append(case)
-    return models
+        models.setdefault((case.model_label, case.layer_mixers), []).append(case)
+    count = Counter(label for label, _ in models)
+    return {f"{label} ({stack})" if count[label] > 1 else label: runs for (label, stack), runs in models.items()}
 
 
 def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:

@@ -41,7 +41,7 @@ class RecallCase:
     @property
     def model_label(self) -> str:
         """The label without what differs between runs of one model."""
-        options = "".join(f" {name}={value}" for name, value in self.named)
+        options = "".join(f" {name}={value}" for name, value in (*self.named, *self.layer_options.items()))
         return f"{self.mixer} d_model={self.d_model}{options}"
 
     @property
@@ -58,6 +58,20 @@ class RecallCase:
     def layer_mixers(self) -> str:
         """The mixers from the lowest layer up: `base_conv+based`."""
         return "+".join(layer.mixer for layer in self.layers)
+
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """What layers have beyond `config` and their mixers' defaults, the lowest being the first: `layer1.window`."""
+        found = {}
+        for number, layer in enumerate(self.layers, start=1):
+            usual = self.config if layer.mixer == self.mixer else check_options(layer.mixer, self.d_model, {})
+            found |= {f"layer{number}.{k}": v for k, v in layer.options.items() if k not in usual or usual[k] != v}
+        return found
+
+    @property
+    def layer_options_json(self) -> str | None:
+        """`layer_options` as the rows have it: null for most models."""
+        return json.dumps(self.layer_options, sort_keys=True) if self.layer_options else None
 
     @property
     def longest(self) -> int:
