@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -24,7 +25,6 @@ def time_models(
     from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
-    from basedbench.plots.scales import quantity
     from basedbench.store import Store, code_version, device_name, fingerprint
     from basedbench.store.schema import decode_json
     from basedbench.timing.clock import WallClock
@@ -60,12 +60,21 @@ def time_models(
         print_json([decode_json(row) for row in rows])
         return
     table = [
-        (label, quantity(row["state_bytes"], "bytes"), row["status"], row["median_ms"], row["tokens_per_s"])
+        (label, _state(row), row["status"], row["median_ms"], row["tokens_per_s"])
         for label, row in zip(cases, rows, strict=True)
     ]
     title = f"Decode step, batch {batch}, behind {decoders[0].length} tokens, fp32 on {device}"
     print_table(title, ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
+    for label, row in zip(cases, rows, strict=True):
+        if row["status"] != "ok":
+            typer.echo(f"{label}: {row['status']}: {row['reason']}")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {out}")
+
+
+def _state(row: Mapping[str, Any]) -> str | None:
+    from basedbench.plots.scales import quantity
+
+    return None if row["state_bytes"] is None else quantity(row["state_bytes"], "bytes")
 
 
 def _plan(labels: list[str], as_json: bool) -> None:
