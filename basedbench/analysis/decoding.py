@@ -74,7 +74,9 @@ def _last(wanted: pd.DataFrame, timed: pd.DataFrame, keys: list[str]) -> pd.Data
 
 def _name(row: Mapping[Hashable, Any]) -> str:
     options = row.get("layer_options")
-    return decoded_name(row["layer_mixers"], int(row["d_model"]), json.loads(options) if isinstance(options, str) else {})
+    return decoded_name(
+        row["layer_mixers"], int(row["d_model"]), json.loads(options) if isinstance(options, str) else {}
+    )
 
 
 def _span(values: pd.Series) -> str:

@@ -62,7 +62,7 @@ class RecallCase:
     @property
     def layer_options(self) -> dict[str, Any]:
         """What layers have beyond `config` and their mixers' defaults, the lowest being the first: `layer1.window`."""
-        found = {}
+        found: dict[str, Any] = {}
         for number, layer in enumerate(self.layers, start=1):
             usual = self.config if layer.mixer == self.mixer else check_options(layer.mixer, self.d_model, {})
             found |= {f"layer{number}.{k}": v for k, v in layer.options.items() if k not in usual or usual[k] != v}
