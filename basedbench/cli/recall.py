@@ -67,6 +67,7 @@ def recall(
     began = time.monotonic()
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits
+    from basedbench.cli.outdated import say_outdated
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, determinism, resolve_devices
     from basedbench.engines.deadline import Deadline
@@ -75,7 +76,7 @@ def recall(
     from basedbench.store import Store, device_name
     from basedbench.store.dataset import rows
     from basedbench.training.cases import recall_cases
-    from basedbench.training.sweep import borrow, parse_statuses, plan
+    from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
 
     load_plugins(plugin or [])
     devices = resolve_devices(device)
@@ -91,6 +92,7 @@ def recall(
         determinism.ask()
     store = Store(out)
     todo = plan(cases, store, fresh, statuses)
+    say_outdated([case.label for case in outdated(todo, store)], "runs")
     borrow(store, todo.borrowed)
     places = given.places(devices, jobs)
     pace = pace_of_runs(

@@ -71,6 +71,8 @@ _RECALL = {
 _RECALL_EXTRA = {
     "family": _TEXT,
     "layer_mixers": _TEXT,
+    # The files of the user's own mixers, with their hashes; null where all are part of basedbench.
+    "mixer_source": _TEXT,
     # What layers have beyond `config` and their mixers' defaults ("layer1.window"); null for most models.
     "layer_options": _TEXT,
     "init": _TEXT,

@@ -8,8 +8,9 @@ from typing import Any
 from basedbench.config import RecallSuite, case_id, expand_grid
 from basedbench.config.recall import LayerSection, ModelSection, TaskSection, TestSection, TrainSection
 from basedbench.errors import UserError
-from basedbench.mixers import check_options
+from basedbench.mixers import check_options, get_mixer
 from basedbench.models.recall import LayerSpec
+from basedbench.sources import source_of
 from basedbench.tasks import MQAR
 
 
@@ -72,6 +73,12 @@ class RecallCase:
     def layer_options_json(self) -> str | None:
         """`layer_options` as the rows have it: null for most models."""
         return json.dumps(self.layer_options, sort_keys=True) if self.layer_options else None
+
+    @property
+    def source(self) -> str | None:
+        """The files of the user's own mixers in it, with their hashes; None if all are ours."""
+        found = {source_of(get_mixer(layer.mixer)) for layer in self.layers}
+        return ", ".join(sorted(one for one in found if one)) or None
 
     @property
     def longest(self) -> int:

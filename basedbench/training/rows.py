@@ -66,6 +66,7 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
         "d_model": case.d_model,
         "layers": len(case.layers),
         "layer_mixers": case.layer_mixers,
+        "mixer_source": case.source,
         "layer_options": case.layer_options_json,
         "learning_rate": case.learning_rate,
         "seed": case.seed,
