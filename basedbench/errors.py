@@ -1,8 +1,13 @@
 """Errors that a user can cause and mend: one plain sentence, shown without a traceback, exit code 2."""
 
+import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+
+_LIBRARIES = sys.stdlib_module_names | {"basedbench", "torch", "pydantic", "pydantic_core", "triton", "numpy"}
 
 # pydantic says these in words of Python; whoever wrote a suite wrote YAML.
 _PLAIN = {
@@ -34,6 +39,22 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid: {', '.join(valid) or 'none'}."
+
+
+def place_of(error: BaseException) -> str | None:
+    """`mine.py line 12`: the last line that ran of a file that is neither ours nor a library's, if there is one."""
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
+            place = f"{Path(frame.f_code.co_filename).name} line {line}"
+    return place
+
+
+def sentence(error: BaseException) -> str:
+    """`ValueError: no such width (mine.py line 12)`, on one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    place = place_of(error)
+    return f"{text} ({place})" if place else text
 
 
 def plain(problem: Mapping[str, Any]) -> str:

@@ -1,11 +1,16 @@
 """Decode rates of recall models, from throughput rows, as a column of recall rows."""
 
+import json
+from collections.abc import Hashable, Mapping
+from typing import Any
+
 import pandas as pd
 
 from basedbench.errors import UserError
 
 COLUMN = "decode_tokens_per_s"
 _KEY = ["model", "config"]
+_TAKEN = ["tokens_per_s", "median_ms", "ci_low_ms", "ci_high_ms", "batch", "length", "dtype", "device_name"]
 
 
 def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int | None = None) -> pd.DataFrame:
@@ -20,9 +25,7 @@ def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int 
         if len(timed) and batch not in batches:
             raise UserError(f"no model was decoded at batch {batch}, only at {', '.join(map(str, batches))}.")
         timed = timed[timed["batch"] == batch]
-    best = timed.sort_values("batch").drop_duplicates(_KEY, keep="last").set_index(_KEY)
-    names = recall["layer_mixers"] + " d_model=" + recall["d_model"].astype("int64").astype(str)
-    found = best.reindex(pd.MultiIndex.from_arrays([names, recall["config"]], names=_KEY))
+    found = _rows_of(recall, timed.sort_values("batch", kind="stable"))
     rate = found["tokens_per_s"].astype("float64")
     if rate.isna().all():
         raise UserError(
@@ -33,22 +36,47 @@ def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int 
         COLUMN: rate,
         f"{COLUMN}_low": rate * times["median_ms"] / times["ci_high_ms"],
         f"{COLUMN}_high": (rate * times["median_ms"] / times["ci_low_ms"]).where(times["ci_low_ms"] > 0),
-        "decode_batch": found["batch"].astype("float64"),
+        **{f"decode_{name}": found[name].astype("float64") for name in ("batch", "length")},
+        **{f"decode_{name}": found[name] for name in ("dtype", "device_name")},
     }
     return recall.assign(**{name: values.to_numpy() for name, values in columns.items()})
 
 
-def decoding_note(points: pd.DataFrame, throughput: pd.DataFrame) -> str:
+def decoded_name(layer_mixers: str, d_model: int, layer_options: Mapping[str, object]) -> str:
+    """What throughput rows call a recall suite's model: `base_conv+based d_model=64`."""
+    options = "".join(f" {name}={value}" for name, value in layer_options.items())
+    return f"{layer_mixers} d_model={d_model}{options}"
+
+
+def decoding_note(points: pd.DataFrame) -> str:
     """How the models were decoded, in one line for the figure."""
-    timed = throughput[(throughput["mode"] == "decode") & throughput["model"].notna() & (throughput["status"] == "ok")]
-    timed = timed[timed["batch"].isin(points["decode_batch"].dropna())]
+    timed = points[points["decode_batch"].notna()]
     parts = [
-        "/".join(sorted(timed["device_name"].unique())),
-        f"batch {_span(timed['batch'])}",
-        f"behind {_span(timed['length'])} tokens",
-        "/".join(sorted(timed["dtype"].unique())),
+        "/".join(sorted(timed["decode_device_name"].unique())),
+        f"batch {_span(timed['decode_batch'])}",
+        f"behind {_span(timed['decode_length'])} tokens",
+        "/".join(sorted(timed["decode_dtype"].unique())),
     ]
     return f"Decoded on {', '.join(parts)}; level bars: 95% intervals."
+
+
+def _rows_of(recall: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
+    """The last of the timed rows of each model: of its own suite, whose vocabulary and length it has, else of any."""
+    wanted = recall[["suite", "config"]].assign(model=[_name(row) for row in recall.to_dict("records")])
+    found = [_last(wanted, timed, keys) for keys in (["suite", *_KEY], _KEY)]
+    return found[0].where(found[0]["tokens_per_s"].notna(), found[1])
+
+
+def _last(wanted: pd.DataFrame, timed: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    last = timed.drop_duplicates(keys, keep="last").set_index(keys)
+    return last[_TAKEN].reindex(pd.MultiIndex.from_frame(wanted[keys])).reset_index(drop=True)
+
+
+def _name(row: Mapping[Hashable, Any]) -> str:
+    options = row.get("layer_options")
+    return decoded_name(
+        row["layer_mixers"], int(row["d_model"]), json.loads(options) if isinstance(options, str) else {}
+    )
 
 
 def _span(values: pd.Series) -> str:

@@ -50,7 +50,9 @@ def _family_labels(family: pd.DataFrame, always_width: bool, columns: Sequence[s
 
 
 def _options(row: Mapping[Hashable, Any], columns: Sequence[str]) -> dict[str, Any]:
-    options = json.loads(row["config"]) if isinstance(row.get("config"), str) else {}
+    options: dict[str, Any] = {}
+    for name in ("config", "layer_options"):
+        options |= json.loads(row[name]) if isinstance(row.get(name), str) else {}
     return options | {name: row[name] for name in columns if name in row and not pd.isna(row[name])}
 
 

@@ -48,7 +48,7 @@ _LATER = {  # not in the printed figure; d_model 64, 128, 256
     "rwkv7": [(17152, 0.816), (34304, 0.915), (68608, 0.980)],
 }
 _ONLY_PUBLISHED_INIT = ("mamba", "mamba2", "rwkv7")
-_ARCHITECTURE = ("family", "mixer", "layer_mixers", "config", "d_model", "layers")
+_ARCHITECTURE = ("family", "mixer", "layer_mixers", "layer_options", "config", "d_model", "layers")
 _TRAINING = [name for name in MODEL if name not in _ARCHITECTURE]
 
 

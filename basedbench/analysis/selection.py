@@ -15,7 +15,7 @@ from basedbench.analysis.intervals import t_interval
 from basedbench.errors import UserError, nearest
 
 MODEL = (
-    *("suite", "family", "mixer", "layer_mixers", "config", "d_model", "layers", "init", "precision"),
+    *("suite", "family", "mixer", "layer_mixers", "layer_options", "config", "d_model", "layers", "init", "precision"),
     *("task", "recipe", "vocab_size", "epochs", "batch_size", "weight_decay", "select_split"),
 )
 HOW = ("best-lr", "all")

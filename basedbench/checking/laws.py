@@ -3,9 +3,10 @@
 The tests run them over every registered mixer, `basedbench check mixer` over yours.
 """
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from basedbench.checking.subject import (
     stated_formula,
     steps,
 )
+from basedbench.errors import place_of
 from basedbench.mixers import get_mixer
 
 CHANGED = 20  # from this position on causality's two inputs differ
@@ -197,7 +199,7 @@ def bfloat16_is_close(subject: Subject) -> Iterator[Breach]:
 
 def nothing_is_read_back(subject: Subject) -> Iterator[Breach]:
     """On tensors without values, a shape or branch that depends on data raises, as it would break a CUDA graph."""
-    with FakeTensorMode():
+    with FakeTensorMode(), _without_its_log():
         mixer = get_mixer(subject.name)(subject.d_model, **subject.options)
         x_BLD = torch.empty(BATCH, LENGTH, subject.d_model)
         mixer.train()(x_BLD).sum().backward()
@@ -205,6 +207,17 @@ def nothing_is_read_back(subject: Subject) -> Iterator[Breach]:
             _, state = mixer.prefill(x_BLD, 40)
             mixer.step(x_BLD[:, 0], state)
     yield from ()
+
+
+@contextmanager
+def _without_its_log() -> Iterator[None]:
+    """What PyTorch prints of a call that fails on such tensors is in the exception."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @dataclass(frozen=True)
@@ -248,18 +261,8 @@ def broken(law: Law, subject: Subject) -> list[Breach]:
     try:
         for breach in law.look(subject):
             found.append(breach)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = str(error).strip().split("\n")[0]
-        found.append(Breach(_place(error), f"raises {type(error).__name__}: {text}"))
+        raised = f"raises {type(error).__name__}: {text}".removesuffix(": ")
+        found.append(Breach(place_of(error) or "the mixer", raised, raised=True))
     return found
-
-
-def _place(error: Exception) -> str:
-    """The last line of code that is neither ours here nor PyTorch's: the mixer's."""
-    place, trace = "the mixer", error.__traceback__
-    while trace:
-        file = Path(trace.tb_frame.f_code.co_filename)
-        if file.parent != Path(__file__).parent and "torch" not in file.parts:
-            place = f"{file.name} line {trace.tb_lineno}"
-        trace = trace.tb_next
-    return place

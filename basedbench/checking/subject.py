@@ -17,10 +17,11 @@ CLOSE = 1e-7  # absolute and relative, in float64
 
 @dataclass(frozen=True)
 class Breach:
-    """One broken promise: which tensor, where in it, by how much."""
+    """One broken promise: which tensor, where in it, by how much; or what the mixer `raised`, and where."""
 
     where: str
     amount: str
+    raised: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.amount}"

@@ -69,7 +69,7 @@ def laws(name: str, found: "Mapping[Law, Sequence[Breach]]", *, stated: bool, as
             _say(f"        {breach}", indent=" " * 10)
         if len(some) > _MOST:
             typer.echo(f"        and {len(some) - _MOST} more (--json prints all)")
-        if some:
+        if not all(breach.raised for breach in some):  # what raises needs no hint at numbers
             _say(f"        Next: {law.advice}", indent=" " * 10)
     broken = sum(bool(some) for some in found.values())
     typer.echo(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -19,11 +20,11 @@ def time_models(
     name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool, dry_run: bool
 ) -> None:
     """Time, store a row each, and print a table; with `dry_run` only say which models."""
-    from basedbench.cli.recall_report import built
+    from basedbench.analysis.decoding import decoded_name
+    from basedbench.cli.recall_report import built, by_model
     from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
-    from basedbench.plots.scales import quantity
     from basedbench.store import Store, code_version, device_name, fingerprint
     from basedbench.store.schema import decode_json
     from basedbench.timing.clock import WallClock
@@ -32,13 +33,18 @@ def time_models(
 
     runs = recall_cases(load_suite(name, "recall"))
     runs = runs if pattern is None else matching(runs, pattern, "runs")
-    cases = {case.model_label: case for case in runs}
+    cases = {label: own[0] for label, own in by_model(runs).items()}
     if dry_run:
         _plan(list(cases), as_json)
         return
     store = Store(out)
     decoders = [
-        Decoder(f"{case.layer_mixers} d_model={case.d_model}", case.config_json, built(case), case.longest)
+        Decoder(
+            decoded_name(case.layer_mixers, case.d_model, case.layer_options),
+            case.config_json,
+            built(case),
+            case.longest,
+        )
         for case in cases.values()
     ]
     origin = {
@@ -54,12 +60,21 @@ def time_models(
         print_json([decode_json(row) for row in rows])
         return
     table = [
-        (label, quantity(row["state_bytes"], "bytes"), row["status"], row["median_ms"], row["tokens_per_s"])
+        (label, _state(row), row["status"], row["median_ms"], row["tokens_per_s"])
         for label, row in zip(cases, rows, strict=True)
     ]
     title = f"Decode step, batch {batch}, behind {decoders[0].length} tokens, fp32 on {device}"
     print_table(title, ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
+    for label, row in zip(cases, rows, strict=True):
+        if row["status"] != "ok":
+            typer.echo(f"{label}: {row['status']}: {row['reason']}")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {out}")
+
+
+def _state(row: Mapping[str, Any]) -> str | None:
+    from basedbench.plots.scales import quantity
+
+    return None if row["state_bytes"] is None else quantity(row["state_bytes"], "bytes")
 
 
 def _plan(labels: list[str], as_json: bool) -> None:

@@ -80,7 +80,7 @@ def tradeoff(
     frame, times = _recall_rows(results, suite), load(results, "throughput")
     analysis.check_accuracy(frame, y)
     points = with_decode_rate(analysis.select(frame, [y], select), times, batch)
-    note = f"{analysis.selection_note(points, select)} {decoding_note(points, times)}"
+    note = f"{analysis.selection_note(points, select)} {decoding_note(points)}"
     words = ("Recall against decoded tokens per second", note, "that were not decoded")
     frontier(path, frame, points, COLUMN, y, *words, table=table, width=width, as_json=as_json)
 

@@ -34,7 +34,7 @@ def recall(
         str | None, typer.Option(help="A suite's name or file: task and recipe. Default: quick, on a GPU figure2.")
     ] = None,
     mixer: Annotated[str | None, typer.Option(help="One model: its mixer. Its options follow as --name value.")] = None,
-    d_model: Annotated[int, typer.Option(help="One model: its width.")] = 64,
+    d_model: Annotated[int | None, typer.Option(help="One model: its width.  [default: 64]")] = None,
     layers: Annotated[str | None, typer.Option(help="One model: its layers, such as base_conv,based.")] = None,
     lr: Annotated[str | None, typer.Option(help="Learning rates, separated by commas, instead of the suite's.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds, separated by commas, instead of the suite's.")] = None,
@@ -67,6 +67,7 @@ def recall(
     began = time.monotonic()
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits
+    from basedbench.cli.outdated import say_outdated
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, determinism, resolve_devices
     from basedbench.engines.deadline import Deadline
@@ -75,7 +76,7 @@ def recall(
     from basedbench.store import Store, device_name
     from basedbench.store.dataset import rows
     from basedbench.training.cases import recall_cases
-    from basedbench.training.sweep import borrow, parse_statuses, plan
+    from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
 
     load_plugins(plugin or [])
     devices = resolve_devices(device)
@@ -91,6 +92,7 @@ def recall(
         determinism.ask()
     store = Store(out)
     todo = plan(cases, store, fresh, statuses)
+    say_outdated([case.label for case in outdated(todo, store)], "runs")
     borrow(store, todo.borrowed)
     places = given.places(devices, jobs)
     pace = pace_of_runs(

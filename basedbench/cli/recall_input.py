@@ -14,6 +14,7 @@ from basedbench.errors import UserError, nearest
 from basedbench.mixers import get_mixer
 
 GPU_SLOTS = 8
+D_MODEL = 64
 ALIKE = 0.8  # of two words' letters: --sute and --suite, not --heads and --seed
 FOLDER_WORDS = ("--results", "--output", "--outdir", "--out-dir", "--folder")  # for --out, elsewhere
 
@@ -46,7 +47,7 @@ def narrow(
     suite: RecallSuite,
     sweep: bool,
     mixer: str | None,
-    d_model: int,
+    d_model: int | None,
     layers: str | None,
     extra: Sequence[str],
     known: Collection[str] = (),
@@ -61,13 +62,14 @@ def narrow(
     if sweep or mixer is None:
         _refuse_misspelt(extra, known)
     if sweep:
-        if mixer or layers or extra:
-            given = "--mixer" if mixer else "--layers" if layers else extra[0]
+        options = {"--mixer": mixer, "--d-model": d_model, "--layers": layers, **dict.fromkeys(extra[:1], True)}
+        given = next((option for option, value in options.items() if value is not None), None)
+        if given:
             raise UserError(f"{given} does not go with --sweep; choose runs with --filter, or leave --sweep out.")
         return suite
     if mixer is None:
         raise UserError("say --sweep for a whole suite, or --mixer NAME for one model (basedbench list mixers).")
-    grid = {"d_model": d_model, **given_options(extra)}
+    grid = {"d_model": D_MODEL if d_model is None else d_model, **given_options(extra)}
     stack = [name.strip() for name in layers.split(",")] if layers else default_layers(suite, mixer)
     return _rebuilt(suite, {"models": [{"mixer": mixer, "layers": stack, "grid": grid}]})
 

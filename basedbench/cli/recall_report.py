@@ -1,16 +1,17 @@
 """Tables of `basedbench recall`: what would run, and what came out."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import typer
 
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
-from basedbench.errors import UserError
+from basedbench.errors import UserError, sentence
 from basedbench.models.recall import RecallModel
-from basedbench.models.state import state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.plots.scales import quantity
 from basedbench.store.dataset import finished
 from basedbench.store.dataset import rows as stored_rows
@@ -18,10 +19,13 @@ from basedbench.store.schema import decode_json
 from basedbench.timing.failures import shorten
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
+from basedbench.training.rows import model_sizes
 from basedbench.training.run import build_model
 
 PLAN = ("model", "runs", "done", "parameters", "state", "zoology", "paper", "time")
+STATES = ("state_bytes", "state_bytes_zoology", "state_bytes_paper")
 RESULTS = ("model", "state", "accuracy", "at lr", "runs", "failed")
+Made = TypeVar("Made")
 
 
 def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | None, out: Path) -> None:
@@ -29,19 +33,18 @@ def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | 
     done_before = finished(out, "recall")
     rows, total_s, any_guess = [], 0.0, False
     for label, runs in by_model(cases).items():
-        model, length = built(runs[0]), runs[0].longest
+        sizes = measured(runs[0])
         done = sum((case.suite, case.case_id) in done_before for case in runs)
         one = estimate(runs[0], devices[0])
         total_s += one.seconds * (len(runs) - done)
         any_guess |= one.guessed
-        sizes = (f(model, length) for f in (state_bytes, state_bytes_zoology, state_bytes_paper))
-        shown = (quantity(size, "bytes") for size in sizes)
+        shown = (quantity(sizes[name], "bytes") for name in STATES)
         rows.append(
             (
                 label,
                 len(runs),
                 done,
-                model.parameters_count(),
+                sizes["parameters"],
                 *shown,
                 clock(one.seconds * len(runs)) + " ?" * one.guessed,
             )
@@ -59,25 +62,33 @@ def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
     done_before = finished(out, "recall")
     plan = []
     for runs in by_model(cases).values():
-        model, length = built(runs[0]), runs[0].longest
-        sizes = {
-            "parameters": model.parameters_count(),
-            "state_bytes": state_bytes(model, length),
-            "state_bytes_zoology": state_bytes_zoology(model, length),
-            "state_bytes_paper": state_bytes_paper(model, length),
-        }
+        sizes = measured(runs[0])
         for case in runs:
             done = (case.suite, case.case_id) in done_before
             plan.append(case.meaning() | {"label": case.label, "case_id": case.case_id, "done": done} | sizes)
     print_json(plan)
 
 
+def measured(case: RecallCase) -> dict[str, int]:
+    """Parameters and state sizes of a run's model; UserError if it cannot be built or its state not be begun."""
+    return _of_model(model_sizes, case)
+
+
 def built(case: RecallCase) -> RecallModel:
-    """The model of a run; UserError if this machine's memory cannot hold it."""
+    """The model of a run; UserError if a mixer, or this machine's memory, does not let it be built."""
+    return _of_model(build_model, case)
+
+
+def _of_model(make: Callable[[RecallCase], Made], case: RecallCase) -> Made:
     try:
-        return build_model(case)
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(f"the model {case.model_label!r} cannot be built here: {shorten(str(error))}") from None
+        return make(case)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        check = f"`basedbench check mixer {case.mixer}` looks at the mixer alone"
+        raise UserError(
+            f"the model {case.model_label!r} cannot be built here: {shorten(sentence(error))}; {check}."
+        ) from None
 
 
 def results_json(cases: Sequence[RecallCase], out: Path) -> None:
@@ -88,11 +99,12 @@ def results_json(cases: Sequence[RecallCase], out: Path) -> None:
 
 
 def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
-    """The runs of each model, in order."""
-    models: dict[str, list[RecallCase]] = {}
+    """The runs of each model, in order; models that only their stacks tell apart have these in their names."""
+    models: dict[tuple[str, str], list[RecallCase]] = {}
     for case in cases:
-        models.setdefault(case.model_label, []).append(case)
-    return models
+        models.setdefault((case.model_label, case.layer_mixers), []).append(case)
+    count = Counter(label for label, _ in models)
+    return {f"{label} ({stack})" if count[label] > 1 else label: runs for (label, stack), runs in models.items()}
 
 
 def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:

@@ -71,6 +71,7 @@ def throughput(
     from basedbench.cli import throughput_report as report
     from basedbench.cli import time_limit as limits
     from basedbench.cli.decode import refuse_with_models, time_models
+    from basedbench.cli.outdated import say_outdated
     from basedbench.config import load_suite
     from basedbench.engines import resolve_devices
     from basedbench.engines.deadline import Deadline, TimeUp
@@ -78,7 +79,7 @@ def throughput(
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
     from basedbench.timing.ceilings import fractions_of
-    from basedbench.timing.choose import choose, pending
+    from basedbench.timing.choose import choose, outdated, pending
     from basedbench.timing.sweep import Sweep
     from basedbench.training.sweep import parse_statuses
 
@@ -98,6 +99,8 @@ def throughput(
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
     due = pending(cases, rows, fresh=fresh, retry=parse_statuses(retry))
     todo, rest = due[:limit], due[limit:] if limit else []
+    due_ids = {case.id for case in due}
+    say_outdated([case.label for case in outdated(cases, rows, own) if case.id not in due_ids], "cases")
     if dry_run:
         report.plan(cases, todo, as_json)
         return

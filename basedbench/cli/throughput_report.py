@@ -18,6 +18,7 @@ from basedbench.timing.pairs import case_label
 
 Row = Mapping[str, Any]
 WIDE = 0.05  # an interval wider than this to either side is pointed out
+BEYOND = 1.5  # times a ceiling, which itself is known to some percent
 _BULKY = ("samples_ms", "round_sizes", "fingerprint")
 
 
@@ -137,12 +138,24 @@ def _explain(rows: Sequence[Row]) -> None:
             f"{_rows(wide)} known to no better than {100 * WIDE:g} %: {_few(wide)}. A quieter machine helps, "
             "or more rounds: --rounds 100 --fresh."
         )
+    beyond = [label(row) for row in rows if row["status"] == "ok" and _beyond_ceilings(row)]
+    if beyond:
+        _say(
+            f"{_rows(beyond)} faster than the ceilings allow: {_few(beyond)}. Does the call do all of its work "
+            "each time? Or were the ceilings measured beside something else: `basedbench calibrate` does it again."
+        )
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["status"] != "ok":
             reasons.setdefault(f"{row['status']}: {row['reason']}", []).append(label(row))
     for reason, labels in reasons.items():
         _say(f"{_few(labels)}: {reason}")
+
+
+def _beyond_ceilings(row: Row) -> bool:
+    """More operations than products of large matrices reach, or more bytes from memory than a copy."""
+    read = row["bandwidth_fraction"] if row["cache"] == "cold" else 0.0  # hot ones are in a cache
+    return max(row["flops_fraction"] or 0.0, read or 0.0) > BEYOND
 
 
 def _say(text: str) -> None:

@@ -39,7 +39,18 @@ def timing_tables(shown: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[s
 
 def duration(milliseconds: float) -> str:
     """`1.23 ms`, `45.6 us`."""
-    return f"{milliseconds * 1e3:.3g} us" if milliseconds < 0.1 else f"{milliseconds:.4g} ms"
+    return f"{milliseconds * 1e3:.3g} us" if in_microseconds(milliseconds) else f"{milliseconds:.4g} ms"
+
+
+def in_microseconds(milliseconds: float) -> bool:
+    """Whether a time is shown in them."""
+    return milliseconds < 0.1
+
+
+def _interval(row: Row) -> str:
+    """In the unit of the median beside it."""
+    scale = 1e3 if in_microseconds(row["median_ms"]) else 1
+    return f"{row['ci_low_ms'] * scale:.4g} - {row['ci_high_ms'] * scale:.4g}"
 
 
 def half_width(row: Row) -> float:
@@ -115,7 +126,7 @@ def _numbers(row: Row, rows: Sequence[Row]) -> list[str]:
     ratio, memory = speed_up(row, rows), row["peak_memory_bytes"]
     return [
         duration(row["median_ms"]),
-        f"{row['ci_low_ms']:.4g} - {row['ci_high_ms']:.4g}",
+        _interval(row),
         quantity(row["tokens_per_s"], "tokens_per_s"),
         f"{ratio:.2f}x" if ratio else "-",
         quantity(memory, "bytes") if memory is not None else "-",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from basedbench.config.throughput import Case
 from basedbench.config.timed import Timed
+from basedbench.sources import source_of
 
 # The tensors of a call by name, in the order of the operator's signature.
 Tensors = dict[str, Tensor]
@@ -27,8 +28,8 @@ class Contender:
 
     @property
     def version(self) -> str | None:
-        """The version of the package behind it."""
-        return _version(self.package) if self.package else None
+        """The version of the package behind it, or of the user's own file."""
+        return _version(self.package) if self.package else source_of(type(self))
 
     @property
     def unavailable(self) -> str | None:

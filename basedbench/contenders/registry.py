@@ -7,6 +7,7 @@ from basedbench.config.throughput import OPERATOR_AXES, Case
 from basedbench.contenders.base import Call, Contender
 from basedbench.contenders.operators import bind
 from basedbench.errors import UserError, nearest
+from basedbench.sources import source_of
 
 _REGISTERED: dict[str, Contender] = {}
 
@@ -15,6 +16,7 @@ def register(contender: Contender) -> Contender:
     """Add a contender. Raises UserError if its name is taken."""
     if contender.name in _REGISTERED:
         raise UserError(f"two contenders are called {contender.name!r}; rename one.")
+    source_of(type(contender))
     _REGISTERED[contender.name] = contender
     return contender
 
@@ -36,6 +38,11 @@ class _Function(Contender):
 
     def __init__(self, name: str, operator: str, function: Callable[..., Any], modes: tuple[str, ...]) -> None:
         self.name, self.operators, self.function, self.modes = name, (operator,), function, modes
+        self.source = source_of(function)
+
+    @property
+    def version(self) -> str | None:
+        return self.source
 
     def limits(self, case: Case) -> str | None:
         return None if case.mode in self.modes else f"registered for {', '.join(self.modes)} only"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,12 +18,12 @@ import torch
 
 from basedbench.engines import determinism, kernel_keys
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
-from basedbench.errors import UserError
+from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
-from basedbench.training.rows import Circumstances, recall_row
+from basedbench.training.rows import Circumstances, model_sizes, recall_row
 from basedbench.training.run import Progress, RecallRun
 
 IDLE_S = 0.0002
@@ -42,6 +42,7 @@ class Active:
     epochs_told: int = 0
     progress: Progress = field(default_factory=Progress)
     data_hash: str | None = None
+    sizes: Mapping[str, int] | None = None
 
     @property
     def company(self) -> int:
@@ -86,6 +87,7 @@ class Worker:
     def _steps(self, entry: Active) -> Iterator[bool]:
         """The run from its data to its end; building belongs to it, so that a failure there is the run's own."""
         set_precision(entry.case.train.precision)
+        entry.sizes = model_sizes(entry.case)  # a state that cannot be begun fails here, not behind an hour of training
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
         entry.run = RecallRun(entry.case, data, self.device)
@@ -129,11 +131,11 @@ class Worker:
     def _fail(self, entry: Active, status: str, error: Exception) -> None:
         entry.progress.status = status
         entry.progress.stop_reason = "failed"
-        self._finish(entry, f"{type(error).__name__}: {error}".strip().splitlines()[0][:500])
+        self._finish(entry, sentence(error)[:500])
 
     def _finish(self, entry: Active, reason: str = "") -> None:
         self._drop(entry)
-        circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash)
+        circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash, entry.sizes)
         row = recall_row(entry.case, entry.progress, circumstances, reason)
         self.store.write("recall", row)
         self._send(Finished(entry.case.case_id, row))

@@ -72,7 +72,7 @@ class Mixer(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """The parallel form, used in training."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `forward`")
 
     def init_state(
         self,
@@ -82,11 +82,11 @@ class Mixer(nn.Module):
         device: torch.device | str | None = None,
     ) -> State:
         """The state before the first token, with room for `max_length` tokens where room is needed."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `init_state`")
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """One token: its output (B, D) and the state after it. The tensors of `state` may be updated in place."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `step`")
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         """A whole prompt: outputs (B, L, D) and the state after it, with room for `max_length` tokens in all.

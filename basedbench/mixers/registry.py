@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from basedbench.errors import UserError, nearest
 from basedbench.mixers.base import Mixer
+from basedbench.sources import source_of
 
 ENTRY_POINTS = "basedbench.mixers"
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
@@ -32,6 +33,7 @@ def register(cls: MixerClass) -> MixerClass:
             f"{taken.__module__}.{taken.__qualname__}; choose another."
         )
     cls.family = cls.family or name
+    source_of(cls)
     _mixers[name] = cls
     return cls
 

@@ -21,6 +21,7 @@ from basedbench.store.schema import KINDS, check_row, plain_values, schema_of, t
 
 _KEY = ["suite", "case_id"]
 _ORDER = ["created_at", "row_id"]
+_NEVER_NULL = [*_KEY, "status", "created_at"]
 CORRUPT = "corrupt"
 
 
@@ -60,7 +61,7 @@ class Store:
 
 def finished(root: Path | str, kind: str) -> dict[tuple[str, str], str]:
     """The status of every stored case, by (suite, case_id); the folder need not be there."""
-    table = _newest(_read(Path(root) / kind, schema_of(kind), [*_KEY, "status", *_ORDER]))
+    table = _newest(_read(Path(root) / kind, schema_of(kind), [*_NEVER_NULL, "row_id"]))
     return {(row["suite"], row["case_id"]): row["status"] for row in table.to_pylist()}
 
 
@@ -152,8 +153,7 @@ def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Ex
     try:
         source = ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
         table = source.to_table(columns=columns, filter=where)
-        if table.column("case_id").null_count:
-            raise pa.ArrowInvalid("rows without a case")
+        _refuse_nulls(table)
         return table
     except FileNotFoundError:
         raise
@@ -170,15 +170,22 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     """
     try:
         table = pq.ParquetFile(path).read()
-        if table.column("case_id").null_count or table.column("suite").null_count:
-            raise pa.ArrowInvalid("rows without a case")
+        table.column("case_id")  # a foreign file has none
         columns = {field.name: _column(table, field) for field in schema}
+        _refuse_nulls(pa.table(columns))
         columns |= {name: table.column(name) for name in table.column_names if name not in columns}
         return pa.table(columns)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(_unreadable(path, error)) from error
+
+
+def _refuse_nulls(table: pa.Table) -> None:
+    """ArrowInvalid where something is missing that every row was written with: without a time none is the newest."""
+    empty = [name for name in _NEVER_NULL if table.column(name).null_count]
+    if empty:
+        raise pa.ArrowInvalid(f"rows without {' and '.join(empty)}")
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -71,6 +71,10 @@ _RECALL = {
 _RECALL_EXTRA = {
     "family": _TEXT,
     "layer_mixers": _TEXT,
+    # The files of the user's own mixers, with their hashes; null where all are part of basedbench.
+    "mixer_source": _TEXT,
+    # What layers have beyond `config` and their mixers' defaults ("layer1.window"); null for most models.
+    "layer_options": _TEXT,
     "init": _TEXT,
     "recipe": _TEXT,
     "task": _TEXT,
@@ -174,7 +178,7 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "calibration": tuple(_CALIBRATION),
 }
 KINDS = tuple(SCHEMAS)
-JSON_COLUMNS = ("config", "fingerprint", "recipe", "task")
+JSON_COLUMNS = ("config", "layer_options", "fingerprint", "recipe", "task")
 
 
 def schema_of(kind: str) -> pa.Schema:

@@ -56,6 +56,14 @@ def pending(cases: Sequence[AnyCase], rows: Sequence[Row], *, fresh: bool, retry
     return [case for case in cases if fresh or case.id not in statuses or statuses[case.id] in retry]
 
 
+def outdated(cases: Sequence[AnyCase], rows: Sequence[Row], own: Sequence[Contender]) -> list[AnyCase]:
+    """The cases of the user's `own` contenders with a row of another version of their files."""
+    versions = {one.name: one.version for one in own}
+    known = {row["case_id"]: row["contender_version"] for row in rows}
+    mine = [case for case in cases if case.contender in versions and known.get(case.id)]
+    return [case for case in mine if known[case.id] != versions[case.contender]]
+
+
 def _check(case: AnyCase, where: str) -> None:
     try:
         if isinstance(case, ModelCase):

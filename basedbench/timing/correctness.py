@@ -50,7 +50,9 @@ def check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
 
 
 def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
-    results = _results(case, contender, call, device)
+    results, changed = _results(case, contender, call, device)
+    if changed:
+        return Verdict(math.nan, 0.0, "itself", f"it writes into its input {changed[0]}")
     tensors = inputs(case, 0, device)
     part = part_of(case, tensors)
     share = 1.0
@@ -66,18 +68,31 @@ def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict
     return judge(results, same, truth, case, name if part is None else f"{name}, {part.words}")
 
 
-def _results(case: Case, contender: Contender, call: Call, device: str) -> dict[str, Tensor]:
-    """The contender's results, in memory that held NaN before: a row that it does not write shows."""
+def _results(case: Case, contender: Contender, call: Call, device: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The contender's results, in memory that held NaN before: a row that it does not write shows.
+
+    And the inputs that it changed: its next call would compute something else.
+    """
+    changed: list[str] = []
 
     def run() -> dict[str, Tensor]:
         tensors = contender.layout(case, inputs(case, 0, device))
-        return program(case, call, tensors, device).results()
+        before = {name: _sum_of_bits(x) for name, x in tensors.items()}
+        results = program(case, call, tensors, device).results()  # which copies the states: they may be rewritten
+        changed[:] = [name for name, x in tensors.items() if not torch.equal(_sum_of_bits(x), before[name])]
+        return results
 
     with contender.context(case):
         shapes = [(x.shape, x.dtype) for x in run().values() if x.is_floating_point()]
         poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in shapes]
         del poison
-        return run()
+        return run(), changed
+
+
+def _sum_of_bits(x: Tensor) -> Tensor:
+    """A number that a change of `x` changes too; without a copy of it."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.detach().view(whole[x.element_size()]).sum(dtype=torch.int64)
 
 
 def judge(results: Results, same: Results, truth: Results, case: Case, name: str) -> Verdict:
@@ -89,7 +104,11 @@ def verdict(found: Sequence[Finding], name: str) -> Verdict:
     """The verdict on findings; `name` is the truth's."""
     worst = max(found, key=lambda one: one.excess)
     largest = max((one for one in found if one.whole), key=_size, default=worst)
-    reason = f"{worst.where}: {worst.measure} {worst.error:.2g}, at most {worst.bound:.2g} is allowed"
+    reason = (
+        worst.where
+        if worst.absent
+        else f"{worst.where}: {worst.measure} {worst.error:.2g}, at most {worst.bound:.2g} is allowed"
+    )
     return Verdict(largest.error, largest.bound, name, None if worst.right else reason)
 
 

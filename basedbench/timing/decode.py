@@ -7,6 +7,7 @@ turns in shuffled rounds, each step at the context length it would have at the e
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from basedbench.config import case_id
 from basedbench.models.recall import RecallModel
+from basedbench.models.state import state_bytes
 from basedbench.store.schema import blank_row
 from basedbench.timing.clock import Clock
 from basedbench.timing.failures import classify
@@ -49,15 +51,15 @@ def decode_rows(
     failures: dict[int, tuple[str, str]] = {}
     with torch.inference_mode():
         for index, decoder in enumerate(decoders):
-            _draw_what_starts_at_zero(decoder.model)
-            decoder.model.to(device).eval()
-            error = step_error(decoder.model, device)
-            errors.append(error)
-            if error <= TOLERANCE:
-                try:
+            errors.append(None)
+            try:
+                _draw_what_starts_at_zero(decoder.model)
+                decoder.model.to(device).eval()
+                errors[index] = error = step_error(decoder.model, device)
+                if error <= TOLERANCE:
                     ready[index] = _sampler(decoder, device, batch, clock)
-                except RuntimeError as failure:  # mostly: the states do not fit
-                    failures[index] = classify(failure)
+            except (Exception, SystemExit) as failure:  # the states do not fit, or a mixer raises
+                failures[index] = classify(failure)
         measured = _rounds(ready, rounds, Telemetry(device))
     for index, decoder in enumerate(decoders):
         row = _blank(decoder, suite, device_type, batch) | {"error": errors[index]}
@@ -135,7 +137,6 @@ def _rounds(samplers: dict[int, Sampler], rounds: int, telemetry: Telemetry) -> 
 def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, Any]:
     shape = {"mode": "decode", "dtype": "fp32", "batch": batch, "length": decoder.length}
     meaning = {"kind": "decode", "model": decoder.name, "config": json.loads(decoder.config), "device": device, **shape}
-    state = decoder.model.init_state(1, decoder.length, device="meta")
     return (
         blank_row("throughput")
         | shape
@@ -148,6 +149,12 @@ def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, A
             "device": device,
             "cache": "hot",
             "graph": device == "cuda",
-            "state_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+            "state_bytes": _state_bytes(decoder),
         }
     )
+
+
+def _state_bytes(decoder: Decoder) -> int | None:
+    with suppress(Exception, SystemExit):  # its step has failed then, and the row says how
+        return state_bytes(decoder.model, decoder.length)
+    return None

@@ -43,6 +43,11 @@ class Finding:
         return self.error <= self.bound
 
     @property
+    def absent(self) -> bool:
+        """Whether there is nothing to measure: results are missing or have another shape."""
+        return math.isnan(self.error) and not self.bound
+
+    @property
     def excess(self) -> float:
         """The error as a multiple of the bound."""
         return math.inf if math.isnan(self.error) else self.error / self.bound

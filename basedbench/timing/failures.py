@@ -2,6 +2,8 @@
 
 import re
 
+from basedbench.errors import sentence
+
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "std::bad_alloc", "cannot allocate memory")
 UNSUPPORTED = (
     "no available kernel",
@@ -54,7 +56,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _sentence(error: BaseException) -> str:
-    return shorten(f"{type(error).__name__}: {error}")
+    return shorten(sentence(error))
 
 
 def shorten(text: str) -> str:

@@ -18,8 +18,8 @@ from basedbench.timing.comparison import Comparison, compare_accuracies, compare
 Row = Mapping[str, Any]
 # Everything that defines a recall run except its seed.
 _RECALL = (
-    *("mixer", "config", "d_model", "layers", "layer_mixers", "learning_rate", "precision", "epochs", "init"),
-    *("task", "recipe", "device"),
+    *("mixer", "config", "d_model", "layers", "layer_mixers", "layer_options"),
+    *("learning_rate", "precision", "epochs", "init", "task", "recipe", "device"),
 )
 
 
@@ -125,7 +125,8 @@ def _by_model(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> Pair:
     first = a[0]
-    options = "".join(f" {name}={value}" for name, value in json.loads(first["config"]).items())
+    given = json.loads(first["config"]) | json.loads(first["layer_options"] or "{}")
+    options = "".join(f" {name}={value}" for name, value in given.items())
     label = f"{first['mixer']} d_model={first['d_model']}{options} lr={first['learning_rate']:g}"
     values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
     means = [fmean(one) if one else None for one in values]

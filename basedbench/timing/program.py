@@ -97,7 +97,11 @@ def _start(draw: Draw, end: Tensor, part: Part | None) -> Tensor:
 
 
 def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    found = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    for one in found:
+        if not isinstance(one, Tensor):
+            raise TypeError(f"it returns {one!r:.40} where a tensor is due")
+    return found
 
 
 def _output_names(count: int) -> list[str]:

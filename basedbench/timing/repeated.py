@@ -20,6 +20,8 @@ def repeated_step(step: Callable[[State], tuple[Tensor, State]], state: State, p
 
     def call() -> Tensor:
         logits, after = step(state)
+        if after.keys() != state.keys():
+            raise ValueError(f"a step changes what the state consists of: {sorted(after.keys() ^ state.keys())}")
         for name, tensor in after.items():
             if tensor is not state[name]:
                 state[name].copy_(tensor)

@@ -8,8 +8,9 @@ from typing import Any
 from basedbench.config import RecallSuite, case_id, expand_grid
 from basedbench.config.recall import LayerSection, ModelSection, TaskSection, TestSection, TrainSection
 from basedbench.errors import UserError
-from basedbench.mixers import check_options
+from basedbench.mixers import check_options, get_mixer
 from basedbench.models.recall import LayerSpec
+from basedbench.sources import source_of
 from basedbench.tasks import MQAR
 
 
@@ -41,7 +42,7 @@ class RecallCase:
     @property
     def model_label(self) -> str:
         """The label without what differs between runs of one model."""
-        options = "".join(f" {name}={value}" for name, value in self.named)
+        options = "".join(f" {name}={value}" for name, value in (*self.named, *self.layer_options.items()))
         return f"{self.mixer} d_model={self.d_model}{options}"
 
     @property
@@ -58,6 +59,26 @@ class RecallCase:
     def layer_mixers(self) -> str:
         """The mixers from the lowest layer up: `base_conv+based`."""
         return "+".join(layer.mixer for layer in self.layers)
+
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """What layers have beyond `config` and their mixers' defaults, the lowest being the first: `layer1.window`."""
+        found: dict[str, Any] = {}
+        for number, layer in enumerate(self.layers, start=1):
+            usual = self.config if layer.mixer == self.mixer else check_options(layer.mixer, self.d_model, {})
+            found |= {f"layer{number}.{k}": v for k, v in layer.options.items() if k not in usual or usual[k] != v}
+        return found
+
+    @property
+    def layer_options_json(self) -> str | None:
+        """`layer_options` as the rows have it: null for most models."""
+        return json.dumps(self.layer_options, sort_keys=True) if self.layer_options else None
+
+    @property
+    def source(self) -> str | None:
+        """The files of the user's own mixers in it, with their hashes; None if all are ours."""
+        found = {source_of(get_mixer(layer.mixer)) for layer in self.layers}
+        return ", ".join(sorted(one for one in found if one)) or None
 
     @property
     def longest(self) -> int:

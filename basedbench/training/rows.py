@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +23,17 @@ class Circumstances:
     train_s: float = 0.0
     concurrent_runs: int = 1
     data_hash: str | None = None
+    sizes: Mapping[str, int] | None = None  # `model_sizes`, where they were measured
 
 
 def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstances, reason: str = "") -> dict[str, Any]:
     """The row of a finished run, whatever its status."""
     accuracies = progress.accuracies
+    sizes = circumstances.sizes if circumstances.sizes is not None else _sizes_if_any(case)
     return {
         **blank_row("recall"),
         **_case_columns(case),
-        **_model_columns(case),
+        **sizes,
         "status": progress.status,
         "reason": reason or None,
         "stop_reason": progress.stop_reason or None,
@@ -62,6 +66,8 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
         "d_model": case.d_model,
         "layers": len(case.layers),
         "layer_mixers": case.layer_mixers,
+        "mixer_source": case.source,
+        "layer_options": case.layer_options_json,
         "learning_rate": case.learning_rate,
         "seed": case.seed,
         "precision": train.precision,
@@ -76,7 +82,8 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
     }
 
 
-def _model_columns(case: RecallCase) -> dict[str, Any]:
+def model_sizes(case: RecallCase) -> dict[str, int]:
+    """Parameters and the three counts of the state; raises whatever a mixer raises that cannot be built or begun."""
     model = build_model(case)
     return {
         "parameters": model.parameters_count(),
@@ -84,3 +91,10 @@ def _model_columns(case: RecallCase) -> dict[str, Any]:
         "state_bytes_zoology": state_bytes_zoology(model, case.longest),
         "state_bytes_paper": state_bytes_paper(model, case.longest),
     }
+
+
+def _sizes_if_any(case: RecallCase) -> dict[str, int]:
+    """A failed run has a row whatever is wrong with its model."""
+    with suppress(Exception, SystemExit):
+        return model_sizes(case)
+    return {}

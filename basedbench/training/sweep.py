@@ -47,6 +47,14 @@ def plan(cases: Sequence[RecallCase], store: Store, fresh: bool, retry: frozense
     return result
 
 
+def outdated(plan: Plan, store: Store) -> list[RecallCase]:
+    """The cases that a plan leaves as they are, though the file of the user's own mixer is not what made their rows."""
+    kept = [*((case, case.suite) for case in plan.done), *plan.borrowed]
+    kept = [(case, suite) for case, suite in kept if case.source]
+    known = {(row["suite"], row["case_id"]): row["mixer_source"] for row in rows(store.root, "recall")} if kept else {}
+    return [case for case, suite in kept if known[suite, case.case_id] not in (None, case.source)]
+
+
 def borrow(store: Store, borrowed: Sequence[tuple[RecallCase, str]]) -> None:
     """Copy rows of equal runs to this suite's name."""
     if not borrowed:

@@ -18,7 +18,7 @@ RECALL = pd.DataFrame(
 
 def timed(**changes: object) -> dict[str, object]:
     row = {"model": "base_conv+based d_model=64", "config": '{"feature_dim": 8}', "mode": "decode", "status": "ok"}
-    row |= {"batch": 1, "length": 64, "dtype": "fp32", "device_name": "X", "tokens_per_s": 10.0}
+    row |= {"suite": "s", "batch": 1, "length": 64, "dtype": "fp32", "device_name": "X", "tokens_per_s": 10.0}
     return row | {"median_ms": 2.0, "ci_low_ms": 1.6, "ci_high_ms": 2.5} | changes
 
 
@@ -27,6 +27,21 @@ def test_the_rate_of_the_same_model_at_the_largest_batch() -> None:
     rates = with_decode_rate(RECALL, pd.DataFrame([*rows, timed(model=None, batch=256)]))["decode_tokens_per_s"]
     assert rates[0] == 500
     assert math.isnan(rates[1])
+
+
+def test_the_rate_is_that_of_its_own_suite_where_that_was_timed() -> None:
+    rows = [timed(tokens_per_s=7.0), timed(suite="other", tokens_per_s=1.0, length=9)]
+    for order in (rows, rows[::-1]):
+        own = with_decode_rate(RECALL, pd.DataFrame(order))
+        assert (own["decode_tokens_per_s"][0], own["decode_length"][0]) == (7, 64)
+    assert with_decode_rate(RECALL, pd.DataFrame(rows[1:]))["decode_tokens_per_s"][0] == 1
+
+
+def test_models_that_differ_in_another_layer_have_rates_of_their_own() -> None:
+    recall = RECALL.assign(layer_mixers="a+based", config="{}", layer_options=[None, '{"layer1.window": 4}'])
+    names = ("a+based d_model=64", "a+based d_model=64 layer1.window=4")
+    rows = [timed(model=name, config="{}", tokens_per_s=rate) for name, rate in zip(names, (1.0, 2.0), strict=True)]
+    assert list(with_decode_rate(recall, pd.DataFrame(rows))["decode_tokens_per_s"]) == [1, 2]
 
 
 @pytest.mark.parametrize("change", [{"status": "incorrect"}, {"mode": "fwd"}, {"config": "{}"}])
@@ -50,5 +65,5 @@ def test_a_batch_that_was_not_timed_is_refused_with_those_that_were() -> None:
 
 def test_the_note_says_how_the_models_were_decoded() -> None:
     rows = pd.DataFrame([timed(), timed(batch=64, length=1024)])
-    note = decoding_note(with_decode_rate(RECALL, rows), rows)
+    note = decoding_note(with_decode_rate(RECALL, rows))
     assert note == "Decoded on X, batch 64, behind 1,024 tokens, fp32; level bars: 95% intervals."

@@ -157,6 +157,7 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
         (["--swep"], ["no such option --swep", "'--sweep'"]),
         (["--sweep", "--sute=quick"], ["no such option --sute", "'--suite'"]),
         (["--sweep", "--heads", "2"], ["--heads does not go with --sweep"]),
+        (["--sweep", "--d-model", "64"], ["--d-model does not go with --sweep"]),
         (["--mixer", "based", "--feature-dim", "[1"], ["--feature-dim '[1'", "a list such as [8,16]"]),
         (["--sweep", "--seed", "99999999999999999999"], ["train.seeds[0]", "less than"]),
         (["--mixer", "based", "--d-model", "1000000000", "--dry-run"], ["d_model=1000000000", "cannot be built"]),

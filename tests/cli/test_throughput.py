@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from basedbench.cli import throughput, throughput_report
+from basedbench.cli import throughput, throughput_report, timing_tables
 from basedbench.cli.throughput_report import outcome
 from basedbench.store import Store, load
 from basedbench.store.schema import blank_row
@@ -120,6 +120,31 @@ def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path
     rows = load(out, "throughput").set_index("contender")
     assert rows.loc["mine", "status"] == "ok"
     assert rows.loc["wrong", "status"] == "incorrect"
+
+
+def test_a_call_faster_than_the_ceilings_is_pointed_out(run: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = ("--contender", "ours", "--filter", "taylor.* 1x16 ")
+    assert "than the ceilings allow" not in run(*only).stdout
+    row = load(out, "throughput").iloc[0]
+    monkeypatch.setattr(throughput_report, "BEYOND", row["flops_fraction"] / 2)
+    assert "1 row faster than the ceilings allow: taylor_attention/ours fwd fp32 1x16." in run(*only).stdout
+
+
+@pytest.mark.parametrize(
+    ("cache", "bandwidth", "flops", "beyond"),
+    [("cold", 2.0, 0.1, True), ("hot", 2.0, 0.1, False), ("hot", None, 2.0, True), ("cold", None, None, False)],
+)
+def test_bytes_that_a_cache_holds_are_no_matter_of_the_memory_s_ceiling(
+    cache: str, bandwidth: float | None, flops: float | None, beyond: bool
+) -> None:
+    row = {"cache": cache, "bandwidth_fraction": bandwidth, "flops_fraction": flops}
+    assert throughput_report._beyond_ceilings(row) is beyond
+
+
+def test_an_interval_is_in_the_unit_of_its_median() -> None:
+    row = {"median_ms": 0.02, "ci_low_ms": 0.0198, "ci_high_ms": 0.11}
+    assert timing_tables._interval(row) == "19.8 - 110"
+    assert timing_tables._interval(row | {"median_ms": 0.2}) == "0.0198 - 0.11"
 
 
 @pytest.mark.parametrize(

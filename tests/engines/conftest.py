@@ -39,6 +39,25 @@ class Raises(Broken):
 
 
 @register
+class Unbuilt(Broken):
+    name = "unbuilt"
+
+    def __init__(self, d_model, **options):
+        raise ValueError("no such width")
+
+
+@register
+class Stateless(Broken):
+    name = "stateless"
+
+    def forward(self, x_BLD):
+        return x_BLD
+
+    def init_state(self, batch_size, max_length):
+        return {}
+
+
+@register
 class Exhausts(Broken):
     name = "exhausts"
 

@@ -25,16 +25,24 @@ def run(cases: list[RecallCase], root: Path, places: list[Place], plugin: Path) 
 
 
 def test_a_failing_run_touches_no_other(tmp_path: Path, plugin: Path) -> None:
-    cases = cases_of("poison", "raises", "exhausts")
-    memory, rows = run(cases, tmp_path, [Place("cpu", slots=5)], plugin)
+    cases = cases_of("poison", "raises", "unbuilt", "stateless", "exhausts")
+    memory, rows = run(cases, tmp_path, [Place("cpu", slots=7)], plugin)
     assert rows["status"].to_dict() == {
         "poison": "diverged",
         "raises": "runtime_error",
+        "unbuilt": "runtime_error",
+        "stateless": "runtime_error",
         "exhausts": "oom",
         "based": "ok",
         "attention": "ok",
     }
-    assert rows["reason"]["raises"] == "RuntimeError: this mixer never works"
+    assert rows["reason"]["raises"].startswith("RuntimeError: this mixer never works (misbehaving.py line ")
+    assert rows["reason"]["unbuilt"].startswith("ValueError: no such width (misbehaving.py line ")
+    assert "init_state() takes 3 positional arguments" in rows["reason"]["stateless"]
+    assert rows["steps"]["stateless"] == 0  # known before it was trained
+    assert rows[["parameters", "state_bytes"]].isna().all(axis=1).to_dict() == {
+        name: name in ("unbuilt", "stateless") for name in rows.index
+    }
     assert rows["stop_reason"]["poison"] == "loss is not finite"
     for case in cases[-2:]:
         assert rows["accuracy_by_epoch"][case.mixer] == trained(case).progress.accuracies

@@ -17,6 +17,9 @@ GARBAGE = {
     "cut": None,  # a row's first half
     "foreign": {"height": [1.0]},
     "nameless": {"suite": ["s"], "case_id": pa.nulls(1, pa.string()), "status": ["ok"]},
+    "homeless": {"suite": pa.nulls(1, pa.string()), "case_id": ["c"], "status": ["ok"], "created_at": [MORNING]},
+    "endless": {"suite": ["s"], "case_id": ["c"], "created_at": [MORNING]},
+    "ageless": {"suite": ["s"], "case_id": ["c"], "status": ["ok"]},
     "mistyped": {"suite": ["s"], "case_id": ["c"], "status": ["ok"], "accuracy": ["high"]},
 }
 

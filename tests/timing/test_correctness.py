@@ -69,6 +69,25 @@ def test_values_that_are_no_numbers_are_refused(value: float) -> None:
     assert not math.isfinite(result.error)
 
 
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+def test_a_call_that_changes_its_inputs_is_refused(mode: str) -> None:
+    """Its first results are right, and whatever is timed afterwards is another problem."""
+
+    def halve(y, tensors):
+        tensors["v_BLHV"].data[:, -1].mul_(0.5)
+        return y
+
+    result = verdict(halve, mode=mode)
+    assert result.reason == "it writes into its input v_BLHV"
+    assert math.isnan(result.error)
+
+
+def test_what_is_no_tensor_or_has_another_shape_is_said_so() -> None:
+    with pytest.raises(TypeError, match="it returns None where a tensor is due"):
+        verdict(lambda y, _: None)
+    assert verdict(lambda y, _: y[:, :-1]).reason.endswith("is due")
+
+
 def test_wrong_gradients_are_refused_by_name() -> None:
     def detach_half(y, tensors):
         return y + (tensors["k_BLHK"].sum() - tensors["k_BLHK"].sum().detach())  # same value, other gradient

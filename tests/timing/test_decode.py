@@ -66,6 +66,35 @@ def test_a_wrong_step_behind_a_projection_that_starts_at_zero_is_not_timed() -> 
     assert row["status"] == "incorrect"
 
 
+def raises(*arguments: object) -> object:
+    raise AttributeError("no such thing")
+
+
+def leaves(*arguments: object) -> object:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "words"),
+    [
+        ("step", raises, "no such thing (test_decode.py line"),
+        ("step", leaves, "SystemExit: 3"),
+        ("init_state", raises, "no such thing"),
+        ("step", lambda x_BD, state: (x_BD, state | {"more": x_BD}), "a step changes what the state consists of"),
+    ],
+)
+def test_a_mixer_that_raises_costs_its_own_row(
+    monkeypatch: pytest.MonkeyPatch, method: str, change: object, words: str
+) -> None:
+    broken, whole = decoder("base_conv", "based"), decoder("base_conv", "attention")
+    monkeypatch.setattr(broken.model.mixers[1], method, change)
+    monkeypatch.setattr(decode, "TOLERANCE", 100.0)
+    rows = list(decode_rows([broken, whole], "mine", "cpu", batch=2, rounds=3, clock=WallClock()))
+    assert [row["status"] for row in rows] == ["runtime_error", "ok"]
+    assert words in rows[0]["reason"]
+    assert (rows[0]["state_bytes"] is None) == (method == "init_state")
+
+
 def test_the_same_step_can_be_taken_for_ever() -> None:
     with torch.inference_mode():
         call = _step_at_length(decoder("base_conv", "attention"), "cpu", 2)

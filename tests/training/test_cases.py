@@ -57,6 +57,14 @@ def test_layers_of_their_own(make_case: MakeCase) -> None:
     assert [layer.mixer for layer in case.layers] == ["base_conv", "sliding_window", "based"]
     assert case.layers[1].options["window"] == 4
     assert case.config["feature_dim"] == 4
+    assert case.layer_options == {"layer2.window": 4}
+    assert case.model_label == "based d_model=16 feature_dim=4 layer2.window=4"
+
+
+def test_layers_as_their_mixers_have_them_by_default_are_not_named(make_case: MakeCase) -> None:
+    layers = [{"mixer": "sliding_window", "options": {}}, "based", "based"]
+    case = make_case([{"mixer": "based", "layers": layers, "grid": {"d_model": 16, "feature_dim": 4}}])
+    assert (case.layer_options, case.layer_options_json) == ({}, None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+"""What is said where rows are there already, but of another version of the user's own file."""
+
+from collections.abc import Sequence
+
+import typer
+
+
+def say_outdated(labels: Sequence[str], what: str) -> None:
+    """One line on stderr for the runs or cases of these labels, if there are any."""
+    if not labels:
+        return
+    count = f"1 {what.removesuffix('s')} has a row" if len(labels) == 1 else f"{len(labels)} {what} have rows"
+    some = ", ".join(labels[:2]) + (", ..." if len(labels) > 2 else "")
+    verb = "runs" if what == "runs" else "times"
+    again = f"--fresh {verb} {'it' if len(labels) == 1 else 'them'} again"
+    typer.echo(f"{count} of another version of your file ({some}); {again}.", err=True)

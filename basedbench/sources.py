@@ -1,0 +1,24 @@
+"""Which version of the user's own code a row is of: the file that defines a mixer or contender, and its hash."""
+
+import sys
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+DIGITS = 8
+
+
+def source_of(thing: Any) -> str | None:
+    """`mine.py 3f2a91c0` for a class or function of the user's own; None for one of ours."""
+    name = thing.__module__
+    module = sys.modules.get(name)
+    return None if module is None or name.partition(".")[0] == "basedbench" else _of_module(module)
+
+
+@cache
+def _of_module(module: ModuleType) -> str | None:
+    """Of the file as it was when this was first asked, which registering does: what is running, whatever is edited."""
+    file = Path(getattr(module, "__file__", None) or "")
+    return f"{file.name} {sha256(file.read_bytes()).hexdigest()[:DIGITS]}" if file.is_file() else None

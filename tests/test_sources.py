@@ -1,0 +1,107 @@
+"""Rows of an edited file are told from those of the file as it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from basedbench import plugins
+from basedbench.contenders import get_contender
+from basedbench.contenders import registry as contenders
+from basedbench.mixers import get_mixer
+from basedbench.mixers import registry as mixers
+from basedbench.sources import source_of
+from basedbench.store import load
+from tests.cli.conftest import RunCli, calibrated, out, run_cli
+
+__all__ = ["calibrated", "out", "run_cli"]
+
+OWN = """
+from basedbench.contenders import contender
+from basedbench.kernels import taylor_attention
+from basedbench.mixers import register
+from basedbench.mixers.based import Based
+
+
+@register
+class Mine(Based):
+    name = "mine"
+
+
+@contender("taylor_attention", name="own")
+def own(q, k, v):
+    return taylor_attention(q, k, v)
+"""
+RECALL = """
+kind: recall
+task: {vocab_size: 64}
+train: {segments: [{length: 16, pairs: 2, examples: 32}], batch_size: 16, epochs: 1, learning_rates: [0.01]}
+test: {segments: [{length: 16, pairs: 2}], examples: 20}
+models: [{mixer: mine, grid: {d_model: 16, feature_dim: 2}}, {mixer: based, grid: {d_model: 16, feature_dim: 2}}]
+"""
+TIMES = """
+kind: throughput
+measure: {seconds: 0.1, min_rounds: 3, max_rounds: 4, round_ms: 1, timeout: 60, threads: 1}
+cases:
+  - operator: taylor_attention
+    contenders: [ours]
+    baseline: ours
+    grid: {mode: fwd, dtype: fp32, batch: 1, length: 8, heads: 2, key_dim: 4, value_dim: 8}
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, own_registries: None) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def edit(plugin: Path) -> None:
+    """Change the file, and forget it as a new process would not know it."""
+    plugin.write_text(f"{plugin.read_text()}\n# another line\n")
+    plugins._loaded.clear()
+    mixers._mixers.pop("mine")
+    contenders._REGISTERED.pop("own")
+
+
+def test_a_source_is_that_of_the_user_s_own(plugin: Path) -> None:
+    plugins.load_plugin(plugin)
+    first = source_of(get_mixer("mine"))
+    assert first is not None
+    assert first.startswith("own.py ")
+    assert get_contender("own").version == first
+    assert source_of(get_mixer("based")) is None
+    plugin.write_text("")
+    assert source_of(get_mixer("mine")) == first  # what runs is what was loaded
+
+
+def test_recall_tells_of_rows_of_an_edited_mixer(plugin: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "mine.yaml").write_text(RECALL)
+    arguments = ["recall", "--sweep", "--suite", tmp_path / "mine.yaml", "--plugin", plugin, "--device", "cpu"]
+    arguments += ["--jobs", 1, "--out", tmp_path / "results"]
+    assert "another version" not in run_cli(*arguments).stderr
+    assert "another version" not in run_cli(*arguments).stderr
+    edit(plugin)
+    told = run_cli(*arguments).stderr
+    assert "1 run has a row of another version of your file (mine d_model=16 feature_dim=2 lr=0.01 seed=0)" in told
+    assert "--fresh runs it again" in told
+    assert "another version" not in run_cli(*arguments, "--fresh").stderr
+    assert "another version" not in run_cli(*arguments).stderr
+    sources = load(tmp_path / "results", "recall").set_index("mixer")["mixer_source"]
+    assert not isinstance(sources["based"], str)
+    assert sources["mine"].startswith("own.py ")
+
+
+def test_throughput_tells_of_rows_of_an_edited_contender(
+    plugin: Path, tmp_path: Path, run_cli: RunCli, out: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(TIMES)
+    arguments = ["throughput", "--suite", tmp_path / "mine.yaml", "--plugin", plugin, "--device", "cpu", "--out", out]
+    assert "another version" not in run_cli(*arguments).stderr
+    edit(plugin)
+    assert "1 case has a row of another version of your file (taylor_attention/own" in run_cli(*arguments).stderr
+    planned = run_cli(*arguments, "--dry-run", "--json")
+    assert [case["due"] for case in json.loads(planned.stdout)] == [False, False]
+    assert "another version" not in run_cli(*arguments, "--fresh").stderr
+    assert "another version" not in run_cli(*arguments).stderr
