@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, get_all_start_methods, get_context
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,9 @@ class Worker:
 def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:
     """The far end: answers until the near end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "fork" in get_all_start_methods():
+        # Locks that libraries make (tqdm, in torch's compiler) have no name then: an end by force leaves none behind.
+        set_start_method("fork", force=True)
     with open(log, "wb", buffering=0) as file:
         for stream in (1, 2):  # what implementations print belongs into neither tables nor JSON
             os.dup2(file.fileno(), stream)

@@ -164,6 +164,27 @@ assert "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_a_library_locks_with_in_a_worker_is_not_left_behind(tmp_path: Path) -> None:
+    plugin = tmp_path / "locks.py"
+    plugin.write_text(
+        "import multiprocessing\n"
+        "from basedbench.contenders import Contender, register\n"
+        "@register\n"
+        "class Locks(Contender):\n"
+        "    name, operators = 'locks', ('taylor_attention',)\n"
+        "LOCK = multiprocessing.RLock()\n"
+    )
+    code = f"""
+from basedbench.timing.worker import Worker
+if __name__ == "__main__":
+    worker = Worker("cpu", [{str(plugin)!r}])
+    assert worker.wait() is None
+    worker.stop()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "leaked" not in ended.stderr
+
+
 def test_only_the_workers_of_other_cases_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, reference = make_case("ours"), make_case("reference")
     asked: list[Worker] = []
