@@ -56,8 +56,8 @@ class Progress:
 
 
 def rehearsal(cases: int, processes: int, quiet: bool) -> None:
-    """What happens before the first case, which may take minutes."""
-    if not quiet:
+    """What happens before cases are timed, which may take minutes."""
+    if cases and not quiet:
         typer.echo(f"calling {cases} cases first, in {processes} processes, to compile and check them", err=True)
 
 

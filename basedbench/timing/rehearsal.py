@@ -3,12 +3,14 @@
 A kernel is compiled on one core, and peers try many configurations: one after the other that takes most of a sweep's
 time. Triton keeps what it compiled on disk, for every process. So on a GPU every case is loaded and called once, in as
 many processes as cores and memory allow, by kinds that may share a kernel, what takes longest first; all helpers have
-ended when the first sample is taken. What fails here fails again in the case's own worker, which then says so.
+ended when the first sample is taken. Of peers that tune, all configurations are compiled and none is called: which is
+best cannot be told in company. What fails here fails again in the case's own worker, which then says so.
 
-The workers that will time the cases are up meanwhile. Those whose implementations choose nothing by timing take part:
-each calls its own cases, compiles some of them itself, and checks them. What was right need not be checked again; what
-was not, or did not come to its turn, is checked when it is prepared. They go on as long as that is quicker than one
-after the other: while something compiles, or two of them are at it.
+The workers that will time the cases are up meanwhile, and import what their first calls need. Those whose
+implementations choose nothing by timing take part: each calls its own cases, compiles some of them itself, and checks
+them. What was right need not be checked again; what was not, or did not come to its turn, is checked when it is
+prepared. They go on as long as that is quicker than one after the other: while something compiles, or two of them are
+at it.
 """
 
 import os
@@ -21,7 +23,7 @@ from typing import Any
 
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.failures import harmless
-from basedbench.timing.kinds import by_their_own, kinds
+from basedbench.timing.kinds import by_their_own, kinds, only_compiled
 from basedbench.timing.timeline import note
 from basedbench.timing.worker import Failure, Worker
 
@@ -46,15 +48,17 @@ def rehearse(
     set_up: Callable[..., Any] | None = None,
     own: Mapping[Implementation, Worker] | None = None,
     ready: Sequence[AnyCase] = (),
+    imports: Sequence[AnyCase] = (),
 ) -> Outcome:
     """Call each case once in one of `processes` helpers, or in the worker that will time it if `own` has that.
 
     Cases that may share a kernel are called one after the other by the same one: it is compiled once. `own` workers
-    also call and check what has been compiled by then: `ready` cases at once, the others when a helper is done.
+    import what first calls of `imports` will; they also call and check what has been compiled by then: `ready` cases at
+    once, the others when a helper is done.
     """
     own = own or {}
     parts = [part for part in kinds(cases) if processes or _claimable(part, own)]
-    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure, own, ready)
+    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure, own, ready, imports)
     return troupe.run(min(processes, len(parts)))
 
 
@@ -73,8 +77,10 @@ class _Troupe:
         measure: MeasureSection,
         own: Mapping[Implementation, Worker],
         ready: Sequence[AnyCase],
+        imports: Sequence[AnyCase],
     ) -> None:
         self.left, self.hire, self.measure, self.own = deque(parts), hire, measure, own
+        self.imports = imports
         self.in_hand: list[Sequence[AnyCase]] = []
         self.ready: dict[Implementation, deque[AnyCase]] = {key: deque() for key in own}
         self.workers: list[Worker] = []
@@ -138,6 +144,9 @@ class _Troupe:
             self.changed.notify_all()
 
     def _call_own(self, key: Implementation, worker: Worker) -> None:
+        for case in self.imports:
+            if case.implementation == key:
+                worker.imports(case)
         while part := self._next(key):
             for case in part:
                 if self._failed(worker.rehearse(case, self.measure)):
@@ -218,19 +227,25 @@ class _Rehearsal:
         import torch
 
         from basedbench.timing.beside import compile_ahead
-        from basedbench.timing.subject import subject_of
 
         compile_ahead(self.case, self.device)
-        subject = subject_of(self.case, self.device)
-        with torch.set_grad_enabled(subject.grad), subject.context():
-            subject.load()
-            subject.start()
-        del subject
+        if not only_compiled(self.case):
+            self._call()
         gc.collect()
         if self.device != "cpu":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         return {}
+
+    def _call(self) -> None:
+        import torch
+
+        from basedbench.timing.subject import subject_of
+
+        subject = subject_of(self.case, self.device)
+        with torch.set_grad_enabled(subject.grad), subject.context():
+            subject.load()
+            subject.start()
 
 
 def _set_up(device: str, plugins: Sequence[str]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.contenders import get_contender
 from basedbench.timing.beside import compile_ahead
 from basedbench.timing.clock import Clock
 from basedbench.timing.cross_check import cross_check
@@ -23,6 +24,7 @@ from basedbench.timing.telemetry import Telemetry
 Thunk = Callable[[], object]
 # Modes that run in a CUDA graph on a GPU: whole models, and steps of one token for each sequence.
 IN_GRAPHS = ("decode", "generation", "prefill")
+COMPILER = "torch._dynamo"
 MOST_SAMPLES_A_ROUND = 50
 FEWEST_WALL_CALLS, MOST_WALL_CALLS = 5, 50
 LONG_MS = 200.0  # a call this long is called no more often than need be before it is sampled
@@ -67,6 +69,14 @@ class Session:
             self._release_memory()
             with self.subject.context():
                 return facts | {"status": "ok"} | self._measure_up(first_s)
+
+    def imports(self) -> dict[str, Any]:
+        """What the case's first call imports, and its measuring; on the device nothing happens."""
+        get_contender(self.case.contender).imports(self.case)
+        if self.case.mode in IN_GRAPHS:
+            import_module(COMPILER)
+        gc.freeze()
+        return {}
 
     def rehearse(self) -> dict[str, Any]:
         """Call and check the case, in company: nothing is timed, and `prepare` need not check what is right."""
@@ -184,7 +194,7 @@ class Session:
             return None
         if estimate_ms >= LONG_MS:
             return estimate_ms
-        import_module("torch._dynamo")  # from here on operators are shielded from it, as where users call them
+        import_module(COMPILER)  # from here on operators are shielded from it, as where users call them
         count = int(LONG_MS / max(estimate_ms, 1e-6))
         return wall_ms(self.calls, self.clock, max(FEWEST_WALL_CALLS, min(MOST_WALL_CALLS, count)))
 

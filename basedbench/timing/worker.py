@@ -96,6 +96,11 @@ class Worker:
         """`Session.rehearse` over there."""
         return self._ask("rehearse", case, measure, limit_s=measure.timeout)
 
+    def imports(self, case: Any) -> Failure | None:
+        """`Session.imports` over there; what fails there fails again in the first call."""
+        answer = self._ask("imports", case, None, limit_s=START_LIMIT_S)
+        return answer if isinstance(answer, Failure) else None
+
     def round(self, limit_s: float) -> Any:
         """`Session.round` over there."""
         return self._ask("round", limit_s=limit_s)
@@ -166,7 +171,7 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
         pipe.send("ready")
         while True:
             what, arguments = pipe.recv()
-            if what in ("prepare", "rehearse"):
+            if arguments:  # a case begins
                 session = make(*arguments)
             with noted(" ".join([what, *(getattr(one, "label", "") for one in arguments[:1])])):
                 answer = _attempt(getattr(session, what))
@@ -184,6 +189,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     from basedbench.timing.clock import WallClock
     from basedbench.timing.kept import Kept
     from basedbench.timing.session import Session
+    from basedbench.timing.tuning import look_briefly_first
     from basedbench.timing.waking import open_device, wake
 
     if device != "cpu":
@@ -194,6 +200,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     # What peers tune in here, with the device to themselves, need not be tuned again in the next process.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     if device != "cpu":
+        look_briefly_first()
         wake(device)
     kept = Kept(device)
 
