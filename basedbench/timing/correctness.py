@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from basedbench.config.throughput import Case
-from basedbench.contenders import Call, Contender, operator_of
+from basedbench.contenders import Call, Contender, Tensors, operator_of
 from basedbench.contenders.costs import flops_of
-from basedbench.contenders.operators import bind
+from basedbench.contenders.operators import reference_call
 from basedbench.timing.errors import Finding, Results, findings
 from basedbench.timing.part import part_of
-from basedbench.timing.program import inputs, program
+from basedbench.timing.program import first_run, inputs, program
 
 # Above so many operations the truth is float32: float64 runs at a fraction of its speed.
 FLOAT64_FLOPS = {"cpu": 5e10, "cuda": 2e12}
@@ -59,25 +58,25 @@ def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict
             return Verdict(math.nan, 0.0, "itself", f"{unwritten[0]}: values that are no finite numbers")
         results, tensors, share = part.results(results), part.inputs(tensors), part.share
     dtype = torch.float64 if share * flops_of(case) <= FLOAT64_FLOPS[case.device] else torch.float32
-    reference = bind(operator_of(case).reference, case)
-    truth = program(case, reference, tensors, device, dtype, part).results()
-    same = program(case, reference, tensors, device, part=part).results()
+    reference = reference_call(case, case.batch * case.heads if part is None else part.pairs)
+    truth = first_run(case, reference, tensors, device, dtype, part)[1]
+    same = results if contender.name == "reference" else first_run(case, reference, tensors, device, part=part)[1]
     name = str(dtype).removeprefix("torch.")
     return judge(results, same, truth, case, name if part is None else f"{name}, {part.words}")
 
 
-def _results(case: Case, contender: Contender, call: Call, device: str) -> dict[str, Tensor]:
+def _results(case: Case, contender: Contender, call: Call, device: str) -> Tensors:
     """The contender's results, in memory that held NaN before: a row that it does not write shows."""
-
-    def run() -> dict[str, Tensor]:
-        tensors = contender.layout(case, inputs(case, 0, device))
-        return program(case, call, tensors, device).results()
-
     with contender.context(case):
-        shapes = [(x.shape, x.dtype) for x in run().values() if x.is_floating_point()]
+        tensors = contender.layout(case, inputs(case, 0, device))
+        ready, found = first_run(case, call, tensors, device)
+        shapes = [(x.shape, x.dtype) for x in found.values() if x.is_floating_point()]
+        del found
+        if operator_of(case).states:
+            ready = program(case, call, tensors, device)  # these have been rewritten
         poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in shapes]
         del poison
-        return run()
+        return ready.results()
 
 
 def judge(results: Results, same: Results, truth: Results, case: Case, name: str) -> Verdict:

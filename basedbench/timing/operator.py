@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import Tensor
+
 from basedbench.config.throughput import Case
 from basedbench.contenders import Call, Tensors, get_contender
 from basedbench.contenders.costs import bytes_of, flops_of
@@ -43,7 +45,8 @@ class OperatorSubject:
 
     def calls(self) -> list[Callable[[], object]]:
         sets = max(1, min(INPUT_SETS, INPUT_BYTES[self.case.device] // self.first.input_bytes))
-        others = [self._program(inputs(self.case, index, self.device)) for index in range(1, sets)]
+        gradients = self.first.gradients
+        others = [self._program(inputs(self.case, index, self.device), gradients) for index in range(1, sets)]
         return [one.timed for one in (self.first, *others)]
 
     def replayed(self, capture: Callable[[Callable[[], object]], Callable[[], object]]) -> list[Callable[[], object]]:
@@ -61,5 +64,5 @@ class OperatorSubject:
     def capacity(self, peak_bytes: int) -> dict[str, Any]:
         return {}
 
-    def _program(self, tensors: Tensors) -> Program:
-        return program(self.case, self.call, self.contender.layout(self.case, tensors), self.device)
+    def _program(self, tensors: Tensors, gradients: tuple[Tensor, ...] | None = None) -> Program:
+        return program(self.case, self.call, self.contender.layout(self.case, tensors), self.device, gradients)
