@@ -57,9 +57,10 @@ def _scan(
     state = None if state is None else state.unflatten(1, (groups, -1))
     # Split at once: the gradient of a slice is as long as the sequence, and there would be one for every chunk.
     parts = [tensor.split(chunk, dim=3) for tensor in (x, a, B, C)]
-    outputs = []
-    for part in zip(*parts, strict=True):
-        y, state = _chunk(*part, state, need_state=return_state or len(outputs) + 1 < len(parts[0]))
+    outputs: list[Tensor] = []
+    for x_c, a_c, B_c, C_c in zip(*parts, strict=True):
+        need_state = return_state or len(outputs) + 1 < len(parts[0])
+        y, state = _chunk(x_c, a_c, B_c, C_c, state, need_state=need_state)
         outputs.append(y)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)
     return y.flatten(1, 2).transpose(1, 2), None if state is None else state.flatten(1, 2)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from basedbench.config.models import ModelCase
-from basedbench.config.throughput import AnyCase
+from basedbench.config.throughput import AnyCase, Case
 from basedbench.contenders.costs import bytes_of
 from basedbench.timing.subject import subject_of
 from basedbench.timing.timeline import noted
@@ -48,7 +48,7 @@ def compile_ahead(case: AnyCase, device: str) -> None:
         compile_beside(first, device)
 
 
-def only_launches(case: AnyCase) -> bool:
+def only_launches(case: AnyCase) -> TypeGuard[Case]:
     """Whether all that a case needs compiled shows in a call for nothing. Not whole models: their loading checks."""
     return not isinstance(case, ModelCase) and case.contender in LAUNCHES_ALONE
 

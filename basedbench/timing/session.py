@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.config.throughput import AnyCase, Case, MeasureSection
 from basedbench.contenders import get_contender
 from basedbench.timing.beside import compile_ahead
 from basedbench.timing.clock import Clock
@@ -72,7 +72,8 @@ class Session:
 
     def imports(self) -> dict[str, Any]:
         """What the case's first call imports, and its measuring; on the device nothing happens."""
-        get_contender(self.case.contender).imports(self.case)
+        if isinstance(self.case, Case):
+            get_contender(self.case.contender).imports(self.case)
         if self.case.mode in IN_GRAPHS:
             import_module(COMPILER)
         gc.freeze()

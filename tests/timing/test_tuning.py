@@ -1,4 +1,4 @@
-"""Kernels that choose by timing: in company every choice is made once and none is kept; alone the slow are seen soon."""
+"""Kernels that choose by timing: in company every choice is made and none is kept; alone the slow are soon seen."""
 
 import inspect
 from collections.abc import Iterator
