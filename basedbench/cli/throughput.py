@@ -118,7 +118,7 @@ def throughput(
         progress = report.Progress(len(todo), len(cases), began, quiet)
         with suppress(TimeUp), sweep.deadline.kept():
             sweep.run(todo, progress)
-        progress.close(sweep.spent)
+        progress.close(sweep.spent, sweep.called)
         late = limits.say_left(sweep.deadline, todo, sweep.left, sweep.under_way, rest, what="cases")
     except KeyboardInterrupt as stop:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)

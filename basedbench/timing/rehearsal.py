@@ -14,6 +14,7 @@ at it.
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -32,11 +33,15 @@ Implementation = tuple[str, str]
 
 @dataclass
 class Outcome:
-    """What came of a rehearsal. Nobody needs to mind `failures`; the workers of `lost` cases are of no further use."""
+    """What came of a rehearsal. Nobody needs to mind `failures`; the workers of `lost` cases are of no further use.
+
+    `seconds` are those of all processes together.
+    """
 
     compiled: list[AnyCase] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     lost: list[AnyCase] = field(default_factory=list)
+    seconds: dict[Implementation, float] = field(default_factory=dict)
 
 
 def rehearse(
@@ -121,7 +126,7 @@ class _Troupe:
                 for case in part:
                     if lost and not self._replaced(place):
                         break
-                    lost = self._failed(self.workers[place].prepare(case, self.measure))
+                    lost = self._failed(self._timed(case, self.workers[place].prepare))
                 self._done(part, by_helper=True)
         finally:
             self._gone(place)
@@ -149,13 +154,21 @@ class _Troupe:
                 worker.imports(case)
         while part := self._next(key):
             for case in part:
-                if self._failed(worker.rehearse(case, self.measure)):
+                if self._failed(self._timed(case, worker.rehearse)):
                     self.outcome.lost.append(case)
                     self.ready.pop(key)  # nothing more is for it to do
                     self._done(part)
                     self._leave()
                     return
             self._done(part)
+
+    def _timed(self, case: AnyCase, ask: Callable[[AnyCase, MeasureSection], object]) -> object:
+        began = time.monotonic()
+        answer = ask(case, self.measure)
+        with self.changed:
+            known = self.outcome.seconds
+            known[case.implementation] = known.get(case.implementation, 0.0) + time.monotonic() - began
+        return answer
 
     def _failed(self, answer: object) -> bool:
         """Whether an answer means that the process is of no further use."""

@@ -12,7 +12,7 @@ from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.kinds import FEWEST, by_their_own, first_of_modes, processes_for, to_rehearse
+from basedbench.timing.kinds import FEWEST, by_their_own, first_of_modes, only_compiled, processes_for, to_rehearse
 from basedbench.timing.rehearsal import rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
@@ -24,6 +24,7 @@ from basedbench.timing.worker import Workers
 
 Row = dict[str, Any]
 IDLE_SHARE = 0.1  # of the device's memory, for the contexts of processes that wait for their operator
+AHEAD = "calling and checking first"  # what the time before cases are timed is spent on
 AHEAD_SHARE = 0.25  # of the time that is left: so much of it, once timed, is called ahead at a time
 
 
@@ -91,6 +92,7 @@ class Sweep:
         self.left: list[AnyCase] = []  # the cases that are not done
         self._group: list[AnyCase] = []
         self.spent: dict[str, float] = {}  # seconds that no case is charged for, by what they were spent on
+        self.called: dict[str, float] = {}  # seconds in all processes before cases were timed, by operator/contender
         found = fingerprint(device)
         self.fingerprint: dict[str, Any] = found
         self.origin: dict[str, Any] = {
@@ -140,7 +142,7 @@ class Sweep:
 
         Nothing else is under way meanwhile, and when this returns nothing is.
         """
-        with self._spending("calling and checking first"):
+        with self._spending(AHEAD):
             if self.device != "cpu":
                 workers.start([*soon[0], *_first_of_kinds(soon, self._idle())])  # they take part in the rehearsal
             self._rehearse(workers, [case for group in soon for case in group])
@@ -185,7 +187,8 @@ class Sweep:
         imports = first_of_modes(cases)
         taking_part = {case.implementation for case in imports}
         own = {key: worker for key, worker in workers.running.items() if key in taking_part}
-        helpers = processes_for(wanted, most_processes(self.device, cores())) if len(wanted) >= FEWEST else 0
+        worth_it = len(wanted) >= FEWEST or any(map(only_compiled, wanted))
+        helpers = processes_for(wanted, most_processes(self.device, cores())) if worth_it else 0
         if helpers + len(own) < 2:
             return
         self.on_rehearsal(len(wanted) + len(ready), helpers + len(own))
@@ -194,6 +197,9 @@ class Sweep:
         )
         for case in outcome.lost:
             workers.discard(case)
+        for (subject, contender), seconds in outcome.seconds.items():
+            name = f"{subject}/{contender}"
+            self.called[name] = self.called.get(name, 0.0) + seconds
         known.add(outcome.compiled)
 
     def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:
