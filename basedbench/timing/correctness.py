@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from basedbench.config.throughput import Case
-from basedbench.contenders import Call, Contender, Tensors, operator_of
+from basedbench.contenders import Call, Contender, Tensors
 from basedbench.contenders.costs import flops_of
 from basedbench.contenders.operators import reference_call
 from basedbench.timing.errors import Finding, Results, findings
 from basedbench.timing.part import part_of
-from basedbench.timing.program import first_run, inputs, program
+from basedbench.timing.program import Begun, first_run, inputs, program
 
 # Above so many operations the truth is float32: float64 runs at a fraction of its speed.
 FLOAT64_FLOPS = {"cpu": 5e10, "cuda": 2e12}
@@ -32,13 +32,14 @@ class Verdict:
     reason: str | None  # why the results are wrong, None if they are right
 
 
-def check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
+def check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:
     """Run the contender on freshly drawn inputs and hold its results against the truth.
 
-    Where the truth does not fit the device's memory, a single sequence is checked; `truth` says so.
+    Where the truth does not fit the device's memory, a single sequence is checked; `truth` says so. A call that has run
+    before need not once more for what is known of it.
     """
     try:
-        return _check(case, contender, call, device)
+        return _check(case, contender, call, device, begun)
     except torch.OutOfMemoryError:
         if case.batch == 1:
             raise
@@ -48,8 +49,8 @@ def check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
     return Verdict(verdict.error, verdict.bound, f"{verdict.truth}, at batch 1", verdict.reason)
 
 
-def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
-    results = _results(case, contender, call, device)
+def _check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:
+    results = _results(case, contender, call, device, begun)
     tensors = inputs(case, 0, device)
     part = part_of(case, tensors)
     share = 1.0
@@ -65,16 +66,14 @@ def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict
     return judge(results, same, truth, case, name if part is None else f"{name}, {part.words}")
 
 
-def _results(case: Case, contender: Contender, call: Call, device: str) -> Tensors:
+def _results(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None) -> Tensors:
     """The contender's results, in memory that held NaN before: a row that it does not write shows."""
     with contender.context(case):
         tensors = contender.layout(case, inputs(case, 0, device))
-        ready, found = first_run(case, call, tensors, device)
-        shapes = [(x.shape, x.dtype) for x in found.values() if x.is_floating_point()]
-        del found
-        if operator_of(case).states:
-            ready = program(case, call, tensors, device)  # these have been rewritten
-        poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in shapes]
+        if begun is None:
+            begun = Begun.by(*first_run(case, call, tensors, device))
+        ready = program(case, call, tensors, begun.gradients)
+        poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in begun.shapes]
         del poison
         return ready.results()
 

@@ -64,25 +64,31 @@ class Program:
         return {name: tensor.detach() for name, tensor in zip(names, run, strict=True)} | states
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What the first run of a case tells of the next ones: what a backward starts from, the shapes of results."""
+
+    gradients: tuple[Tensor, ...]
+    shapes: tuple[tuple[torch.Size, torch.dtype], ...]  # of those with floating point
+
+    @classmethod
+    def by(cls, first: Program, results: Tensors) -> "Begun":
+        """From that run."""
+        floating = (x for x in results.values() if x.is_floating_point())
+        return cls(first.gradients, tuple((x.shape, x.dtype) for x in floating))
+
+
 def inputs(case: Case, index: int, device: str) -> Tensors:
     """Input set number `index` of a case; the same for every contender."""
     return operator_of(case).draw(Draw(case, index, device))
 
 
-def program(
-    case: Case, call: Call, tensors: Tensors, device: str, gradients: tuple[Tensor, ...] | None = None
-) -> Program:
-    """The call on these tensors; states are copied, as they will be rewritten.
+def program(case: Case, call: Call, tensors: Tensors, gradients: tuple[Tensor, ...]) -> Program:
+    """The call on these tensors, with the gradients that a backward starts from: all input sets have the same.
 
-    With a backward, inputs become leaves, and the gradients that it starts from are drawn in the layout of the outputs
-    (an input set has the same as another: those may be given).
+    States are copied, as they will be rewritten; with a backward, inputs become leaves.
     """
-    own = _own(case, tensors, None)
-    if case.mode != "fwd_bwd" or gradients is not None:
-        return Program(case, call, own, gradients or ())
-    with torch.enable_grad():
-        outputs = _as_tuple(call(own))
-    return Program(case, call, own, _starts(case, outputs, device, None))
+    return Program(case, call, _own(case, tensors, None), gradients)
 
 
 def first_run(
@@ -93,9 +99,10 @@ def first_run(
     dtype: torch.dtype | None = None,
     part: Part | None = None,
 ) -> tuple[Program, Tensors]:
-    """A program, all in `dtype` if one is given, and its results: the backward follows the forward that it was made of.
+    """A program, all in `dtype` if one is given, and its results.
 
-    If the tensors are a part of the case's, so are the gradients.
+    The gradients that a backward starts from are drawn in the layout of the outputs, once these are there. If the
+    tensors are a part of the case's, so are the gradients.
     """
     own = _own(case, tensors, dtype)
     outputs = _as_tuple(call(own))
