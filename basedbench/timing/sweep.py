@@ -113,7 +113,8 @@ class Sweep:
             while (group := self._next(todo)) is not None:
                 if group not in ahead:
                     ahead = self._soon([group, *todo])
-                    self._call_ahead(workers, ahead)
+                    self._call_ahead(workers, ahead, _models(todo))
+                self._group = group
                 models = _models(todo)
                 # Those that are done stay unless models need the room: one that ends takes a third of a second with it.
                 kept = [] if models else done[::-1]
@@ -137,15 +138,17 @@ class Sweep:
             soon.append(group)
         return soon
 
-    def _call_ahead(self, workers: Workers, soon: list[list[AnyCase]]) -> None:
+    def _call_ahead(self, workers: Workers, soon: list[list[AnyCase]], later: list[AnyCase]) -> None:
         """Whatever is done before these groups are timed, beside each other; what the rows relate to, if it is lacking.
 
-        Nothing else is under way meanwhile, and when this returns nothing is.
+        Nothing else is under way meanwhile, and when this returns nothing is. Workers of `later` cases stay.
         """
+        cases = [case for group in soon for case in group]
         with self._spending(AHEAD):
             if self.device != "cpu":
-                workers.start([*soon[0], *_first_of_kinds(soon, self._idle())])  # they take part in the rehearsal
-            self._rehearse(workers, [case for group in soon for case in group])
+                workers.start([*soon[0], *_first_of_kinds(soon, self._idle())], later=later)  # they take part
+                workers.spare(cases)
+            self._rehearse(workers, cases)
             workers.wait()
         with self._spending("ceilings"):
             if self.find_ceilings is not None:
@@ -157,7 +160,6 @@ class Sweep:
         group = next((group for group in todo if self.deadline.in_time(*group)), None)
         if group is not None:
             todo.remove(group)
-            self._group = group
         return group
 
     @property

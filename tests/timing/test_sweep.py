@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from basedbench.config.throughput import AnyCase, MeasureSection
-from basedbench.engines.deadline import Deadline, Pace
+from basedbench.engines.deadline import Deadline, Pace, TimeUp
 from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing import sweep as sweeps
@@ -266,6 +266,19 @@ def test_with_a_time_limit_a_part_of_what_is_left_is_called_ahead_at_a_time(
     for length in timed:
         first = next(place for place, (what, lengths) in enumerate(events) if what == "called" and length in lengths)
         assert first < events.index(("timed", [length]))
+
+
+def test_what_was_only_called_ahead_when_the_time_was_up_was_not_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_is_up(self: Sweep, workers: Workers, cases: list[AnyCase]) -> None:
+        raise TimeUp
+
+    monkeypatch.setattr(Sweep, "_rehearse", time_is_up)
+    sweep, cases = Sweep("own", Store(tmp_path), "cpu", MEASURE), [make_case("ours", length=8)]
+    with pytest.raises(TimeUp):
+        sweep.run(cases, lambda row: None)
+    assert (sweep.left, sweep.under_way) == (cases, [])
 
 
 def test_without_a_limit_all_is_called_ahead_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
