@@ -6,7 +6,7 @@ gradient and state. A contender computes its whole case; of a large one the refe
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,6 +30,7 @@ class Verdict:
     bound: float
     truth: str
     reason: str | None  # why the results are wrong, None if they are right
+    in_full: bool = True  # False if memory was short, and a single sequence was checked
 
 
 def check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:
@@ -46,7 +47,7 @@ def check(case: Case, contender: Contender, call: Call, device: str, begun: Begu
     torch.cuda.empty_cache()
     one = case.model_copy(update={"batch": 1})
     verdict = _check(one, contender, contender.build(one), device)
-    return Verdict(verdict.error, verdict.bound, f"{verdict.truth}, at batch 1", verdict.reason)
+    return replace(verdict, truth=f"{verdict.truth}, at batch 1", in_full=False)
 
 
 def _check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:

@@ -80,14 +80,17 @@ class Session:
         return {}
 
     def rehearse(self) -> dict[str, Any]:
-        """Call and check the case, in company: nothing is timed, and `prepare` need not check what is right."""
+        """Call and check the case, in company: nothing is timed, and `prepare` need not check what is right.
+
+        Where others leave too little memory, it is checked when they are gone.
+        """
         started = self.clock.now()
         with torch.set_grad_enabled(self.subject.grad):
             compile_ahead(self.case, self.device)
             compiling_s = self.clock.now() - started
             first_s = compiling_s + self._started()
             verdict = self.subject.check()
-        if verdict.reason is None:
+        if verdict.reason is None and verdict.in_full:
             self.kept.ahead[self.case.id] = Ahead(verdict, first_s)
         del self.subject
         self._release_memory()
