@@ -25,7 +25,7 @@ from basedbench.timing.worker import Workers
 Row = dict[str, Any]
 IDLE_SHARE = 0.1  # of the device's memory, for the contexts of processes that wait for their operator
 AHEAD = "calling and checking first"  # what the time before cases are timed is spent on
-AHEAD_SHARE = 0.25  # of the time that is left: so much of it, once timed, is called ahead at a time
+AHEAD_SHARE = 0.5  # of the time that is left: so much of it, once timed, is called ahead at a time
 
 
 def groups(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:

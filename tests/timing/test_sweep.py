@@ -259,7 +259,7 @@ def test_with_a_time_limit_a_part_of_what_is_left_is_called_ahead_at_a_time(
 
     sweep.run(cases, on_row)
     called = [lengths for what, lengths in events if what == "called"]
-    assert called == [[1, 2, 3], [4, 5], [6], [7], [8], [9], [10], [11], [12]]
+    assert called == [[1, 2, 3, 4, 5, 6], [7, 8, 9], [10], [11], [12]]
     assert [what for what, _ in events].count("ceilings") == 1
     timed = [lengths[0] for what, lengths in events if what == "timed"]
     assert timed == list(range(1, 13))
