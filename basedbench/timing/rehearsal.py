@@ -13,6 +13,7 @@ prepared. They go on as long as that is quicker than one after the other: while 
 at it.
 """
 
+import math
 import os
 import time
 from collections import deque
@@ -54,16 +55,18 @@ def rehearse(
     own: Mapping[Implementation, Worker] | None = None,
     ready: Sequence[AnyCase] = (),
     imports: Sequence[AnyCase] = (),
+    limit_s: float = math.inf,
 ) -> Outcome:
     """Call each case once in one of `processes` helpers, or in the worker that will time it if `own` has that.
 
     Cases that may share a kernel are called one after the other by the same one: it is compiled once. `own` workers
     import what first calls of `imports` will; they also call and check what has been compiled by then: `ready` cases at
-    once, the others when a helper is done.
+    once, the others when a helper is done. What nobody has begun after `limit_s` is left to its turn.
     """
     own = own or {}
     parts = [part for part in kinds(cases) if processes or _claimable(part, own)]
     troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure, own, ready, imports)
+    troupe.ends = time.monotonic() + limit_s
     return troupe.run(min(processes, len(parts)))
 
 
@@ -85,7 +88,7 @@ class _Troupe:
         imports: Sequence[AnyCase],
     ) -> None:
         self.left, self.hire, self.measure, self.own = deque(parts), hire, measure, own
-        self.imports = imports
+        self.imports, self.ends = imports, math.inf
         self.in_hand: list[Sequence[AnyCase]] = []
         self.ready: dict[Implementation, deque[AnyCase]] = {key: deque() for key in own}
         self.workers: list[Worker] = []
@@ -110,6 +113,11 @@ class _Troupe:
         for worker in self.workers:
             worker.stop()
         return self.outcome
+
+    @property
+    def _over(self) -> bool:
+        """Whether nothing is begun any more."""
+        return self.interrupted or time.monotonic() >= self.ends
 
     def _interrupt(self) -> None:
         with self.changed:
@@ -181,7 +189,7 @@ class _Troupe:
         """The next kind in the queue, or the next that an own worker may compile."""
         with self.changed:
             part = next((part for part in self.left if key is None or _claimable(part, (key,))), None)
-            if part is None or self.interrupted:
+            if part is None or self._over:
                 return ()
             self.left.remove(part)
             self.in_hand.append(part)
@@ -190,7 +198,7 @@ class _Troupe:
     def _next(self, key: Implementation) -> Sequence[AnyCase]:
         """What an own worker calls next: what is compiled, or a kind that it compiles itself; nothing at the end."""
         with self.changed:
-            while not self.interrupted:
+            while not self._over:
                 if self.ready[key]:
                     if not (self.left or self.in_hand or self.busy > 1):
                         break  # the only one at work: no sooner than in its turn

@@ -195,7 +195,15 @@ class Sweep:
             return
         self.on_rehearsal(len(wanted) + len(ready), helpers + len(own))
         outcome = rehearse(
-            wanted, self.device, self.measure, self.plugins, helpers, own=own, ready=ready, imports=imports
+            wanted,
+            self.device,
+            self.measure,
+            self.plugins,
+            helpers,
+            own=own,
+            ready=ready,
+            imports=imports,
+            limit_s=AHEAD_SHARE * self.deadline.left_s,
         )
         for case in outcome.lost:
             workers.discard(case)

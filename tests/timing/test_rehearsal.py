@@ -16,7 +16,7 @@ from basedbench.timing.kinds import by_their_own, kinds, processes_for, to_rehea
 from basedbench.timing.rehearsal import Outcome, rehearse
 from basedbench.timing.rehearsed import Rehearsed
 from basedbench.timing.worker import Failure
-from tests.timing.conftest import make_case, make_model_case
+from tests.timing.conftest import MockClock, make_case, make_model_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
 MEASURE = MeasureSection(round_ms=2, timeout=60)
@@ -194,6 +194,24 @@ def test_the_last_own_worker_leaves_its_cases_to_their_turn() -> None:
     own = {ready[0].implementation: Own()}
     rehearse([], "cpu", MEASURE, [], processes=0, own=own, ready=ready)
     assert own[ready[0].implementation].called == []
+
+
+def test_what_is_not_begun_in_time_is_left_to_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = MockClock()
+    monkeypatch.setattr(rehearsal.time, "monotonic", clock.now)
+
+    def takes_long(case: Case) -> object:
+        clock.advance(6.0)
+        return {}
+
+    cases = [make_case("ours", key_dim=width) for width in (4, 8, 12)]
+    ready = [make_case("reference", length=length) for length in (8, 16)]
+    own = {case.implementation: Own(takes_long) for case in (cases[0],)}
+    outcome = rehearse(cases, "cpu", MEASURE, [], processes=0, own=own, limit_s=10.0)
+    assert own[cases[0].implementation].called == outcome.compiled == cases[:2]
+    late = {case.implementation: Own(takes_long) for case in (cases[0], ready[0])}
+    assert rehearse(cases, "cpu", MEASURE, [], processes=0, own=late, ready=ready, limit_s=0.0) == Outcome()
+    assert all(worker.called == [] for worker in late.values())
 
 
 def test_an_own_worker_that_failed_is_named_and_not_asked_again() -> None:
