@@ -84,14 +84,13 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, state: Tensor | None, return_state: bool, chunk: int
 ) -> tuple[Tensor, Tensor | None]:
     """The loop. q, k (N,L,K), v (N,L,V), state (N,F,V+1) or None -> y (N,L,V) and, if asked for, the last state."""
-    length = q.shape[1]
+    # Split at once: the gradient of a slice is as long as the sequence, and there would be one for every chunk.
+    parts = [x.split(chunk, dim=1) for x in (q, k, v)]
     outputs = []
-    for start in range(0, length, chunk):
-        part = slice(start, start + chunk)
-        q_c, k_c, v_c = q[:, part], k[:, part], v[:, part]
+    for q_c, k_c, v_c in zip(*parts, strict=True):
         before = None if state is None else kernel.features(q_c) @ state
         outputs.append(_Chunk.apply(q_c, k_c, v_c, before, kernel))
-        if return_state or start + chunk < length:
+        if return_state or len(outputs) < len(parts[0]):
             update = kernel.features(k_c).transpose(1, 2) @ _with_ones(v_c)
             state = update if state is None else state + update
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state

@@ -51,15 +51,16 @@ def _scan(
     x_BLHP: Tensor, a_BLH: Tensor, B_BLGN: Tensor, C_BLGN: Tensor, state: Tensor | None, return_state: bool, chunk: int
 ) -> tuple[Tensor, Tensor | None]:
     """The loop over chunks. Returns y (B,L,H,P) and, if asked for, the last state (B,H,P,N)."""
-    length, groups = x_BLHP.shape[1], B_BLGN.shape[2]
+    groups = B_BLGN.shape[2]
     x, a = (tensor.transpose(1, 2).unflatten(1, (groups, -1)) for tensor in (x_BLHP, a_BLH))
     B, C = (tensor.transpose(1, 2).unsqueeze(2) for tensor in (B_BLGN, C_BLGN))
     state = None if state is None else state.unflatten(1, (groups, -1))
-    outputs = []
-    for start in range(0, length, chunk):
-        part = slice(start, start + chunk)
-        need_state = return_state or start + chunk < length
-        y, state = _chunk(x[..., part, :], a[..., part], B[..., part, :], C[..., part, :], state, need_state=need_state)
+    # Split at once: the gradient of a slice is as long as the sequence, and there would be one for every chunk.
+    parts = [tensor.split(chunk, dim=3) for tensor in (x, a, B, C)]
+    outputs: list[Tensor] = []
+    for x_c, a_c, B_c, C_c in zip(*parts, strict=True):
+        need_state = return_state or len(outputs) + 1 < len(parts[0])
+        y, state = _chunk(x_c, a_c, B_c, C_c, state, need_state=need_state)
         outputs.append(y)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)
     return y.flatten(1, 2).transpose(1, 2), None if state is None else state.flatten(1, 2)

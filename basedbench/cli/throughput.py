@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from basedbench.store import Store
     from basedbench.timing.worker import Workers
 
-CEILING_SECONDS = 0.5  # for each
+CEILING_SECONDS, CEILING_SECONDS_ON_A_CPU = 0.15, 0.5  # for each
 
 
 def register(app: typer.Typer) -> None:
@@ -121,7 +121,7 @@ def throughput(
         progress = report.Progress(len(todo), len(cases), began, quiet)
         with suppress(TimeUp), sweep.deadline.kept():
             sweep.run(todo, progress)
-        progress.close(sweep.spent)
+        progress.close(sweep.spent, sweep.called)
         late = limits.say_left(sweep.deadline, todo, sweep.left, sweep.under_way, rest, what="cases")
     except KeyboardInterrupt as stop:
         typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
@@ -137,7 +137,7 @@ def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> 
     if found:
         return found
     _announce(quiet)
-    for row in calibrate(device, CEILING_SECONDS, threads):
+    for row in calibrate(device, CEILING_SECONDS_ON_A_CPU, threads):
         store.write("calibration", row)
     return stored_ceilings(store.root, device, threads)
 

@@ -15,6 +15,7 @@ from basedbench.config.throughput import AnyCase
 from basedbench.store.dataset import rows as stored_rows
 from basedbench.store.schema import decode_json
 from basedbench.timing.pairs import case_label
+from basedbench.timing.sweep import AHEAD
 
 Row = Mapping[str, Any]
 WIDE = 0.05  # an interval wider than this to either side is pointed out
@@ -27,7 +28,8 @@ class Progress:
 
     def __init__(self, total: int, chosen: int, began: float, quiet: bool = False) -> None:
         self.total, self.done, self.began, self.quiet = total, 0, began, quiet
-        self.first, self.timed, self.sampling_s, self.prepare_s = time.monotonic(), 0, 0.0, 0.0
+        self.first, self.timed, self.sampling_s = time.monotonic(), 0, 0.0
+        self.prepared: dict[str, float] = {}  # seconds by operator/contender
         if not quiet:
             typer.echo(f"{total} of {chosen} cases to do", err=True)
 
@@ -36,29 +38,43 @@ class Progress:
         self.done += 1
         self.timed += bool(row["prepare_s"])  # what is refused at once says nothing of how long others take
         self.sampling_s += row["sampling_s"] or 0.0
-        self.prepare_s += row["prepare_s"] or 0.0
+        name = f"{row['operator'] or row['model']}/{row['contender']}"
+        self.prepared[name] = self.prepared.get(name, 0.0) + (row["prepare_s"] or 0.0)
         if self.quiet:
             return
         left = (time.monotonic() - self.first) / max(1, self.timed) * (self.total - self.done)
         rest = f"  (about {clock(left)} left)" if self.timed and self.done < self.total else ""
         typer.echo(f"[{self.done}/{self.total}] {label(row)}: {outcome(row)}{rest}", err=True)
 
-    def close(self, spent: Mapping[str, float]) -> None:
-        """Where the time went; `spent` are the seconds between the start and the first case, by what they went into."""
+    def close(self, spent: Mapping[str, float], called: Mapping[str, float]) -> None:
+        """Where the time went, and into what if most of it was not into timing.
+
+        `spent` are the seconds that no case is charged for, by what they went into; `called` those of all processes
+        before cases were timed, by operator/contender.
+        """
         if not self.done or self.quiet:
             return
         whole = time.monotonic() - self.began
         parts = {"warm-up and sampling": self.sampling_s, "start": self.first - self.began, **spent}
-        parts["preparing cases"] = self.prepare_s
+        parts["preparing cases"] = sum(self.prepared.values())
         parts["between them"] = whole - sum(parts.values())
         shares = {name: round(100 * seconds / whole) for name, seconds in parts.items()}
         told = ", ".join(f"{share} % {name}" for name, share in shares.items() if share > 0)
         typer.echo(f"{clock(whole)}: {told}", err=True)
+        if spent.get(AHEAD, 0.0) + parts["preparing cases"] > whole / 2:
+            both = _longest(called, "to be called first, in all processes"), _longest(self.prepared, "to be prepared")
+            typer.echo(f"What took longest: {'; '.join(filter(None, both))}.", err=True)
+
+
+def _longest(seconds: Mapping[str, float], what: str) -> str | None:
+    """`delta_rule/fla-chunk to be prepared, 51 s`; None where nothing was."""
+    name = max(seconds, key=lambda one: seconds[one], default=None)
+    return name and f"{name} {what}, {clock(seconds[name])}"
 
 
 def rehearsal(cases: int, processes: int, quiet: bool) -> None:
-    """What happens before the first case, which may take minutes."""
-    if not quiet:
+    """What happens before cases are timed, which may take minutes."""
+    if cases and not quiet:
         typer.echo(f"calling {cases} cases first, in {processes} processes, to compile and check them", err=True)
 
 

@@ -55,6 +55,9 @@ class Contender:
         """
         raise NotImplementedError
 
+    def imports(self, case: Case) -> None:
+        """Import what the first call will, where that takes long: no kernel runs, nothing is compiled."""
+
     def layout(self, case: Case, tensors: Tensors) -> Tensors:
         """The same tensors in the memory order that this implementation works on: conversions are not its work."""
         return tensors

@@ -26,6 +26,9 @@ PACKAGE = "flash-linear-attention"
 class _Fla(Contender):
     package = PACKAGE
 
+    def imports(self, case: Case) -> None:
+        self.build(case)  # and with its kernels torch's compiler
+
     def limits(self, case: Case) -> str | None:
         if case.mode == "decode":
             return "flash-linear-attention is compared on whole sequences only"

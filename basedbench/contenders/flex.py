@@ -1,5 +1,7 @@
 """FlexAttention, compiled: causal attention and sliding-window attention as block-sparse masks."""
 
+from importlib import import_module
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -21,6 +23,9 @@ class Flex(Contender):
         if case.mode == "fwd_bwd" and case.device == "cpu":
             return "FlexAttention has no backward on a CPU"
         return None
+
+    def imports(self, case: Case) -> None:
+        import_module("torch._inductor.compile_fx")
 
     def build(self, case: Case) -> Call:
         window = case.config.get("window", case.length)

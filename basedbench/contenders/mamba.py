@@ -21,6 +21,9 @@ class MambaSsm(Contender):
     def limits(self, case: Case) -> str | None:
         return needs_cuda(case)
 
+    def imports(self, case: Case) -> None:
+        self.build(case)
+
     def layout(self, case: Case, tensors: Tensors) -> Tensors:
         if case.operator == "ssd" or case.mode == "decode":
             return tensors

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from basedbench import kernels
@@ -22,6 +23,8 @@ from basedbench.kernels.taylor_attention import reference as taylor_reference
 from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 Function = Callable[..., Any]
+# Blocks of this chunk are 4 GiB for so many tokens in float64, in a backward pass.
+LONG_CHUNK, MOST_TOKENS = 256, 2**20
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,23 @@ class Operator:
     states: tuple[str, ...] = ()
     options: tuple[str, ...] = ()  # those of the case that the function takes
     constants: dict[str, Any] = field(default_factory=dict)
+    loops: bool = False  # the reference launches dozens of kernels for each chunk, whatever the number of sequences
     arguments: Callable[[Tensors], dict[str, Any]] | None = None
 
 
 def operator_of(case: Case) -> Operator:
     """The operator of a case, in the form that its mode asks for."""
     return (_STEPS if case.mode == "decode" else _SEQUENCES)[case.operator]
+
+
+def reference_call(case: Case, pairs: int) -> Call:
+    """The reference on so many (sequence, head) pairs, as results are held against it.
+
+    In long chunks, where the blocks of these fit: of few pairs launches are what it takes.
+    """
+    operator = operator_of(case)
+    long = operator.loops and pairs * case.length <= MOST_TOKENS
+    return bind(partial(operator.reference, chunk=LONG_CHUNK) if long else operator.reference, case)
 
 
 def bind(function: Function, case: Case) -> Call:
@@ -64,15 +78,15 @@ def bind(function: Function, case: Case) -> Call:
 
 _SEQUENCES = {
     "attention": Operator(inputs.queries_keys_values, None, attention_reference),
-    "taylor_attention": Operator(inputs.queries_keys_values, kernels.taylor_attention, taylor_reference),
-    "linear_attention": Operator(inputs.queries_keys_values, kernels.linear_attention, linear_reference),
+    "taylor_attention": Operator(inputs.queries_keys_values, kernels.taylor_attention, taylor_reference, loops=True),
+    "linear_attention": Operator(inputs.queries_keys_values, kernels.linear_attention, linear_reference, loops=True),
     "sliding_window": Operator(
         inputs.queries_keys_values, kernels.sliding_window, window_reference, options=("window",)
     ),
     "selective_scan": Operator(
         inputs.selective_scan, kernels.selective_scan, scan_reference, 5, constants={"delta_softplus": True}
     ),
-    "ssd": Operator(inputs.ssd, kernels.ssd, ssd_reference, 5, constants={"dt_softplus": True}),
+    "ssd": Operator(inputs.ssd, kernels.ssd, ssd_reference, 5, constants={"dt_softplus": True}, loops=True),
     "delta_rule": Operator(delta.delta_rule, kernels.delta_rule, delta_reference, 6, arguments=delta.arguments),
     "gated_linear_attention": Operator(
         inputs.gated_linear_attention, kernels.gated_linear_attention, gated_linear_reference, 4

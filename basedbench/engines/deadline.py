@@ -82,9 +82,13 @@ class Deadline(Generic[Item]):
         """Seconds left."""
         return self.began + self.limit_s - self.now()
 
+    def seconds(self, *items: Item) -> float:
+        """How long these take, one after the other."""
+        return sum(map(self.pace.seconds, items))
+
     def in_time(self, *items: Item) -> bool:
         """Whether these, one after the other, would end in time if they began now."""
-        return self.limit_s == math.inf or sum(map(self.pace.seconds, items)) <= self.left_s
+        return self.limit_s == math.inf or self.seconds(*items) <= self.left_s
 
     def take(self, items: MutableSequence[Item]) -> Item | None:
         """Remove and return the first that would end in time."""

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.axis import Axis
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+if TYPE_CHECKING:  # tables need its texts, too, and no matplotlib
+    from matplotlib.axis import Axis
 
 _TITLES = {
     "state_bytes": "State per sequence (measured, fp32)",
@@ -89,7 +90,7 @@ def log_ticks(low: float, high: float, base: int, most: int) -> list[float]:
     return [float(base) ** power for power in range(first, last + 1) if power % stride == 0]
 
 
-def log_axis(axis: Axis, low: float, high: float, name: str, most: int = 8) -> None:
+def log_axis(axis: "Axis", low: float, high: float, name: str, most: int = 8) -> None:
     """Make an axis logarithmic from low to high; ticks in the column's unit: powers of two for bytes, else of ten."""
     base = 2 if is_bytes(name) else 10
     ticks = log_ticks(low, high, base, most)
@@ -99,8 +100,10 @@ def log_axis(axis: Axis, low: float, high: float, name: str, most: int = 8) -> N
     set_ticks(axis, ticks, [quantity(tick, name) for tick in ticks], minor=powers)
 
 
-def set_ticks(axis: Axis, ticks: Sequence[float], labels: Sequence[str], minor: Sequence[float] = ()) -> None:
+def set_ticks(axis: "Axis", ticks: Sequence[float], labels: Sequence[str], minor: Sequence[float] = ()) -> None:
     """Exactly these ticks, and unlabelled minor ones."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter(labels))
     axis.set_minor_locator(FixedLocator([tick for tick in minor if tick not in ticks]))

@@ -216,8 +216,9 @@ def _distinct(table: pa.Table) -> pa.Table:
 
 
 def _parquet(table: pa.Table) -> memoryview:
+    # Of a single row zstd makes nothing smaller, and takes most of the time that storing it does.
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd" if table.num_rows > 1 else "snappy")
     return memoryview(sink.getvalue())
 
 

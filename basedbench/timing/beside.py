@@ -1,40 +1,41 @@
 """The kernels of a call, compiled beside each other: a backward pass has several, and each takes up to a second.
 
 The call is made once with launches that only note what they were given: what it computes then is garbage, but what it
-would launch is known. Threads compile that, one kernel each, and load it. Triton's compiler and the tools that it calls
-leave Python to the others meanwhile.
+would launch is known. Threads compile that, one kernel each, and load it; of a kernel that is tuned each takes one of
+its dozens of configurations. Triton's compiler and the tools that it calls leave Python to the others meanwhile.
 
-Garbage goes nowhere: the call has a subject of its own, with inputs and states that nobody else sees. So what operators
-of ours do between kernels must not depend on what those wrote: no index is read from it (PyTorch would stop the device
-where one is out of range), nothing waits for it, and nothing of it is kept in a module.
+Garbage goes nowhere: the call has a subject of its own, with inputs and states that nobody else sees. So what is done
+between kernels must not depend on what those wrote: no index is read from it (PyTorch would stop the device where one
+is out of range), nothing waits for it, and nothing of it is kept in a module.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from basedbench.config.models import ModelCase
-from basedbench.config.throughput import AnyCase
+from basedbench.config.throughput import AnyCase, Case
 from basedbench.contenders.costs import bytes_of
 from basedbench.timing.subject import subject_of
 from basedbench.timing.timeline import noted
+from basedbench.timing.tuning import every_choice
 
 Launch = Callable[[], Any]
+LAUNCHES_ALONE = ("ours", "fla-chunk", "fla-parallel", "fla-fused-chunk")  # of these contenders that is so
 MOST_THREADS = 8
 MOST_BYTES = 2**31  # that a call moves
 
 
 def compile_ahead(case: AnyCase, device: str) -> None:
-    """What a case launches, if its kernels are ours and compiled at all; nothing that goes wrong here matters.
+    """What a case launches, if its kernels are compiled at all and nothing else is; what goes wrong is no matter.
 
-    Not of whole models, whose loading checks them, nor of large cases: until all is compiled, whatever a kernel was
-    given is held, which is more than the call needs.
+    Not of large cases: until all is compiled, whatever a kernel was given is held, which is more than the call needs.
     """
-    if device == "cpu" or case.contender != "ours" or isinstance(case, ModelCase) or bytes_of(case) > MOST_BYTES:
+    if device == "cpu" or not only_launches(case) or bytes_of(case) > MOST_BYTES:
         return
 
     def first() -> None:
@@ -47,11 +48,13 @@ def compile_ahead(case: AnyCase, device: str) -> None:
         compile_beside(first, device)
 
 
-def compile_beside(call: Callable[[], object], device: str) -> None:
-    """Compile what a call to kernels of ours launches; what fails here fails again when it is really launched.
+def only_launches(case: AnyCase) -> TypeGuard[Case]:
+    """Whether all that a case needs compiled shows in a call for nothing. Not whole models: their loading checks."""
+    return not isinstance(case, ModelCase) and case.contender in LAUNCHES_ALONE
 
-    Not for kernels that are tuned: nothing runs that could be timed.
-    """
+
+def compile_beside(call: Callable[[], object], device: str) -> None:
+    """Compile what a call launches; what fails here fails again when it is really launched."""
     found = _launches_of(call)
     if sum(map(len, found)) < 2:
         return
@@ -65,17 +68,23 @@ def compile_beside(call: Callable[[], object], device: str) -> None:
 
 
 def _launches_of(call: Callable[[], object]) -> list[list[Launch]]:
-    """What would be launched, as compilations to be made, by kernel."""
+    """What would be launched, as compilations to be made, by kernel and configuration."""
     from triton.runtime.jit import JITFunction
 
-    launch, found = JITFunction.run, dict[int, list[Launch]]()
+    launch, found = JITFunction.run, dict[tuple[int, str], list[Launch]]()
+    tuned: set[int] = set()
 
     def keep(self: Any, *arguments: Any, **options: Any) -> None:
-        found.setdefault(id(self), []).append(partial(launch, self, *arguments, **options | {"warmup": True}))
+        if choice.name:
+            tuned.add(id(self))
+        elif id(self) in tuned:
+            return  # what was chosen is one of the configurations
+        one = partial(launch, self, *arguments, **options | {"warmup": True})
+        found.setdefault((id(self), choice.name), []).append(one)
 
     JITFunction.run = keep  # type: ignore[method-assign]
     try:
-        with suppress(Exception):
+        with every_choice() as choice, suppress(Exception):
             call()
     finally:
         JITFunction.run = launch  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 PRODUCTS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAUNCHES = 200
-SAMPLES_A_ROUND = 5
+SAMPLES_A_ROUND, ROUND_MS = 5, 10.0  # fewer samples where so long a round has less
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ def _measured(ceiling: Ceiling, device: str, seconds: float) -> dict[str, Any]:
     clock, rule, telemetry = WallClock(), StoppingRule(seconds=seconds), Telemetry(device)
     sampler, rounds, stop = _sampler(ceiling, device, clock), list[Round](), None
     start = clock.now()
-    sampler.sample(2)
+    count = max(1, min(SAMPLES_A_ROUND, int(ROUND_MS / max(sampler.sample(2)[-1], 1e-6))))
     while stop is None:
         before = telemetry.read()
-        samples = [sample / ceiling.calls for sample in sampler.sample(SAMPLES_A_ROUND)]
+        samples = [sample / ceiling.calls for sample in sampler.sample(count)]
         rounds.append(Round(samples, [before, telemetry.read()], sampler.exposed))
         stop = rule.reason([one.samples_ms for one in rounds], clock.now() - start)
     columns = times(rounds)

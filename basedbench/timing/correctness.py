@@ -6,18 +6,18 @@ gradient and state. A contender computes its whole case; of a large one the refe
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from basedbench.config.throughput import Case
-from basedbench.contenders import Call, Contender, operator_of
+from basedbench.contenders import Call, Contender, Tensors
 from basedbench.contenders.costs import flops_of
-from basedbench.contenders.operators import bind
+from basedbench.contenders.operators import reference_call
 from basedbench.timing.errors import Finding, Results, findings
 from basedbench.timing.part import part_of
-from basedbench.timing.program import inputs, program
+from basedbench.timing.program import Begun, first_run, inputs, program
 
 # Above so many operations the truth is float32: float64 runs at a fraction of its speed.
 FLOAT64_FLOPS = {"cpu": 5e10, "cuda": 2e12}
@@ -31,26 +31,28 @@ class Verdict:
     bound: float
     truth: str
     reason: str | None  # why the results are wrong, None if they are right
+    in_full: bool = True  # False if memory was short, and a single sequence was checked
 
 
-def check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
+def check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:
     """Run the contender on freshly drawn inputs and hold its results against the truth.
 
-    Where the truth does not fit the device's memory, a single sequence is checked; `truth` says so.
+    Where the truth does not fit the device's memory, a single sequence is checked; `truth` says so. A call that has run
+    before need not once more for what is known of it.
     """
     try:
-        return _check(case, contender, call, device)
+        return _check(case, contender, call, device, begun)
     except torch.OutOfMemoryError:
         if case.batch == 1:
             raise
     torch.cuda.empty_cache()
     one = case.model_copy(update={"batch": 1})
     verdict = _check(one, contender, contender.build(one), device)
-    return Verdict(verdict.error, verdict.bound, f"{verdict.truth}, at batch 1", verdict.reason)
+    return replace(verdict, truth=f"{verdict.truth}, at batch 1", in_full=False)
 
 
-def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict:
-    results, changed = _results(case, contender, call, device)
+def _check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:
+    results, changed = _results(case, contender, call, device, begun)
     if changed:
         return Verdict(math.nan, 0.0, "itself", f"it writes into its input {changed[0]}")
     tensors = inputs(case, 0, device)
@@ -61,32 +63,30 @@ def _check(case: Case, contender: Contender, call: Call, device: str) -> Verdict
             return Verdict(math.nan, 0.0, "itself", f"{unwritten[0]}: values that are no finite numbers")
         results, tensors, share = part.results(results), part.inputs(tensors), part.share
     dtype = torch.float64 if share * flops_of(case) <= FLOAT64_FLOPS[case.device] else torch.float32
-    reference = bind(operator_of(case).reference, case)
-    truth = program(case, reference, tensors, device, dtype, part).results()
-    same = program(case, reference, tensors, device, part=part).results()
+    reference = reference_call(case, case.batch * case.heads if part is None else part.pairs)
+    truth = first_run(case, reference, tensors, device, dtype, part)[1]
+    same = results if contender.name == "reference" else first_run(case, reference, tensors, device, part=part)[1]
     name = str(dtype).removeprefix("torch.")
     return judge(results, same, truth, case, name if part is None else f"{name}, {part.words}")
 
 
-def _results(case: Case, contender: Contender, call: Call, device: str) -> tuple[dict[str, Tensor], list[str]]:
+def _results(
+    case: Case, contender: Contender, call: Call, device: str, begun: Begun | None
+) -> tuple[Tensors, list[str]]:
     """The contender's results, in memory that held NaN before: a row that it does not write shows.
 
     And the inputs that it changed: its next call would compute something else.
     """
-    changed: list[str] = []
-
-    def run() -> dict[str, Tensor]:
+    with contender.context(case):
         tensors = contender.layout(case, inputs(case, 0, device))
         before = {name: _sum_of_bits(x) for name, x in tensors.items()}
-        results = program(case, call, tensors, device).results()  # which copies the states: they may be rewritten
-        changed[:] = [name for name, x in tensors.items() if not torch.equal(_sum_of_bits(x), before[name])]
-        return results
-
-    with contender.context(case):
-        shapes = [(x.shape, x.dtype) for x in run().values() if x.is_floating_point()]
-        poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in shapes]
+        if begun is None:
+            begun = Begun.by(*first_run(case, call, tensors, device))
+        ready = program(case, call, tensors, begun.gradients)  # which copies the states: they may be rewritten
+        poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in begun.shapes]
         del poison
-        return run(), changed
+        results = ready.results()
+        return results, [name for name, x in tensors.items() if not torch.equal(_sum_of_bits(x), before[name])]
 
 
 def _sum_of_bits(x: Tensor) -> Tensor:

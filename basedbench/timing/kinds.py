@@ -1,11 +1,13 @@
 """Which cases are called before any is timed: by helpers, by kinds that may share a kernel, or by their own workers."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase
 from basedbench.contenders.costs import bytes_of, flops_of
 from basedbench.contenders.sdpa import BACKENDS
+from basedbench.timing.beside import only_launches
 
 # Whole models are left out too: few and large.
 NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS if backend.name != "sdpa-cudnn"))
@@ -24,12 +26,19 @@ KINDS_EACH, KINDS_EACH_BESIDE_OWN = 2, 16
 def kinds(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
     """Cases that may share a compiled kernel, together and in their order: all but batch and length is the same.
 
+    Where each kernel has dozens of configurations to be compiled, a backward pass and its forward are one kind, too.
     What takes longest to compile comes first: peers, which tune, and backward passes.
     """
     found: dict[str, list[AnyCase]] = {}
     for case in cases:
-        found.setdefault(repr((case.implementation, case.mode, case.dtype, case.shape)), []).append(case)
-    return sorted(found.values(), key=lambda part: (not _tunes(part[0]), part[0].mode != "fwd_bwd"))
+        mode = "" if only_compiled(case) else case.mode
+        found.setdefault(repr((case.implementation, mode, case.dtype, case.shape)), []).append(case)
+    return sorted(found.values(), key=lambda part: (not _tunes(part[0]), all(case.mode != "fwd_bwd" for case in part)))
+
+
+def only_compiled(case: AnyCase) -> bool:
+    """Whether a helper only compiles a case: a call would tune beside others, and that has to be done again alone."""
+    return _tunes(case) and only_launches(case)
 
 
 def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
@@ -43,6 +52,15 @@ def to_rehearse(cases: Iterable[AnyCase]) -> list[AnyCase]:
 def by_their_own(cases: Iterable[AnyCase]) -> list[AnyCase]:
     """The cases that the workers that will time them may call and check beforehand."""
     return [case for case in cases if not _tunes(case) and _small(case)]
+
+
+def first_of_modes(cases: Iterable[AnyCase]) -> list[AnyCase]:
+    """An operator's case of every implementation and mode: what these import is the same for all of their cases."""
+    first: dict[tuple[Any, ...], AnyCase] = {}
+    for case in cases:
+        if not isinstance(case, ModelCase):
+            first.setdefault((case.implementation, case.mode), case)
+    return list(first.values())
 
 
 def processes_for(cases: Sequence[AnyCase], most: int) -> int:

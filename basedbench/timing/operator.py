@@ -8,7 +8,7 @@ from basedbench.config.throughput import Case
 from basedbench.contenders import Call, Tensors, get_contender
 from basedbench.contenders.costs import bytes_of, flops_of
 from basedbench.timing.correctness import Verdict, check
-from basedbench.timing.program import Program, inputs, program
+from basedbench.timing.program import Begun, Program, first_run, inputs, program
 
 # Inputs are rotated through so many sets, fewer where they would take up more memory than this.
 INPUT_SETS = 3
@@ -21,6 +21,7 @@ class OperatorSubject:
     tensors: Tensors
     call: Call
     first: Program
+    begun: Begun
 
     def __init__(self, case: Case, device: str) -> None:
         self.case, self.device = case, device
@@ -35,11 +36,11 @@ class OperatorSubject:
 
     def start(self) -> None:
         self.call = self.contender.build(self.case)
-        self.first = self._program(self.tensors)
-        self.first.run()
+        self.first, results = first_run(self.case, self.call, self._laid_out(self.tensors), self.device)
+        self.begun = Begun.by(self.first, results)
 
     def check(self) -> Verdict:
-        return check(self.case, self.contender, self.call, self.device)
+        return check(self.case, self.contender, self.call, self.device, self.begun)
 
     def calls(self) -> list[Callable[[], object]]:
         sets = max(1, min(INPUT_SETS, INPUT_BYTES[self.case.device] // self.first.input_bytes))
@@ -62,4 +63,7 @@ class OperatorSubject:
         return {}
 
     def _program(self, tensors: Tensors) -> Program:
-        return program(self.case, self.call, self.contender.layout(self.case, tensors), self.device)
+        return program(self.case, self.call, self._laid_out(tensors), self.begun.gradients)
+
+    def _laid_out(self, tensors: Tensors) -> Tensors:
+        return self.contender.layout(self.case, tensors)

@@ -44,6 +44,11 @@ class Part:
         return f"{count} of {self.case.batch * self.case.heads} heads"
 
     @property
+    def pairs(self) -> int:
+        """How many (sequence, head) pairs it has."""
+        return len(self.sequences) * (1 if self.heads else self.case.heads)
+
+    @property
     def share(self) -> float:
         """Of the whole case."""
         return len(self.sequences) / (self.case.batch * (self.case.heads if self.heads else 1))

@@ -1,8 +1,9 @@
 """What the server of worker processes does once for all of them: what each would do for itself at first use.
 
-It imports what they need. It makes the key by which Triton looks for a compiled kernel, a hash of its own hundreds of
-megabytes, and has the module compiled through which Triton calls the driver: threads see to these while the imports go
-on, and have ended when the first process is forked. None of it touches a GPU.
+It imports what they need, up to what torch imports with the first backward pass: eleven processes that do so at once
+take three seconds for what one does in half of one. It makes the key by which Triton looks for a compiled kernel, a
+hash of its own hundreds of megabytes, and has the module compiled through which Triton calls the driver: threads see to
+these while the imports go on, and have ended when the first process is forked. None of it touches a GPU.
 
 torch shields every operator that is registered with it from its compiler, and imports that when the operator is first
 called: two seconds in every worker. Here the shield is up when there is something to shield from.
@@ -17,9 +18,12 @@ from importlib import import_module
 from typing import Any
 
 from basedbench.timing.timeline import note, noted
+from basedbench.timing.waking import FIRST_BACKWARD
 from basedbench.timing.worker import driver_is_there
 
 NEEDED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
+# What workers on a GPU import before their first case.
+ON_A_GPU = ("basedbench.timing.ceilings", "basedbench.engines.kernel_keys", "basedbench.plugins", FIRST_BACKWARD)
 TRITON = ("triton.compiler", "triton.backends.nvidia.compiler")
 DRIVER_LIMIT_S = 60.0
 COMPILER = "torch._dynamo"
@@ -84,6 +88,7 @@ def preload() -> None:
         beside.submit(make_triton_driver)
         import_all(NEEDED)
         shield_when_needed()
+        import_all(ON_A_GPU)
         note("the server has imported what workers need")
     note("the server is ready")
 

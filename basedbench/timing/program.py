@@ -43,16 +43,20 @@ class Program:
 
     def run(self) -> Sequence[Tensor]:
         """Outputs; with a backward also the gradients of all floating-point inputs."""
-        outputs = _as_tuple(self.call(self.tensors))
+        return self._with_gradients(_as_tuple(self.call(self.tensors)))
+
+    def results(self) -> Tensors:
+        """What is checked, by name: outputs, gradients, and the states that a decode step has rewritten."""
+        return self._named(self.run())
+
+    def _with_gradients(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.case.mode != "fwd_bwd":
             return outputs
         leaves = [tensor for tensor in self.tensors.values() if tensor.requires_grad]
         ends = [output for output in outputs if output.requires_grad]
         return *outputs, *torch.autograd.grad(ends, leaves, self.gradients)
 
-    def results(self) -> dict[str, Tensor]:
-        """What is checked, by name: outputs, gradients, and the states that a decode step has rewritten."""
-        run = self.run()
+    def _named(self, run: Sequence[Tensor]) -> Tensors:
         leaves = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
         count = len(run) - len(leaves) if self.case.mode == "fwd_bwd" else len(run)
         names = [*_output_names(count), *(f"the gradient of {name}" for name in leaves)]
@@ -60,36 +64,69 @@ class Program:
         return {name: tensor.detach() for name, tensor in zip(names, run, strict=True)} | states
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What the first run of a case tells of the next ones: what a backward starts from, the shapes of results."""
+
+    gradients: tuple[Tensor, ...]
+    shapes: tuple[tuple[torch.Size, torch.dtype], ...]  # of those with floating point
+
+    @classmethod
+    def by(cls, first: Program, results: Tensors) -> "Begun":
+        """From that run."""
+        floating = (x for x in results.values() if x.is_floating_point())
+        return cls(first.gradients, tuple((x.shape, x.dtype) for x in floating))
+
+
 def inputs(case: Case, index: int, device: str) -> Tensors:
     """Input set number `index` of a case; the same for every contender."""
     return operator_of(case).draw(Draw(case, index, device))
 
 
-def program(
+def program(case: Case, call: Call, tensors: Tensors, gradients: tuple[Tensor, ...]) -> Program:
+    """The call on these tensors, with the gradients that a backward starts from: all input sets have the same.
+
+    States are copied, as they will be rewritten; with a backward, inputs become leaves.
+    """
+    return Program(case, call, _own(case, tensors, None), gradients)
+
+
+def first_run(
     case: Case,
     call: Call,
     tensors: Tensors,
     device: str,
     dtype: torch.dtype | None = None,
     part: Part | None = None,
-) -> Program:
-    """The call on these tensors, all in `dtype` if one is given; states are copied, as they will be rewritten.
+) -> tuple[Program, Tensors]:
+    """A program, all in `dtype` if one is given, and its results.
 
-    With a backward, inputs become leaves, and the gradients that it starts from are drawn in the layout of the outputs.
-    If the tensors are a part of the case's, so are the gradients.
+    The gradients that a backward starts from are drawn in the layout of the outputs, once these are there. If the
+    tensors are a part of the case's, so are the gradients.
     """
+    own = _own(case, tensors, dtype)
+    outputs = _as_tuple(call(own))
+    made = Program(case, call, own, _starts(case, outputs, device, part) if case.mode == "fwd_bwd" else ())
+    return made, made._named(made._with_gradients(outputs))
+
+
+def _own(case: Case, tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
+    """The tensors of a program: states copied, and leaves where there is a backward."""
     own = {name: x.detach().to(dtype) if dtype and x.is_floating_point() else x.detach() for name, x in tensors.items()}
     for name in operator_of(case).states:
         own[name] = own[name].clone()
-    if case.mode != "fwd_bwd":
-        return Program(case, call, own)
-    for tensor in own.values():
-        tensor.requires_grad_(tensor.is_floating_point())
+    if case.mode == "fwd_bwd":
+        for tensor in own.values():
+            tensor.requires_grad_(tensor.is_floating_point())
+    return own
+
+
+def _starts(case: Case, outputs: Sequence[Tensor], device: str, part: Part | None) -> tuple[Tensor, ...]:
+    """The gradients that a backward starts from, drawn in the case's dtype: the truth starts from the same values."""
     draw = Draw(case, _GRADIENTS, device)
-    with torch.enable_grad():
-        ends = [output for output in _as_tuple(call(own)) if output.requires_grad]
-    drawn = [_start(draw, end, part) for end in ends]  # in the case's dtype: the truth starts from the same values
-    return Program(case, call, own, tuple(torch.empty_like(e).copy_(g) for e, g in zip(ends, drawn, strict=True)))
+    ends = [output for output in outputs if output.requires_grad]
+    drawn = [_start(draw, end, part) for end in ends]
+    return tuple(torch.empty_like(e, requires_grad=False).copy_(g) for e, g in zip(ends, drawn, strict=True))
 
 
 def _start(draw: Draw, end: Tensor, part: Part | None) -> Tensor:

@@ -3,15 +3,19 @@
 A kernel is compiled on one core, and peers try many configurations: one after the other that takes most of a sweep's
 time. Triton keeps what it compiled on disk, for every process. So on a GPU every case is loaded and called once, in as
 many processes as cores and memory allow, by kinds that may share a kernel, what takes longest first; all helpers have
-ended when the first sample is taken. What fails here fails again in the case's own worker, which then says so.
+ended when the first sample is taken. Of peers that tune, all configurations are compiled and none is called: which is
+best cannot be told in company. What fails here fails again in the case's own worker, which then says so.
 
-The workers that will time the cases are up meanwhile. Those whose implementations choose nothing by timing take part:
-each calls its own cases, compiles some of them itself, and checks them. What was right need not be checked again; what
-was not, or did not come to its turn, is checked when it is prepared. They go on as long as that is quicker than one
-after the other: while something compiles, or two of them are at it.
+The workers that will time the cases are up meanwhile, and import what their first calls need. Those whose
+implementations choose nothing by timing take part: each calls its own cases, compiles some of them itself, and checks
+them. What was right need not be checked again; what was not, or did not come to its turn, is checked when it is
+prepared. They go on as long as that is quicker than one after the other: while something compiles, or two of them are
+at it.
 """
 
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,7 +25,7 @@ from typing import Any
 
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.timing.failures import harmless
-from basedbench.timing.kinds import by_their_own, kinds
+from basedbench.timing.kinds import by_their_own, kinds, only_compiled
 from basedbench.timing.timeline import note
 from basedbench.timing.worker import Failure, Worker
 
@@ -30,11 +34,15 @@ Implementation = tuple[str, str]
 
 @dataclass
 class Outcome:
-    """What came of a rehearsal. Nobody needs to mind `failures`; the workers of `lost` cases are of no further use."""
+    """What came of a rehearsal. Nobody needs to mind `failures`; the workers of `lost` cases are of no further use.
+
+    `seconds` are those of all processes together.
+    """
 
     compiled: list[AnyCase] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     lost: list[AnyCase] = field(default_factory=list)
+    seconds: dict[Implementation, float] = field(default_factory=dict)
 
 
 def rehearse(
@@ -46,15 +54,19 @@ def rehearse(
     set_up: Callable[..., Any] | None = None,
     own: Mapping[Implementation, Worker] | None = None,
     ready: Sequence[AnyCase] = (),
+    imports: Sequence[AnyCase] = (),
+    limit_s: float = math.inf,
 ) -> Outcome:
     """Call each case once in one of `processes` helpers, or in the worker that will time it if `own` has that.
 
     Cases that may share a kernel are called one after the other by the same one: it is compiled once. `own` workers
-    also call and check what has been compiled by then: `ready` cases at once, the others when a helper is done.
+    import what first calls of `imports` will; they also call and check what has been compiled by then: `ready` cases at
+    once, the others when a helper is done. What nobody has begun after `limit_s` is left to its turn.
     """
     own = own or {}
     parts = [part for part in kinds(cases) if processes or _claimable(part, own)]
-    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure, own, ready)
+    troupe = _Troupe(parts, lambda: Worker(device, plugins, set_up or _set_up), measure, own, ready, imports)
+    troupe.ends = time.monotonic() + limit_s
     return troupe.run(min(processes, len(parts)))
 
 
@@ -73,8 +85,10 @@ class _Troupe:
         measure: MeasureSection,
         own: Mapping[Implementation, Worker],
         ready: Sequence[AnyCase],
+        imports: Sequence[AnyCase],
     ) -> None:
         self.left, self.hire, self.measure, self.own = deque(parts), hire, measure, own
+        self.imports, self.ends = imports, math.inf
         self.in_hand: list[Sequence[AnyCase]] = []
         self.ready: dict[Implementation, deque[AnyCase]] = {key: deque() for key in own}
         self.workers: list[Worker] = []
@@ -100,6 +114,11 @@ class _Troupe:
             worker.stop()
         return self.outcome
 
+    @property
+    def _over(self) -> bool:
+        """Whether nothing is begun any more."""
+        return self.interrupted or time.monotonic() >= self.ends
+
     def _interrupt(self) -> None:
         with self.changed:
             self.interrupted = True
@@ -115,7 +134,7 @@ class _Troupe:
                 for case in part:
                     if lost and not self._replaced(place):
                         break
-                    lost = self._failed(self.workers[place].prepare(case, self.measure))
+                    lost = self._failed(self._timed(case, self.workers[place].prepare))
                 self._done(part, by_helper=True)
         finally:
             self._gone(place)
@@ -138,15 +157,26 @@ class _Troupe:
             self.changed.notify_all()
 
     def _call_own(self, key: Implementation, worker: Worker) -> None:
+        for case in self.imports:
+            if case.implementation == key:
+                worker.imports(case)
         while part := self._next(key):
             for case in part:
-                if self._failed(worker.rehearse(case, self.measure)):
+                if self._failed(self._timed(case, worker.rehearse)):
                     self.outcome.lost.append(case)
                     self.ready.pop(key)  # nothing more is for it to do
                     self._done(part)
                     self._leave()
                     return
             self._done(part)
+
+    def _timed(self, case: AnyCase, ask: Callable[[AnyCase, MeasureSection], object]) -> object:
+        began = time.monotonic()
+        answer = ask(case, self.measure)
+        with self.changed:
+            known = self.outcome.seconds
+            known[case.implementation] = known.get(case.implementation, 0.0) + time.monotonic() - began
+        return answer
 
     def _failed(self, answer: object) -> bool:
         """Whether an answer means that the process is of no further use."""
@@ -159,7 +189,7 @@ class _Troupe:
         """The next kind in the queue, or the next that an own worker may compile."""
         with self.changed:
             part = next((part for part in self.left if key is None or _claimable(part, (key,))), None)
-            if part is None or self.interrupted:
+            if part is None or self._over:
                 return ()
             self.left.remove(part)
             self.in_hand.append(part)
@@ -168,7 +198,7 @@ class _Troupe:
     def _next(self, key: Implementation) -> Sequence[AnyCase]:
         """What an own worker calls next: what is compiled, or a kind that it compiles itself; nothing at the end."""
         with self.changed:
-            while not self.interrupted:
+            while not self._over:
                 if self.ready[key]:
                     if not (self.left or self.in_hand or self.busy > 1):
                         break  # the only one at work: no sooner than in its turn
@@ -218,19 +248,25 @@ class _Rehearsal:
         import torch
 
         from basedbench.timing.beside import compile_ahead
-        from basedbench.timing.subject import subject_of
 
         compile_ahead(self.case, self.device)
-        subject = subject_of(self.case, self.device)
-        with torch.set_grad_enabled(subject.grad), subject.context():
-            subject.load()
-            subject.start()
-        del subject
+        if not only_compiled(self.case):
+            self._call()
         gc.collect()
         if self.device != "cpu":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         return {}
+
+    def _call(self) -> None:
+        import torch
+
+        from basedbench.timing.subject import subject_of
+
+        subject = subject_of(self.case, self.device)
+        with torch.set_grad_enabled(subject.grad), subject.context():
+            subject.load()
+            subject.start()
 
 
 def _set_up(device: str, plugins: Sequence[str]) -> Any:

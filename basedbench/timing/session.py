@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from basedbench.config.throughput import AnyCase, MeasureSection
+from basedbench.config.throughput import AnyCase, Case, MeasureSection
+from basedbench.contenders import get_contender
 from basedbench.timing.beside import compile_ahead
 from basedbench.timing.clock import Clock
 from basedbench.timing.cross_check import cross_check
@@ -23,6 +24,7 @@ from basedbench.timing.telemetry import Telemetry
 Thunk = Callable[[], object]
 # Modes that run in a CUDA graph on a GPU: whole models, and steps of one token for each sequence.
 IN_GRAPHS = ("decode", "generation", "prefill")
+COMPILER = "torch._dynamo"
 MOST_SAMPLES_A_ROUND = 50
 FEWEST_WALL_CALLS, MOST_WALL_CALLS = 5, 50
 LONG_MS = 200.0  # a call this long is called no more often than need be before it is sampled
@@ -68,15 +70,27 @@ class Session:
             with self.subject.context():
                 return facts | {"status": "ok"} | self._measure_up(first_s)
 
+    def imports(self) -> dict[str, Any]:
+        """What the case's first call imports, and its measuring; on the device nothing happens."""
+        if isinstance(self.case, Case):
+            get_contender(self.case.contender).imports(self.case)
+        if self.case.mode in IN_GRAPHS:
+            import_module(COMPILER)
+        gc.freeze()
+        return {}
+
     def rehearse(self) -> dict[str, Any]:
-        """Call and check the case, in company: nothing is timed, and `prepare` need not check what is right."""
+        """Call and check the case, in company: nothing is timed, and `prepare` need not check what is right.
+
+        Where others leave too little memory, it is checked when they are gone.
+        """
         started = self.clock.now()
         with torch.set_grad_enabled(self.subject.grad):
             compile_ahead(self.case, self.device)
             compiling_s = self.clock.now() - started
             first_s = compiling_s + self._started()
             verdict = self.subject.check()
-        if verdict.reason is None:
+        if verdict.reason is None and verdict.in_full:
             self.kept.ahead[self.case.id] = Ahead(verdict, first_s)
         del self.subject
         self._release_memory()
@@ -184,7 +198,7 @@ class Session:
             return None
         if estimate_ms >= LONG_MS:
             return estimate_ms
-        import_module("torch._dynamo")  # from here on operators are shielded from it, as where users call them
+        import_module(COMPILER)  # from here on operators are shielded from it, as where users call them
         count = int(LONG_MS / max(estimate_ms, 1e-6))
         return wall_ms(self.calls, self.clock, max(FEWEST_WALL_CALLS, min(MOST_WALL_CALLS, count)))
 

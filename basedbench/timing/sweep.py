@@ -12,7 +12,7 @@ from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
-from basedbench.timing.kinds import FEWEST, by_their_own, processes_for, to_rehearse
+from basedbench.timing.kinds import FEWEST, by_their_own, first_of_modes, only_compiled, processes_for, to_rehearse
 from basedbench.timing.rehearsal import rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
@@ -24,6 +24,8 @@ from basedbench.timing.worker import Workers
 
 Row = dict[str, Any]
 IDLE_SHARE = 0.1  # of the device's memory, for the contexts of processes that wait for their operator
+AHEAD = "calling and checking first"  # what the time before cases are timed is spent on
+AHEAD_SHARE = 0.5  # of the time that is left: so much of it, once timed, is called ahead at a time
 
 
 def groups(cases: Iterable[AnyCase]) -> list[list[AnyCase]]:
@@ -89,7 +91,8 @@ class Sweep:
         self.deadline: Deadline[AnyCase] = unlimited()
         self.left: list[AnyCase] = []  # the cases that are not done
         self._group: list[AnyCase] = []
-        self.spent: dict[str, float] = {}  # seconds before the first case, by what they were spent on
+        self.spent: dict[str, float] = {}  # seconds that no case is charged for, by what they were spent on
+        self.called: dict[str, float] = {}  # seconds in all processes before cases were timed, by operator/contender
         found = fingerprint(device)
         self.fingerprint: dict[str, Any] = found
         self.origin: dict[str, Any] = {
@@ -105,18 +108,13 @@ class Sweep:
         with Workers(self.device, self.plugins) as workers:
             competition = Competition(workers, self.measure, self.clock)
             todo = self._able(cases, on_row)
-            if not any(self.deadline.in_time(*group) for group in todo):
-                return
-            with self._spending("calling and checking first"):
-                if self.device != "cpu" and todo:
-                    workers.start([*todo[0], *_first_of_kinds(todo, self._idle())])  # they take part in the rehearsal
-                self._rehearse(workers, [case for group in todo for case in group])
-                workers.wait()
-            with self._spending("ceilings"):
-                if self.find_ceilings is not None and todo:
-                    self.ceilings = self.find_ceilings(workers, todo[0][0])
             done: list[list[AnyCase]] = []
+            ahead: list[list[AnyCase]] = []
             while (group := self._next(todo)) is not None:
+                if group not in ahead:
+                    ahead = self._soon([group, *todo])
+                    self._call_ahead(workers, ahead, _models(todo))
+                self._group = group
                 models = _models(todo)
                 # Those that are done stay unless models need the room: one that ends takes a third of a second with it.
                 kept = [] if models else done[::-1]
@@ -127,12 +125,41 @@ class Sweep:
                     for measurement in competition.run(part):
                         self._store(measurement, on_row)
 
+    def _soon(self, todo: list[list[AnyCase]]) -> list[list[AnyCase]]:
+        """The groups that are called ahead now: all, or with a time limit those that take up a part of what is left.
+
+        So most of what is called is timed before the limit, whatever there is to compile.
+        """
+        budget_s, soon = AHEAD_SHARE * self.deadline.left_s, list[list[AnyCase]]()
+        for group in todo:
+            budget_s -= self.deadline.seconds(*group)
+            if soon and budget_s < 0:
+                break
+            soon.append(group)
+        return soon
+
+    def _call_ahead(self, workers: Workers, soon: list[list[AnyCase]], later: list[AnyCase]) -> None:
+        """Whatever is done before these groups are timed, beside each other; what the rows relate to, if it is lacking.
+
+        Nothing else is under way meanwhile, and when this returns nothing is. Workers of `later` cases stay.
+        """
+        cases = [case for group in soon for case in group]
+        with self._spending(AHEAD):
+            if self.device != "cpu":
+                workers.start([*soon[0], *_first_of_kinds(soon, self._idle())], later=later)  # they take part
+                workers.spare(cases)
+            self._rehearse(workers, cases)
+            workers.wait()
+        with self._spending("ceilings"):
+            if self.find_ceilings is not None:
+                self.ceilings = self.find_ceilings(workers, soon[0][0])
+                self.find_ceilings = None
+
     def _next(self, todo: list[list[AnyCase]]) -> list[AnyCase] | None:
         """Remove and return the first group that would end in time."""
         group = next((group for group in todo if self.deadline.in_time(*group)), None)
         if group is not None:
             todo.remove(group)
-            self._group = group
         return group
 
     @property
@@ -149,7 +176,7 @@ class Sweep:
         began = self.clock.now()
         with noted(what):
             yield
-        self.spent[what] = self.clock.now() - began
+        self.spent[what] = self.spent.get(what, 0.0) + self.clock.now() - began
 
     def _rehearse(self, workers: Workers, cases: Sequence[AnyCase]) -> None:
         """On a GPU: compile what the cases need, and check them, all at once, before any of them is timed."""
@@ -157,17 +184,32 @@ class Sweep:
             return
         known = Rehearsed(cache_folder(), self.fingerprint, self.plugins)
         wanted = known.new(to_rehearse(cases))
-        later, able = {case.id for case in wanted}, by_their_own(cases)
-        ready = [case for case in able if case.id not in later]
-        taking_part = {case.implementation for case in able}
+        later = {case.id for case in wanted}
+        ready = [case for case in by_their_own(cases) if case.id not in later]
+        imports = first_of_modes(cases)
+        taking_part = {case.implementation for case in imports}
         own = {key: worker for key, worker in workers.running.items() if key in taking_part}
-        helpers = processes_for(wanted, most_processes(self.device, cores())) if len(wanted) >= FEWEST else 0
+        worth_it = len(wanted) >= FEWEST or any(map(only_compiled, wanted))
+        helpers = processes_for(wanted, most_processes(self.device, cores())) if worth_it else 0
         if helpers + len(own) < 2:
             return
         self.on_rehearsal(len(wanted) + len(ready), helpers + len(own))
-        outcome = rehearse(wanted, self.device, self.measure, self.plugins, helpers, own=own, ready=ready)
+        outcome = rehearse(
+            wanted,
+            self.device,
+            self.measure,
+            self.plugins,
+            helpers,
+            own=own,
+            ready=ready,
+            imports=imports,
+            limit_s=AHEAD_SHARE * self.deadline.left_s,
+        )
         for case in outcome.lost:
             workers.discard(case)
+        for (subject, contender), seconds in outcome.seconds.items():
+            name = f"{subject}/{contender}"
+            self.called[name] = self.called.get(name, 0.0) + seconds
         known.add(outcome.compiled)
 
     def _able(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> list[list[AnyCase]]:

@@ -9,7 +9,8 @@ from importlib import import_module
 from basedbench.timing.timeline import noted
 
 LIBRARY = "libcuda.so.1"
-FIRST_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # imported by the first backward pass: half a second
+# Imported by the first backward pass, in half a second; there by now where processes are forked (see `preloaded`).
+FIRST_BACKWARD = "torch.fx.experimental.symbolic_shapes"
 
 
 def open_device(device: str) -> None:

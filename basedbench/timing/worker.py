@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, get_all_start_methods, get_context
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,11 @@ class Worker:
         """`Session.rehearse` over there."""
         return self._ask("rehearse", case, measure, limit_s=measure.timeout)
 
+    def imports(self, case: Any) -> Failure | None:
+        """`Session.imports` over there; what fails there fails again in the first call."""
+        answer = self._ask("imports", case, None, limit_s=START_LIMIT_S)
+        return answer if isinstance(answer, Failure) else None
+
     def round(self, limit_s: float) -> Any:
         """`Session.round` over there."""
         return self._ask("round", limit_s=limit_s)
@@ -153,6 +158,9 @@ class Worker:
 def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:
     """The far end: answers until the near end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "fork" in get_all_start_methods():
+        # Locks that libraries make (tqdm, in torch's compiler) have no name then: an end by force leaves none behind.
+        set_start_method("fork", force=True)
     with open(log, "wb", buffering=0) as file:
         for stream in (1, 2):  # what implementations print belongs into neither tables nor JSON
             os.dup2(file.fileno(), stream)
@@ -163,7 +171,7 @@ def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Call
         pipe.send("ready")
         while True:
             what, arguments = pipe.recv()
-            if what in ("prepare", "rehearse"):
+            if arguments:  # a case begins
                 session = make(*arguments)
             with noted(" ".join([what, *(getattr(one, "label", "") for one in arguments[:1])])):
                 answer = _attempt(getattr(session, what))
@@ -181,6 +189,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     from basedbench.timing.clock import WallClock
     from basedbench.timing.kept import Kept
     from basedbench.timing.session import Session
+    from basedbench.timing.tuning import look_briefly_first
     from basedbench.timing.waking import open_device, wake
 
     if device != "cpu":
@@ -191,6 +200,7 @@ def _set_up(device: str, plugins: Sequence[str]) -> Any:
     # What peers tune in here, with the device to themselves, need not be tuned again in the next process.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     if device != "cpu":
+        look_briefly_first()
         wake(device)
     kept = Kept(device)
 

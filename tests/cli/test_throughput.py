@@ -218,11 +218,28 @@ def test_the_share_of_sampling_is_that_of_the_whole_command(
     assert "about 31 s left" in capsys.readouterr().err
     now[0] += 20
     progress(timed | {"status": "unsupported", "reason": "beyond it", "sampling_s": None, "prepare_s": 2.0})
-    progress.close({"calling and checking first": 18.0, "ceilings": 0.1})
+    progress.close({"calling and checking first": 18.0, "ceilings": 0.1}, {"taylor_attention/ours": 17.0})
     told = (
         "10 % warm-up and sampling, 15 % start, 30 % calling and checking first, 5 % preparing cases, 40 % between them"
     )
     assert capsys.readouterr().err.endswith(f"1 min 0 s: {told}\n")
+
+
+@pytest.mark.parametrize(("called_s", "says_so"), [(19.0, False), (21.0, True)])
+def test_what_took_longest_is_told_if_most_of_the_time_was_not_for_timing(
+    called_s: float, says_so: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(throughput_report.time, "monotonic", lambda: now[0])
+    progress = throughput_report.Progress(total=4, chosen=4, began=0.0)
+    for operator, contender, seconds in (("ssd", "ours", 3), ("wkv4", "ours", 4), ("ssd", "ours", 3)):
+        row = {"operator": operator, "contender": contender, "mode": "fwd", "dtype": "fp32", "batch": 1, "length": 8}
+        told = {"status": "oom", "reason": "out of memory", "sampling_s": 1.0, "prepare_s": seconds}
+        progress(blank_row("throughput") | row | told)
+    now[0] = 60.0
+    progress.close({"calling and checking first": called_s}, {"ssd/reference": 70.0, "wkv4/ours": 8.0})
+    ahead, prepared = "ssd/reference to be called first, in all processes, 1 min 10 s", "ssd/ours to be prepared, 6 s"
+    assert (f"What took longest: {ahead}; {prepared}.\n" in capsys.readouterr().err) is says_so
 
 
 WANTED = ("copy", "matmul_fp32")

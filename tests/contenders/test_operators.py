@@ -1,13 +1,15 @@
 """What the timing knows of each operator: inputs, references, costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from basedbench.contenders import operator_of
+from basedbench.contenders import operator_of, operators
 from basedbench.contenders.attention import attention_reference
 from basedbench.contenders.costs import bytes_of, flops_of
 from basedbench.contenders.draw import Draw
-from basedbench.contenders.operators import bind
+from basedbench.contenders.operators import bind, reference_call
 from tests.contenders.conftest import FORMS, small
 
 
@@ -83,3 +85,25 @@ def test_operations_of_attention_count_the_causal_half_and_the_recomputed_scores
 @pytest.mark.parametrize(("operator", "mode"), FORMS)
 def test_operations_grow_with_the_batch(operator: str, mode: str) -> None:
     assert flops_of(small(operator, mode, batch=6)) == 3 * flops_of(small(operator, mode, batch=2)) > 0
+
+
+@pytest.mark.parametrize(("operator", "mode"), FORMS)
+def test_the_reference_that_results_are_held_against_is_the_reference(operator: str, mode: str) -> None:
+    """Of few sequences in long chunks, of many in its own: the same in exact arithmetic."""
+    case = small(operator, mode, length=600)
+    drawn = operator_of(case).draw(Draw(case, 0, "cpu"))
+    tensors = {name: x.double() if x.is_floating_point() else x for name, x in drawn.items()}
+    own = bind(operator_of(case).reference, case)({name: x.clone() for name, x in tensors.items()})
+    for pairs in (1, 2**20):
+        found = reference_call(case, pairs)({name: x.clone() for name, x in tensors.items()})
+        torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-11)
+
+
+def test_only_few_sequences_are_cut_into_long_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    looping = replace(operators._SEQUENCES["ssd"], reference=lambda *_, chunk=64, **__: given.append(chunk))
+    monkeypatch.setitem(operators._SEQUENCES, "ssd", looping)
+    case = small("ssd", "fwd", length=2**10)
+    for pairs in (2**10, 2**10 + 1):
+        reference_call(case, pairs)(looping.draw(Draw(case, 0, "cpu")))
+    assert given == [256, 64]

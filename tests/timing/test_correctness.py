@@ -127,6 +127,48 @@ def test_rows_that_are_not_written_show(monkeypatch: pytest.MonkeyPatch) -> None
     assert math.isnan(filled[0][1])
 
 
+def test_nothing_that_a_backward_starts_from_lies_where_its_results_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients that are not written hold NaN then: no other tensor of the run that is judged has taken their place."""
+    poisoned, taken = set[int](), list[bool]()
+    full, grad = torch.full, torch.autograd.grad
+
+    def poison(*arguments, **options):
+        x = full(*arguments, **options)
+        poisoned.add(x.data_ptr())
+        return x
+
+    def noting(ends, leaves, starts):
+        taken.append(any(start.data_ptr() in poisoned for start in starts))
+        return grad(ends, leaves, starts)
+
+    monkeypatch.setattr(correctness.torch, "full", poison)
+    monkeypatch.setattr(torch.autograd, "grad", noting)
+    verdict(lambda y, _: y, mode="fwd_bwd", batch=64, length=64)
+    assert len(poisoned) == 4
+    assert len(taken) == 4  # twice the contender, the truth, the reference in the case's dtype
+    assert not taken[1]
+
+
+@pytest.mark.parametrize(("name", "runs"), [("altered", 2), ("reference", 1)])
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd", "decode"])
+def test_the_reference_is_called_no_oftener_than_need_be(
+    mode: str, name: str, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the truth; once as it is, unless it is the contender; and forwards once for a backward, too."""
+    called, call = list[torch.dtype](), correctness.reference_call
+    case = small("taylor_attention", mode, name, dtype="bf16")
+
+    def counting(*arguments):
+        made = call(*arguments)
+        return lambda tensors: called.append(tensors["v_BLHV" if mode != "decode" else "v_BHV"].dtype) or made(tensors)
+
+    monkeypatch.setattr(correctness, "reference_call", counting)
+    contender = get_contender("reference") if name == "reference" else Altered(lambda y, _: y)
+    with torch.set_grad_enabled(mode == "fwd_bwd"):
+        assert check(case, contender, contender.build(case), "cpu").reason is None
+    assert called == [torch.float64, torch.bfloat16][:runs]
+
+
 def test_large_cases_are_checked_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(correctness.FLOAT64_FLOPS, "cpu", 10)
     assert verdict(lambda y, _: y, dtype="bf16").truth == "float32"

@@ -144,6 +144,41 @@ def test_what_is_compiled_ahead_is_all_that_is_launched(operator: str, monkeypat
         assert subject.check().reason is None
 
 
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+@pytest.mark.parametrize(
+    ("operator", "contender", "config"),
+    [
+        ("taylor_attention", "fla-parallel", {}),
+        ("taylor_attention", "fla-fused-chunk", {}),
+        ("linear_attention", "fla-chunk", {}),
+        ("gated_linear_attention", "fla-chunk", {}),
+        *(("delta_rule", "fla-chunk", {"decay": decay}) for decay in ("none", "head", "channel")),
+    ],
+)
+def test_what_a_peer_chooses_from_is_all_compiled_ahead(
+    operator: str, contender: str, config: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it chooses for itself afterwards: with what was compiled its results are right."""
+    shape = {"batch": 2, "length": 512, "heads": 2, "key_dim": 16 if operator == "taylor_attention" else 64}
+    case = make_case(
+        contender, operator=operator, mode=mode, device="cuda", dtype="bf16", cache="cold", config=config, **shape
+    ).model_copy(update={"value_dim": 64})
+    if reason := get_contender(contender).supports(case):
+        pytest.skip(reason)
+    for name in ("FLA_CACHE_RESULTS", "TRITON_CACHE_AUTOTUNING"):
+        monkeypatch.setenv(name, "0")
+    subject, missing = subject_of(case, DEVICE), list[str]()
+    with torch.set_grad_enabled(subject.grad):
+        compile_ahead(case, DEVICE)
+        torch.cuda.synchronize()
+        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **asked: missing.append(asked["repr"]))
+        subject.load()
+        subject.start()
+        assert not missing
+        verdict = subject.check()
+        assert verdict.reason is None or (operator, mode) == ("linear_attention", "fwd_bwd")  # known to be refused
+
+
 @pytest.mark.filterwarnings("ignore:.*determin")
 @pytest.mark.parametrize(("operator", "mode"), FORMS)
 def test_a_call_for_nothing_leaves_nothing_behind(operator: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from basedbench.contenders.operators import bind
 from basedbench.timing import part as parts
 from basedbench.timing.correctness import Verdict, check
 from basedbench.timing.part import Part, part_of
-from basedbench.timing.program import inputs, program
+from basedbench.timing.program import first_run, inputs
 from tests.contenders.conftest import FORMS, small
 from tests.timing.conftest import Altered
 
@@ -58,8 +58,8 @@ def test_the_truth_of_a_part_is_that_of_the_whole_there(operator: str, mode: str
         pytest.skip("all of it is checked")
     reference = bind(operator_of(case).reference, case)
     with torch.set_grad_enabled(mode == "fwd_bwd"):
-        whole = found.results(program(case, reference, tensors, "cpu", torch.float64).results())
-        alone = program(case, reference, found.inputs(tensors), "cpu", torch.float64, found).results()
+        whole = found.results(first_run(case, reference, tensors, "cpu", torch.float64)[1])
+        alone = first_run(case, reference, found.inputs(tensors), "cpu", torch.float64, found)[1]
     assert set(alone) == set(whole)
     for name, expected in whole.items():
         assert alone[name].shape == expected.shape

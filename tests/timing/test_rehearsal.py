@@ -16,7 +16,7 @@ from basedbench.timing.kinds import by_their_own, kinds, processes_for, to_rehea
 from basedbench.timing.rehearsal import Outcome, rehearse
 from basedbench.timing.rehearsed import Rehearsed
 from basedbench.timing.worker import Failure
-from tests.timing.conftest import make_case, make_model_case
+from tests.timing.conftest import MockClock, make_case, make_model_case
 
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
 MEASURE = MeasureSection(round_ms=2, timeout=60)
@@ -35,6 +35,13 @@ def test_no_tuning_is_kept_of_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     rehearsal._set_up("cpu", [])
     assert os.environ["FLA_CACHE_RESULTS"] == os.environ["TRITON_CACHE_AUTOTUNING"] == "0"
+
+
+def test_the_seconds_of_every_process_count() -> None:
+    cases = [make_case("good", length=length) for length in (8, 16)] + [make_case("raises")]
+    seconds = rehearse(cases, "cpu", MEASURE, [PLUGIN], processes=2).seconds
+    assert set(seconds) == {case.implementation for case in cases}
+    assert all(one > 0 for one in seconds.values())
 
 
 def test_nothing_to_do() -> None:
@@ -102,7 +109,12 @@ class Own:
     """A worker that will time cases: it notes what it calls, and answers as it is told."""
 
     def __init__(self, answers: Callable[[Case], object] = lambda case: {}) -> None:
-        self.answers, self.called = answers, list[Case]()
+        self.answers, self.called, self.imported = answers, list[Case](), list[Case]()
+
+    def imports(self, case: Case) -> Failure:
+        assert not self.called
+        self.imported.append(case)
+        return Failure("runtime_error", "no module of that name")
 
     def rehearse(self, case: Case, measure: MeasureSection) -> object:
         self.called.append(case)
@@ -147,6 +159,29 @@ def test_own_workers_check_what_needs_no_compiling_at_once_and_the_rest_when_it_
     assert not outcome.failures
 
 
+def test_of_peers_that_tune_helpers_call_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call would choose beside others has to be chosen again alone."""
+    called: list[str] = []
+    monkeypatch.setattr(rehearsal._Rehearsal, "_call", lambda self: called.append(self.case.contender))
+    for name in ("fla-chunk", "fla-parallel", "mamba_ssm", "flex", "sdpa-cudnn", "ours"):
+        assert rehearsal._Rehearsal(make_case(name), "cpu").prepare() == {}
+    assert called == ["mamba_ssm", "flex", "sdpa-cudnn", "ours"]
+
+
+def test_a_forward_that_is_tuned_is_compiled_with_its_backward() -> None:
+    modes = [make_case("fla-chunk", mode=mode, length=length) for length in (8, 16) for mode in ("fwd", "fwd_bwd")]
+    others = [make_case("flex", mode=mode) for mode in ("fwd", "fwd_bwd")]
+    assert kinds([*others[:1], *modes, *others[1:]]) == [modes, others[1:], others[:1]]
+
+
+def test_own_workers_import_before_they_call_and_failures_there_are_no_matter() -> None:
+    mine, tuned = make_case("ours"), make_case("fla-chunk")
+    own = {case.implementation: Own() for case in (mine, tuned)}
+    rehearse([mine], "cpu", MEASURE, [], processes=0, own=own, imports=[mine, tuned])
+    assert [worker.imported for worker in own.values()] == [[mine], [tuned]]
+    assert [worker.called for worker in own.values()] == [[mine], []]
+
+
 def test_an_own_worker_compiles_kinds_of_its_own_if_nobody_helps() -> None:
     mine, others = [make_case("ours", key_dim=k) for k in (4, 8)], [make_case("ours", operator="short_conv", heads=1)]
     own = {mine[0].implementation: Own()}
@@ -159,6 +194,24 @@ def test_the_last_own_worker_leaves_its_cases_to_their_turn() -> None:
     own = {ready[0].implementation: Own()}
     rehearse([], "cpu", MEASURE, [], processes=0, own=own, ready=ready)
     assert own[ready[0].implementation].called == []
+
+
+def test_what_is_not_begun_in_time_is_left_to_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = MockClock()
+    monkeypatch.setattr(rehearsal.time, "monotonic", clock.now)
+
+    def takes_long(case: Case) -> object:
+        clock.advance(6.0)
+        return {}
+
+    cases = [make_case("ours", key_dim=width) for width in (4, 8, 12)]
+    ready = [make_case("reference", length=length) for length in (8, 16)]
+    own = {case.implementation: Own(takes_long) for case in (cases[0],)}
+    outcome = rehearse(cases, "cpu", MEASURE, [], processes=0, own=own, limit_s=10.0)
+    assert own[cases[0].implementation].called == outcome.compiled == cases[:2]
+    late = {case.implementation: Own(takes_long) for case in (cases[0], ready[0])}
+    assert rehearse(cases, "cpu", MEASURE, [], processes=0, own=late, ready=ready, limit_s=0.0) == Outcome()
+    assert all(worker.called == [] for worker in late.values())
 
 
 def test_an_own_worker_that_failed_is_named_and_not_asked_again() -> None:

@@ -5,8 +5,9 @@ import gc
 import pytest
 import torch
 
-from basedbench.config.throughput import MeasureSection
+from basedbench.config.throughput import Case, MeasureSection
 from basedbench.contenders import Contender, register
+from basedbench.timing import correctness
 from basedbench.timing import session as session_module
 from basedbench.timing.clock import WallClock
 from basedbench.timing.kept import Kept
@@ -96,7 +97,7 @@ def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
     assert "relative error" in facts["reason"]
     assert facts["error"] == pytest.approx(1.0)
     assert session.sampler is None
-    assert len(slow.calls) == 3  # the first call, and two for the check
+    assert len(slow.calls) == 2  # the first call, and one for the check
 
 
 @pytest.mark.usefixtures("own_registries")
@@ -109,10 +110,28 @@ def test_what_was_found_right_ahead_is_not_checked_again(clock: MockClock) -> No
     for there in (kept, Kept("cpu")):
         found.append(Session(case, MeasureSection(round_ms=50), "cpu", clock, there).prepare())
         calls.append(len(slow.calls))
-    assert calls[2] - calls[1] == calls[1] - calls[0] + 2  # the check calls twice
+    assert calls[2] - calls[1] == calls[1] - calls[0] + 1  # the check calls once
     for name in ("status", "error", "error_bound", "checked_against"):
         assert found[0][name] == found[1][name]
     assert found[0]["compile_s"] == pytest.approx(2.0 - 0.005)  # of the call that compiled
+
+
+def test_what_lacked_memory_in_company_is_checked_in_full_alone(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, lacking = correctness._check, [True]
+
+    def full(case: Case, *more: object) -> correctness.Verdict:
+        if case.batch > 1 and lacking:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(case, *more)
+
+    monkeypatch.setattr(correctness, "_check", full)
+    case, kept = small("taylor_attention", "fwd", "ours"), Kept("cpu")
+    Session(case, MeasureSection(), "cpu", clock, kept).rehearse()
+    assert kept.ahead == {}
+    lacking.clear()
+    assert Session(case, MeasureSection(), "cpu", clock, kept).prepare()["checked_against"] == "float64"
 
 
 @pytest.mark.usefixtures("own_registries")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from basedbench.config.throughput import AnyCase, MeasureSection
-from basedbench.engines.deadline import Deadline, Pace
+from basedbench.engines.deadline import Deadline, Pace, TimeUp
 from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing import sweep as sweeps
@@ -162,6 +162,36 @@ def test_workers_check_their_cases_beside_each_other_before_any_is_timed(
     rows = [note for note in NOTES if note[0] == "row"]
     assert sorted(rows) == sorted(("row", case.contender, "ok", True) for case in cases)
     assert set(sweep.spent) == {"calling and checking first", "ceilings"}
+    assert set(sweep.called) <= {"taylor_attention/reference", "taylor_attention/ours"}
+    assert all(seconds > 0 for seconds in sweep.called.values())
+    assert sweep.called
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_every_worker_imports_what_its_first_calls_will_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for every mode, and those too that call nothing in company."""
+    monkeypatch.setattr(sweeps, "Workers", Noted)
+    monkeypatch.setattr(sweeps, "cache_folder", lambda: tmp_path / "cache")
+    imports = Worker.imports
+
+    def noting(self: Worker, case: AnyCase) -> object:
+        NOTES.append(("imports", case.contender, case.mode))
+        return imports(self, case)
+
+    monkeypatch.setattr(Worker, "imports", noting)
+    load_plugin(PLUGIN)
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE, [PLUGIN])
+    sweep.device, sweep.memory_bytes = "cuda:0", 2**35  # five processes may wait
+    modes = ("fwd", "fwd_bwd")
+    cases = [make_case(name, length=n, mode=mode) for mode in modes for n in (8, 16) for name in ("ours", "reference")]
+    cases += [make_case("good", length=24)]
+    sweep.run(cases, lambda row: NOTES.append(("row", row["contender"])))
+    kinds = [note[0] for note in NOTES]
+    found = sorted(note[1:] for note in NOTES if note[0] == "imports")
+    assert found == [("good", "fwd"), *((name, mode) for name in ("ours", "reference") for mode in modes)]
+    assert len(kinds) - kinds[::-1].index("imports") <= kinds.index("row")
 
 
 def test_what_is_left_to_do() -> None:
@@ -208,6 +238,54 @@ class Guesses(Pace[AnyCase]):
 
     def seconds(self, item: AnyCase) -> float:
         return 1.0
+
+
+def test_with_a_time_limit_a_part_of_what_is_left_is_called_ahead_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+) -> None:
+    """Each case before it is timed, in the order of timing, and none of those that the limit leaves."""
+    events: list[tuple[str, list[int]]] = []
+    monkeypatch.setattr(
+        Sweep, "_rehearse", lambda self, workers, cases: events.append(("called", [case.length for case in cases]))
+    )
+    cases = [make_case("ours", length=length) for length in range(1, 21)]
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.find_ceilings = lambda workers, case: events.append(("ceilings", [])) or {}
+    sweep.deadline = Deadline(12.5, 0.0, Guesses(lambda case: 1.0, lambda case: (case.id,)), clock.now)
+
+    def on_row(row: Any) -> None:
+        events.append(("timed", [row["length"]]))
+        clock.advance(1.0)
+
+    sweep.run(cases, on_row)
+    called = [lengths for what, lengths in events if what == "called"]
+    assert called == [[1, 2, 3, 4, 5, 6], [7, 8, 9], [10], [11], [12]]
+    assert [what for what, _ in events].count("ceilings") == 1
+    timed = [lengths[0] for what, lengths in events if what == "timed"]
+    assert timed == list(range(1, 13))
+    for length in timed:
+        first = next(place for place, (what, lengths) in enumerate(events) if what == "called" and length in lengths)
+        assert first < events.index(("timed", [length]))
+
+
+def test_what_was_only_called_ahead_when_the_time_was_up_was_not_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_is_up(self: Sweep, workers: Workers, cases: list[AnyCase]) -> None:
+        raise TimeUp
+
+    monkeypatch.setattr(Sweep, "_rehearse", time_is_up)
+    sweep, cases = Sweep("own", Store(tmp_path), "cpu", MEASURE), [make_case("ours", length=8)]
+    with pytest.raises(TimeUp):
+        sweep.run(cases, lambda row: None)
+    assert (sweep.left, sweep.under_way) == (cases, [])
+
+
+def test_without_a_limit_all_is_called_ahead_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(Sweep, "_rehearse", lambda self, workers, cases: called.append(len(cases)))
+    Sweep("own", Store(tmp_path), "cpu", MEASURE).run([make_case("ours", length=n) for n in (8, 16)], lambda row: None)
+    assert called == [2]
 
 
 def test_only_groups_that_end_in_time_are_timed(tmp_path: Path, clock: MockClock) -> None:

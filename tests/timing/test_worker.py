@@ -140,6 +140,51 @@ assert cache.triton_key.cache_info().misses == 1
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_process_forked_on_a_machine_with_a_gpu_has_nothing_left_to_import() -> None:
+    """Neither to begin with, nor for its first backward pass; and torch's compiler is nobody's before it is needed."""
+    code = """
+import sys
+from basedbench.timing import rehearsal, worker
+worker.driver_is_there = lambda: True
+import subprocess
+subprocess.run = lambda *arguments, **options: None  # the driver's module
+from basedbench.timing import preloaded, waking
+assert waking.FIRST_BACKWARD in sys.modules
+there = set(sys.modules)
+waking.make_context = lambda index: True
+import torch
+torch.cuda.set_device = lambda device: None
+torch.set_num_threads = lambda count: None
+waking.wake = lambda device: None
+worker._set_up("cuda:0", [])
+rehearsal._set_up("cuda:0", [])
+assert {one for one in set(sys.modules) - there if one.partition(".")[0] in ("torch", "pandas", "basedbench")} == set()
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_library_locks_with_in_a_worker_is_not_left_behind(tmp_path: Path) -> None:
+    plugin = tmp_path / "locks.py"
+    plugin.write_text(
+        "import multiprocessing\n"
+        "from basedbench.contenders import Contender, register\n"
+        "@register\n"
+        "class Locks(Contender):\n"
+        "    name, operators = 'locks', ('taylor_attention',)\n"
+        "LOCK = multiprocessing.RLock()\n"
+    )
+    code = f"""
+from basedbench.timing.worker import Worker
+if __name__ == "__main__":
+    worker = Worker("cpu", [{str(plugin)!r}])
+    assert worker.wait() is None
+    worker.stop()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "leaked" not in ended.stderr
+
+
 def test_only_the_workers_of_other_cases_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, reference = make_case("ours"), make_case("reference")
     asked: list[Worker] = []
