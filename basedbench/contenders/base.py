@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
@@ -77,6 +78,7 @@ def needs_half(case: Timed) -> str | None:
     return "takes bf16 and fp16 only" if case.dtype == "fp32" else None
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return installed_version(package)
