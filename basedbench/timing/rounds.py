@@ -115,7 +115,8 @@ class Competition:
     def _let_go(self, measurement: Measurement) -> None:
         """A case without a time: its runner goes on if nothing can have spoiled it, for a new one takes seconds."""
         case, facts = measurement.case, measurement.facts
-        if not harmless(facts["status"], facts["reason"]) or isinstance(self.runners.of(case).close(), Failure):
+        good = harmless(facts["status"], facts["reason"], facts.get("error"))
+        if not good or isinstance(self.runners.of(case).close(), Failure):
             self.runners.discard(case)
 
     def _sample(self, running: list[Measurement]) -> Iterator[Measurement]:

@@ -1,6 +1,7 @@
 """Contenders in turn, on a mock clock."""
 
 import itertools
+import math
 import random
 
 from basedbench.config.throughput import MeasureSection
@@ -89,6 +90,17 @@ def test_a_runner_that_was_only_refused_a_case_goes_on(clock: MockClock) -> None
     assert {one.facts["status"] for one in done.values()} == {"unsupported"}
     assert workers.workers["refused"].closed == 1
     assert workers.discarded == ["capture", "device", "stubborn"]
+
+
+def test_a_runner_whose_case_was_a_little_inaccurate_goes_on(clock: MockClock) -> None:
+    """What wrote elsewhere, or not at all, may have spoilt what is there."""
+    errors = {"little": 0.05, "far": 0.5, "nothing": math.nan}
+    answers = {name: {"status": "incorrect", "reason": "off", "error": error} for name, error in errors.items()}
+    workers = FakeWorkers(**{name: FakeWorker(clock, lambda: 1.0, facts=one) for name, one in answers.items()})
+    done = run(clock, workers)
+    assert {one.facts["status"] for one in done.values()} == {"incorrect"}
+    assert workers.discarded == ["far", "nothing"]
+    assert workers.workers["little"].closed == 1
 
 
 def test_out_of_memory_alone_is_final(clock: MockClock) -> None:
