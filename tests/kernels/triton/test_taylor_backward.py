@@ -34,9 +34,17 @@ def compare(ours, q, k, v, dy) -> None:
         assert error <= 2 * reference_error + FLOOR, name
 
 
+def choose(monkeypatch, new) -> None:
+    """All sweeps in the form of before, or in the new one."""
+    for name in ("EARLY_UPDATE", "VALUES_AS_FORWARD"):
+        monkeypatch.setattr(taylor_backward_gluon, name, new)
+
+
 # Whole sequences, segments, a last tile that is not full.
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels themselves are tested")
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize(("length", "value_dim", "segment"), [(128, 64, 128), (200, 48, 128), (300, 64, 128)])
-def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment):
+def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, new):
     kernels = kernels_as_python()
 
     def wrap(name):
@@ -45,42 +53,48 @@ def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment):
 
         return Launcher(kernels, launch)
 
-    fakes = SimpleNamespace(
-        **{
-            name: wrap(name)
-            for name in ("segment_sums_kernel", "query_sweep_kernel", "reverse_sums_kernel", "key_value_sweep_kernel")
-        }
-    )
+    names = [
+        name
+        for name in vars(kernels)
+        if name.endswith(("_sums_kernel", "_sweep_kernel", "_gradient_kernel", "serial_kernel"))
+    ]
+    fakes = SimpleNamespace(**{name: wrap(name) for name in names})
     q, k, v, dy = tensors(randn, length, value_dim)
     y = reference(q.double(), k.double(), v.double()).bfloat16()
     inverse = (1 / normaliser(q, k)).float()
     delta, dq, dk, dv = (torch.full_like(x, POISON) for x in (inverse, q, k, v))
     cut = taylor_gluon.plan(1, length, 2, value_dim)._replace(segment=segment, segments=-(-length // segment))
+    slots = torch.full(taylor_gluon.slots_shape(cut), POISON)
     monkeypatch.setattr(taylor_gluon, "plan", lambda *_: cut)
     monkeypatch.setattr(taylor_gluon, "_map", lambda x, rows, columns: x)
-    monkeypatch.setattr(taylor_gluon, "SUMS_SHAPE", (1, 3))
-    monkeypatch.setattr(taylor_gluon, "_kernels", lambda: fakes)
-    monkeypatch.setattr(taylor_backward_gluon, "_kernels", lambda: fakes)
-    monkeypatch.setattr(taylor_backward_gluon, "ModuleType", SimpleNamespace)
-    monkeypatch.setattr(taylor_backward_gluon, "_running_sums", lambda slots, *_: running_sums(slots))
-    taylor_backward_gluon.backward(q, k, v, None, y, inverse, dy, delta, dq, dk, dv)
+    monkeypatch.setattr(taylor_gluon, "running_sums", lambda slots, *_: running_sums(slots))
+    choose(monkeypatch, new)
+    for module in (taylor_gluon, taylor_backward_gluon):
+        monkeypatch.setattr(module, "_kernels", lambda: fakes)
+        monkeypatch.setattr(module, "ModuleType", SimpleNamespace)
+    taylor_gluon.forward(q, k, v, None, torch.empty_like(y), torch.empty_like(inverse), None, slots)
+    kept = slots.clone()
+    taylor_backward_gluon.backward(q, k, v, None, y, inverse, dy, delta, dq, dk, dv, slots)
+    assert torch.equal(slots.view(torch.int32), kept.view(torch.int32))
     compare((dq, dk, dv), q, k, v, dy)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon needs a GPU")
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("segments", [1, 4])
 @pytest.mark.parametrize(("length", "value_dim"), [(577, 64), (1000, 48), (4097, 64)])
-def test_on_a_gpu(randn, device, monkeypatch, length, value_dim, segments):
+def test_on_a_gpu(randn, device, monkeypatch, length, value_dim, segments, new):
+    choose(monkeypatch, new)
     q, k, v, dy = (x.to(device) for x in tensors(randn, length, value_dim))
     monkeypatch.setattr(taylor_gluon, "PROGRAMS", 2 * segments)
     monkeypatch.setattr(taylor_gluon, "SHORTEST_SEGMENT", 64)
     operator = taylor_attention_triton
-    y, inverse, _ = operator.attention(q, k, v, None, False, "bf16")
+    y, inverse, _, slots = operator.attention(q, k, v, None, False, "bf16")
     if taylor_backward_gluon.unsupported(q, k, v, y, dy) is not None:
         pytest.skip("not a GPU for these kernels")
     ours, again = (operator._rooms(q, k, v, None) for _ in range(2))
     for found in (ours, again):
-        operator.attention_backward(q, k, v, None, y, inverse, dy, "bf16", *found)
+        operator.attention_backward(q, k, v, None, y, inverse, slots, dy, "bf16", *found)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
     compare(ours, q, k, v, dy)
 

@@ -1,46 +1,31 @@
-"""What the kernels of taylor_attention with turned features share, and the sums of segments. Hopper, 64 values, bf16.
+"""Features and states of the Gluon kernels of taylor_attention. Hopper, key width 16, 64 values, bf16.
 
     phi(x) = (x_j x_(j + d mod 16) for d = 0 ... 7 and all j;  x;  x_j x_(j + 8) for j < 8;  1;  seven zeros)
 
-has every product of two of the 16 dimensions once: 128 + 32 features instead of 192 + 32. Each thread makes those of
+has every product of two of the 16 dimensions once, as turns of the row: 128 + 32 features. Each thread makes those of
 one token: to turn its row by an even d is to rename registers. They go to shared memory, as second operands.
 
 A state is S^T, values by features, in three accumulators, for an accumulator rounded to bf16 is a first operand as it
 is. Its key sum is counted four times, in every row of a product.
+
+`slots` (float32, SLOT numbers each) hold states between kernels; `taylor_gluon_states` has their order. Segment s of a
+sequence begins with slot s; its own sum goes to slot s + 1.
 """
 
 # mypy: allow-untyped-defs
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    mma_v2,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mma_v2, warpgroup_mma
 
-from .taylor_gluon_kernels import (
-    BF16,
-    KEYS_TILE,
-    OPERAND,
-    SQUARE,
-    VALUES_SHARED,
-    VALUES_TILE,
-    T,
-    _allocate_barriers,
-    _fetch,
-    _place,
-    barrier,
-)
-from .taylor_gluon_states import COUNT, SLOT, TURNED_KEY_SUM, TURNED_MOMENTS, TURNED_REST
+from .taylor_gluon_states import COUNT, KEY_SUM, MOMENTS, REST
+from .taylor_gluon_tiles import BF16, SQUARE, VALUES_SHARED, T
 
 # Rows of which features are made at a time, one a thread.
 STEP = gl.constexpr(128)
-REST = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
-REST_OPERAND = gl.constexpr(gl.DotOperandLayout(0, REST.value, 2))
-REST_SHARED = gl.constexpr(gl.NVMMASharedLayout(64, 16, 2))
+THIRTY_TWO = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
+THIRTY_TWO_OPERAND = gl.constexpr(gl.DotOperandLayout(0, THIRTY_TWO.value, 2))
+THIRTY_TWO_SHARED = gl.constexpr(gl.NVMMASharedLayout(64, 16, 2))
 SMALL = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [4, 1], [16, 8]))
 SMALL_A = gl.constexpr(gl.DotOperandLayout(0, SMALL.value, 2))
 SMALL_B = gl.constexpr(gl.DotOperandLayout(1, SMALL.value, 2))
@@ -115,7 +100,7 @@ def _store_features(x, features, constants):
 def _allocate_features():
     square_0 = gl.allocate_shared_memory(BF16, [STEP, 64], VALUES_SHARED)
     square_1 = gl.allocate_shared_memory(BF16, [STEP, 64], VALUES_SHARED)
-    return square_0, square_1, gl.allocate_shared_memory(BF16, [STEP, 32], REST_SHARED)
+    return square_0, square_1, gl.allocate_shared_memory(BF16, [STEP, 32], THIRTY_TWO_SHARED)
 
 
 @gluon.jit
@@ -128,34 +113,43 @@ def _constants(of_first, of_last):
 
 @gluon.jit
 def _zero_state():
-    square, rest = gl.zeros([64, 64], gl.float32, layout=SQUARE), gl.zeros([64, 32], gl.float32, layout=REST)
+    square, rest = gl.zeros([64, 64], gl.float32, layout=SQUARE), gl.zeros([64, 32], gl.float32, layout=THIRTY_TWO)
     moments, key_sum = gl.zeros([16, 16], gl.float32, layout=SMALL), gl.zeros([T, 16], gl.float32, layout=SMALL)
     return square, square, rest, moments, key_sum
 
 
 @gluon.jit
 def _slot_pointers(slot):
-    """Where the parts of a state are: (value, feature) twice 64 x 64 and 64 x 32, moments, sum of keys."""
+    """Where the parts of a state are: (value, feature) twice 64 x 64 and 64 x 32, moments."""
     row, column = gl.arange(0, 64, layout=gl.SliceLayout(1, SQUARE)), gl.arange(0, 64, layout=gl.SliceLayout(0, SQUARE))
     squares = slot + row[:, None] * 64 + column[None, :]
-    row, column = gl.arange(0, 64, layout=gl.SliceLayout(1, REST)), gl.arange(0, 32, layout=gl.SliceLayout(0, REST))
-    rest = slot + TURNED_REST + row[:, None] * 32 + column[None, :]
+    row, column = (
+        gl.arange(0, 64, layout=gl.SliceLayout(1, THIRTY_TWO)),
+        gl.arange(0, 32, layout=gl.SliceLayout(0, THIRTY_TWO)),
+    )
+    rest = slot + REST + row[:, None] * 32 + column[None, :]
     i, j = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL)), gl.arange(0, 16, layout=gl.SliceLayout(0, SMALL))
-    moments = slot + TURNED_MOMENTS + i[:, None] * 16 + j[None, :]
-    row = gl.arange(0, 64, layout=gl.SliceLayout(1, SMALL))
-    keys = slot + TURNED_KEY_SUM + row[:, None] * 0 + j[None, :]
-    return squares, rest, moments, keys, (row == 0)[:, None]
+    return squares, rest, slot + MOMENTS + i[:, None] * 16 + j[None, :]
+
+
+@gluon.jit
+def _key_sum_pointers(slot, rows: gl.constexpr):
+    row, j = gl.arange(0, rows, layout=gl.SliceLayout(1, SMALL)), gl.arange(0, 16, layout=gl.SliceLayout(0, SMALL))
+    return slot + KEY_SUM + row[:, None] * 0 + j[None, :], (row == 0)[:, None]
 
 
 @gluon.jit
 def _load_state(slot):
-    squares, rest, moments, keys, _ = _slot_pointers(slot)
+    squares, rest, moments = _slot_pointers(slot)
+    keys, _ = _key_sum_pointers(slot, T)
     return gl.load(squares), gl.load(squares + 4096), gl.load(rest), gl.load(moments), gl.load(keys)
 
 
 @gluon.jit
 def _store_state(slot, s_0, s_1, s_2, moment_sum, key_sum, count):
-    squares, rest, moments, keys, row_0 = _slot_pointers(slot)
+    """Of the key sum the first row."""
+    squares, rest, moments = _slot_pointers(slot)
+    keys, row_0 = _key_sum_pointers(slot, key_sum.shape[0])
     gl.store(squares, s_0)
     gl.store(squares + 4096, s_1)
     gl.store(rest, s_2)
@@ -169,7 +163,7 @@ def _add_keys(values, f_0, f_1, f_2, s_0, s_1, s_2):
     """Starts state += v^T phi(k). The last of the results must live until the products have read it."""
     s_0 = warpgroup_mma(values, f_0, s_0, is_async=True)
     s_1 = warpgroup_mma(values, f_1, s_1, is_async=True)
-    values = gl.convert_layout(values, REST_OPERAND, assert_trivial=True)
+    values = gl.convert_layout(values, THIRTY_TWO_OPERAND, assert_trivial=True)
     return s_0, s_1, warpgroup_mma(values, f_2, s_2, is_async=True), values
 
 
@@ -181,54 +175,3 @@ def _key_moments(k, moments, key_sum):
     k_transposed = gl.convert_layout(k_rows.permute((1, 0)), SMALL_A, assert_trivial=True)
     fours = gl.full([T, k.shape[0]], 4.0, BF16, layout=SMALL_A)
     return mma_v2(k_transposed, k_rows, moments), mma_v2(fours, k_rows, key_sum)
-
-
-@gluon.jit(do_not_specialize=["length", "heads", "segment", "segments", "value_tiles"])
-def turned_sums_kernel(
-    k_map, v_map, slots, length, heads, segment, segments, value_tiles, STAGES: gl.constexpr
-):  # fmt: skip
-    """The sum of each segment but the last, (segments - 1) programs per sequence and value tile, to the slot after."""
-    batch, head, place, number = _place(heads, segment, segments - 1, value_tiles)
-    begin, column = number * segment, place % value_tiles * 64
-    steps = segment // STEP
-    ks = gl.allocate_shared_memory(BF16, [STAGES, 1, 1, STEP, 16], KEYS_TILE)
-    vs = gl.allocate_shared_memory(BF16, [STAGES, 1, 1, STEP, 64], VALUES_TILE)
-    k_bars, v_bars = _allocate_barriers(STAGES), _allocate_barriers(STAGES)
-    features = _allocate_features()
-    fence_async_shared()
-    barrier()
-    for i in gl.static_range(STAGES - 1):
-        mbarrier.expect(k_bars.index(i), STEP * 32, pred=i < steps)
-        mbarrier.expect(v_bars.index(i), STEP * 128, pred=i < steps)
-        _fetch(k_map, ks.index(i), k_bars.index(i), batch, head, begin + i * STEP, 0, i < steps)
-        _fetch(v_map, vs.index(i), v_bars.index(i), batch, head, begin + i * STEP, column, i < steps)
-    barrier()
-    s_0, s_1, s_2, moments, key_sum = _zero_state()
-    constants = _constants(1.0, 1.0)
-    stage = 0
-    phase = 0
-    for step in range(steps):
-        mbarrier.wait(k_bars.index(stage), phase)
-        mbarrier.wait(v_bars.index(stage), phase)
-        k, v = ks.index(stage).reshape([STEP, 16]), vs.index(stage).reshape([STEP, 64])
-        # mma.sync between open wgmma groups would make the assembler wait after each of them.
-        moments, key_sum = _key_moments(k, moments, key_sum)
-        _store_features(k.load(ROWS), features, constants)
-        values = v.permute((1, 0)).load(OPERAND)
-        fence_async_shared()
-        barrier()
-        ahead = gl.where(stage == 0, STAGES - 1, stage - 1)
-        more = step + (STAGES - 1) < steps
-        later = begin + (step + STAGES - 1) * STEP
-        mbarrier.expect(k_bars.index(ahead), STEP * 32, pred=more)
-        mbarrier.expect(v_bars.index(ahead), STEP * 128, pred=more)
-        s_0, s_1, s_2, last = _add_keys(values, features[0], features[1], features[2], s_0, s_1, s_2)
-        _fetch(k_map, ks.index(ahead), k_bars.index(ahead), batch, head, later, 0, more)
-        _fetch(v_map, vs.index(ahead), v_bars.index(ahead), batch, head, later, column, more)
-        s_0, s_1, s_2, values, last = warpgroup_mma_wait(0, [s_0, s_1, s_2, values, last])
-        barrier()
-        wrap = stage + 1 == STAGES
-        phase = gl.where(wrap, phase ^ 1, phase)
-        stage = gl.where(wrap, 0, stage + 1)
-    slot = slots + (place * (segments + 1) + number + 1).to(gl.int64) * SLOT
-    _store_state(slot, s_0, s_1, s_2, moments, key_sum, segment.to(gl.float32))
