@@ -175,14 +175,14 @@ def key_gradient_kernel(
         high = _sum_over_first(gradient, a_i)
         following, dk, picked = warpgroup_mma_wait(0, [following, dk, picked])
         gradient = _start_gradient(v, squares[2])
-        r_0, r_1, r_2, linear = _start_update(scaled, dy, features, r_0, r_1, r_2, linear)
+        r_0, r_1, r_2, linear, operand = _start_update(scaled, dy, features, r_0, r_1, r_2, linear)
         low = _sum_over_first(following, a_i)
         gradient = warpgroup_mma_wait(4, [gradient])
         high += _sum_over_first(gradient, _first_of(b))
         dk = (dk + _side_by_side(low, high)) * 0.0625
         place_k = dk_pointer + ((first + token) * (heads * 16))[:, None] + key[None, :]
         gl.store(place_k, dk.to(BF16), mask=(first + token < end)[:, None] & (key >= 0)[None, :])
-        r_0, r_1, r_2, linear = warpgroup_mma_wait(0, [r_0, r_1, r_2, linear])
+        r_0, r_1, r_2, linear, operand = warpgroup_mma_wait(0, [r_0, r_1, r_2, linear, operand])
         # mma.sync between open wgmma groups would make the assembler wait after each of them.
         moments, query_sum = _query_moments(q, weighted, ones, moments, query_sum)
         # All threads have read the copy of the state and the features.

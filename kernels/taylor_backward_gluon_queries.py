@@ -149,7 +149,7 @@ def query_gradient_kernel(
         high = _sum_over_first(gradient, a_i)
         following, dq, picked = warpgroup_mma_wait(0, [following, dq, picked])
         gradient = _start_gradient(dy, squares[2])
-        s_0, s_1, s_2, linear = _start_update(k, v, features, s_0, s_1, s_2, linear)
+        s_0, s_1, s_2, linear, operand = _start_update(k, v, features, s_0, s_1, s_2, linear)
         low = _sum_over_first(following, a_i)
         gradient = warpgroup_mma_wait(4, [gradient])
         high += _sum_over_first(gradient, _first_of(b))
@@ -158,7 +158,7 @@ def query_gradient_kernel(
         gl.store(place_q, dq.to(BF16), mask=(first + token < end)[:, None] & (key >= 0)[None, :])
         following_token = first + T + token
         inverse = gl.load(inverse_pointer + following_token, mask=following_token < end, other=0.0)
-        s_0, s_1, s_2, linear = warpgroup_mma_wait(0, [s_0, s_1, s_2, linear])
+        s_0, s_1, s_2, linear, operand = warpgroup_mma_wait(0, [s_0, s_1, s_2, linear, operand])
         # mma.sync between open wgmma groups would make the assembler wait after each of them.
         moments, key_sum = _key_moments(k, moments, key_sum)
         # All threads have read the copy of the state and the features.

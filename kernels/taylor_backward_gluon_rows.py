@@ -27,6 +27,7 @@ from .taylor_gluon_tiles import (
     _rounded,
 )
 
+NARROW_OPERAND = gl.constexpr(gl.DotOperandLayout(0, NARROW.value, 2))
 # (token, i, j): a thread has half of the i and all j of a token.
 PRODUCTS = gl.constexpr(
     gl.DistributedLinearLayout(
@@ -53,7 +54,7 @@ def _scaled(x, scale):
 
 @gluon.jit
 def _store_features(x, features, scale, SCALED: gl.constexpr):
-    """phi of 64 rows, (token, feature), times a scale of each row (in a layout of `_row_of_features`) if SCALED."""
+    """phi of 64 rows, (token, feature), times a scale of each row if SCALED."""
     a, b = x.slice(0, 8, dim=1), x.slice(8, 8, dim=1)
     a_i, b_i = a.load(gl.SliceLayout(2, PRODUCTS)), b.load(gl.SliceLayout(2, PRODUCTS))
     if SCALED:
@@ -97,13 +98,13 @@ def _load_state(slot):
 
 @gluon.jit
 def _start_update(x, values, features, s_0, s_1, s_2, linear):
-    """Starts state += values^T phi(x): four products."""
-    transposed = values.permute((1, 0))
-    linear = warpgroup_mma(transposed, x, linear, is_async=True)
-    s_0 = warpgroup_mma(transposed, features[0], s_0, is_async=True)
-    s_1 = warpgroup_mma(transposed, features[1], s_1, is_async=True)
-    s_2 = warpgroup_mma(transposed, features[2], s_2, is_async=True)
-    return s_0, s_1, s_2, linear
+    """Starts state += values^T phi(x), four products. The last of the results must live until they have read it."""
+    values = values.permute((1, 0)).load(OPERAND)
+    linear = warpgroup_mma(gl.convert_layout(values, NARROW_OPERAND, assert_trivial=True), x, linear, is_async=True)
+    s_0 = warpgroup_mma(values, features[0], s_0, is_async=True)
+    s_1 = warpgroup_mma(values, features[1], s_1, is_async=True)
+    s_2 = warpgroup_mma(values, features[2], s_2, is_async=True)
+    return s_0, s_1, s_2, linear, values
 
 
 @gluon.jit

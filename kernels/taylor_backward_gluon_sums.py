@@ -1,7 +1,7 @@
 """The sums of segments that the sweeps for dk and dv begin with. Hopper, key width 16, up to 64 values, bf16.
 
-R^T = sum u^T phi(q) and, for the normaliser, N = -sum u.y q q^T and n1 = -sum u.y q, in the order of a forward state
-(`taylor_gluon_states`). Segments are numbered from the end.
+R^T = sum dy^T phi(q) / z and, for the normaliser, N = -sum delta / z q q^T and n1 = -sum delta / z q, in the order of a
+forward state (`taylor_gluon_states`). Segments are numbered from the end.
 """
 
 # mypy: allow-untyped-defs
@@ -23,7 +23,6 @@ from .taylor_gluon_features import (
     STEP,
     _add_keys,
     _allocate_features,
-    _constants,
     _store_features,
     _store_state,
     _zero_state,
@@ -33,23 +32,13 @@ from .taylor_gluon_tiles import (
     BF16,
     KEYS_SHARED,
     KEYS_TILE,
-    NUMBERS,
     OPERAND,
-    SQUARE,
     VALUES_TILE,
     _allocate_barriers,
     _fetch,
     _place,
     barrier,
 )
-
-
-@gluon.jit
-def _scaled_values(dy, inverses):
-    """u^T, dy^T with its columns divided by z, as an operand."""
-    values = gl.convert_layout(dy.permute((1, 0)).load(OPERAND), SQUARE, assert_trivial=True).to(gl.float32)
-    u = (values * inverses.load(gl.SliceLayout(0, SQUARE))[None, :]).to(BF16)
-    return gl.convert_layout(u, OPERAND, assert_trivial=True)
 
 
 @gluon.jit
@@ -77,7 +66,6 @@ def gradient_sums_kernel(
     features = _allocate_features()
     weighted = gl.allocate_shared_memory(BF16, [STEP, 16], KEYS_SHARED)
     weights = gl.allocate_shared_memory(BF16, [STEP, 16], KEYS_SHARED)
-    inverses = gl.allocate_shared_memory(gl.float32, [STEP], NUMBERS)
     fence_async_shared()
     barrier()
     for i in gl.static_range(STAGES - 1):
@@ -86,11 +74,9 @@ def gradient_sums_kernel(
         _fetch(q_map, qs.index(i), q_bars.index(i), batch, head, begin + i * STEP, 0, i < steps)
         _fetch(dy_map, dys.index(i), dy_bars.index(i), batch, head, begin + i * STEP, 0, i < steps)
     inverse, weight = _load_by_rows(inverse_pointer, delta_pointer, begin, end)
-    inverses.store(inverse)
     barrier()
     r_0, r_1, r_2, moments, query_sum = _zero_state()
     query_sum = gl.zeros([16, 16], gl.float32, layout=SMALL)
-    constants = _constants(1.0, 1.0)
     column = gl.arange(0, 16, layout=gl.SliceLayout(0, ROWS))
     stage = 0
     phase = 0
@@ -101,10 +87,12 @@ def gradient_sums_kernel(
         mbarrier.wait(dy_bars.index(stage), phase)
         q, dy = qs.index(stage).reshape([STEP, 16]), dys.index(stage).reshape([STEP, 64])
         rows = q.load(ROWS)
-        _store_features(rows, features, constants)
-        weighted.store((rows.to(gl.float32) * weight[:, None]).to(BF16))
+        in_float = rows.to(gl.float32)
+        constants = gl.where(column[None, :] == 0, inverse[:, None], 0.0).to(BF16)
+        _store_features(rows, (in_float * inverse[:, None]).to(BF16), features, constants)
+        weighted.store((in_float * weight[:, None]).to(BF16))
         weights.store(gl.where(column[None, :] == 0, weight[:, None], 0.0).to(BF16))
-        u = _scaled_values(dy, inverses)
+        values = dy.permute((1, 0)).load(OPERAND)
         inverse, weight = _load_by_rows(inverse_pointer, delta_pointer, begin + (step + 1) * STEP, end)
         fence_async_shared()
         barrier()
@@ -115,11 +103,10 @@ def gradient_sums_kernel(
         ahead = gl.where(stage == 0, STAGES - 1, stage - 1)
         mbarrier.expect(q_bars.index(ahead), STEP * 32, pred=more)
         mbarrier.expect(dy_bars.index(ahead), STEP * 128, pred=more)
-        r_0, r_1, r_2, last = _add_keys(u, features[0], features[1], features[2], r_0, r_1, r_2)
+        r_0, r_1, r_2, last = _add_keys(values, features[0], features[1], features[2], r_0, r_1, r_2)
         _fetch(q_map, qs.index(ahead), q_bars.index(ahead), batch, head, later, 0, more)
         _fetch(dy_map, dys.index(ahead), dy_bars.index(ahead), batch, head, later, 0, more)
-        inverses.store(inverse)
-        r_0, r_1, r_2, u, last = warpgroup_mma_wait(0, [r_0, r_1, r_2, u, last])
+        r_0, r_1, r_2, values, last = warpgroup_mma_wait(0, [r_0, r_1, r_2, values, last])
         barrier()
         wrap = stage + 1 == STAGES
         phase = gl.where(wrap, phase ^ 1, phase)

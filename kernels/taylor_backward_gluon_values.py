@@ -16,7 +16,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .taylor_backward_gluon_sums import _scaled_values
 from .taylor_gluon_features import (
     ROWS,
     _add_keys,
@@ -38,6 +37,7 @@ from .taylor_gluon_states import SLOT
 from .taylor_gluon_tiles import (
     BF16,
     NUMBERS,
+    OPERAND,
     SQUARE,
     VALUES_SHARED,
     VALUES_TILE,
@@ -46,6 +46,14 @@ from .taylor_gluon_tiles import (
     _place,
     barrier,
 )
+
+
+@gluon.jit
+def _scaled_values(dy, inverses):
+    """u^T, dy^T with its columns divided by z, as an operand."""
+    values = gl.convert_layout(dy.permute((1, 0)).load(OPERAND), SQUARE, assert_trivial=True).to(gl.float32)
+    u = (values * inverses.load(gl.SliceLayout(0, SQUARE))[None, :]).to(BF16)
+    return gl.convert_layout(u, OPERAND, assert_trivial=True)
 
 
 @gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])
@@ -87,7 +95,8 @@ def value_sweep_kernel(
         k, q = pair.slice(0, T), pair.slice(T, T)
         nothing = gl.zeros([T, T], gl.float32, layout=SQUARE)
         r = warpgroup_mma(k, q.permute((1, 0)), nothing, use_acc=False, is_async=True)
-        _store_features(pair.load(ROWS), features, constants)
+        x = pair.load(ROWS)
+        _store_features(x, x, features, constants)
         u = _scaled_values(dy, inverses)
         earlier = gl.load(inverse_pointer + (first - T) + rows, mask=first - T + rows >= begin, other=0.0)
         r = warpgroup_mma_wait(0, [r])

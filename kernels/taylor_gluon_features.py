@@ -59,9 +59,9 @@ def _product_code(pairs):
 
 @gluon.constexpr_function
 def _rest_code():
-    """Products of opposite elements, the first pair of constants, zeros."""
-    products = "".join(f"mul.rn.bf16x2 ${i}, ${8 + i}, ${12 + i};" for i in range(4))
-    return products + "mov.b32 $4, $16;" + "".join(f"mov.b32 ${i}, 0;" for i in (5, 6, 7))
+    """Products of opposite elements of two rows, the first pair of constants, zeros."""
+    products = "".join(f"mul.rn.bf16x2 ${i}, ${8 + i}, ${20 + i};" for i in range(4))
+    return products + "mov.b32 $4, $24;" + "".join(f"mov.b32 ${i}, 0;" for i in (5, 6, 7))
 
 
 @gluon.jit
@@ -83,17 +83,19 @@ def _side_by_side(f_0, f_1, f_2, f_3):
 
 
 @gluon.jit
-def _store_features(x, features, constants):
-    """phi of 128 rows."""
+def _store_features(x, scaled, features, constants):
+    """phi of 128 rows, times a scale of each row: `scaled` is x times it, the constants have it."""
     y = _shift(x)
-    f_0, f_1, f_2, f_3 = _times_turned(x, x, 0), _times_turned(x, y, 0), _times_turned(x, x, 1), _times_turned(x, y, 1)
+    f_0, f_1 = _times_turned(scaled, x, 0), _times_turned(scaled, y, 0)
+    f_2, f_3 = _times_turned(scaled, x, 1), _times_turned(scaled, y, 1)
     features[0].store(_side_by_side(f_0, f_1, f_2, f_3))
-    f_4, f_5, f_6, f_7 = _times_turned(x, x, 2), _times_turned(x, y, 2), _times_turned(x, x, 3), _times_turned(x, y, 3)
+    f_4, f_5 = _times_turned(scaled, x, 2), _times_turned(scaled, y, 2)
+    f_6, f_7 = _times_turned(scaled, x, 3), _times_turned(scaled, y, 3)
     features[1].store(_side_by_side(f_4, f_5, f_6, f_7))
     rest = gl.inline_asm_elementwise(
-        _rest_code(), _form(8, 16), [x, constants], dtype=gl.bfloat16, is_pure=True, pack=16
+        _rest_code(), _form(8, 24), [scaled, x, constants], dtype=gl.bfloat16, is_pure=True, pack=16
     )
-    features[2].store(gl.join(x, rest).permute((0, 2, 1)).reshape([STEP, 32]))
+    features[2].store(gl.join(scaled, rest).permute((0, 2, 1)).reshape([STEP, 32]))
 
 
 @gluon.jit

@@ -49,7 +49,8 @@ def segment_sums_kernel(k_map, v_map, slots, length, heads, segment, segments, v
         k, v = ks.index(stage).reshape([STEP, 16]), vs.index(stage).reshape([STEP, 64])
         # mma.sync between open wgmma groups would make the assembler wait after each of them.
         moments, key_sum = _key_moments(k, moments, key_sum)
-        _store_features(k.load(ROWS), features, constants)
+        x = k.load(ROWS)
+        _store_features(x, x, features, constants)
         values = v.permute((1, 0)).load(OPERAND)
         fence_async_shared()
         barrier()

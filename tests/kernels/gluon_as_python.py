@@ -216,8 +216,3 @@ def kernel_arguments(arguments, outputs=()) -> list[Any]:
         return torch.tensor(x) if isinstance(x, int) else x
 
     return [argument(x) for x in arguments]
-
-
-def running_sums(slots: Tensor) -> None:
-    slots[:, 0] = 0.0
-    slots[:, 1:-1] = slots[:, 1:-1].cumsum(1)

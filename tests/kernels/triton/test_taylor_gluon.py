@@ -8,7 +8,7 @@ from torch import Tensor
 
 from basedbench.kernels import taylor_gluon
 from basedbench.kernels.taylor_attention import reference, taylor_attention_step
-from basedbench.kernels.taylor_attention_triton import attention
+from basedbench.kernels.taylor_attention_triton import _slots_like, attention
 from basedbench.kernels.taylor_features import taylor_feature_map
 from basedbench.kernels.taylor_gluon_states import (
     COUNT,
@@ -231,3 +231,13 @@ def test_the_plan_fills_the_device_once():
     assert taylor_gluon.plan(1, 131072, 16, 64)[2:4] == (8192, 16)
     assert taylor_gluon.plan(1, 4037, 1, 64)[2:4] == (640, 7)
     assert taylor_gluon.plan(1, 1, 1, 128)[2:] == (128, 1, 2, 2)
+
+
+def test_states_are_kept_for_a_backward_with_several_segments():
+    def kept(length, key_dim=16, value_dim=64, dtype=torch.bfloat16, kept=True) -> tuple[int, ...]:
+        q, v = (torch.empty(2, length, 16, width, dtype=dtype, device="meta") for width in (key_dim, value_dim))
+        return tuple(_slots_like(q, v, kept).shape)
+
+    assert kept(32768) == (32, 9, SLOT.value)
+    nothing = kept(600), kept(32768, 8), kept(32768, 16, 112), kept(32768, dtype=torch.float16), kept(32768, kept=False)
+    assert set(nothing) == {(0,)}
