@@ -35,7 +35,7 @@ from .taylor_backward_gluon_rows import (
     _zero_state,
 )
 from .taylor_gluon_states import SLOT
-from .taylor_gluon_tiles import BF16, KEYS_SHARED, NUMBERS, OPERAND, SQUARE, T, _not_after, _place, _rounded, barrier
+from .taylor_gluon_tiles import BF16, KEYS_SHARED, NUMBERS, OPERAND, SQUARE, T, _not_after, _place, barrier
 
 
 @gluon.jit
@@ -100,7 +100,6 @@ def key_gradient_kernel(
     vs, dys = _allocate_values(STAGES), _allocate_values(STAGES)
     squares, features = _allocate_squares(), _allocate_squares()
     vector = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
-    rest_of_vector = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
     small_0 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
     small_1 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
     smalls = small_0, small_1
@@ -145,7 +144,6 @@ def key_gradient_kernel(
         _store_features(q, features, of_features, True)
         of_features, inverse, weight = _load_rows(inverse_pointer, delta_pointer, first - T, end)
         _copy_state(squares, vector, smalls, r_0, r_1, r_2, linear, moments, query_sum)
-        rest_of_vector.store((linear * 4.0 - _rounded(linear * 4.0)).to(BF16))
         fence_async_shared()
         barrier()
         _expect_all(qs, ks, vs, dys, ahead, more)
@@ -158,7 +156,6 @@ def key_gradient_kernel(
         r, da = warpgroup_mma_wait(0, [r, da])
         dk = gl.zeros([T, 16], gl.float32, layout=NARROW)
         dk = warpgroup_mma(v, vector, dk, use_acc=False, is_async=True)
-        dk = warpgroup_mma(v, rest_of_vector, dk, is_async=True)
         dk = warpgroup_mma(k, small_0, dk, is_async=True)
         dk = warpgroup_mma(ones, small_1, dk, is_async=True)
         # Divided by z before it is rounded: with q / z in its stead dk would have three roundings, twice the error.
