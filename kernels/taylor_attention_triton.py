@@ -149,20 +149,24 @@ def attention(
     return_state: bool,
     precision: str,
     keep_inverse: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B,L,H,V), 1 / z (B,H,L) in float32, which gradients need, and the state (B,H,F,V+1).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y (B,L,H,V), 1 / z (B,H,L) in float32, the state (B,H,F,V+1), and the states that segments begin with.
 
-    What is not wanted is nothing, (0,).
+    Gradients need the second and the last. What is not wanted is nothing, (0,).
     """
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     plan = _plan(q, v, precision, through_state=initial_state is not None)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     inverse, state = _inverse_like(q, keep_inverse), _state_like(q, v, return_state)
+    slots = _slots_like(q, v, keep_inverse)
     initial = None if initial_state is None else initial_state.float().contiguous()
     use_states = initial_state is not None or plan.segments > 1
     if use_states and taylor_gluon.unsupported(q, k, v) is None:
-        taylor_gluon.forward(q, k, v, initial, y, inverse if keep_inverse else None, state if return_state else None)
-        return y, inverse, state
+        taylor_gluon.forward(
+            q, k, v, initial, y, inverse if keep_inverse else None, state if return_state else None,
+            slots if slots.numel() else None,
+        )  # fmt: skip
+        return y, inverse, state, slots
     states, moments = inverse, inverse
     if use_states or return_state:
         states, moments = _states(
@@ -172,7 +176,7 @@ def attention(
         q, k, v, y, inverse, states, moments, *_strides(q, k, v), *plan.scalars, *plan.more_scalars,
         **plan.sizes, **plan.options, STATE=use_states, INVERSE=keep_inverse,
     )  # fmt: skip
-    return y, inverse, state
+    return y, inverse, state, slots
 
 
 @torch.library.custom_op("basedbench::taylor_attention_backward", mutates_args=("dq", "dk", "dv"))
@@ -183,6 +187,7 @@ def attention_backward(
     initial_state: Tensor | None,
     y: Tensor,
     inverse: Tensor,
+    slots: Tensor,
     dy: Tensor,
     precision: str,
     dq: Tensor,
@@ -196,7 +201,7 @@ def attention_backward(
     use_states = initial_state is not None or plan.segments > 1
     initial = None if initial_state is None else initial_state.float().contiguous()
     if use_states and taylor_backward_gluon.unsupported(q, k, v, y, dy) is None:
-        taylor_backward_gluon.backward(q, k, v, initial, y, inverse, dy, delta, dq, dk, dv)
+        taylor_backward_gluon.backward(q, k, v, initial, y, inverse, dy, delta, dq, dk, dv, slots)
         return
     states, moments = inverse, inverse
     if use_states:
@@ -234,23 +239,32 @@ def _state_like(q: Tensor, v: Tensor, return_state: bool) -> Tensor:
     return q.new_empty((batch, heads, features, v.shape[-1] + 1), dtype=torch.float32)
 
 
+def _slots_like(q: Tensor, v: Tensor, kept: bool) -> Tensor:
+    """Where the Gluon forward keeps states for the Gluon backward: by sizes and dtype alone, whatever kernels run."""
+    batch, length, heads, keys = q.shape
+    cut = taylor_gluon.plan(batch, length, heads, v.shape[-1])
+    kept = kept and cut.segments > 1 and keys == 16 and v.dtype == torch.bfloat16 and v.shape[-1] <= 64
+    return q.new_empty(taylor_gluon.slots_shape(cut) if kept else (0,), dtype=torch.float32)
+
+
 @attention.register_fake
 def _(q, k, v, initial_state, return_state, precision, keep_inverse=True):
-    return v.new_empty(v.shape), _inverse_like(q, keep_inverse), _state_like(q, v, return_state)
+    y, inverse, state = v.new_empty(v.shape), _inverse_like(q, keep_inverse), _state_like(q, v, return_state)
+    return y, inverse, state, _slots_like(q, v, keep_inverse)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     q, k, v, initial_state, _, ctx.precision, _ = inputs
-    y, inverse, state = output
-    ctx.mark_non_differentiable(inverse, state)
+    y, inverse, state, slots = output
+    ctx.mark_non_differentiable(inverse, state, slots)
     ctx.set_materialize_grads(False)  # otherwise zeros for them would be written
-    ctx.save_for_backward(q, k, v, initial_state, y, inverse)
+    ctx.save_for_backward(q, k, v, initial_state, y, inverse, slots)
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, initial_state, y, inverse = ctx.saved_tensors
+    q, k, v, initial_state, y, inverse, slots = ctx.saved_tensors
     found = _rooms(q, k, v, initial_state)
-    attention_backward(q, k, v, initial_state, y, inverse, dy, ctx.precision, *found)
+    attention_backward(q, k, v, initial_state, y, inverse, slots, dy, ctx.precision, *found)
     return *found, None, None, None, None
 
 
@@ -268,5 +282,5 @@ def taylor_attention(
     """The public function of `taylor_attention`, for inputs that `unsupported` has no reason against."""
     precision = precision_of(v_BLHV.dtype)
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHK, k_BLHK, v_BLHV))
-    y, _, state = attention(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state, precision, gradients)
+    y, _, state, _ = attention(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state, precision, gradients)
     return (y, state) if return_state else y

@@ -1,20 +1,23 @@
 """Gradients of taylor_attention by the Gluon sweeps of `taylor_backward_gluon_kernels`: launches.
 
-Enough sequences to fill the device: three kernels, each serial over whole sequences. Fewer: segments as in the forward;
-the states they begin with are made again (cheaper than keeping them), R's after delta is known.
+Enough sequences to fill the device: three kernels, each serial over whole sequences. Fewer: segments as in the forward,
+which keeps the states they begin with; R's are made after delta is known.
 """
 
 from types import ModuleType
 
-import triton
+import torch
 from torch import Tensor
 
 from . import taylor_gluon
 from .gluon_modules import gluon_module
-from .taylor_gluon_states import SLOT, running_sums_kernel
 
-# Buffers of 64 tokens: of the sweeps for dq, dk and dv, and of the sums.
-STAGES = (2, 3, 3, 4)
+# Buffers of 64 tokens: of the sweeps for dq, dk and dv; of 128: of the sums.
+STAGES, SUMS_STAGES = (2, 2, 3), 3
+# Whether in the sweeps for dq and dk the update of the state runs beside the contractions: once seen right on a GPU.
+EARLY_UPDATE = False
+# Whether the sweep for dv is the forward's, backwards, with the state as an operand in registers.
+VALUES_AS_FORWARD = True
 
 
 def _kernels() -> ModuleType | str:
@@ -46,8 +49,12 @@ def backward(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    kept: Tensor,
 ) -> None:
-    """Writes dq, dk (B,L,H,16), dv (B,L,H,V), all contiguous, and delta (B,H,L)."""
+    """Writes dq, dk (B,L,H,16), dv (B,L,H,V), all contiguous, and delta (B,H,L).
+
+    `kept` are the slots of the forward, if there are several segments.
+    """
     kernels = _kernels()
     assert isinstance(kernels, ModuleType)
     batch, length, heads, value_dim = v.shape
@@ -55,32 +62,36 @@ def backward(
     scalars = (length, heads, cut.segment, cut.segments)
     several = cut.segments > 1
     programs, sums = (cut.places * cut.segments,), (cut.places * (cut.segments - 1),)
-    slots = inverse
-    if several or initial is not None:
-        slots = inverse.new_empty((cut.places, cut.segments + 1, SLOT.value))
+    slots = kept
+    if initial is not None and not several:
+        slots = inverse.new_empty(taylor_gluon.slots_shape(cut))
+        taylor_gluon.running_sums(slots, initial, cut, value_dim)
     q_map, k_map = (taylor_gluon._map(x, 64, 16) for x in (q, k))
     v_map, y_map, dy_map, dv_map = (taylor_gluon._map(x, 64, 64) for x in (v, y, dy, dv))
-    if several:
-        taylor_gluon._segment_sums(taylor_gluon._kernels(), k, v, slots, cut)
-    if several or initial is not None:
-        _running_sums(slots, initial, cut, value_dim)
-    kernels.query_sweep_kernel[programs](
+    for_queries = kernels.query_gradient_kernel if EARLY_UPDATE else kernels.query_sweep_kernel
+    for_queries[programs](
         q_map, k_map, v_map, dy_map, y_map, inverse, delta, dq, slots, *scalars,
         BEGIN=several or initial is not None, STAGES=STAGES[0], num_warps=4,
     )  # fmt: skip
     if several:
-        kernels.reverse_sums_kernel[sums](q_map, dy_map, inverse, delta, slots, *scalars, STAGES=STAGES[3], num_warps=4)
-        _running_sums(slots, None, cut, value_dim)
-    for keys, stages in ((True, STAGES[1]), (False, STAGES[2])):
-        kernels.key_value_sweep_kernel[programs](
-            q_map, k_map, v_map, dy_map, dv_map, inverse, delta, dk, slots, *scalars,
-            KEYS=keys, BEGIN=several, STAGES=stages, num_warps=4,
+        slots = torch.empty_like(kept)
+        kernels.gradient_sums_kernel[sums](
+            taylor_gluon._map(q, 128, 16), taylor_gluon._map(dy, 128, 64), inverse, delta, slots, *scalars,
+            STAGES=SUMS_STAGES, num_warps=4,
         )  # fmt: skip
-
-
-def _running_sums(slots: Tensor, initial: Tensor | None, cut: taylor_gluon._Plan, value_dim: int) -> None:
-    block = taylor_gluon.BLOCK
-    running_sums_kernel[(cut.places, triton.cdiv(SLOT.value, block))](
-        slots, slots if initial is None else initial, cut.segments, cut.value_tiles,
-        V=value_dim, INITIAL=initial is not None, TURNED=False, BLOCK=block, num_warps=4,
-    )  # fmt: skip
+        taylor_gluon.running_sums(slots, None, cut, value_dim)
+    if EARLY_UPDATE:
+        kernels.key_gradient_kernel[programs](
+            q_map, k_map, v_map, dy_map, inverse, delta, dk, slots, *scalars,
+            BEGIN=several, STAGES=STAGES[1], num_warps=4,
+        )  # fmt: skip
+    if VALUES_AS_FORWARD:
+        kernels.value_sweep_kernel[programs](
+            q_map, k_map, dy_map, dv_map, inverse, slots, *scalars, BEGIN=several, STAGES=STAGES[2], num_warps=4
+        )
+    for keys, old in ((True, not EARLY_UPDATE), (False, not VALUES_AS_FORWARD)):
+        if old:
+            kernels.key_value_sweep_kernel[programs](
+                q_map, k_map, v_map, dy_map, dv_map, inverse, delta, dk, slots, *scalars,
+                KEYS=keys, BEGIN=several, STAGES=3, num_warps=4,
+            )  # fmt: skip

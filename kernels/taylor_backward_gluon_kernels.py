@@ -12,7 +12,7 @@ thread, in float32; the one sum over j (block a b), spread over four lanes, by a
 M = sum k k^T, k1 = sum k, N = -sum u.y q q^T, n1 = -sum u.y q.
 
 A step: copy the state (bf16, shared memory), barrier, the products, then the update runs beside the last contraction.
-Slots and segments are those of `taylor_gluon_kernels`; R's segments are numbered from the end.
+Slots and segments are those of the forward; R's segments are numbered from the end.
 """
 
 # mypy: allow-untyped-defs
@@ -28,6 +28,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .taylor_backward_gluon_blocks import (
+    NARROW,
+    SMALL_A,
+    SMALL_B,
+    _add_keys,
+    _fill_ones,
+    _key_features,
+    _load_state,
+    _query_features,
+    _zero_state,
+)
+from .taylor_backward_gluon_keys import key_gradient_kernel
+from .taylor_backward_gluon_queries import query_gradient_kernel
 from .taylor_backward_gluon_query import (
     SIXTEEN,
     _by_rows,
@@ -41,31 +54,30 @@ from .taylor_backward_gluon_query import (
     _times_second,
     query_sweep_kernel,
 )
-from .taylor_gluon_kernels import (
+from .taylor_backward_gluon_sums import gradient_sums_kernel
+from .taylor_backward_gluon_values import value_sweep_kernel
+from .taylor_gluon_states import SLOT
+from .taylor_gluon_tiles import (
     BF16,
     KEYS_SHARED,
     KEYS_TILE,
-    NARROW,
     OPERAND,
-    SMALL_A,
-    SMALL_B,
     SQUARE,
     VALUES_SHARED,
     VALUES_TILE,
     T,
-    _add_keys,
-    _fill_ones,
-    _key_features,
-    _load_state,
     _place,
-    _query_features,
-    _store_state,
-    _zero_state,
     barrier,
 )
-from .taylor_gluon_states import SLOT
 
-__all__ = ["key_value_sweep_kernel", "query_sweep_kernel", "reverse_sums_kernel"]
+__all__ = [
+    "gradient_sums_kernel",
+    "key_gradient_kernel",
+    "key_value_sweep_kernel",
+    "query_gradient_kernel",
+    "query_sweep_kernel",
+    "value_sweep_kernel",
+]
 
 
 @gluon.jit
@@ -93,74 +105,6 @@ def _query_moments(q, weighted, extra, moments, query_sum):
     rows = q.load(SMALL_B)
     moments = mma_v2(weighted.permute((1, 0)).load(SMALL_A), rows, moments)
     return moments, mma_v2(extra.permute((1, 0)).load(SMALL_A), rows, query_sum)
-
-
-@gluon.jit
-def _fetch_query_values(q_map, dy_map, qs, dys, bar, batch, head, row, pred):
-    tma.async_copy_global_to_shared(dy_map, [batch, head, row, 0], bar, dys, pred=pred)
-    tma.async_copy_global_to_shared(q_map, [batch, head, row, 0], bar, qs, pred=pred)
-
-
-@gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])
-def reverse_sums_kernel(
-    q_map, dy_map, inverse_pointer, delta_pointer, slots, length, heads, segment, segments, STAGES: gl.constexpr
-):
-    """The sum R of each segment but the first, to the slot after its own, counted from the end."""
-    BYTES: gl.constexpr = T * 160
-    batch, head, place, number = _place(heads, segment, segments - 1, 1)
-    begin = (segments - 1 - number) * segment
-    end = gl.minimum(begin + segment, length)
-    steps = (end - begin + T - 1) // T
-    inverse_pointer += place.to(gl.int64) * length
-    delta_pointer += place.to(gl.int64) * length
-    qs = gl.allocate_shared_memory(BF16, [STAGES, 1, 1, T, 16], KEYS_TILE)
-    dys = gl.allocate_shared_memory(BF16, [STAGES, 1, 1, T, 64], VALUES_TILE)
-    ones = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    weighted = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    extra = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    _ring(bars, STAGES)
-    _fill_ones(ones)
-    fence_async_shared()
-    barrier()
-    for i in gl.static_range(STAGES - 1):
-        mbarrier.expect(bars.index(i), BYTES, pred=i < steps)
-        _fetch_query_values(
-            q_map, dy_map, qs.index(i), dys.index(i), bars.index(i), batch, head, begin + i * T, i < steps
-        )
-    r_0, r_1, r_2, linear, constant, moments, query_sum = _zero_state()
-    inverse, weight = _load_rows(inverse_pointer, delta_pointer, begin, end)
-    stage = 0
-    phase = 0
-    for step in range(steps):
-        ahead = stage + (STAGES - 1)
-        ahead = gl.where(ahead >= STAGES, ahead - STAGES, ahead)
-        more = step + (STAGES - 1) < steps
-        first = begin + step * T
-        mbarrier.expect(bars.index(ahead), BYTES, pred=more)
-        mbarrier.wait(bars.index(stage), phase)
-        q, dy = qs.index(stage).reshape([T, 16]), dys.index(stage).reshape([T, 64])
-        dy.store((dy.load(SQUARE).to(gl.float32) * inverse[:, None]).to(BF16))
-        _scale_queries(q, weighted, extra, weight)
-        inverse, weight = _load_rows(inverse_pointer, delta_pointer, first + T, end)
-        fence_async_shared()
-        barrier()
-        _fetch_query_values(
-            q_map, dy_map, qs.index(ahead), dys.index(ahead), bars.index(ahead), batch, head,
-            first + (STAGES - 1) * T, more,
-        )  # fmt: skip
-        f_0, f_1, f_2 = _key_features(q)
-        r_0, r_1, r_2, linear, constant = _add_keys(q, dy, ones, f_0, f_1, f_2, r_0, r_1, r_2, linear, constant)
-        r_0, r_1, r_2, linear, constant, f_0, f_1, f_2 = warpgroup_mma_wait(
-            0, [r_0, r_1, r_2, linear, constant, f_0, f_1, f_2]
-        )
-        moments, query_sum = _query_moments(q, weighted, extra, moments, query_sum)
-        barrier()
-        wrap = stage + 1 == STAGES
-        phase = gl.where(wrap, phase ^ 1, phase)
-        stage = gl.where(wrap, 0, stage + 1)
-    slot = slots + (place * (segments + 1) + number + 1).to(gl.int64) * SLOT
-    _store_state(slot, r_0, r_1, r_2, linear, constant, moments, query_sum, 0.0)
 
 
 @gluon.jit

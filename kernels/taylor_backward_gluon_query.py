@@ -12,27 +12,29 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .taylor_gluon_kernels import (
-    BF16,
-    KEYS_SHARED,
-    KEYS_TILE,
+from .taylor_backward_gluon_blocks import (
     NARROW,
-    OPERAND,
     QUERY_PRODUCTS,
-    SQUARE,
-    VALUES_SHARED,
-    VALUES_TILE,
-    T,
     _fill_ones,
     _key_features,
     _key_moments,
     _load_state,
     _operand,
-    _place,
     _zero_state,
-    barrier,
 )
 from .taylor_gluon_states import SLOT
+from .taylor_gluon_tiles import (
+    BF16,
+    KEYS_SHARED,
+    KEYS_TILE,
+    OPERAND,
+    SQUARE,
+    VALUES_SHARED,
+    VALUES_TILE,
+    T,
+    _place,
+    barrier,
+)
 
 SIXTEEN = gl.constexpr(gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0]))
 

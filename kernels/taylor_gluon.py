@@ -22,27 +22,14 @@ from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
 # One wave of two programs per multiprocessor; more segments only move more states.
 PROGRAMS = 256
 SHORTEST_SEGMENT = 512
-# Where the serial kernel keeps the state as an operand: in "shared" memory, or in "registers", with turned features.
-FORM = "registers"
-# Of the latter: buffers of 64 tokens; of its sums: buffers of 128.
-TURNED_STAGES, TURNED_SUMS_STAGES = 3, 3
-# Of the serial kernel: buffers of 64 tokens, and whether the next tiles are fetched before a step or after it.
-SHAPE = (4, False)
-# Of the sums: tokens per step / 64, and buffers of such steps.
-SUMS_SHAPE = (2, 3)
+# Buffers of the serial kernel, of 64 tokens, and of the sums, of 128.
+STAGES, SUMS_STAGES = 3, 3
 BLOCK = 256
 
 
 def _kernels() -> ModuleType | str:
-    """The module with the kernels that all forms share, or why there is none."""
-    serial = gluon_module("taylor_gluon_serial")
-    return serial if isinstance(serial, str) else gluon_module("taylor_gluon_kernels")
-
-
-def _turned() -> Any:
-    """The kernels that keep the operand of the state in registers, if they are the ones to run."""
-    found = gluon_module("taylor_gluon_turned_serial") if FORM == "registers" else ""
-    return None if isinstance(found, str) else found
+    """The module with the kernels, or why there is none."""
+    return gluon_module("taylor_gluon_serial")
 
 
 @lru_cache
@@ -115,78 +102,53 @@ def _map(x: Tensor, rows: int, columns: int) -> Any:
     return made
 
 
+def slots_shape(cut: _Plan) -> tuple[int, int, int]:
+    """Of the states that segments begin with, and of the last one."""
+    return cut.places, cut.segments + 1, SLOT.value
+
+
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, y: Tensor, inverse: Tensor | None, final: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial: Tensor | None,
+    y: Tensor,
+    inverse: Tensor | None,
+    final: Tensor | None,
+    slots: Tensor | None = None,
 ) -> None:
-    """Writes y (B,L,H,V) and, where they are given, 1 / z (B,H,L) and the final state; y must be contiguous."""
-    kernels, turned = _kernels(), _turned()
+    """Writes y (B,L,H,V) and, where they are given, 1 / z (B,H,L), the final state and `slots`, which the backward
+    begins its segments with; y must be contiguous."""
+    kernels = _kernels()
     assert isinstance(kernels, ModuleType)
     batch, length, heads, value_dim = v.shape
     cut = plan(batch, length, heads, value_dim)
     begin = cut.segments > 1 or initial is not None
-    slots = y  # nothing reads it
-    if begin or final is not None:
-        slots = y.new_empty((cut.places, cut.segments + 1, SLOT.value), dtype=torch.float32)
-    grid = (cut.places, triton.cdiv(SLOT.value, BLOCK))
-    if cut.segments > 1 and turned is not None:
-        _turned_sums(turned, k, v, slots, cut)
-    elif cut.segments > 1:
-        _segment_sums(kernels, k, v, slots, cut)
+    if slots is None:
+        slots = y  # nothing reads it
+        if begin or final is not None:
+            slots = y.new_empty(slots_shape(cut), dtype=torch.float32)
+    if cut.segments > 1:
+        kernels.segment_sums_kernel[(cut.places * (cut.segments - 1),)](
+            _map(k, 128, 16), _map(v, 128, 64), slots, *cut.scalars, STAGES=SUMS_STAGES, num_warps=4
+        )
     if begin:
-        running_sums_kernel[grid](
-            slots, slots if initial is None else initial, cut.segments, cut.value_tiles,
-            V=value_dim, INITIAL=initial is not None, TURNED=turned is not None, BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
-    _serial(q, k, v, y, inverse, slots, cut, begin=begin, final=final is not None)
-    if final is not None:
-        final_state_kernel[grid](
-            slots, final, cut.segments, cut.value_tiles,
-            V=value_dim, TURNED=turned is not None, BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
-
-
-def _segment_sums(kernels: Any, k: Tensor, v: Tensor, slots: Tensor, cut: _Plan) -> None:
-    halves, stages = SUMS_SHAPE
-    kernels.segment_sums_kernel[(cut.places * (cut.segments - 1),)](
-        _map(k, 64 * halves, 16),
-        _map(v, 64 * halves, 64),
-        slots,
-        *cut.scalars,
-        HALVES=halves,
-        STAGES=stages,
-        num_warps=4,
-    )
-
-
-def _turned_sums(kernels: Any, k: Tensor, v: Tensor, slots: Tensor, cut: _Plan) -> None:
-    kernels.turned_sums_kernel[(cut.places * (cut.segments - 1),)](
-        _map(k, 128, 16), _map(v, 128, 64), slots, *cut.scalars, STAGES=TURNED_SUMS_STAGES, num_warps=4
-    )
-
-
-def _serial(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    y: Tensor,
-    inverse: Tensor | None,
-    slots: Tensor,
-    cut: _Plan,
-    *,
-    begin: bool,
-    final: bool,
-) -> None:
-    stages, early = SHAPE
-    options: dict[str, Any] = {"STAGES": stages, "EARLY": early}
-    turned = _turned()
-    if turned is not None:
-        kernel, options = turned.turned_kernel, {"STAGES": TURNED_STAGES}
-    else:
-        serial = gluon_module("taylor_gluon_serial")
-        assert isinstance(serial, ModuleType)
-        kernel = serial.serial_kernel
-    kernel[(cut.places * cut.segments,)](
+        running_sums(slots, initial, cut, value_dim)
+    kernels.serial_kernel[(cut.places * cut.segments,)](
         _map(q, 64, 16), _map(k, 64, 16), _map(v, 64, 64), _map(y, 64, 64),
         y if inverse is None else inverse, slots, *cut.scalars,
-        BEGIN=begin, FINAL=final, EVEN=cut.length % 64 == 0, INVERSE=inverse is not None, **options, num_warps=4,
+        BEGIN=begin, FINAL=final is not None, EVEN=cut.length % 64 == 0, INVERSE=inverse is not None, STAGES=STAGES,
+        num_warps=4,
+    )  # fmt: skip
+    if final is not None:
+        final_state_kernel[(cut.places, triton.cdiv(SLOT.value, BLOCK))](
+            slots, final, cut.segments, cut.value_tiles, V=value_dim, BLOCK=BLOCK, num_warps=4
+        )
+
+
+def running_sums(slots: Tensor, initial: Tensor | None, cut: _Plan, value_dim: int) -> None:
+    """From sums of segments to the states they begin with."""
+    running_sums_kernel[(cut.places, triton.cdiv(SLOT.value, BLOCK))](
+        slots, slots if initial is None else initial, cut.segments, cut.value_tiles,
+        V=value_dim, INITIAL=initial is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip

@@ -16,9 +16,10 @@ from torch import Tensor
 from basedbench.kernels import taylor_gluon, taylor_gluon_states
 
 SOURCES = Path(taylor_gluon.__file__).parent
+BACKWARD = "blocks", "sums", "values", "query", "rows", "queries", "keys", "kernels"
 MODULES = (
-    *("taylor_gluon_kernels", "taylor_gluon_serial", "taylor_backward_gluon_query", "taylor_backward_gluon_kernels"),
-    *("taylor_gluon_turned", "taylor_gluon_turned_serial"),
+    *(f"taylor_gluon_{part}" for part in ("tiles", "features", "sums", "serial")),
+    *(f"taylor_backward_gluon_{part}" for part in BACKWARD),
 )
 POISON = float("nan")
 
@@ -118,6 +119,8 @@ def assembly(code, form, values, pack=1, **_) -> Tensor:
     if pack == 1:
         assert code == "mov.b32 $0, $1;"
         return values[0]
+    if "cvt.rn.bf16x2.f32" in code:
+        return values[0].bfloat16().float()
     words = [word for x in torch.broadcast_tensors(*values) for word in x.contiguous().view(torch.int32).unbind(-1)]
     registers = dict(enumerate(words, form.count("=")))
     for one in filter(None, code.split(";")):
@@ -213,8 +216,3 @@ def kernel_arguments(arguments, outputs=()) -> list[Any]:
         return torch.tensor(x) if isinstance(x, int) else x
 
     return [argument(x) for x in arguments]
-
-
-def running_sums(slots: Tensor) -> None:
-    slots[:, 0] = 0.0
-    slots[:, 1:-1] = slots[:, 1:-1].cumsum(1)

@@ -115,8 +115,8 @@ def test_state_is_the_packed_one_of_the_reference(randn, relative_error, device,
 def test_without_gradients_nothing_is_kept_for_them(randn, device):
     tensors = inputs(randn, device, torch.float32, 70, 16, 16)
     options = (initial_state(randn, device, 16, 16), False, precision_of(torch.float32))
-    y, inverse, _ = triton_form.attention(*tensors, *options)
-    alone, nothing, _ = triton_form.attention(*tensors, *options, False)
+    y, inverse, _, _ = triton_form.attention(*tensors, *options)
+    alone, nothing, _, _ = triton_form.attention(*tensors, *options, False)
     assert torch.equal(alone, y)
     assert inverse.shape == (*y.shape[:1], y.shape[2], y.shape[1])
     assert nothing.numel() == 0

@@ -8,18 +8,14 @@ from torch import Tensor
 
 from basedbench.kernels import taylor_gluon
 from basedbench.kernels.taylor_attention import reference, taylor_attention_step
-from basedbench.kernels.taylor_attention_triton import attention
+from basedbench.kernels.taylor_attention_triton import _slots_like, attention
 from basedbench.kernels.taylor_features import taylor_feature_map
 from basedbench.kernels.taylor_gluon_states import (
-    CONSTANT,
     COUNT,
     KEY_SUM,
-    LINEAR,
     MOMENTS,
+    REST,
     SLOT,
-    TURNED_KEY_SUM,
-    TURNED_MOMENTS,
-    TURNED_REST,
     final_state_kernel,
     running_sums_kernel,
 )
@@ -34,21 +30,6 @@ KEYS = 16
 def slot_of(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     """Sums over tokens in the order of a slot, for up to 64 values, NaN where nothing may read."""
     v = torch.nn.functional.pad(v_NLV, (0, 64 - v_NLV.shape[-1]))
-    a, b = k_NLK[..., :8], k_NLK[..., 8:]
-    slot = k_NLK.new_full((len(k_NLK), SLOT.value), torch.nan)
-    for block, (x, y) in enumerate([(a, a), (a, b), (b, b)]):
-        slot[:, block * 4096 : (block + 1) * 4096] = torch.einsum("nti,ntj,ntv->nijv", x, y, v).flatten(1)
-    slot[:, LINEAR.value : CONSTANT.value] = torch.einsum("ntv,ntk->nvk", v, k_NLK).flatten(1)
-    slot[:, CONSTANT.value : MOMENTS.value] = v.sum(1)
-    slot[:, MOMENTS.value : KEY_SUM.value] = torch.einsum("nti,ntj->nij", k_NLK, k_NLK).flatten(1)
-    slot[:, KEY_SUM.value : COUNT.value] = k_NLK.sum(1)
-    slot[:, COUNT.value] = k_NLK.shape[1]
-    return slot
-
-
-def turned_slot_of(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
-    """`slot_of` for turned features."""
-    v = torch.nn.functional.pad(v_NLV, (0, 64 - v_NLV.shape[-1]))
     slot = k_NLK.new_full((len(k_NLK), SLOT.value), torch.nan)
     products = torch.cat([k_NLK * k_NLK.roll(-d, -1) for d in range(8)], -1)
     opposite = k_NLK[..., :8] * k_NLK[..., 8:]
@@ -56,14 +37,11 @@ def turned_slot_of(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     rest = torch.cat([k_NLK, opposite, one, torch.zeros_like(opposite[..., 1:])], -1)
     for block, features in enumerate(products.split(64, -1)):
         slot[:, block * 4096 : (block + 1) * 4096] = torch.einsum("ntv,ntf->nvf", v, features).flatten(1)
-    slot[:, TURNED_REST.value : TURNED_MOMENTS.value] = torch.einsum("ntv,ntf->nvf", v, rest).flatten(1)
-    slot[:, TURNED_MOMENTS.value : TURNED_KEY_SUM.value] = torch.einsum("nti,ntj->nij", k_NLK, k_NLK).flatten(1)
-    slot[:, TURNED_KEY_SUM.value : TURNED_KEY_SUM.value + KEYS] = 4 * k_NLK.sum(1)
+    slot[:, REST.value : MOMENTS.value] = torch.einsum("ntv,ntf->nvf", v, rest).flatten(1)
+    slot[:, MOMENTS.value : KEY_SUM.value] = torch.einsum("nti,ntj->nij", k_NLK, k_NLK).flatten(1)
+    slot[:, KEY_SUM.value : KEY_SUM.value + KEYS] = 4 * k_NLK.sum(1)
     slot[:, COUNT.value] = k_NLK.shape[1]
     return slot
-
-
-SLOTS = {"shared": slot_of, "registers": turned_slot_of}
 
 
 def packed(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
@@ -71,12 +49,11 @@ def packed(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     return taylor_feature_map(k_NLK).transpose(1, 2) @ v
 
 
-@pytest.mark.parametrize("form", list(SLOTS))
 @pytest.mark.parametrize("with_initial", [False, True])
 @pytest.mark.parametrize(("value_dim", "segments"), [(64, 3), (48, 6), (112, 1), (128, 2)])
-def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, value_dim, segments, with_initial, form):
+def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, value_dim, segments, with_initial):
     """Segments of five tokens in two sequences; the last slot is what the serial kernel would write."""
-    slot_of, options = SLOTS[form], {"V": value_dim, "TURNED": form == "registers", "BLOCK": 256}
+    options = {"V": value_dim, "BLOCK": 256}
     sequences, tiles = 2, -(-value_dim // 64)
     k, v = randn(sequences, segments + 1, 5, KEYS), randn(sequences, segments + 1, 5, value_dim)
     slots = torch.full((sequences * tiles, segments + 1, SLOT.value), torch.nan, device=device)
@@ -155,25 +132,21 @@ def assert_right(relative_error, results, tensors, state) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels themselves are tested")
-@pytest.mark.parametrize(("form", "early"), [("shared", False), ("shared", True), ("registers", False)])
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize(("length", "value_dim", "segment"), [(200, 48, 256), (320, 64, 128), (300, 112, 128)])
-def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim, segment, with_state, form, early):
+def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim, segment, with_state):
     """A tile that is not full, whole tiles, segments, two tiles of values."""
     kernels = kernels_as_python()
 
     def wrap(kernel) -> Launcher:
         return Launcher(kernels, lambda *arguments, **options: kernel(*kernel_arguments(arguments), **options))
 
-    names = ("serial_kernel", "segment_sums_kernel", "turned_kernel", "turned_sums_kernel")
+    names = ("serial_kernel", "segment_sums_kernel")
     fakes = SimpleNamespace(**{name: wrap(getattr(kernels, name)) for name in names})
-    monkeypatch.setattr(taylor_gluon, "FORM", form)
     cut = taylor_gluon.plan(1, length, 2, value_dim)._replace(segment=segment, segments=-(-length // segment))
     monkeypatch.setattr(taylor_gluon, "plan", lambda *_: cut)
     monkeypatch.setattr(taylor_gluon, "_map", lambda x, rows, columns: x)
-    monkeypatch.setattr(taylor_gluon, "SUMS_SHAPE", (1, 3))
-    monkeypatch.setattr(taylor_gluon, "SHAPE", (3, early))
-    monkeypatch.setattr(taylor_gluon, "gluon_module", lambda name: fakes)
+    monkeypatch.setattr(taylor_gluon, "_kernels", lambda: fakes)
     monkeypatch.setattr(taylor_gluon, "ModuleType", SimpleNamespace)
     tensors = inputs(randn, length, value_dim, device="cpu")
     state = in_float64(inputs(randn, 5, value_dim, device="cpu"))[1].float() if with_state else None
@@ -185,7 +158,6 @@ def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim
 
 
 @on_hopper
-@pytest.mark.parametrize("form", list(SLOTS))
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize(
     ("batch", "heads", "length", "value_dim"),
@@ -194,10 +166,7 @@ def test_forward_as_python(randn, relative_error, monkeypatch, length, value_dim
         (1, 2, 1025, 128), (17, 16, 641, 64), (1, 1, 1000, 16),
     ],
 )  # fmt: skip
-def test_outputs_normaliser_and_state(
-    randn, relative_error, monkeypatch, batch, heads, length, value_dim, with_state, form
-):
-    monkeypatch.setattr(taylor_gluon, "FORM", form)
+def test_outputs_normaliser_and_state(randn, relative_error, batch, heads, length, value_dim, with_state):
     tensors = inputs(randn, length, value_dim, batch, heads)
     state = in_float64(inputs(randn, 5, value_dim, batch, heads))[1].float() if with_state else None
     assert taylor_gluon.unsupported(*tensors) is None
@@ -211,10 +180,8 @@ def test_outputs_normaliser_and_state(
 
 
 @on_hopper
-@pytest.mark.parametrize("form", list(SLOTS))
-def test_many_short_segments(randn, relative_error, monkeypatch, form):
+def test_many_short_segments(randn, relative_error, monkeypatch):
     """Segments far shorter than usual, the last one shorter still."""
-    monkeypatch.setattr(taylor_gluon, "FORM", form)
     monkeypatch.setattr(taylor_gluon, "SHORTEST_SEGMENT", 128)
     tensors = inputs(randn, 4037, 64)
     assert taylor_gluon.plan(1, 4037, 2, 64).segments > 8
@@ -222,16 +189,6 @@ def test_many_short_segments(randn, relative_error, monkeypatch, form):
     exact, exact_final = in_float64(tensors)
     assert relative_error(y, exact) <= 2 * relative_error(reference(*tensors), exact)
     assert relative_error(final, exact_final) < 4e-3
-
-
-@on_hopper
-@pytest.mark.parametrize("shape", [(2, False), (3, True), (4, False)])
-def test_every_order_of_fetching(randn, relative_error, monkeypatch, shape):
-    monkeypatch.setattr(taylor_gluon, "SHAPE", shape)
-    tensors = inputs(randn, 1700, 64, 2, 3)
-    y = run(*tensors, None)[0]
-    exact = in_float64(tensors)[0]
-    assert relative_error(y, exact) <= 2 * relative_error(reference(*tensors), exact)
 
 
 @on_hopper
@@ -274,3 +231,13 @@ def test_the_plan_fills_the_device_once():
     assert taylor_gluon.plan(1, 131072, 16, 64)[2:4] == (8192, 16)
     assert taylor_gluon.plan(1, 4037, 1, 64)[2:4] == (640, 7)
     assert taylor_gluon.plan(1, 1, 1, 128)[2:] == (128, 1, 2, 2)
+
+
+def test_states_are_kept_for_a_backward_with_several_segments():
+    def kept(length, key_dim=16, value_dim=64, dtype=torch.bfloat16, kept=True) -> tuple[int, ...]:
+        q, v = (torch.empty(2, length, 16, width, dtype=dtype, device="meta") for width in (key_dim, value_dim))
+        return tuple(_slots_like(q, v, kept).shape)
+
+    assert kept(32768) == (32, 9, SLOT.value)
+    nothing = kept(600), kept(32768, 8), kept(32768, 16, 112), kept(32768, dtype=torch.float16), kept(32768, kept=False)
+    assert set(nothing) == {(0,)}

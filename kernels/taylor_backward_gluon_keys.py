@@ -1,0 +1,189 @@
+"""The sweep for dk whose update runs beside the contractions; see `taylor_backward_gluon_queries`."""
+
+# mypy: allow-untyped-defs
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mma_v2,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .taylor_backward_gluon_blocks import NARROW, SMALL_A, SMALL_B
+from .taylor_backward_gluon_query import SIXTEEN, _fill_pick, _side_by_side, _sum_over_first
+from .taylor_backward_gluon_rows import (
+    PRODUCTS,
+    _allocate_keys,
+    _allocate_squares,
+    _allocate_values,
+    _await,
+    _copy_state,
+    _expect,
+    _fill_columns,
+    _first_of,
+    _load_state,
+    _scaled,
+    _second_of,
+    _start_fetch,
+    _start_gradient,
+    _start_update,
+    _store_features,
+    _times_second,
+    _two_parts,
+    _zero_state,
+)
+from .taylor_gluon_states import SLOT
+from .taylor_gluon_tiles import BF16, KEYS_SHARED, NUMBERS, OPERAND, SQUARE, T, _not_after, _place, barrier
+
+
+@gluon.jit
+def _load_rows(inverse_pointer, delta_pointer, first, end):
+    """1 / z by rows of features and of keys, -delta / z by the latter."""
+    row = first + gl.arange(0, T, layout=gl.SliceLayout(1, gl.SliceLayout(2, PRODUCTS)))
+    token = first + gl.arange(0, T, layout=gl.SliceLayout(1, SIXTEEN))
+    inside = (token < end) & (token >= 0)
+    of_features = gl.load(inverse_pointer + row, mask=(row < end) & (row >= 0), other=0.0)
+    inverse = gl.load(inverse_pointer + token, mask=inside, other=0.0)
+    return of_features, inverse, -gl.load(delta_pointer + token, mask=inside, other=0.0)
+
+
+@gluon.jit
+def _scale_queries(q, scaled, weighted, extra, inverses, inverse, weight):
+    """q / z, -delta / z q, -delta in two parts."""
+    rows = q.load(SIXTEEN)
+    scaled.store(_scaled(rows, inverse))
+    inverses.store(inverse)
+    weighted.store(_scaled(rows, weight))
+    _two_parts(extra, gl.where(inverse > 0.0, weight / inverse, 0.0))
+
+
+@gluon.jit
+def _query_moments(q, weighted, ones, moments, query_sum):
+    transposed = weighted.permute((1, 0)).load(SMALL_A)
+    moments = mma_v2(transposed, q.load(SMALL_B), moments)
+    return moments, mma_v2(ones.permute((1, 0)).load(SMALL_A), weighted.load(SMALL_B), query_sum)
+
+
+@gluon.jit
+def _expect_all(qs, ks, vs, dys, stage, pred):
+    _expect(qs, stage, 16, pred)
+    _expect(ks, stage, 16, pred)
+    _expect(vs, stage, 64, pred)
+    _expect(dys, stage, 64, pred)
+
+
+@gluon.jit
+def _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, stage, batch, head, row, pred):
+    _start_fetch(dy_map, dys, stage, batch, head, row, pred)
+    _start_fetch(q_map, qs, stage, batch, head, row, pred)
+    _start_fetch(k_map, ks, stage, batch, head, row, pred)
+    _start_fetch(v_map, vs, stage, batch, head, row, pred)
+
+
+@gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])
+def key_gradient_kernel(
+    q_map, k_map, v_map, dy_map, inverse_pointer, delta_pointer, dk_pointer, slots,
+    length, heads, segment, segments, BEGIN: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """dk (B,L,H,16), one program per segment, backwards."""
+    batch, head, place, from_end = _place(heads, segment, segments, 1)
+    begin = (segments - 1 - from_end) * segment
+    end = gl.minimum(begin + segment, length)
+    steps = (end - begin + T - 1) // T
+    last = begin + (steps - 1) * T
+    inverse_pointer += place.to(gl.int64) * length
+    delta_pointer += place.to(gl.int64) * length
+    dk_pointer += (batch.to(gl.int64) * length * heads + head) * 16
+    qs, ks = _allocate_keys(STAGES), _allocate_keys(STAGES)
+    vs, dys = _allocate_values(STAGES), _allocate_values(STAGES)
+    squares, features = _allocate_squares(), _allocate_squares()
+    vector = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
+    small_0 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
+    small_1 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
+    smalls = small_0, small_1
+    ones = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    two = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    four = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    inverses = gl.allocate_shared_memory(gl.float32, [T], NUMBERS)
+    pick = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
+    weighted = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    extra = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    scaled = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    _fill_columns(ones, 0.0, 0.0, 1.0)
+    _fill_columns(two, 1.0, 1.0, 0.0)
+    _fill_columns(four, 4.0, 0.0, 0.0)
+    _fill_pick(pick)
+    for i in gl.static_range(STAGES - 1):
+        _expect_all(qs, ks, vs, dys, i, i < steps)
+    fence_async_shared()
+    barrier()
+    for i in gl.static_range(STAGES - 1):
+        _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, i, batch, head, last - i * T, i < steps)
+    # Without it there would be one in the loop.
+    barrier()
+    r_0, r_1, r_2, linear, moments, query_sum = _zero_state()
+    if BEGIN:
+        r_0, r_1, r_2, linear, moments, query_sum = _load_state(
+            slots + (place * (segments + 1) + from_end).to(gl.int64) * SLOT
+        )
+    token = gl.arange(0, T, layout=gl.SliceLayout(1, NARROW))
+    key = gl.arange(0, 16, layout=gl.SliceLayout(0, NARROW))
+    nothing = gl.zeros([T, 64], gl.float32, layout=SQUARE)
+    of_features, inverse, weight = _load_rows(inverse_pointer, delta_pointer, last, end)
+    stage = 0
+    phase = 0
+    for step in range(steps):
+        ahead = gl.where(stage == 0, STAGES - 1, stage - 1)
+        more = step + (STAGES - 1) < steps
+        first = last - step * T
+        q, k = _await(qs, stage, phase, 16), _await(ks, stage, phase, 16)
+        v, dy = _await(vs, stage, phase, 64), _await(dys, stage, phase, 64)
+        _scale_queries(q, scaled, weighted, extra, inverses, inverse, weight)
+        _store_features(q, features, of_features, True)
+        of_features, inverse, weight = _load_rows(inverse_pointer, delta_pointer, first - T, end)
+        _copy_state(squares, vector, smalls, r_0, r_1, r_2, linear, moments, query_sum)
+        fence_async_shared()
+        barrier()
+        _expect_all(qs, ks, vs, dys, ahead, more)
+        r = warpgroup_mma(k, q.permute((1, 0)), nothing, use_acc=False, is_async=True)
+        r = warpgroup_mma(two, four.permute((1, 0)), r, is_async=True)
+        da = warpgroup_mma(v, dy.permute((1, 0)), nothing, use_acc=False, is_async=True)
+        da = warpgroup_mma(two, extra.permute((1, 0)), da, is_async=True)
+        later = first - (STAGES - 1) * T
+        _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, ahead, batch, head, later, more)
+        r, da = warpgroup_mma_wait(0, [r, da])
+        dk = gl.zeros([T, 16], gl.float32, layout=NARROW)
+        dk = warpgroup_mma(v, vector, dk, use_acc=False, is_async=True)
+        dk = warpgroup_mma(k, small_0, dk, is_async=True)
+        dk = warpgroup_mma(ones, small_1, dk, is_async=True)
+        # Divided by z before it is rounded: with q / z in its stead dk would have three roundings, twice the error.
+        ds = _not_after(da * r) * inverses.load(gl.SliceLayout(0, SQUARE))[None, :]
+        ds = gl.convert_layout(ds.to(BF16), OPERAND, assert_trivial=True)
+        dk = warpgroup_mma(ds, q, dk, is_async=True)
+        gradient = _start_gradient(v, squares[1])
+        a, b = k.slice(0, 8, dim=1), k.slice(8, 8, dim=1)
+        a_i, b_j = _first_of(a), _second_of(b)
+        gradient, dk, ds = warpgroup_mma_wait(0, [gradient, dk, ds])
+        following = _start_gradient(v, squares[0])
+        picked = _times_second(gradient, b_j)
+        dk = warpgroup_mma(picked, pick, dk, is_async=True)
+        high = _sum_over_first(gradient, a_i)
+        following, dk, picked = warpgroup_mma_wait(0, [following, dk, picked])
+        gradient = _start_gradient(v, squares[2])
+        r_0, r_1, r_2, linear, operand = _start_update(scaled, dy, features, r_0, r_1, r_2, linear)
+        low = _sum_over_first(following, a_i)
+        gradient = warpgroup_mma_wait(4, [gradient])
+        high += _sum_over_first(gradient, _first_of(b))
+        dk = (dk + _side_by_side(low, high)) * 0.0625
+        place_k = dk_pointer + ((first + token) * (heads * 16))[:, None] + key[None, :]
+        gl.store(place_k, dk.to(BF16), mask=(first + token < end)[:, None] & (key >= 0)[None, :])
+        r_0, r_1, r_2, linear, operand = warpgroup_mma_wait(0, [r_0, r_1, r_2, linear, operand])
+        # mma.sync between open wgmma groups would make the assembler wait after each of them.
+        moments, query_sum = _query_moments(q, weighted, ones, moments, query_sum)
+        # All threads have read the copy of the state and the features.
+        barrier()
+        wrap = stage + 1 == STAGES
+        phase = gl.where(wrap, phase ^ 1, phase)
+        stage = gl.where(wrap, 0, stage + 1)

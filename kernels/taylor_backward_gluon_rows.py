@@ -1,0 +1,192 @@
+"""Features and states of the sweeps for dq and dk whose updates run beside the contractions. Hopper, up to 64 values.
+
+phi(x) is the products of halves of `taylor_backward_gluon_blocks`, made by rows, two threads a token, and kept in
+shared memory as second operands: no register waits for a product, so that an update may begin as soon as the state
+before it has been copied. The state is S^T, values by features.
+"""
+
+# mypy: allow-untyped-defs
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma
+
+from .taylor_backward_gluon_blocks import NARROW, QUERY_PRODUCTS, SMALL, _square_places
+from .taylor_backward_gluon_query import SIXTEEN
+from .taylor_gluon_states import KEY_SUM, MOMENTS, REST
+from .taylor_gluon_tiles import (
+    BF16,
+    KEYS_TILE,
+    OPERAND,
+    SQUARE,
+    VALUES_SHARED,
+    VALUES_TILE,
+    T,
+    _allocate_barriers,
+    _fetch,
+    _rounded,
+)
+
+NARROW_OPERAND = gl.constexpr(gl.DotOperandLayout(0, NARROW.value, 2))
+# (token, i, j): a thread has half of the i and all j of a token.
+PRODUCTS = gl.constexpr(
+    gl.DistributedLinearLayout(
+        [[0, 0, 1], [0, 0, 2], [0, 0, 4], [0, 1, 0], [0, 2, 0]],
+        [[1, 0, 0], [2, 0, 0], [4, 0, 0], [8, 0, 0], [16, 0, 0]],
+        [[32, 0, 0], [0, 4, 0]],
+        [],
+        [64, 8, 8],
+    )
+)
+
+
+@gluon.jit
+def _allocate_squares():
+    square_0 = gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
+    square_1 = gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
+    return square_0, square_1, gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
+
+
+@gluon.jit
+def _scaled(x, scale):
+    return (x.to(gl.float32) * scale[:, None]).to(BF16)
+
+
+@gluon.jit
+def _store_features(x, features, scale, SCALED: gl.constexpr):
+    """phi of 64 rows, (token, feature), times a scale of each row if SCALED."""
+    a, b = x.slice(0, 8, dim=1), x.slice(8, 8, dim=1)
+    a_i, b_i = a.load(gl.SliceLayout(2, PRODUCTS)), b.load(gl.SliceLayout(2, PRODUCTS))
+    if SCALED:
+        a_i, b_i = _scaled(a_i, scale), _scaled(b_i, scale)
+    a_i, b_i = gl.expand_dims(a_i, 2), gl.expand_dims(b_i, 2)
+    a_j = gl.expand_dims(a.load(gl.SliceLayout(1, PRODUCTS)), 1)
+    b_j = gl.expand_dims(b.load(gl.SliceLayout(1, PRODUCTS)), 1)
+    features[0].store((a_i * a_j).reshape([T, 64]))
+    features[1].store((a_i * b_j).reshape([T, 64]))
+    features[2].store((b_i * b_j).reshape([T, 64]))
+
+
+@gluon.jit
+def _zero_state():
+    square, narrow = gl.zeros([64, 64], gl.float32, layout=SQUARE), gl.zeros([64, 16], gl.float32, layout=NARROW)
+    small = gl.zeros([16, 16], gl.float32, layout=SMALL)
+    return square, square, square, narrow, small, small
+
+
+@gluon.jit
+def _load_square(slot, first_i: gl.constexpr, first_j: gl.constexpr):
+    value, column = (
+        gl.arange(0, 64, layout=gl.SliceLayout(1, SQUARE)),
+        gl.arange(0, 64, layout=gl.SliceLayout(0, SQUARE)),
+    )
+    place, width = _square_places(first_i + column // 8, first_j + column % 8)
+    return gl.load(slot + place[None, :] + width[None, :] * value[:, None])
+
+
+@gluon.jit
+def _load_state(slot):
+    """The state of a slot: squares, linear (value, key), moments and sum of keys."""
+    value, key = gl.arange(0, 64, layout=gl.SliceLayout(1, NARROW)), gl.arange(0, 16, layout=gl.SliceLayout(0, NARROW))
+    i, j = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL)), gl.arange(0, 16, layout=gl.SliceLayout(0, SMALL))
+    linear = gl.load(slot + REST + value[:, None] * 32 + key[None, :])
+    moments = gl.load(slot + MOMENTS + i[:, None] * 16 + j[None, :])
+    key_sum = 0.25 * gl.load(slot + KEY_SUM + i[:, None] * 0 + j[None, :])
+    s_0, s_1, s_2 = _load_square(slot, 0, 0), _load_square(slot, 0, 8), _load_square(slot, 8, 8)
+    return s_0, s_1, s_2, linear, moments, key_sum
+
+
+@gluon.jit
+def _start_update(x, values, features, s_0, s_1, s_2, linear):
+    """Starts state += values^T phi(x), four products. The last of the results must live until they have read it."""
+    values = values.permute((1, 0)).load(OPERAND)
+    linear = warpgroup_mma(gl.convert_layout(values, NARROW_OPERAND, assert_trivial=True), x, linear, is_async=True)
+    s_0 = warpgroup_mma(values, features[0], s_0, is_async=True)
+    s_1 = warpgroup_mma(values, features[1], s_1, is_async=True)
+    s_2 = warpgroup_mma(values, features[2], s_2, is_async=True)
+    return s_0, s_1, s_2, linear, values
+
+
+@gluon.jit
+def _start_gradient(values, square):
+    """Starts G (token, feature)."""
+    nothing = gl.zeros([T, 64], gl.float32, layout=SQUARE)
+    return warpgroup_mma(values, square, nothing, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _copy_state(squares, vector, smalls, s_0, s_1, s_2, linear, moments, key_sum):
+    """bf16 copies as operands, each in an allocation of its own: else there would be barriers between them."""
+    squares[0].store(s_0.to(BF16))
+    squares[1].store(s_1.to(BF16))
+    squares[2].store(s_2.to(BF16))
+    vector.store((linear * 4.0).to(BF16))
+    smalls[0].store(moments.to(BF16))
+    # Where `_two_parts` has a one.
+    row = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL))
+    smalls[1].store(gl.where((row == 2)[:, None], key_sum * 4.0, 0.0).to(BF16))
+
+
+@gluon.jit
+def _times_second(gradient, x_j):
+    """G_ij x_j as an operand; `_fill_pick` adds over j."""
+    gradient = gl.convert_layout(gradient.reshape([64, 8, 8]), QUERY_PRODUCTS, assert_trivial=True)
+    products = (gradient * x_j.to(gl.float32)).reshape([64, 64])
+    products = gl.convert_layout(products, SQUARE, assert_trivial=True).to(BF16)
+    return gl.convert_layout(products, OPERAND, assert_trivial=True)
+
+
+@gluon.jit
+def _fill_columns(tile, first, second, third):
+    """The first three of 16 columns, the others zero."""
+    column = gl.arange(0, 16, layout=gl.SliceLayout(0, SIXTEEN))
+    values = gl.where(column == 0, first, gl.where(column == 1, second, gl.where(column == 2, third, 0.0)))
+    tile.store((gl.zeros([T, 16], gl.float32, layout=SIXTEEN) + values[None, :]).to(BF16))
+
+
+@gluon.jit
+def _two_parts(tile, x):
+    """x of each row in two parts, one in the third column, the others zero."""
+    column = gl.arange(0, 16, layout=gl.SliceLayout(0, SIXTEEN))
+    rounded = _rounded(x)
+    rest = gl.where(column[None, :] == 1, (x - rounded)[:, None], gl.where(column == 2, 1.0, 0.0)[None, :])
+    tile.store(gl.where(column[None, :] == 0, rounded[:, None], rest).to(BF16))
+
+
+@gluon.jit
+def _allocate_keys(STAGES: gl.constexpr):
+    """Buffers of 64 x 16 and the barriers that announce them."""
+    return gl.allocate_shared_memory(BF16, [STAGES, 1, 1, T, 16], KEYS_TILE), _allocate_barriers(STAGES)
+
+
+@gluon.jit
+def _allocate_values(STAGES: gl.constexpr):
+    return gl.allocate_shared_memory(BF16, [STAGES, 1, 1, T, 64], VALUES_TILE), _allocate_barriers(STAGES)
+
+
+@gluon.jit
+def _expect(tiles, stage, width: gl.constexpr, pred):
+    mbarrier.expect(tiles[1].index(stage), T * 2 * width, pred=pred)
+
+
+@gluon.jit
+def _await(tiles, stage, phase, width: gl.constexpr):
+    mbarrier.wait(tiles[1].index(stage), phase)
+    return tiles[0].index(stage).reshape([T, width])
+
+
+@gluon.jit
+def _start_fetch(tensor_map, tiles, stage, batch, head, row, pred):
+    _fetch(tensor_map, tiles[0].index(stage), tiles[1].index(stage), batch, head, row, 0, pred)
+
+
+@gluon.jit
+def _first_of(half):
+    """A half as (token, i), every lane of a row holding all eight."""
+    return gl.expand_dims(half.load(gl.SliceLayout(2, QUERY_PRODUCTS)), 2)
+
+
+@gluon.jit
+def _second_of(half):
+    """A half as (token, j), spread over four lanes."""
+    return gl.expand_dims(half.load(gl.SliceLayout(1, QUERY_PRODUCTS)), 1)
