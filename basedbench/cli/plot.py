@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 group = typer.Typer(help="Draw figures from stored rows.", no_args_is_help=True)
 
 _Results = Annotated[Path, typer.Option(help="The results folder to read.")]
-_Out = Annotated[Path | None, typer.Option(help="The .png, .svg or .pdf to write.  [default: RESULTS/<figure>.png]")]
+_Out = Annotated[Path | None, typer.Option(help="The .png, .svg or .pdf to write. Default: RESULTS/<figure>.png.")]
 _Suites = Annotated[list[str] | None, typer.Option("--suite", help="Only rows of this suite; may be repeated.")]
 _Select = Annotated[str, typer.Option(help="best-lr: each model at its best learning rate; all: each learning rate.")]
 _Width = Annotated[str, typer.Option(help="single or double: as wide as one or two columns of a paper.")]
@@ -63,7 +63,7 @@ def tradeoff(
     results: _Results = Path("results"),
     y: Annotated[str, typer.Option(help="accuracy, or of one slice: accuracy@K (pairs), accuracy@LxK.")] = "accuracy",
     suite: _Suites = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once.  [default: the most]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once. Default: the most.")] = None,
     out: _Out = None,
     select: _Select = "best-lr",
     table: Annotated[bool, typer.Option("--table", help="Set the table of all points under the figure.")] = False,
@@ -156,8 +156,8 @@ def generation(
     results: _Results = Path("results"),
     suite: _Suites = None,
     filter: Annotated[str | None, typer.Option(help="Only models whose name this regular expression finds.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Of the panel against context.  [default: 128]")] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Of the panel against batch.  [default: 1024]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Of the panel against context. Default: 128.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Of the panel against batch. Default: 1024.")] = None,
     each: Annotated[
         bool, typer.Option("--each", help="A line for every implementation, not only the fastest.")
     ] = False,
