@@ -4,7 +4,9 @@ A package offers a mixer through the entry-point group `basedbench.mixers` (the 
 registers it); a file through `basedbench.plugins`. Suites name registered mixers only; they never import.
 """
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -76,9 +78,10 @@ def _load_entry_points() -> dict[str, str]:
     broken = {}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
-            loaded = entry.load()
+            with redirect_stdout(sys.stderr):  # tables and JSON are for stdout
+                loaded = entry.load()
             if isinstance(loaded, type) and loaded not in _mixers.values():
                 register(loaded)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             broken[entry.name] = f"{type(error).__name__}: {error}"
     return broken
