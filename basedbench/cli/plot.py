@@ -33,7 +33,7 @@ def pareto(
 ) -> None:
     """Draw recall against state size, or another cost, with the frontier; list all points."""
     from basedbench import analysis
-    from basedbench.analysis.decoding import COLUMN, with_decode_rate
+    from basedbench.analysis.decoding import COLUMN, decoding_note, with_decode_rate
     from basedbench.analysis.published import check_comparable
     from basedbench.cli.plot_report import frontier
     from basedbench.errors import UserError
@@ -52,6 +52,7 @@ def pareto(
     points = analysis.select(frame, [x, y], select)
     points = analysis.against_published(points, x) if published else points
     note, known = analysis.selection_note(points, select), analysis.published() if published else None
+    note = f"{note} {decoding_note(frame)}" if x == COLUMN else note
     title, lacking = column_title(y), f"without {x} above 0 and {y}"
     frontier(
         path, frame, points, x, y, title, note, lacking, published=known, table=table, width=width, as_json=as_json
