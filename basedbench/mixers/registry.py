@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, check_name, nearest
 from basedbench.mixers.base import Mixer
 from basedbench.sources import source_of
 
@@ -28,6 +28,7 @@ def register(cls: MixerClass) -> MixerClass:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name:
         raise UserError(f"mixer class {cls.__qualname__} needs a class attribute `name`, a non-empty string.")
+    check_name("mixer", name)
     taken = _mixers.get(name)
     if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(

@@ -54,3 +54,9 @@ def test_a_package_that_prints_or_exits_does_so_to_itself(monkeypatch, tmp_path,
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"'loud' could not be loaded: SystemExit: 4"):
         get_mixer("loud")
+
+
+@pytest.mark.parametrize("name", ["my mixer", "mine/fast", "(mine)"])
+def test_a_name_is_one_word_of_labels_and_filters(name):
+    with pytest.raises(UserError, match="a name is made of letters"):
+        register(type("Odd", (Mixer,), {"name": name}))
