@@ -1,5 +1,6 @@
 """Errors that a user can cause and mend: one plain sentence, shown without a traceback, exit code 2."""
 
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid: {', '.join(valid) or 'none'}."
+
+
+def check_name(what: str, name: str) -> None:
+    """UserError unless `name` can stand in labels, filters and OPERATOR/NAME as one word."""
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"{what} {name!r}: a name is made of letters, digits, _, -, + and a dot.")
 
 
 def place_of(error: BaseException) -> str | None:

@@ -12,7 +12,7 @@ _TITLES |= {"retnet": "RetNet", "rwkv4": "RWKV-4", "wkv4": "WKV-4", "relu": "ReL
 _TITLES |= {f"taylor{order}": f"Taylor {order}" for order in (1, 2, 3)}
 _SIZES = {"feature_dim": "f", "window": "w", "d_state": "N"}  # they set the state's size, so they are always named
 _LETTERS = _SIZES | {"heads": "h", "expand": "e", "layers": "layers ", "epochs": "epochs ", "learning_rate": "lr "}
-_VARIED = ("layers", "layer_mixers", "init", "precision", "epochs", "suite")
+_VARIED = ("layers", "layer_mixers", "init", "precision", "epochs", "batch_size", "weight_decay", "suite")
 
 
 def family_title(name: str) -> str:

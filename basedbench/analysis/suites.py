@@ -1,11 +1,14 @@
 """Which rows of a results folder belong in one figure."""
 
+import json
 from collections.abc import Sequence
 
 import pandas as pd
 
 from basedbench.analysis.columns import slices
 from basedbench.errors import UserError
+
+_TRAINED = ("train", "test", "test_examples")  # the slices are in the rows themselves
 
 
 def of_suites(frame: pd.DataFrame, suites: Sequence[str]) -> pd.DataFrame:
@@ -36,6 +39,19 @@ def check_one_test(frame: pd.DataFrame) -> None:
         )
 
 
+def as_last_set(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows without those of a suite's earlier tasks, and how many of each suite these are.
+
+    A suite whose file was edited has rows of both under one name, and models that nothing in a figure tells apart.
+    `frame` is oldest first; rows that do not say their task stay.
+    """
+    if "task" not in frame.columns:
+        return frame, {}
+    last = frame.dropna(subset=["task"]).groupby("suite")["task"].last()
+    earlier = frame["task"].notna() & (frame["task"] != frame["suite"].map(last))
+    return frame[~earlier], {str(name): int(count) for name, count in frame[earlier].groupby("suite").size().items()}
+
+
 def failures(frame: pd.DataFrame) -> dict[str, int]:
     """How many rows have each status other than ok."""
     counts = frame.loc[frame["status"] != "ok", "status"].value_counts()
@@ -48,4 +64,7 @@ def counts_text(counts: dict[str, int]) -> str:
 
 
 def _test(rows: pd.DataFrame) -> tuple[object, ...]:
-    return (*sorted(rows["vocab_size"].dropna().unique()), *slices(rows))
+    """What its rows were tested on; how they were trained is the suite's own affair."""
+    tasks = rows["task"].dropna().unique() if "task" in rows.columns else ()
+    settings = {json.dumps({k: v for k, v in json.loads(task).items() if k not in _TRAINED}) for task in tasks}
+    return (*sorted(rows["vocab_size"].dropna().unique()), *sorted(settings), *slices(rows))

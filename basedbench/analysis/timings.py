@@ -10,7 +10,7 @@ from basedbench.errors import UserError, nearest
 
 MEASURES = ("time_per_token", "tokens_per_s", "median_ms")
 _MOST_SERIES = 10  # in a panel; with more, batch sizes and then value widths get panels of their own
-_APART = ["group", "mode", "dtype", "heads", "cache", "device_name"]  # never in one panel
+_APART = ["group", "mode", "dtype", "heads", "cache", "device_name", "threads"]  # never in one panel
 _SHAPE = ["batch", "key_dim", "value_dim", "config"]
 _MODES = {"fwd": "forward", "fwd_bwd": "forward and backward", "decode": "decode step"}
 _LETTERS = {"batch": "B", "heads": "H", "key_dim": "K", "value_dim": "V"}
@@ -46,10 +46,12 @@ def timings(frame: pd.DataFrame, measure: str = "time_per_token") -> pd.DataFram
     All three are NaN for a failure; an end is NaN where a wide interval reaches below a time of zero.
     `time_per_token` is in seconds; a decode step makes one token per sequence. `subject` is the operator or model;
     `group` the one that it is measured against, if its baseline is another, so that the two are drawn together.
+    Of a case that several suites have it is the newest row, of those with a time if there are any.
     Raises UserError for an unknown measure.
     """
     if measure not in MEASURES:
         raise UserError(f"no measure {measure!r}: {nearest(measure, MEASURES)}")
+    frame = _once(frame)
     names = ["median_ms", "ci_low_ms", "ci_high_ms"]
     if measure == "tokens_per_s":
         names = ["median_ms", "ci_high_ms", "ci_low_ms"]  # the longest time is the lowest rate
@@ -83,6 +85,13 @@ def shared_conditions(rows: pd.DataFrame) -> str:
     return ", ".join(text for name in names if _fixed(rows, name) and (text := _describe(name, rows[name].iloc[0])))
 
 
+def _once(frame: pd.DataFrame) -> pd.DataFrame:
+    if "case_id" not in frame.columns:
+        return frame
+    timed_last = frame.assign(timed=frame["status"] == "ok").sort_values("timed", kind="stable")
+    return frame.loc[sorted(timed_last.drop_duplicates("case_id", keep="last").index)]
+
+
 def _groups(frame: pd.DataFrame, subject: pd.Series) -> pd.Series:
     """`attention` for a row whose baseline is `attention/sdpa`, else the row's own subject."""
     if "baseline" not in frame.columns:
@@ -105,7 +114,7 @@ def _panel(part: pd.DataFrame, rows: pd.DataFrame) -> Panel:
         series.append(Series(name, contender, words, line.sort_values(x)))
     mode = part["mode"].iloc[0]
     always = rows[rows["mode"] == mode]  # a cache that is a mode's own, say, goes without saying
-    special = [name for name in ["dtype", "cache"] if not _fixed(always, name)]
+    special = [name for name in ["dtype", "cache", "threads"] if not _fixed(always, name)]
     special += [name for name in ["batch", "heads", *shape] if name != x and not _fixed(rows, name)]
     conditions = [_describe(name, part[name].iloc[0]) for name in dict.fromkeys(special) if _fixed(part, name)]
     words = " ".join(filter(None, conditions))
@@ -134,6 +143,8 @@ def _describe(name: str, value: Any) -> str:
         return " ".join(f"{key} {_item(item)}" for key, item in json.loads(value).items() if key != "preset")
     if name in ("dtype", "device_name"):
         return str(value)
+    if name == "threads":
+        return f"{value:g} thread{'s' if value > 1 else ''}"
     return f"{value} cache" if name == "cache" else f"{_LETTERS[name]} {value:g}"
 
 

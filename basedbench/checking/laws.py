@@ -49,6 +49,23 @@ def output_has_shape_and_dtype(subject: Subject) -> Iterator[Breach]:
                 yield Breach(f"the output of {what}", f"{plain(y.dtype)} for an input in {plain(x.dtype)}")
 
 
+def inputs_are_left_as_they_are(subject: Subject) -> Iterator[Breach]:
+    """forward, prefill and step do not write into x: a residual stream goes by them."""
+    mixer, x_BLD = subject.build(), subject.inputs()
+    token_BD = x_BLD[:, 0].clone()
+    calls = (
+        ("forward", mixer, x_BLD),
+        ("prefill", mixer.prefill, x_BLD),
+        ("step", lambda x_BD: mixer.step(x_BD, mixer.init_state(BATCH, LENGTH, torch.float64)), token_BD),
+    )
+    with torch.inference_mode():
+        for what, call, x in calls:
+            before = x.clone()
+            call(x)
+            if not torch.equal(x, before):
+                yield Breach(f"the input of {what}", f"changes by up to {float((x - before).abs().max()):.2g}")
+
+
 def causal(subject: Subject) -> Iterator[Breach]:
     """No output depends on a later input; and some depend on the inputs at all."""
     mixer, x_BLD = subject.build(), subject.inputs()
@@ -235,6 +252,7 @@ class Law:
 
 LAWS = (
     Law(output_has_shape_and_dtype, "Give back what came in: cast sums kept in a wider dtype with .to(x.dtype)."),
+    Law(inputs_are_left_as_they_are, "No x.mul_(), x += or x[...] =, and none of .data: work on a new tensor."),
     Law(causal, "Look for a mean, norm or convolution over the whole length, and for masks that are off by one."),
     Law(forward_prefill_and_steps_agree, "Compare forward and step at the first position named; mind the first token."),
     Law(prefill_then_steps, "prefill must leave the state as its last token left it, with room for max_length tokens."),

@@ -63,12 +63,13 @@ def run_checks(
 ) -> list[Row]:
     """A row for every problem, in their order. Workers take the next problems as they get free."""
     rows: dict[int, Row] = {}
+    hung: set[str] = set()  # contenders of the user's that did not answer; each further problem would take as long
     waiting = deque(kin(problems))
     while waiting:  # a worker that is lost leaves its thread; the rest goes on, and new ones start here
         workers = [Worker(device, plugins, set_up) for _ in range(min(jobs, len(waiting)))]
         with ThreadPoolExecutor(len(workers)) as pool:
             try:
-                for done in [pool.submit(_work, worker, waiting, rows, listener) for worker in workers]:
+                for done in [pool.submit(_work, worker, waiting, rows, hung, listener) for worker in workers]:
                     done.result()
             finally:
                 for worker in workers:
@@ -84,14 +85,14 @@ def kin(problems: Sequence[Problem]) -> list[Numbered]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _work(worker: Worker, waiting: "deque[Numbered]", rows: dict[int, Row], listener: Listener) -> None:
+def _work(worker: Worker, waiting: "deque[Numbered]", rows: dict[int, Row], hung: set[str], listener: Listener) -> None:
     while True:
         try:
             todo = waiting.popleft()
         except IndexError:
             return
         for done, (index, problem) in enumerate(todo, 1):
-            rows[index], lost = _checked(worker, problem)
+            rows[index], lost = _checked(worker, problem, hung)
             listener(rows[index])
             if lost:
                 if left := todo[done:]:
@@ -99,11 +100,16 @@ def _work(worker: Worker, waiting: "deque[Numbered]", rows: dict[int, Row], list
                 return
 
 
-def _checked(worker: Worker, problem: Problem) -> tuple[Row, bool]:
+def _checked(worker: Worker, problem: Problem, hung: set[str]) -> tuple[Row, bool]:
     """A problem's row, and whether the worker is lost."""
+    if problem.contender in hung:
+        reason = f"{problem.contender} gave no answer to another problem within {LIMIT_S:g} s"
+        return _BLANK | _facts(problem) | {"verdict": "skipped", "reason": reason, "seconds": 0.0}, False
     started = time.monotonic()
     answer = worker.prepare(problem, MeasureSection(timeout=LIMIT_S))
     found = {"reason": f"{answer.status}: {answer.reason}"} if isinstance(answer, Failure) else dict(answer)
+    if isinstance(answer, Failure) and answer.status == "timeout" and problem.contender:
+        hung.add(problem.contender)
     lost = bool(found.pop("lost", isinstance(answer, Failure)))
     return _BLANK | _facts(problem) | found | {"seconds": time.monotonic() - started}, lost
 

@@ -21,7 +21,7 @@ def calibrate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     seconds: Annotated[float, typer.Option(min=0.01, help="Sampling time for each ceiling.")] = 3.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [default: torch's]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:

@@ -21,7 +21,7 @@ def kernels(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Worker processes.  [default: cores, at most 8; on a GPU cores - 2, at most 12]"),
+        typer.Option(min=1, help="Worker processes. Default: cores, at most 8; on a GPU cores - 2, at most 12."),
     ] = None,
     as_json: _JSON = False,
     quiet: _QUIET = False,

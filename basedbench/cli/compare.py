@@ -15,7 +15,7 @@ def compare(
     b: Annotated[str | None, typer.Argument(metavar="[B]", help="The results folder to judge, likewise.")] = None,
     contender: Annotated[str | None, typer.Option(help="With one folder: judge this contender ...")] = None,
     against: Annotated[str | None, typer.Option(help="... against this one; NAME or OPERATOR/NAME.")] = None,
-    kind: Annotated[str | None, typer.Option(help="throughput or recall.  [default: what both folders have]")] = None,
+    kind: Annotated[str | None, typer.Option(help="throughput or recall. Default: what both folders have.")] = None,
     filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
     fail_on: Annotated[
         str, typer.Option(help="The verdicts that make exit code 1, separated by commas.")

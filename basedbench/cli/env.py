@@ -7,7 +7,7 @@ import typer
 
 def env(
     device: Annotated[
-        str | None, typer.Option(help="The device to describe: cpu, cuda:0, ... [default: the first GPU, else the CPU]")
+        str | None, typer.Option(help="The device to describe: cpu, cuda:0, ... Default: the first GPU, else the CPU.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

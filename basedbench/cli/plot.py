@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 group = typer.Typer(help="Draw figures from stored rows.", no_args_is_help=True)
 
 _Results = Annotated[Path, typer.Option(help="The results folder to read.")]
-_Out = Annotated[Path | None, typer.Option(help="The .png, .svg or .pdf to write.  [default: RESULTS/<figure>.png]")]
+_Out = Annotated[Path | None, typer.Option(help="The .png, .svg or .pdf to write. Default: RESULTS/<figure>.png.")]
 _Suites = Annotated[list[str] | None, typer.Option("--suite", help="Only rows of this suite; may be repeated.")]
 _Select = Annotated[str, typer.Option(help="best-lr: each model at its best learning rate; all: each learning rate.")]
 _Width = Annotated[str, typer.Option(help="single or double: as wide as one or two columns of a paper.")]
@@ -33,7 +33,7 @@ def pareto(
 ) -> None:
     """Draw recall against state size, or another cost, with the frontier; list all points."""
     from basedbench import analysis
-    from basedbench.analysis.decoding import COLUMN, with_decode_rate
+    from basedbench.analysis.decoding import COLUMN, decoding_note, with_decode_rate
     from basedbench.analysis.published import check_comparable
     from basedbench.cli.plot_report import frontier
     from basedbench.errors import UserError
@@ -52,6 +52,7 @@ def pareto(
     points = analysis.select(frame, [x, y], select)
     points = analysis.against_published(points, x) if published else points
     note, known = analysis.selection_note(points, select), analysis.published() if published else None
+    note = f"{note} {decoding_note(frame)}" if x == COLUMN else note
     title, lacking = column_title(y), f"without {x} above 0 and {y}"
     frontier(
         path, frame, points, x, y, title, note, lacking, published=known, table=table, width=width, as_json=as_json
@@ -63,7 +64,7 @@ def tradeoff(
     results: _Results = Path("results"),
     y: Annotated[str, typer.Option(help="accuracy, or of one slice: accuracy@K (pairs), accuracy@LxK.")] = "accuracy",
     suite: _Suites = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once.  [default: the most]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once. Default: the most.")] = None,
     out: _Out = None,
     select: _Select = "best-lr",
     table: Annotated[bool, typer.Option("--table", help="Set the table of all points under the figure.")] = False,
@@ -156,8 +157,8 @@ def generation(
     results: _Results = Path("results"),
     suite: _Suites = None,
     filter: Annotated[str | None, typer.Option(help="Only models whose name this regular expression finds.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Of the panel against context.  [default: 128]")] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Of the panel against batch.  [default: 1024]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Of the panel against context. Default: 128.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Of the panel against batch. Default: 1024.")] = None,
     each: Annotated[
         bool, typer.Option("--each", help="A line for every implementation, not only the fastest.")
     ] = False,
@@ -210,10 +211,13 @@ def _target(out: Path | None, results: Path, name: str, width: str) -> Path:
 
 
 def _recall_rows(results: Path, suites: list[str] | None) -> "pd.DataFrame":
-    from basedbench.analysis.suites import check_one_test, of_suites
+    from basedbench.analysis.suites import as_last_set, check_one_test, of_suites
     from basedbench.store import load
 
-    frame = of_suites(load(results, "recall"), suites or ())
+    frame, earlier = as_last_set(of_suites(load(results, "recall"), suites or ()))
+    for name, count in earlier.items():
+        rows = "1 row is" if count == 1 else f"{count} rows are"
+        typer.echo(f"{rows} left out: of another task that the suite {name} had before.", err=True)
     check_one_test(frame)
     return frame
 

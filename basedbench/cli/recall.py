@@ -34,7 +34,7 @@ def recall(
         str | None, typer.Option(help="A suite's name or file: task and recipe. Default: quick, on a GPU figure2.")
     ] = None,
     mixer: Annotated[str | None, typer.Option(help="One model: its mixer. Its options follow as --name value.")] = None,
-    d_model: Annotated[int | None, typer.Option(help="One model: its width.  [default: 64]")] = None,
+    d_model: Annotated[int | None, typer.Option(help="One model: its width. Default: 64.")] = None,
     layers: Annotated[str | None, typer.Option(help="One model: its layers, such as base_conv,based.")] = None,
     lr: Annotated[str | None, typer.Option(help="Learning rates, separated by commas, instead of the suite's.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds, separated by commas, instead of the suite's.")] = None,

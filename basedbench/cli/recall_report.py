@@ -25,6 +25,7 @@ from basedbench.training.run import build_model
 PLAN = ("model", "runs", "done", "parameters", "state", "zoology", "paper", "time")
 STATES = ("state_bytes", "state_bytes_zoology", "state_bytes_paper")
 RESULTS = ("model", "state", "accuracy", "at lr", "runs", "failed")
+MOST_FAILURES = 5  # told in full at the end
 Made = TypeVar("Made")
 
 
@@ -111,16 +112,24 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
     """Print the best run of every model, and what to do next."""
     stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall")}
     rows = []
+    failures: Counter[str] = Counter()
     for label, runs in by_model(cases).items():
         found = [row for case in runs if (row := stored.get((case.suite, case.case_id)))]
         good = [row for row in found if row["status"] == "ok"]
+        lost = [row for row in found if row["status"] != "ok"]
+        failures.update(f"{row['status']}: {row['reason'] or row['stop_reason']}" for row in lost)
         best = max(good, key=lambda row: row["accuracy"], default=None)
         shown: tuple[str | None, ...] = (None, None, None)
         if best:
             shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
-        rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(found) - len(good)))
+        rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(lost)))
     title = "Best run of each model: accuracy on the test split after its last epoch"
     print_table(title, RESULTS, rows, whole=RESULTS[1:])
+    for failure, count in failures.most_common(MOST_FAILURES):
+        typer.echo(f"{count} {failure}")
+    if len(failures) > MOST_FAILURES:
+        typer.echo(f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {out}")
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit goes on.")
-    typer.echo(f"Rows: {out / 'recall'}. Next: basedbench plot pareto --results {out}")
+    then = f" Next: basedbench plot pareto --results {out}" if any(row[2] for row in rows) else ""
+    typer.echo(f"Rows: {out / 'recall'}.{then}")

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def throughput(
     suite: Annotated[
-        str | None, typer.Option(help="A suite's name or file.  [default: quick-throughput; on a GPU kernels]")
+        str | None, typer.Option(help="A suite's name or file. Default: quick-throughput; on a GPU kernels.")
     ] = None,
     models: Annotated[
         str | None, typer.Option(help="Time the decode step of this recall suite's models instead of operators.")

@@ -6,16 +6,19 @@ from itertools import product
 from typing import Any
 
 SERIES = ("logspace", "powers_of_two")
-MOST_VALUES, MOST_EXPONENT = 10_000, 300
+MOST_VALUES, MOST_EXPONENT, MOST_SETTINGS = 10_000, 300, 100_000
 
 
 def expand_grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of a grid's values; the last key varies fastest.
 
     A value is a scalar, a list, `{logspace: [low, high, count]}` (exponents of ten) or `{powers_of_two: [low, high]}`.
-    ValueError if a series is malformed or a list is empty.
+    ValueError if a series is malformed, a list is empty, or there are too many.
     """
     axes = {name: axis_values(name, value) for name, value in grid.items()}
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_SETTINGS:
+        raise ValueError(f"its lists make {count:,} combinations; at most {MOST_SETTINGS:,} are possible")
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 

@@ -79,6 +79,14 @@ class TestSection(Section):
     examples: Count = 1000
     select: Literal["test", "validation"] = "test"
 
+    @field_validator("segments")
+    @classmethod
+    def _distinct(cls, value: list[Segment]) -> list[Segment]:
+        names = [segment.name for segment in value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the slice {twice} stands twice")
+        return value
+
 
 class LayerSection(Section):
     """One layer of a model with options of its own."""

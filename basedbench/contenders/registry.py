@@ -6,14 +6,15 @@ from typing import Any
 from basedbench.config.throughput import OPERATOR_AXES, Case
 from basedbench.contenders.base import Call, Contender
 from basedbench.contenders.operators import bind
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, check_name, nearest
 from basedbench.sources import source_of
 
 _REGISTERED: dict[str, Contender] = {}
 
 
 def register(contender: Contender) -> Contender:
-    """Add a contender. Raises UserError if its name is taken."""
+    """Add a contender. Raises UserError if its name is taken, or no word."""
+    check_name("contender", contender.name)
     if contender.name in _REGISTERED:
         raise UserError(f"two contenders are called {contender.name!r}; rename one.")
     source_of(type(contender))

@@ -4,12 +4,14 @@ A package offers a mixer through the entry-point group `basedbench.mixers` (the 
 registers it); a file through `basedbench.plugins`. Suites name registered mixers only; they never import.
 """
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, check_name, nearest
 from basedbench.mixers.base import Mixer
 from basedbench.sources import source_of
 
@@ -26,6 +28,7 @@ def register(cls: MixerClass) -> MixerClass:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name:
         raise UserError(f"mixer class {cls.__qualname__} needs a class attribute `name`, a non-empty string.")
+    check_name("mixer", name)
     taken = _mixers.get(name)
     if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(
@@ -76,9 +79,10 @@ def _load_entry_points() -> dict[str, str]:
     broken = {}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
-            loaded = entry.load()
+            with redirect_stdout(sys.stderr):  # tables and JSON are for stdout
+                loaded = entry.load()
             if isinstance(loaded, type) and loaded not in _mixers.values():
                 register(loaded)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             broken[entry.name] = f"{type(error).__name__}: {error}"
     return broken

@@ -123,3 +123,17 @@ def test_what_was_changed_in_a_model_is_told_and_its_preset_is_not():
 def test_shared_conditions():
     rows = timings(pd.DataFrame([row(config='{"window": 64}'), row(config='{"window": 64}', length=2048)]))
     assert shared_conditions(rows) == "H200, bf16, B 4, H 16, K 16, V 64, window 64, cold cache"
+
+
+def test_a_case_of_several_suites_is_one_point_the_newest_that_has_a_time():
+    rows = [row(case_id="a", median_ms=one, suite=suite) for suite, one in (("x", 1.0), ("y", 2.0))]
+    rows += [row(case_id="a", suite="z", status="oom"), row(case_id="b", suite="x", length=2048, median_ms=3.0)]
+    assert timings(pd.DataFrame(rows), "median_ms")["value"].tolist() == [2.0, 3.0]
+    lost = timings(pd.DataFrame([row(case_id="a", suite="x", status="oom")]), "median_ms")
+    assert lost["status"].tolist() == ["oom"]
+
+
+def test_other_numbers_of_threads_are_other_panels():
+    found = panels(row(threads=1.0), row(threads=2.0, median_ms=1.0))
+    assert [(len(panel.series), panel.conditions) for panel in found] == [(1, "1 thread"), (1, "2 threads")]
+    assert [panel.conditions for panel in panels(row(threads=1.0))] == [""]

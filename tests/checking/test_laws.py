@@ -82,6 +82,20 @@ class Detached(Average):
         return super().forward(x_BLD.detach())
 
 
+class Scribbles(Average):
+    """Halves what it is given."""
+
+    def step(self, x_BD, state):
+        return super().step(x_BD.mul_(0.5), state)
+
+
+class Leaves(Average):
+    """Ends the process."""
+
+    def forward(self, x_BLD):
+        raise SystemExit(3)
+
+
 class Misstates(Average):
     """The docstring is wrong.
 
@@ -144,6 +158,20 @@ def test_a_wrong_dtype():
 
 def test_sequences_that_see_each_other():
     assert "one by one, first at position 0" in breaches(Blends)["sequences are independent"][0]
+
+
+def test_an_input_that_is_written_into():
+    assert breaches(Scribbles)["inputs are left as they are"][0].startswith("the input of prefill: changes by up to")
+
+
+def test_one_that_exits_breaks_laws_and_ends_nothing():
+    assert breaches(Leaves)["causal"] == [
+        "test_laws.py line " + str(_line_of("raise SystemExit")) + ": raises SystemExit: 3"
+    ]
+
+
+def _line_of(text):
+    return next(number for number, line in enumerate(open(__file__), 1) if text in line)
 
 
 def test_a_missing_gradient():

@@ -1,6 +1,7 @@
 """How problems are shared out, with workers that need no process."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,14 @@ def test_rows_come_in_the_order_of_the_problems_whoever_took_them(workers: type[
     assert [row["label"] for row in rows] == [one.label for one in given]
     assert {row["verdict"] for row in rows} == {"ok"}
     assert len(workers.asked) == 2
+
+
+def test_a_contender_that_never_answers_is_waited_for_once(workers: type[FakeWorker]) -> None:
+    given = [replace(one, contender=name) for name in ("hangs", "works") for one in made(1, 17, 1000)]
+    workers.answers[given[0].label] = Failure("timeout", "no answer")
+    rows = run_checks(given, "cpu", [], 1, lambda row: None)
+    assert [row["verdict"] for row in rows] == ["failed", "skipped", "skipped", "ok", "ok", "ok"]
+    assert "hangs gave no answer to another problem within 300 s" in rows[1]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def test_recall_against_decode_rate(run_cli: RunCli, tmp_path: Path) -> None:
     assert drawn.exit_code == 0, drawn.stderr
     points = json.loads(drawn.stdout)["points"]
     assert all(point["decode_tokens_per_s"] > 0 for point in points)
+    assert "batch 4, behind 32 tokens, fp32" in json.loads(drawn.stdout)["note"]
 
 
 def test_a_dry_run_of_models_times_nothing(run_cli: RunCli, tmp_path: Path) -> None:

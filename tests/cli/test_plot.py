@@ -160,6 +160,26 @@ def test_points_without_a_cost_are_mentioned(plot, tmp_path):
     assert "Not shown: 1 without state_bytes above 0" in plot("pareto", folder=tmp_path / "other")
 
 
+def test_rows_of_what_an_edited_suite_was_before_are_left_out_and_counted(run_cli, tmp_path):
+    folder = tmp_path / "edited"
+    store = Store(folder)
+    before, after = ({"vocab_size": 128, "train": [{"length": length, "pairs": 4}]} for length in (64, 128))
+    store.write("recall", RUNS[0] | {"task": before, "accuracy": 0.9})
+    store.write("recall", RUNS[1] | {"task": before})
+    store.write("recall", RUNS[0] | {"case_id": "again", "task": after})
+    drawn = run_cli("plot", "pareto", "--results", folder, "--json")
+    assert [point["accuracy"] for point in as_json(drawn.stdout)["points"]] == [0.5]
+    assert "2 rows are left out: of another task that the suite mine had before." in drawn.stderr
+
+
+def test_tasks_of_one_shape_with_other_settings_are_different_tests(mistake, plot, tmp_path):
+    store = Store(tmp_path / "settings")
+    for number, (suite, more) in enumerate({"a": {}, "b": {"train": [1]}, "c": {"filler": "none"}}.items()):
+        store.write("recall", RUNS[number] | {"suite": suite, "task": {"filler": "random", **more}})
+    assert len(as_json(plot("pareto", "--suite", "a", "--suite", "b", "--json", folder=store.root))["points"]) == 2
+    assert "different tasks" in mistake("pareto", "--results", store.root)
+
+
 def test_suites_are_told_apart(mistake, plot, tmp_path):
     folder = tmp_path / "two"
     store = Store(folder)

@@ -87,7 +87,9 @@ def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_pa
         "        raise RuntimeError('no')\n"
     )
     suite.write_text(SUITE.replace("mixer: based", "mixer: bad").replace(", feature_dim: [2, 4]", ""))
-    sweep(run_cli, suite, out, "--plugin", plugin)
+    told = sweep(run_cli, suite, out, "--plugin", plugin)
+    assert "2 runtime_error: RuntimeError: no (mine.py line 9)\n" in told
+    assert "basedbench plot" not in told  # there is nothing to draw
     assert set(load(out, "recall")["status"]) == {"runtime_error"}
     files = set((out / "recall").iterdir())
     sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom")

@@ -53,6 +53,8 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
         ("[1e-2]", "[1e-2]\n  batch_size: x", ["train.batch_size: takes a whole number, got 'x'"]),
         ("  - {mixer: based, grid: {d_model: 16}}", "  - based", ["models[0]: takes a mapping, got 'based'"]),
         ("  learning_rates: [1e-2]\n", "", ["train.learning_rates: is missing"]),
+        ("segments: [{length: 16, pairs: 2}]", "segments: [{length: 16, pairs: 2}, {length: 16, pairs: 2}]", ["twice"]),
+        ("{d_model: 16}", f"{{d_model: 16, a: {list(range(1000))}, b: {list(range(1000))}}}", ["1,000,000 comb"]),
     ],
 )
 def test_one_sentence_says_what_is_wrong_and_where(old: str, new: str, words: list[str]) -> None:

@@ -64,3 +64,5 @@ def test_names_are_found_or_corrected() -> None:
         contender("ssd", modes=("bwd",))
     with pytest.raises(UserError, match="two contenders are called 'ours'"):
         contender("ssd", name="ours")(lambda x: x)
+    with pytest.raises(UserError, match="a name is made of letters"):
+        contender("ssd", name="mine/fast")(lambda x: x)

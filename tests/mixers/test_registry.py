@@ -44,3 +44,19 @@ def test_a_broken_package_spoils_nothing_but_its_own_mixer(monkeypatch):
     assert "fancy" not in mixer_names()
     with pytest.raises(UserError, match=r"'fancy' could not be loaded.*no_such_package"):
         get_mixer("fancy")
+
+
+def test_a_package_that_prints_or_exits_does_so_to_itself(monkeypatch, tmp_path, capsys):
+    (tmp_path / "loud_package.py").write_text("print('hello')\nraise SystemExit(4)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    offer(monkeypatch, ("loud", "loud_package:Loud"))
+    assert "loud" not in mixer_names()
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"'loud' could not be loaded: SystemExit: 4"):
+        get_mixer("loud")
+
+
+@pytest.mark.parametrize("name", ["my mixer", "mine/fast", "(mine)"])
+def test_a_name_is_one_word_of_labels_and_filters(name):
+    with pytest.raises(UserError, match="a name is made of letters"):
+        register(type("Odd", (Mixer,), {"name": name}))
