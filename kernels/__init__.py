@@ -15,6 +15,7 @@ from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from .head_norm import head_norm
 from .implicit_filter import implicit_filter
+from .layer_delta_rule import layer_delta_rule, layer_delta_rule_step
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
@@ -57,6 +58,8 @@ __all__ = [
     "gated_long_conv",
     "head_norm",
     "implicit_filter",
+    "layer_delta_rule",
+    "layer_delta_rule_step",
     "linear",
     "linear_attention",
     "linear_attention_step",
