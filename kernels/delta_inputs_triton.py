@@ -48,10 +48,9 @@ def decay_steps(decay, A_log, bias, head, token, row, columns, inside, K: tl.con
 
 
 @triton.jit
-def step_sizes(beta, token, row, head, tokens):
+def step_logits(beta, token, row, head, tokens):
     """Of one head's tokens, as a column."""
-    logit = tl.load(beta + token.to(tl.int64) * row + head, mask=token < tokens, other=0.0)
-    return sigmoid(logit.to(tl.float32))[:, None]
+    return tl.load(beta + token.to(tl.int64) * row + head, mask=token < tokens, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -68,7 +67,7 @@ def delta_inputs_kernel(
     store_rows(q_out + first, x * unit_scale(x, eps) * of_q, token, row, columns, inside)
     n = load_rows(k + first, token, k_row, columns, inside)
     store_rows(k_out + first, n * unit_scale(n, eps), token, row, columns, inside)
-    step = step_sizes(beta, token, beta_row, head, tokens)
+    step = sigmoid(step_logits(beta, token, beta_row, head, tokens))
     store_rows(beta_out + head, step, token, H, tl.arange(0, 1), (token < tokens)[:, None])
     if GATE != "none":
         A, logit, within = decay_steps(decay, A_log, bias, head, token, decay_row, columns, inside, K, GATE)
@@ -102,8 +101,9 @@ def delta_inputs_backward_kernel(
         scale = unit_scale(n, eps)
         grad = load_rows(dk_out + first, token, row, columns, inside)
         store_rows(dk + first, unit_gradient(grad, n * scale, scale), token, row, columns, inside)
-        step, exists = step_sizes(beta, token, beta_row, head, tokens), (token < tokens)[:, None]
-        dstep = load_rows(dbeta_out + head, token, H, tl.arange(0, 1), exists) * step * (1 - step)
+        logit, exists = step_logits(beta, token, beta_row, head, tokens), (token < tokens)[:, None]
+        dstep = load_rows(dbeta_out + head, token, H, tl.arange(0, 1), exists)
+        dstep *= sigmoid(logit) * sigmoid(-logit)
         store_rows(dbeta + head, dstep, token, H, tl.arange(0, 1), exists)
         if GATE != "none":
             A, logit, within = decay_steps(decay, A_log, bias, head, token, decay_row, columns, inside, K, GATE)

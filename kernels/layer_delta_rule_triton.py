@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .delta_rule_triton import WIDEST
 from .dense_rows import dense_rows
+from .layer_delta_channel_triton import channel_gradient_kernel, channel_scores_kernel, strong_gradient_kernel
 from .layer_delta_gradient_triton import gradient_kernel
 from .layer_delta_scores_triton import scores_kernel
 from .layer_delta_walk_triton import output_kernel, reverse_kernel
@@ -38,8 +39,8 @@ def unsupported(
         return "q, k and v must be bfloat16"
     if any(part is not None and part.dtype not in DECAYS for part in (beta, g, initial_state)):
         return "step sizes, decays and the state must be float32, float16 or bfloat16"
-    if g is not None and g.shape[-1] != 1:
-        return "decays must be one a head"
+    if g is not None and g.shape[-1] not in (1, q.shape[-1]):
+        return "decays are one a head or one a channel"
     if q.shape[-1] > WIDEST:
         return f"keys must be at most {WIDEST} wide"
     return "there is nothing to compute" if q.numel() == 0 or v.numel() == 0 else None
@@ -64,7 +65,7 @@ class _Inputs(NamedTuple):
 
     @property
     def flags(self) -> dict[str, Any]:
-        gate = "none" if self.g is None else "head"
+        gate = "none" if self.g is None else "head" if self.g.shape[-1] == 1 else "channel"
         return {"T": TOKENS, "EVEN": self.q.shape[1] % TOKENS == 0, "GATE": gate}
 
     @property
@@ -113,25 +114,50 @@ def forward(
 ) -> list[Tensor]:
     """y (B,L,H,V), the last state (B,H,K,V), and what the backward reads: scores, factors of rows, states before
 
-    chunks, and both halves of w. (0,) for what is not asked for.
+    chunks, both halves of w, and q^, n^ and k^. (0,) for what is not asked for or not there.
     """
     inputs = _inputs(q, k, v, beta, g)
     outputs = _outputs_like(inputs, return_state, keep)
-    y, final, scores, factors, kept, new = outputs
+    y, final, scores, factors, kept, new, decayed = outputs
     initial = y if initial_state is None else initial_state.contiguous()
-    widths, flags = inputs.widths, inputs.flags
-    decays = inputs.beta if inputs.g is None else inputs.g
-    scores_kernel[(inputs.chunks,)](
-        inputs.q, inputs.n, inputs.beta, decays, scores, factors, *_strides(inputs.q, inputs.n, inputs.g),
-        *inputs.sizes, K=widths["K"], BK=widths["BK"], **flags, LEVELS=TOKENS.bit_length() - 1, num_warps=1,
-    )  # fmt: skip
+    _scores(inputs, scores, factors, decayed)
     grid, constants = inputs.walks
+    q, n, k = _walked(inputs, decayed)
     output_kernel[grid](
-        inputs.q, inputs.n, inputs.n, inputs.v, scores, factors, factors, y, initial, final, kept, *_halves(new),
-        *_strides(inputs.q, inputs.n, inputs.n, inputs.v), *inputs.sizes,
+        q, n, k, inputs.v, scores, factors, factors, y, initial, final, kept, *_halves(new),
+        *_strides(q, n, k, inputs.v), *inputs.sizes,
         **constants, INITIAL=initial_state is not None, FINAL=return_state, KEEP=keep,
     )  # fmt: skip
     return outputs
+
+
+def _scores(inputs: _Inputs, scores: Tensor, factors: Tensor, decayed: Tensor) -> None:
+    """Launches that fill in the other three."""
+    widths, flags = inputs.widths, inputs.flags
+    given, sizes = (inputs.q, inputs.n, inputs.beta), (*_strides(inputs.q, inputs.n, inputs.g), *inputs.sizes)
+    common = {"K": widths["K"], "BK": widths["BK"], "T": TOKENS, "EVEN": flags["EVEN"]}
+    common["LEVELS"] = TOKENS.bit_length() - 1
+    if flags["GATE"] != "channel":
+        decays = inputs.beta if inputs.g is None else inputs.g
+        shape = {"GATE": flags["GATE"], "num_warps": 1}
+        scores_kernel[(inputs.chunks,)](*given, decays, scores, factors, *sizes, **common, **shape)
+        return
+    for strong in (False, True):
+        channel_scores_kernel[(inputs.chunks,)](
+            *given, inputs.g, scores, factors, *decayed, *sizes, widths["BK"],
+            **common, **channel_scores_tile(widths, strong), STRONG=strong,
+        )  # fmt: skip
+
+
+def channel_scores_tile(widths: dict[str, int], strong: bool) -> dict[str, int]:
+    """Keys at a time, and warps; chunks that are not mild are few, and many instructions for each number."""
+    keys = 16 if strong else 32 if widths["BK"] > 64 else widths["BK"]
+    return {"KB": min(keys, widths["BK"]), "num_warps": 2, "num_stages": 1}
+
+
+def _walked(inputs: _Inputs, decayed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, n and k of the walks."""
+    return (decayed[0], decayed[1], decayed[2]) if len(decayed) else (inputs.q, inputs.n, inputs.n)
 
 
 @torch.library.custom_op("basedbench::layer_delta_rule_backward", mutates_args=())
@@ -146,6 +172,7 @@ def backward(
     factors: Tensor,
     kept: Tensor,
     new: Tensor,
+    decayed: Tensor,
     dy: Tensor,
     grad_state: Tensor | None,
 ) -> list[Tensor]:
@@ -156,18 +183,38 @@ def backward(
     dy = dy.contiguous()
     asked, dv_low = torch.empty_like(kept), torch.empty_like(dv)
     last = dy if grad_state is None else grad_state.contiguous()
-    grid, constants = inputs.walks
+    (grid, constants), walked = inputs.walks, _walked(inputs, decayed)
     reverse_kernel[grid](
-        inputs.q, inputs.n, inputs.n, dy, scores, factors, factors, dv, dv_low, last, dstate, asked,
-        *_strides(inputs.q, inputs.n, inputs.n), *inputs.sizes,
+        *walked, dy, scores, factors, factors, dv, dv_low, last, dstate, asked, *_strides(*walked), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
     )  # fmt: skip
-    gradient_kernel[(inputs.chunks,)](
-        inputs.q, inputs.n, inputs.beta, dy, dv, dv_low, *_halves(new), factors, kept, asked, dq, dk, dbeta, dg,
-        *_strides(inputs.q, inputs.n), *inputs.sizes,
-        **inputs.widths | inputs.flags | gradient_tile(inputs.widths),
-    )  # fmt: skip
+    given = (inputs.q, inputs.n, inputs.beta)
+    read, written = (dy, dv, dv_low, *_halves(new), factors, kept, asked), (dq, dk, dbeta, dg)
+    widths, flags = inputs.widths, inputs.flags
+    if flags["GATE"] != "channel":
+        sizes, shape = (*_strides(inputs.q, inputs.n), *inputs.sizes), gradient_tile(widths)
+        gradient_kernel[(inputs.chunks,)](*given, *read, *written, *sizes, **widths | flags | shape)
+    else:
+        grads[3] = _channel_gradients(inputs, (*given, inputs.g, *read), written)
     return grads
+
+
+def _channel_gradients(inputs: _Inputs, given: tuple[Any, ...], written: tuple[Tensor, ...]) -> Tensor:
+    """Launches that fill in dq, dk and dg; returns dbeta."""
+    dq, dk, dbeta, dg = written
+    widths, common = inputs.widths, {"T": TOKENS, "EVEN": inputs.flags["EVEN"]}
+    shape = gradient_tile(widths) | {"KB": min(64, widths["BK"]), "num_warps": 4}
+    parts = widths["BK"] // shape["KB"]
+    sums = dbeta.new_empty((parts, *dbeta.shape), dtype=torch.float32)
+    pointers = (*given, dq, dk, sums, dg)
+    sizes = (*_strides(inputs.q, inputs.n, inputs.g), *inputs.sizes, dbeta.numel())
+    channel_gradient_kernel[(inputs.chunks * parts,)](*pointers, *sizes, **widths | common | shape)
+    strong = {"KB": min(16, widths["BK"]), "BV": min(32, widths["BV"]), "num_warps": 4, "num_stages": 1}
+    rounds = {"LEVELS": TOKENS.bit_length() - 1, "PARTS": parts}
+    strong_gradient_kernel[(inputs.chunks,)](
+        *pointers, *sizes, widths["BK"], widths["VP"], **widths | common | strong | rounds
+    )
+    return (sums[0] if parts == 1 else sums.sum(0)).to(dbeta.dtype)
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,9 +226,12 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     batch, _, heads, values = v.shape
     final = v.new_empty((batch, heads, widths["K"], values) if state else (0,), dtype=torch.float32)
     scores = v.new_empty((inputs.chunks, 2, TOKENS, TOKENS))
-    factors = v.new_empty((inputs.chunks, 3, TOKENS), dtype=torch.float32)
+    channels = inputs.flags["GATE"] == "channel"
+    shape = (inputs.chunks, widths["BK"]) if channels else (inputs.chunks, 3, TOKENS)
+    factors, decayed = v.new_empty(shape, dtype=torch.float32), v.new_empty((3, *inputs.q.shape) if channels else (0,))
     kept = v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,))
-    return [v.new_empty(v.shape), final, scores, factors, kept, v.new_empty((2, *v.shape) if keep else (0,))]
+    new = v.new_empty((2, *v.shape) if keep else (0,))
+    return [v.new_empty(v.shape), final, scores, factors, kept, new, decayed]
 
 
 def _gradients_like(*inputs: Tensor | None) -> list[Tensor]:
@@ -194,7 +244,7 @@ def _(q, k, v, beta, g, initial_state, return_state, keep):
 
 
 @backward.register_fake
-def _(q, k, v, beta, g, initial_state, scores, factors, kept, new, dy, grad_state):
+def _(q, k, v, beta, g, initial_state, scores, factors, kept, new, decayed, dy, grad_state):
     return _gradients_like(q, k, v, beta, g, initial_state)
 
 
