@@ -90,6 +90,17 @@ def channel_scores_kernel(
     store_scores(scores, P, tl.where(t[:, None] > t[None, :], A * beta[None, :], 0.0), program, LEVELS)
 
 
+@triton.jit
+def stacked_sums(
+    pointer, stride, rows, keys, left, T: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """G - M (2 T,KB), whose halves are alike, and 2^M (1,KB)."""
+    t = rows % T
+    g = load_gate(pointer, stride, t, keys, left, K, BK, EVEN, "channel")
+    middle = 0.5 * tl.sum(tl.where((rows < T)[:, None], g, 0.0), 0)
+    return sums_until(g, t, T) - middle[None, :], tl.exp2(middle)[None, :]
+
+
 @triton.jit(do_not_specialize=["length", "heads"])
 def channel_gradient_kernel(
     q_pointer, n_pointer, beta_pointer, g_pointer, dy_pointer, dv_pointer, dv_low, new, new_low, ends, kept, asked,
@@ -116,40 +127,44 @@ def channel_gradient_kernel(
     dy_pointer, dv_pointer, dv_low = dy_pointer + token * V, dv_pointer + token * V, dv_low + token * V
     new, new_low = new + token * V, new_low + token * V
     states = program.to(tl.int64) * (VP * BK)
-    w, turned = tl.zeros([2 * T, 2 * T], tl.float32), tl.zeros([2 * T, 2 * T], tl.float32)
-    dx, m, end = tl.zeros([2 * T, KB], tl.float32), tl.zeros([2 * T, KB], tl.float32), tl.zeros([KB], tl.float32)
     row = heads * V
+    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0)
+    sign = tl.where(below, -1.0, 1.0)
+    # A token's own pairs, of q with n, have no decay: apart from the others, for they would cancel out of dg.
+    same = (t[:, None] == t[None, :]) & (below[:, None] != below[None, :])
+    # First all of the rows, then all of the columns: both at once would take registers that there are not.
+    w, dx, end = tl.zeros([2 * T, 2 * T], tl.float32), tl.zeros([2 * T, KB], tl.float32), tl.zeros([KB], tl.float32)
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
         c = load_pair(dy_pointer, row, dv_pointer, row, rows, values, left, T, V, VP, EVEN)
-        z = load_lower(new, row, rows, values, left, T, V)
-        w = tl.dot(c, tl.trans(z), w)
-        turned = tl.dot(z, tl.trans(c), turned)
+        w = tl.dot(c, tl.trans(load_lower(new, row, rows, values, left, T, V)), w)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
         end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
         dx = tl.dot(load_lower(dv_low, row, rows, values, left, T, V), S, tl.dot(c, S, dx))
-        m = tl.dot(load_lower(new_low, row, rows, values, left, T, V), R, tl.dot(z, R, m))
-    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0)
-    # A token's own pairs, of q with n, have no decay: apart from the others, for they would cancel out of dg.
-    same = (t[:, None] == t[None, :]) & (below[:, None] != below[None, :])
-    own = tl.sum(tl.where(same & below[None, :], w, 0.0) + tl.where(same & below[:, None], turned, 0.0), 1)
-    sign = tl.where(below, -1.0, 1.0)
+    own = tl.sum(tl.where(same & below[None, :], w, 0.0), 1)
     w *= tl.where((t[:, None] > t[None, :]) & below[None, :], sign[:, None] * beta[None, :], 0.0)
-    turned *= tl.where((t[None, :] > t[:, None]) & below[:, None], sign[None, :], 0.0)
-    g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, "channel")
-    middle = 0.5 * tl.sum(tl.where((rows < T)[:, None], g, 0.0), 0)
-    total = sums_until(g, t, T) - middle[None, :]
-    into, from_end, to_end = tl.exp2(total), tl.exp2(-total), tl.exp2(middle)[None, :]
-    x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN).to(tl.float32)
-    dx, m = dx * (sign[:, None] * to_end), m * to_end
-    dg = end[None, :] * (to_end * to_end) + tl.sum(x * (m * from_end) * beta[:, None], 0)[None, :]
+    total, to_end = stacked_sums(g_pointer, g_row, rows, keys, left, T, K, BK, EVEN)
+    x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN)
     high, low = two_halves(w)
-    x_high, x_low = two_halves(x * from_end)
-    dx = finely(high, low, x_high, x_low, dx) * into
+    x_high, x_low = two_halves(x.to(tl.float32) * tl.exp2(-total))
+    dx = finely(high, low, x_high, x_low, dx * (sign[:, None] * to_end)) * tl.exp2(total)
+    turned, m = tl.zeros([2 * T, 2 * T], tl.float32), tl.zeros([2 * T, KB], tl.float32)
+    for block in tl.range(0, VP, BV):
+        values = block + tl.arange(0, BV)
+        c = load_pair(dy_pointer, row, dv_pointer, row, rows, values, left, T, V, VP, EVEN)
+        z = load_lower(new, row, rows, values, left, T, V)
+        turned = tl.dot(z, tl.trans(c), turned)
+        R = tl.load(asked + states + values[:, None] * BK + keys[None, :])
+        m = tl.dot(load_lower(new_low, row, rows, values, left, T, V), R, tl.dot(z, R, m))
+    own += tl.sum(tl.where(same & below[:, None], turned, 0.0), 1)
+    turned *= tl.where((t[None, :] > t[:, None]) & below[:, None], sign[None, :], 0.0)
+    x = x.to(tl.float32)
+    m *= to_end
+    dg = end[None, :] * (to_end * to_end) + tl.sum(x * m * tl.exp2(-total) * beta[:, None], 0)[None, :]
     high, low = two_halves(turned)
-    x_high, x_low = two_halves(x * into)
-    m = finely(high, low, x_high, x_low, m) * from_end
+    x_high, x_low = two_halves(x * tl.exp2(total))
+    m = finely(high, low, x_high, x_low, m) * tl.exp2(-total)
     dg += chosen(t[None, :] >= rows[:, None], x * (dx - m * beta[:, None]))
     place = dg_pointer + (token + rows * heads)[:, None] * K + keys[None, :]
     inside = (rows < T)[:, None] & (rows < left)[:, None] & (keys < K)[None, :]
