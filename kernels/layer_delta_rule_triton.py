@@ -226,8 +226,9 @@ def _outputs_like(inputs: _Inputs, state: bool, keep: bool) -> list[Tensor]:
     batch, _, heads, values = v.shape
     final = v.new_empty((batch, heads, widths["K"], values) if state else (0,), dtype=torch.float32)
     scores = v.new_empty((inputs.chunks, 2, TOKENS, TOKENS))
-    channels = inputs.flags["GATE"] == "channel"
-    shape = (inputs.chunks, widths["BK"]) if channels else (inputs.chunks, 3, TOKENS)
+    gate = inputs.flags["GATE"]
+    channels = gate == "channel"
+    shape = (inputs.chunks, widths["BK"]) if channels else (inputs.chunks, 3 if gate == "head" else 1, TOKENS)
     factors, decayed = v.new_empty(shape, dtype=torch.float32), v.new_empty((3, *inputs.q.shape) if channels else (0,))
     kept = v.new_empty((inputs.chunks, widths["VP"], widths["BK"]) if keep else (0,))
     new = v.new_empty((2, *v.shape) if keep else (0,))

@@ -45,9 +45,9 @@ def scores_kernel(
     q_batch, q_row, q_head, n_batch, n_row, n_head, g_batch, g_row, g_head, length, heads,
     K: tl.constexpr, BK: tl.constexpr, T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """scores (B,H,chunks,2,T,T), and factors (B,H,chunks,3,T): 2^G of q^ and n^, beta 2^(G_T - G) of k^, and G.
+    """scores (B,H,chunks,2,T,T), and factors (B,H,chunks,3,T): beta 2^(G_T - G) of k^, 2^G of q^ and n^, and G.
 
-    Without decays, of the factors only beta. beta is a dense float32 (B,L,H).
+    Without decays, of the factors only beta: (B,H,chunks,1,T). beta is a dense float32 (B,L,H).
     """
     program = tl.program_id(0)
     sequence, left, first, token = chunk_place(program, length, heads, T)
@@ -57,16 +57,16 @@ def scores_kernel(
     q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN)
     n = load_tile(n_pointer, n_row, t, keys, left, K, BK, EVEN)
     beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0)
-    factors += program.to(tl.int64) * (3 * T) + t
+    factors += program.to(tl.int64) * (3 * T if GATE == "head" else T) + t
     of_write = beta
     if GATE == "head":
         g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
         g = load_decay(g_pointer, g_row, t, left)
         total = tl.cumsum(g, 0)
-        tl.store(factors, tl.exp2(total))
+        tl.store(factors + T, tl.exp2(total))
         of_write = beta * tl.exp2(tl.sum(g, 0) - total)
         tl.store(factors + 2 * T, total)
-    tl.store(factors + T, of_write)
+    tl.store(factors, of_write)
     P, A = tl.dot(q, tl.trans(n)), tl.dot(n, tl.trans(n))
     weight = tl.where(t[:, None] >= t[None, :], beta[None, :], 0.0)
     if GATE == "head":

@@ -27,14 +27,15 @@ from .taylor_tiles import head_offset, load_tile
 @triton.jit
 def load_factors(factors, ends, chunk, t, keys, T: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr):
     """Of a chunk: the factors (1,T) of q^ and n^, those of k^, and the decays of the state, a number or (1,BK)."""
-    factors += chunk * (3 * T)
     into, weight, end = 1.0, 1.0, 1.0
-    if GATE == "head":
-        into, end = tl.load(factors + t)[None, :], tl.load(factors + T - 1)
-    if GATE == "channel":
-        end = tl.load(ends + chunk * BK + keys)[None, :]
+    if GATE == "none":
+        weight = tl.load(factors + chunk * T + t)[None, :]
+    elif GATE == "head":
+        factors += chunk * (3 * T)
+        weight, into = tl.load(factors + t)[None, :], tl.load(factors + T + t)[None, :]
+        end = tl.load(factors + 2 * T - 1)
     else:
-        weight = tl.load(factors + T + t)[None, :]
+        end = tl.load(ends + chunk * BK + keys)[None, :]
     return into, weight, end
 
 
@@ -98,7 +99,8 @@ def output_kernel(
         if KEEP:
             tl.store(new + place, high, mask=inside)
             tl.store(new_low + place, low, mask=inside)
-        y = tl.dot(high, load_scores(own, 0, t[None, :], t[:, None], T), y)
+        P = load_scores(own, 0, t[None, :], t[:, None], T)
+        y = tl.dot(high, P, tl.dot(low, P, y))
         if GATE == "channel":
             k = load_tile(k_pointer + first * k_row, k_row, t, keys, left, K, BK, EVEN)
             state = tl.dot(high, k, tl.dot(low, k, state))
