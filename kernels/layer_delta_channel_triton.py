@@ -31,6 +31,7 @@ from .delta_rule_tiles_triton import (
     sums_before,
     two_halves,
 )
+from .layer_delta_gradient_triton import pairs
 from .layer_delta_scores_triton import store_scores
 from .taylor_tiles import head_offset, load_tile
 
@@ -73,9 +74,9 @@ def channel_scores_kernel(
             P += tl.where(t[:, None] == t[None, :], tl.sum(q * n, 1)[:, None], 0.0)
             lowest, whole = first_level(g, LEVELS)
             for level in tl.range(lowest, LEVELS):
-                _, _, pairs, into, _, to_edge = level_decays(g, level, whole)
-                P += tl.where(pairs, between(q * into, n * to_edge, "tf32"), 0.0)
-                A += tl.where(pairs, between(n * into, n * to_edge, "tf32"), 0.0)
+                _, _, linked, into, _, to_edge = level_decays(g, level, whole)
+                P += tl.where(linked, between(q * into, n * to_edge, "tf32"), 0.0)
+                A += tl.where(linked, between(n * into, n * to_edge, "tf32"), 0.0)
         else:
             into, _, from_end, to_end = from_middle(g)
             tl.store(ends + keys, to_end * to_end)
@@ -137,11 +138,13 @@ def channel_gradient_kernel(
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
         c = load_pair(dy_pointer, row, dv_pointer, row, rows, values, left, T, V, VP, EVEN)
-        w = tl.dot(c, tl.trans(load_lower(new, row, rows, values, left, T, V)), w)
+        c_low = load_lower(dv_low, row, rows, values, left, T, V)
+        z_low = load_lower(new_low, row, rows, values, left, T, V)
+        w = pairs(c, c_low, load_lower(new, row, rows, values, left, T, V), z_low, w)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
         end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
-        dx = tl.dot(load_lower(dv_low, row, rows, values, left, T, V), S, tl.dot(c, S, dx))
+        dx = tl.dot(c_low, S, tl.dot(c, S, dx))
     own = tl.sum(tl.where(same & below[None, :], w, 0.0), 1)
     w *= tl.where((t[:, None] > t[None, :]) & below[None, :], sign[:, None] * beta[None, :], 0.0)
     total, to_end = stacked_sums(g_pointer, g_row, rows, keys, left, T, K, BK, EVEN)
@@ -154,9 +157,11 @@ def channel_gradient_kernel(
         values = block + tl.arange(0, BV)
         c = load_pair(dy_pointer, row, dv_pointer, row, rows, values, left, T, V, VP, EVEN)
         z = load_lower(new, row, rows, values, left, T, V)
-        turned = tl.dot(z, tl.trans(c), turned)
+        c_low = load_lower(dv_low, row, rows, values, left, T, V)
+        z_low = load_lower(new_low, row, rows, values, left, T, V)
+        turned = pairs(z, z_low, c, c_low, turned)
         R = tl.load(asked + states + values[:, None] * BK + keys[None, :])
-        m = tl.dot(load_lower(new_low, row, rows, values, left, T, V), R, tl.dot(z, R, m))
+        m = tl.dot(z_low, R, tl.dot(z, R, m))
     own += tl.sum(tl.where(same & below[:, None], turned, 0.0), 1)
     turned *= tl.where((t[None, :] > t[:, None]) & below[:, None], sign[None, :], 0.0)
     x = x.to(tl.float32)
@@ -208,8 +213,11 @@ def strong_gradient_kernel(
     for block in tl.range(0, all_values, BV):
         values = block + tl.arange(0, BV)
         w = tl.trans(load_tile(new, row, t, values, left, V, VP, EVEN))
-        dP = product(load_tile(dy_pointer, row, t, values, left, V, VP, EVEN), w, dP, "bf16")
-        dA = product(load_tile(dv_pointer, row, t, values, left, V, VP, EVEN), w, dA, "bf16")
+        w_low = tl.trans(load_tile(new_low, row, t, values, left, V, VP, EVEN))
+        dy = load_tile(dy_pointer, row, t, values, left, V, VP, EVEN)
+        dP = tl.dot(dy, w, tl.dot(dy, w_low, dP))
+        dA = parts_product(dv_pointer, dv_low, row, t, values, left, w, dA, V, VP, EVEN, "bf16")
+        dA = tl.dot(load_tile(dv_pointer, row, t, values, left, V, VP, EVEN), w_low, dA)
     for key in tl.range(0, all_keys, KB):
         keys = key + tl.arange(0, KB)
         dq, dn, dk = (tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32), tl.zeros([T, KB], tl.float32))

@@ -27,6 +27,13 @@ def weighted(w, x, accumulator):
     return tl.dot(low, x, tl.dot(high, x, accumulator))
 
 
+@triton.jit
+def pairs(x, x_low, y, y_low, accumulator):
+    """accumulator + x y^T, of two numbers each: sums over values of either sign, of which none is rounded before."""
+    accumulator = tl.dot(x, tl.trans(y_low), tl.dot(x_low, tl.trans(y), accumulator))
+    return tl.dot(x, tl.trans(y), accumulator)
+
+
 @triton.jit(do_not_specialize=["length", "heads"])
 def gradient_kernel(
     q_pointer, n_pointer, beta_pointer, dy_pointer, dv_pointer, dv_low, new, new_low, factors, kept, asked,
@@ -52,14 +59,16 @@ def gradient_kernel(
         values = block + tl.arange(0, BV)
         c = load_pair(dy_pointer, row, dv_pointer, row, rows, values, left, T, V, VP, EVEN)
         z = load_lower(new, row, rows, values, left, T, V)
-        w = tl.dot(c, tl.trans(z), w)
-        turned = tl.dot(z, tl.trans(c), turned)
+        c_low = load_lower(dv_low, row, rows, values, left, T, V)
+        z_low = load_lower(new_low, row, rows, values, left, T, V)
+        w = pairs(c, c_low, z, z_low, w)
+        turned = pairs(z, z_low, c, c_low, turned)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
         if GATE == "head":
             end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
-        dx = tl.dot(load_lower(dv_low, row, rows, values, left, T, V), S, tl.dot(c, S, dx))
-        m = tl.dot(load_lower(new_low, row, rows, values, left, T, V), R, tl.dot(z, R, m))
+        dx = tl.dot(c_low, S, tl.dot(c, S, dx))
+        m = tl.dot(z_low, R, tl.dot(z, R, m))
     x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN)
     beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0)
     # dv has the other sign than dy. Rows of n have only earlier tokens, those of q their own too.

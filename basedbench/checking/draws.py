@@ -127,9 +127,9 @@ def delta_rule(source: Source) -> Arguments:
 def layer_delta_rule(source: Source) -> Arguments:
     """Keys of unit norm, step sizes, and decays as `delta_rule` has them."""
     given = delta_rule(source)
-    beta_BLH = source.rows(source.size["H"]).float().sigmoid()
-    given["k_BLHK"] = F.normalize(given["k_BLHK"].float(), dim=-1).to(source.dtype)
-    return {name: given[name] for name in ("q_BLHK", "k_BLHK", "v_BLHV")} | {"beta_BLH": beta_BLH, "g_BLHK": given["g_BLHK"]}
+    beta_BLH = source.rows(source.size["H"]).float().sigmoid().to(source.dtype)
+    read = {name: given[name] for name in ("q_BLHK", "k_BLHK", "v_BLHV")}
+    return read | {"beta_BLH": beta_BLH, "g_BLHK": given["g_BLHK"]}
 
 
 def delta_inputs(source: Source) -> Arguments:
