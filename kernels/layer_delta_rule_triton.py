@@ -28,6 +28,8 @@ from .layer_delta_scores_triton import scores_kernel
 from .layer_delta_walk_triton import output_kernel, reverse_kernel
 
 TOKENS = 32  # of a chunk
+SCORES_WARPS = 1  # a program of one warp waits for no other: its products are 32 rows
+STAGES = 2  # of a walk: the next chunk is on its way
 DECAYS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -83,7 +85,7 @@ class _Inputs(NamedTuple):
         """Grid and constants of a walk: 16 rows, here values, are what one warp multiplies."""
         widths = self.widths
         programs = self.q.shape[0] * self.q.shape[2] * (widths["VP"] // widths["BV"])
-        return (programs,), widths | self.flags | {"num_warps": widths["BV"] // 16, "num_stages": 2}
+        return (programs,), widths | self.flags | {"num_warps": widths["BV"] // 16, "num_stages": STAGES}
 
 
 def _strides(*parts: Tensor | None) -> list[int]:
@@ -139,7 +141,7 @@ def _scores(inputs: _Inputs, scores: Tensor, factors: Tensor, decayed: Tensor) -
     common["LEVELS"] = TOKENS.bit_length() - 1
     if flags["GATE"] != "channel":
         decays = inputs.beta if inputs.g is None else inputs.g
-        shape = {"GATE": flags["GATE"], "num_warps": 1}
+        shape = {"GATE": flags["GATE"], "num_warps": SCORES_WARPS}
         scores_kernel[(inputs.chunks,)](*given, decays, scores, factors, *sizes, **common, **shape)
         return
     for strong in (False, True):
