@@ -6,7 +6,7 @@ backward S and R, what is new in the values and dv, in two numbers each.
 
 `delta_rule_triton` does the same with a and b of their own. Here what is written and what is taken back stand under one
 key, and all scores are those of q and n with n: half of the products, and of 4 K numbers a token in every launch 2 K.
-With K = V = 64, bytes a token and head: scores 384, walk 640 (1,152 with what it keeps), walk back 1,024, gradients 1,664.
+With K = V = 64, bytes a token and head: scores 384, walk 640 (1,152 with what it keeps), back 1,024, gradients 1,664.
 
 Chunks have 32 tokens, operands are bfloat16, exact for the inputs themselves; of two such numbers is what would be
 rounded more than once: S and R where they are read, w and dv wherever they go on, and what scores get.

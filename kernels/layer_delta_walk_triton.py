@@ -156,10 +156,7 @@ def reverse_kernel(
         dy = load_columns(dy_pointer + place, heads * V, values, t, left, V, VP, EVEN)
         dw = tl.dot(dy, load_scores(own, 0, t[:, None], t[None, :], T), dw)
         q = load_tile(q_pointer + first * q_row, q_row, t, keys, left, K, BK, EVEN)
-        if GATE == "head":
-            R = fine(dy.to(tl.float32) * into, q, R)
-        else:
-            R = tl.dot(dy, q, R)
+        R = fine(dy.to(tl.float32) * into, q, R) if GATE == "head" else tl.dot(dy, q, R)
         dv = fine(dw, load_scores(own, 1, t[:, None], t[None, :], T), dw)
         place += t[None, :] * (heads * V) + values[:, None]
         high, low = two_halves(dv)

@@ -10,8 +10,8 @@ from basedbench.contenders import delta, inputs, steps
 from basedbench.contenders.attention import attention_reference, attention_step_reference
 from basedbench.contenders.base import Call, Tensors
 from basedbench.contenders.draw import Draw
-from basedbench.kernels.layer_delta_rule import reference as delta_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
+from basedbench.kernels.layer_delta_rule import reference as delta_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
 from basedbench.kernels.selective_scan import reference as scan_reference

@@ -122,7 +122,7 @@ def test_what_is_forgotten_at_once(randn, device, decays):
 
 def test_one_key_whose_values_replace_each_other(randn, device):
     """beta = 1 and the same key: y is the newest value. Powers of what a chunk's inverse is made of would explode."""
-    q, k, v, beta, *_ = inputs(randn, device, (1, 70, 1, 16, 16), "none")
+    _, k, v, beta, *_ = inputs(randn, device, (1, 70, 1, 16, 16), "none")
     k = torch.zeros_like(k)
     k[..., 3] = 1
     found = triton_form.layer_delta_rule(k, k, v, torch.ones_like(beta))
@@ -196,7 +196,8 @@ def test_decode_steps(randn, device, decays):
 def test_operators_keep_torchs_rules(randn, device):
     """Schema, fake tensors and autograd registration."""
     for decays in DECAYS:
-        leaves = [x if x is None else x.detach().requires_grad_() for x in inputs(randn, device, (1, 17, 1, 16, 16), decays)]
+        given = inputs(randn, device, (1, 17, 1, 16, 16), decays)
+        leaves = [x if x is None else x.detach().requires_grad_() for x in given]
         torch.library.opcheck(triton_form.forward, (*leaves, True, True))
     torch.library.opcheck(triton_form.forward, (*leaves[:4], None, None, False, True))
 
