@@ -29,6 +29,7 @@ from .delta_rule_tiles_triton import (
     store_rows,
     sums_after,
     sums_before,
+    takes,
     two_halves,
 )
 from .layer_delta_gradient_triton import pairs
@@ -50,9 +51,8 @@ def channel_scores_kernel(
     """
     program = tl.program_id(0)
     ends += program.to(tl.int64) * BK
-    if STRONG:
-        if is_mild(ends, BK):
-            return
+    if not takes(ends, BK, STRONG):
+        return
     sequence, left, first, token = chunk_place(program, length, heads, T)
     t = tl.arange(0, T)
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
