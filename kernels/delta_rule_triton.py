@@ -39,6 +39,7 @@ from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128  # keys
+FEW = 264  # programs of a walk that all run at once, two on a multiprocessor
 
 
 def unsupported(
@@ -88,12 +89,15 @@ def level_precision(precision: str) -> str:
     return "tf32" if precision == "bf16" else precision
 
 
-def launch_shape(widths: dict[str, int]) -> dict[str, int]:
+def launch_shape(widths: dict[str, int], programs: int, precision: str) -> dict[str, int]:
     """Warps and stages of a walk: 16 rows are what one warp multiplies, here as many values.
 
-    The next chunk is fetched behind this one's work: a walk waits for its products, it should not for memory too.
+    The next chunk should be fetched behind this one's work: a walk waits for its products, not for memory too. With two
+    stages the compiler fetches it when that work is done, and waits at once; but three programs fit a multiprocessor
+    then, and wait in turns, where there are as many.
     """
-    return {"num_warps": widths["BV"] // 16, "num_stages": 2}
+    alone = programs <= FEW and precision == "bf16"
+    return {"num_warps": widths["BV"] // 16, "num_stages": 3 if alone else 2}
 
 
 def value_block(keys: int, dtype: torch.dtype) -> int:
@@ -160,7 +164,7 @@ def _walk_shape(inputs: _Inputs) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and constants of a walk."""
     widths, flags = inputs.widths, inputs.flags
     programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
-    return (programs,), {**widths, **flags, **launch_shape(widths)}
+    return (programs,), {**widths, **flags, **launch_shape(widths, programs, flags["PRECISION"])}
 
 
 def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:

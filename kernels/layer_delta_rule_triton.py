@@ -29,7 +29,7 @@ from .layer_delta_walk_triton import output_kernel, reverse_kernel
 
 TOKENS = 32  # of a chunk
 SCORES_WARPS = 1  # a program of one warp waits for no other: its products are 32 rows
-STAGES = 2  # of a walk: the next chunk is on its way
+STAGES = 3  # of a walk: with two of them the next chunk would be fetched when this one is done, and waited for
 DECAYS = (torch.float32, torch.float16, torch.bfloat16)
 
 
