@@ -58,7 +58,7 @@ def channel_scores_kernel(
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     n_pointer += head_offset(sequence, heads, n_batch, n_head) + first * n_row
     g_pointer += head_offset(sequence, heads, g_batch, g_head) + first * g_row
-    beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0)
+    beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0).to(tl.float32)
     P, A = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32)
     for key in tl.range(0, all_keys if STRONG or KB < BK else BK, KB):
         keys = key + tl.arange(0, KB)
@@ -129,7 +129,7 @@ def channel_gradient_kernel(
     new, new_low = new + token * V, new_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     row = heads * V
-    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0)
+    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0).to(tl.float32)
     sign = tl.where(below, -1.0, 1.0)
     # A token's own pairs, of q with n, have no decay: apart from the others, for they would cancel out of dg.
     same = (t[:, None] == t[None, :]) & (below[:, None] != below[None, :])
@@ -208,7 +208,7 @@ def strong_gradient_kernel(
     new, new_low = new + token * V, new_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     row = heads * V
-    beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0)
+    beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0).to(tl.float32)
     dP, dA, dbeta = tl.zeros([T, T], tl.float32), tl.zeros([T, T], tl.float32), tl.zeros([T], tl.float32)
     for block in tl.range(0, all_values, BV):
         values = block + tl.arange(0, BV)

@@ -70,7 +70,7 @@ def gradient_kernel(
         dx = tl.dot(c_low, S, tl.dot(c, S, dx))
         m = tl.dot(z_low, R, tl.dot(z, R, m))
     x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN)
-    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0)
+    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0).to(tl.float32)
     # dv has the other sign than dy. Rows of n have only earlier tokens, those of q their own too.
     sign = tl.where(below, -1.0, 1.0)
     last = t - tl.where(below, 1, 0)

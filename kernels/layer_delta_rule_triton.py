@@ -29,6 +29,7 @@ from .layer_delta_walk_triton import output_kernel, reverse_kernel
 
 TOKENS = 32  # of a chunk
 SCORES_WARPS = 1  # a program of one warp waits for no other: its products are 32 rows
+SCORES_REGISTERS = 168  # twelve such programs on a multiprocessor
 STAGES = 3  # of a walk: with two of them the next chunk would be fetched when this one is done, and waited for
 DECAYS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,7 +94,7 @@ def _strides(*parts: Tensor | None) -> list[int]:
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None) -> _Inputs:
-    return _Inputs(dense_rows(q), dense_rows(k), dense_rows(v), beta.float().contiguous(), dense_rows(g))
+    return _Inputs(dense_rows(q), dense_rows(k), dense_rows(v), beta.contiguous(), dense_rows(g))
 
 
 def gradient_tile(widths: dict[str, int]) -> dict[str, int]:
@@ -141,7 +142,7 @@ def _scores(inputs: _Inputs, scores: Tensor, factors: Tensor, decayed: Tensor) -
     common["LEVELS"] = TOKENS.bit_length() - 1
     if flags["GATE"] != "channel":
         decays = inputs.beta if inputs.g is None else inputs.g
-        shape = {"GATE": flags["GATE"], "num_warps": SCORES_WARPS}
+        shape = {"GATE": flags["GATE"], "num_warps": SCORES_WARPS, "maxnreg": SCORES_REGISTERS}
         scores_kernel[(inputs.chunks,)](*given, decays, scores, factors, *sizes, **common, **shape)
         return
     for strong in (False, True):

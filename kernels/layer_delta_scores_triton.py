@@ -47,7 +47,7 @@ def scores_kernel(
 ):  # fmt: skip
     """scores (B,H,chunks,2,T,T), and factors (B,H,chunks,3,T): beta 2^(G_T - G) of k^, 2^G of q^ and n^, and G.
 
-    Without decays, of the factors only beta: (B,H,chunks,1,T). beta is a dense float32 (B,L,H).
+    Without decays, of the factors only beta: (B,H,chunks,1,T). beta is dense.
     """
     program = tl.program_id(0)
     sequence, left, first, token = chunk_place(program, length, heads, T)
@@ -56,7 +56,7 @@ def scores_kernel(
     n_pointer += head_offset(sequence, heads, n_batch, n_head) + first * n_row
     q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN)
     n = load_tile(n_pointer, n_row, t, keys, left, K, BK, EVEN)
-    beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0)
+    beta = tl.load(beta_pointer + token + t * heads, mask=t < left, other=0.0).to(tl.float32)
     factors += program.to(tl.int64) * (3 * T if GATE == "head" else T) + t
     of_write = beta
     if GATE == "head":
