@@ -19,7 +19,8 @@ module = importlib.import_module("basedbench.kernels.layer_delta_rule")  # the p
 reference = module.reference
 
 NAMES = ("q", "k", "v", "beta", "g", "state")
-FINE = 5e-4  # a first token has few numbers, whose rounding may be worse than usual
+FINE = 5e-4
+ALONE = 2e-3  # of one token all numbers have the same weight, which is rounded once
 # What is float32: products of rounded factors. Sums of either sign in the gradients of step sizes and decays.
 COARSE = {"last": 1e-2, "state": 1e-2, "beta": 1e-2, "g": 1e-2}
 DECAYS = ["none", "head", "channel"]
@@ -77,7 +78,7 @@ def compare(randn, tensors) -> None:
     truth = outputs_and_gradients(reference, doubled(tensors), signs)
     for name, value in ours.items():
         assert (value.dtype, value.shape) == (theirs[name].dtype, theirs[name].shape), name
-        floor = COARSE.get(name, FINE)
+        floor = COARSE.get(name, ALONE if tensors[0].shape[1] == 1 else FINE)
         limit = 2 * error(theirs[name], truth[name]) + floor
         assert error(value, truth[name]) <= limit, (name, error(value, truth[name]), limit)
         if name not in ("last", "state"):
