@@ -8,7 +8,7 @@ from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .delta_inputs import delta_inputs, rwkv7_inputs
-from .delta_rule import delta_rule, delta_rule_step
+from .delta_rule import delta_rule, delta_rule_step, shared_delta_rule
 from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
@@ -75,6 +75,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_step",
     "selective_ssm",
+    "shared_delta_rule",
     "shift_filter",
     "short_conv",
     "short_conv_step",

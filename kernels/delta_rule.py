@@ -278,6 +278,24 @@ def delta_rule(
     return reference(*tensors, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 
+def shared_delta_rule(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    a_BLHK: Tensor,
+    b_BLHK: Tensor,
+    g_BLHK: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y of `delta_rule`, and q, k and v for others to read: their gradients are added where the rule writes its own."""
+    tensors = q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK
+    if v_BLHV.is_cuda:
+        from . import delta_rule_triton as kernels
+
+        if kernels.unsupported(*tensors) is None:
+            return kernels.shared_delta_rule(*tensors)
+    return reference(*tensors), q_BLHK, k_BLHK, v_BLHV
+
+
 def delta_rule_step(
     q_BHK: Tensor,
     k_BHK: Tensor,

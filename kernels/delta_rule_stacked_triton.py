@@ -49,6 +49,13 @@ def load_lower(y, y_row, rows, columns, left, T: tl.constexpr, WIDTH: tl.constex
 
 
 @triton.jit
+def load_upper(x, x_row, rows, columns, left, T: tl.constexpr, WIDTH: tl.constexpr):
+    """As of `load_pair`, with zeros for y; float32."""
+    inside = (rows < T)[:, None] & (rows < left)[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(x + rows[:, None] * x_row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def chosen(choice, x):
     """choice x, for a matrix of 0 and 1: sums to 16 bits of what is summed."""
     choice = choice.to(tl.float32).to(tl.bfloat16)
@@ -83,12 +90,12 @@ def store_pair(x, y, value, row, rows, columns, left, T: tl.constexpr, WIDTH: tl
 @triton.jit(do_not_specialize=["length", "heads"])
 def stacked_gradient_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked,
-    inner, inner_low, outer, outer_low,
+    inner, inner_low, outer, outer_low, more_q, more_k,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
-    T: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr,
+    T: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     """What `gradient_kernel` writes, with decays of channels for mild chunks (`delta_rule_mild_triton`).
 
@@ -173,5 +180,8 @@ def stacked_gradient_kernel(
     high, low = two_halves(w)
     dx = tl.dot(low, z, tl.dot(high, z, dx))
     dz = tl.dot(tl.trans(low), x, tl.dot(tl.trans(high), x, dz))
+    if MORE:
+        dx += load_upper(more_q + token * K, heads * K, rows, keys, left, T, K)
+        dz += load_upper(more_k + token * K, heads * K, rows, keys, left, T, K)
     store_pair(dq_pointer + token * K, db_pointer + token * K, dx, heads * K, rows, keys, left, T, K)
     store_pair(dk_pointer + token * K, da_pointer + token * K, dz, heads * K, rows, keys, left, T, K)
