@@ -119,19 +119,22 @@ def stacked_gradient_kernel(
     w = tl.zeros([2 * T, 2 * T], tl.float32)
     dx, dz = tl.zeros([2 * T, KB], tl.float32), tl.zeros([2 * T, KB], tl.float32)
     end = tl.zeros([KB], tl.float32)
+    # All loads that there are registers for come first: behind a barrier each would be waited for anew.
+    x = load_pair(q_pointer, q_row, b_pointer, b_row, rows, keys, left, T, K, BK, EVEN)
+    z = load_pair(k_pointer, k_row, a_pointer, a_row, rows, keys, left, T, K, BK, EVEN)
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
         grads = load_pair(dy_pointer, heads * V, outer, heads * V, rows, values, left, T, V, VP, EVEN)
         read = load_pair(v_pointer, v_row, inner, heads * V, rows, values, left, T, V, VP, EVEN)
-        w = tl.dot(grads, tl.trans(read), w)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
+        grads_low = load_lower(outer_low, heads * V, rows, values, left, T, V)
+        read_low = load_lower(inner_low, heads * V, rows, values, left, T, V)
+        w = tl.dot(grads, tl.trans(read), w)
         if GATE != "none":
             end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
-        dx = tl.dot(load_lower(outer_low, heads * V, rows, values, left, T, V), S, tl.dot(grads, S, dx))
-        dz = tl.dot(load_lower(inner_low, heads * V, rows, values, left, T, V), R, tl.dot(read, R, dz))
-    x = load_pair(q_pointer, q_row, b_pointer, b_row, rows, keys, left, T, K, BK, EVEN)
-    z = load_pair(k_pointer, k_row, a_pointer, a_row, rows, keys, left, T, K, BK, EVEN)
+        dx = tl.dot(grads_low, S, tl.dot(grads, S, dx))
+        dz = tl.dot(read_low, R, tl.dot(read, R, dz))
     # q reads what its own token writes, b only what earlier ones do: `last` is the last of whose decay each has.
     last = t - tl.where(rows >= T, 1, 0)
     pairs = last[:, None] >= t[None, :]

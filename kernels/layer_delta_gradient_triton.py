@@ -55,22 +55,23 @@ def gradient_kernel(
     w, turned = tl.zeros([2 * T, 2 * T], tl.float32), tl.zeros([2 * T, 2 * T], tl.float32)
     dx, m, end = tl.zeros([2 * T, BK], tl.float32), tl.zeros([2 * T, BK], tl.float32), tl.zeros([BK], tl.float32)
     row = heads * V
+    # All loads first: nothing is loaded behind a barrier.
+    x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN)
+    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0).to(tl.float32)
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
         c = load_pair(dy_pointer, row, dv_pointer, row, rows, values, left, T, V, VP, EVEN)
         z = load_lower(new, row, rows, values, left, T, V)
         c_low = load_lower(dv_low, row, rows, values, left, T, V)
         z_low = load_lower(new_low, row, rows, values, left, T, V)
-        w = pairs(c, c_low, z, z_low, w)
-        turned = pairs(z, z_low, c, c_low, turned)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
+        w = pairs(c, c_low, z, z_low, w)
+        turned = pairs(z, z_low, c, c_low, turned)
         if GATE == "head":
             end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
         dx = tl.dot(c_low, S, tl.dot(c, S, dx))
         m = tl.dot(z_low, R, tl.dot(z, R, m))
-    x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN)
-    beta = tl.load(beta_pointer + token + t * heads, mask=exists, other=0.0).to(tl.float32)
     # dv has the other sign than dy. Rows of n have only earlier tokens, those of q their own too.
     sign = tl.where(below, -1.0, 1.0)
     last = t - tl.where(below, 1, 0)
