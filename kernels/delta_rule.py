@@ -26,7 +26,7 @@ On CUDA the Triton kernels compute what `delta_rule_triton.unsupported` has no r
 rest: float64 and keys wider than 128.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -293,7 +293,7 @@ def shared_delta_rule(
 
         if kernels.unsupported(*tensors) is None:
             return kernels.shared_delta_rule(*tensors)
-    return reference(*tensors), q_BLHK, k_BLHK, v_BLHV
+    return cast(Tensor, reference(*tensors)), q_BLHK, k_BLHK, v_BLHV
 
 
 def delta_rule_step(

@@ -38,14 +38,21 @@ def pairs(x, x_low, y, y_low, accumulator):
 def gradient_kernel(
     q_pointer, n_pointer, beta_pointer, dy_pointer, dv_pointer, dv_low, new, new_low, factors, kept, asked,
     dq_pointer, dn_pointer, dbeta_pointer, dg_pointer,
-    q_batch, q_row, q_head, n_batch, n_row, n_head, length, heads,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
-    EVEN: tl.constexpr, GATE: tl.constexpr,
+    q_batch, q_row, q_head, n_batch, n_row, n_head, length, heads, all_rows,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
+    T: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """dq, dn (B,L,H,K), dbeta and dg (B,L,H), from S (kept) and R (asked) of the chunk, and both halves of dv and w."""
-    program = tl.program_id(0)
+    """dq, dn (B,L,H,K), from S (kept) and R (asked) of the chunk, and both halves of dv and w.
+
+    And what each block of keys adds to dbeta and dg (blocks,B,L,H). `all_rows` is B L H. Program: chunk and KB of BK
+    keys.
+    """
+    program = tl.program_id(0) // (BK // KB)
     sequence, left, first, token = chunk_place(program, length, heads, T)
-    rows, keys = tl.arange(0, 2 * T), tl.arange(0, BK)
+    block_of_keys = tl.program_id(0) % (BK // KB)
+    rows, keys = tl.arange(0, 2 * T), block_of_keys * KB + tl.arange(0, KB)
+    dbeta_pointer += block_of_keys.to(tl.int64) * all_rows
+    dg_pointer += block_of_keys.to(tl.int64) * all_rows
     t, below, exists = rows % T, rows >= T, rows % T < left
     q_pointer += head_offset(sequence, heads, q_batch, q_head) + first * q_row
     n_pointer += head_offset(sequence, heads, n_batch, n_head) + first * n_row
@@ -53,7 +60,7 @@ def gradient_kernel(
     new, new_low = new + token * V, new_low + token * V
     states = program.to(tl.int64) * (VP * BK)
     w, turned = tl.zeros([2 * T, 2 * T], tl.float32), tl.zeros([2 * T, 2 * T], tl.float32)
-    dx, m, end = tl.zeros([2 * T, BK], tl.float32), tl.zeros([2 * T, BK], tl.float32), tl.zeros([BK], tl.float32)
+    dx, m, end = tl.zeros([2 * T, KB], tl.float32), tl.zeros([2 * T, KB], tl.float32), tl.zeros([KB], tl.float32)
     row = heads * V
     # All loads first: nothing is loaded behind a barrier.
     x = load_pair(q_pointer, q_row, n_pointer, n_row, rows, keys, left, T, K, BK, EVEN)

@@ -98,10 +98,10 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None) -> 
 
 
 def gradient_tile(widths: dict[str, int]) -> dict[str, int]:
-    """Values at a time and warps: 64 rows are a warpgroup's, and 64 keys what it holds."""
+    """Keys of a program, values at a time and warps: 64 rows are a warpgroup's, and 64 keys what it holds."""
     if widths["BK"] < 64:  # in one round the assembler takes descriptors from registers that nothing has written
-        return {"BV": min(32, max(16, widths["BV"] // 2)), "num_warps": 4, "num_stages": 2}
-    return {"BV": widths["BV"], "num_warps": widths["BK"] // 16, "num_stages": 1}
+        return {"KB": widths["BK"], "BV": min(32, max(16, widths["BV"] // 2)), "num_warps": 4, "num_stages": 2}
+    return {"KB": 64, "num_warps": 4, "num_stages": 1}
 
 
 @torch.library.custom_op("basedbench::layer_delta_rule", mutates_args=())
@@ -195,8 +195,12 @@ def backward(
     read, written = (dy, dv, dv_low, *_halves(new), factors, kept, asked), (dq, dk, dbeta, dg)
     widths, flags = inputs.widths, inputs.flags
     if flags["GATE"] != "channel":
-        sizes, shape = (*_strides(inputs.q, inputs.n), *inputs.sizes), gradient_tile(widths)
-        gradient_kernel[(inputs.chunks,)](*given, *read, *written, *sizes, **widths | flags | shape)
+        sizes, shape = (*_strides(inputs.q, inputs.n), *inputs.sizes, dbeta.numel()), gradient_tile(widths)
+        parts = widths["BK"] // shape["KB"]
+        sums = written[2:] if parts == 1 else [_sums_like(x, parts) for x in written[2:]]
+        gradient_kernel[(inputs.chunks * parts,)](*given, *read, dq, dk, *sums, *sizes, **widths | flags | shape)
+        if parts > 1:
+            grads[3:5] = [_summed(*pair) for pair in zip(sums, written[2:], strict=True)]
     else:
         grads[3] = _channel_gradients(inputs, (*given, inputs.g, *read), written)
     return grads
@@ -206,9 +210,9 @@ def _channel_gradients(inputs: _Inputs, given: tuple[Any, ...], written: tuple[T
     """Launches that fill in dq, dk and dg; returns dbeta."""
     dq, dk, dbeta, dg = written
     widths, common = inputs.widths, {"T": TOKENS, "EVEN": inputs.flags["EVEN"]}
-    shape = gradient_tile(widths) | {"KB": min(64, widths["BK"]), "num_warps": 4}
+    shape = gradient_tile(widths)
     parts = widths["BK"] // shape["KB"]
-    sums = dbeta.new_empty((parts, *dbeta.shape), dtype=torch.float32)
+    sums = _sums_like(dbeta, parts)
     pointers = (*given, dq, dk, sums, dg)
     sizes = (*_strides(inputs.q, inputs.n, inputs.g), *inputs.sizes, dbeta.numel())
     channel_gradient_kernel[(inputs.chunks * parts,)](*pointers, *sizes, **widths | common | shape)
@@ -217,7 +221,16 @@ def _channel_gradients(inputs: _Inputs, given: tuple[Any, ...], written: tuple[T
     strong_gradient_kernel[(inputs.chunks,)](
         *pointers, *sizes, widths["BK"], widths["VP"], **widths | common | strong | rounds
     )
-    return (sums[0] if parts == 1 else sums.sum(0)).to(dbeta.dtype)
+    return _summed(sums, dbeta)
+
+
+def _sums_like(x: Tensor, parts: int) -> Tensor:
+    """Where blocks of keys leave what they add to x."""
+    return x.new_empty((parts, *x.shape), dtype=torch.float32)
+
+
+def _summed(sums: Tensor, x: Tensor) -> Tensor:
+    return (sums[0] if len(sums) == 1 else sums.sum(0)).to(x.dtype)
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
