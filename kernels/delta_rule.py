@@ -278,6 +278,18 @@ def delta_rule(
     return reference(*tensors, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 
+def shared_reference(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    a_BLHK: Tensor,
+    b_BLHK: Tensor,
+    g_BLHK: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`shared_delta_rule` in PyTorch."""
+    return cast(Tensor, reference(q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK)), q_BLHK, k_BLHK, v_BLHV
+
+
 def shared_delta_rule(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -293,7 +305,7 @@ def shared_delta_rule(
 
         if kernels.unsupported(*tensors) is None:
             return kernels.shared_delta_rule(*tensors)
-    return cast(Tensor, reference(*tensors)), q_BLHK, k_BLHK, v_BLHV
+    return shared_reference(*tensors)
 
 
 def delta_rule_step(

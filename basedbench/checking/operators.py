@@ -21,6 +21,7 @@ from basedbench.kernels.conv_gate import reference as conv_gate_reference
 from basedbench.kernels.delta_inputs import reference as delta_inputs_reference
 from basedbench.kernels.delta_inputs import rwkv7_reference
 from basedbench.kernels.delta_rule import reference as delta_reference
+from basedbench.kernels.delta_rule import shared_reference as shared_delta_reference
 from basedbench.kernels.diagonal_filter import reference as diagonal_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
@@ -90,6 +91,7 @@ FORMS: dict[str, Form] = {
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
     "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
+    "shared_delta_rule": Form(draws.delta_rule, kernels.shared_delta_rule, shared_delta_reference),
     "layer_delta_rule": Form(
         draws.layer_delta_rule,
         kernels.layer_delta_rule,

@@ -128,6 +128,7 @@ COVERAGE: dict[str, Coverage] = {
         wide=({"H": 128, "P": 64, "N": 128, "G": 1},),
     ),
     "delta_rule": _DELTA,
+    "shared_delta_rule": Coverage(_DELTA.sizes, (("channel decay",), ("head decay",)), modes=("fwd", "gradients")),
     "layer_delta_rule": _DELTA,
     "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
     "delta_inputs": Coverage(
