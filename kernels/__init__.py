@@ -8,13 +8,14 @@ from .block_boundary import block_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .delta_inputs import delta_inputs, rwkv7_inputs
-from .delta_rule import delta_rule, delta_rule_step
+from .delta_rule import delta_rule, delta_rule_step, shared_delta_rule
 from .diagonal_filter import diagonal_filter
 from .embedding import embedding
 from .gated_conv import gated_conv
 from .gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from .head_norm import head_norm
 from .implicit_filter import implicit_filter
+from .layer_delta_rule import layer_delta_rule, layer_delta_rule_step
 from .linear import linear
 from .linear_attention import linear_attention, linear_attention_step
 from .linear_cross_entropy import linear_cross_entropy
@@ -57,6 +58,8 @@ __all__ = [
     "gated_long_conv",
     "head_norm",
     "implicit_filter",
+    "layer_delta_rule",
+    "layer_delta_rule_step",
     "linear",
     "linear_attention",
     "linear_attention_step",
@@ -72,6 +75,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_step",
     "selective_ssm",
+    "shared_delta_rule",
     "shift_filter",
     "short_conv",
     "short_conv_step",

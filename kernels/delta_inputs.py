@@ -3,15 +3,14 @@
 DeltaNet, Gated DeltaNet and Kimi delta attention (arXiv 2406.06484, 2412.06464, 2510.26692), per head of K channels,
 
     beta = sigmoid(beta logit),   log alpha = -exp(A_log) softplus(decay logit + bias)
-    q <- q / |q| / sqrt(K),   n = k / |k|;   k <- beta n,   a = -beta n,   b = alpha n,   g = log alpha
+    q <- q / |q| / sqrt(K),   k <- k / |k|,   g = log alpha
 
-with a decay for a head, for a channel, or none; RWKV-7 (arXiv 2503.14456, section 4),
+with a decay for a head, for a channel, or none, read by `layer_delta_rule`; RWKV-7 (arXiv 2503.14456, section 4),
 
     eta = sigmoid(rate logit),   kappa = k xi / |k xi|
     k <- k (1 + (eta - 1) alpha),   a = -eta kappa,   b = kappa,   g = -exp(-1/2) sigmoid(decay logit).
 
-|x| is sqrt(sum x^2 + 1e-6). float32 inside (float64 for float64 inputs), and so is g. They are read by
-`delta_rule`.
+read by `delta_rule`. |x| is sqrt(sum x^2 + 1e-6). float32 inside (float64 for float64 inputs), and so are beta and g.
 """
 
 import math
@@ -39,16 +38,14 @@ def reference(
     decay_xE: Tensor | None = None,
     A_log_H: Tensor | None = None,
     bias_E: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """`delta_inputs` in PyTorch: differentiable, any device."""
     dtype, wide = q_xHK.dtype, accumulation_dtype(q_xHK.dtype)
     q, n, g = unit(q_xHK.to(wide)) * q_xHK.shape[-1] ** -0.5, unit(k_xHK.to(wide)), None
     if decay_xE is not None and A_log_H is not None and bias_E is not None:
         steps_xE = F.softplus(decay_xE.to(wide) + bias_E.to(wide))
         g = negative_exp(A_log_H).to(wide).unsqueeze(-1) * steps_xE.unflatten(-1, (len(A_log_H), -1))
-    written = beta_xH.to(wide).sigmoid().unsqueeze(-1) * n
-    read = n if g is None else g.exp() * n
-    return q.to(dtype), written.to(dtype), (-written).to(dtype), read.to(dtype), g
+    return q.to(dtype), n.to(dtype), beta_xH.to(wide).sigmoid(), g
 
 
 def delta_inputs(
@@ -58,8 +55,8 @@ def delta_inputs(
     decay_xE: Tensor | None = None,
     A_log_H: Tensor | None = None,
     bias_E: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """q, k (..., H, K) and logits -> q, k, a, b (..., H, K) in their dtype, and g (..., H, K or 1) or None.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """q, k (..., H, K) and logits -> q, k in their dtype, beta (..., H), and g (..., H, K or 1) or None.
 
     beta (..., H) and decay are logits; decay and bias have H entries, or H K for decays of channels, or there are none.
     """
@@ -97,11 +94,11 @@ def rwkv7_inputs(
 
 
 def flops(*, tokens: int, heads: int, key_dim: int, backward: bool = False) -> int:
-    """Per channel eleven: two norms of three, q and k scaled, beta, alpha, and a sign; backward: twice as many more."""
-    return tokens * heads * key_dim * 11 * (3 if backward else 1)
+    """Per channel eight: two norms of three, q and k scaled; backward: twice as many more."""
+    return tokens * heads * key_dim * 8 * (3 if backward else 1)
 
 
 def bytes_moved(*, tokens: int, heads: int, key_dim: int, element_bytes: int = 2, backward: bool = False) -> int:
-    """q and k in; q, k, a and b out. Logits of heads are few."""
+    """q and k in and out. Logits of heads are few."""
     elements = tokens * heads * key_dim
-    return total_bytes(2 * elements, 4 * elements, element_bytes=element_bytes, backward=backward)
+    return total_bytes(2 * elements, 2 * elements, element_bytes=element_bytes, backward=backward)

@@ -47,9 +47,15 @@ def decay_steps(decay, A_log, bias, head, token, row, columns, inside, K: tl.con
     return A, logit, within
 
 
+@triton.jit
+def step_logits(beta, token, row, head, tokens):
+    """Of one head's tokens, as a column."""
+    return tl.load(beta + token.to(tl.int64) * row + head, mask=token < tokens, other=0.0).to(tl.float32)[:, None]
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def delta_inputs_kernel(
-    q, k, beta, decay, A_log, bias, q_out, k_out, a_out, b_out, g_out,
+    q, k, beta, decay, A_log, bias, q_out, k_out, beta_out, g_out,
     q_row, k_row, beta_row, decay_row, tokens, eps, of_q,
     H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
@@ -60,25 +66,21 @@ def delta_inputs_kernel(
     x = load_rows(q + first, token, q_row, columns, inside)
     store_rows(q_out + first, x * unit_scale(x, eps) * of_q, token, row, columns, inside)
     n = load_rows(k + first, token, k_row, columns, inside)
-    n *= unit_scale(n, eps)
-    place = beta + token.to(tl.int64) * beta_row + head
-    step = sigmoid(tl.load(place, mask=token < tokens, other=0.0).to(tl.float32))[:, None]
-    store_rows(k_out + first, step * n, token, row, columns, inside)
-    store_rows(a_out + first, -step * n, token, row, columns, inside)
+    store_rows(k_out + first, n * unit_scale(n, eps), token, row, columns, inside)
+    step = sigmoid(step_logits(beta, token, beta_row, head, tokens))
+    store_rows(beta_out + head, step, token, H, tl.arange(0, 1), (token < tokens)[:, None])
     if GATE != "none":
         A, logit, within = decay_steps(decay, A_log, bias, head, token, decay_row, columns, inside, K, GATE)
         g = A * softplus(logit)
-        n *= tl.exp2(g * LOG2E)
         if GATE == "head":
             store_rows(g_out + head, g, token, H, tl.arange(0, 1), within)
         else:
             store_rows(g_out + first, g, token, row, columns, within)
-    store_rows(b_out + first, n, token, row, columns, inside)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def delta_inputs_backward_kernel(
-    q, k, beta, decay, A_log, bias, dq_out, dk_out, da_out, db_out, dg_out,
+    q, k, beta, decay, A_log, bias, dq_out, dk_out, dbeta_out, dg_out,
     dq, dk, dbeta, ddecay, partials, q_row, k_row, beta_row, decay_row, tokens, eps, of_q,
     H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
@@ -97,23 +99,19 @@ def delta_inputs_backward_kernel(
         store_rows(dq + first, unit_gradient(grad, x * scale, scale), token, row, columns, inside)
         n = load_rows(k + first, token, k_row, columns, inside)
         scale = unit_scale(n, eps)
-        n *= scale
-        place = beta + token.to(tl.int64) * beta_row + head
-        step = sigmoid(tl.load(place, mask=token < tokens, other=0.0).to(tl.float32))[:, None]
         grad = load_rows(dk_out + first, token, row, columns, inside)
-        grad -= load_rows(da_out + first, token, row, columns, inside)
-        dstep = tl.sum(grad * n, 1)[:, None] * step * (1 - step)
-        store_rows(dbeta + head, dstep, token, H, tl.arange(0, 1), (token < tokens)[:, None])
-        grad *= step
-        read = load_rows(db_out + first, token, row, columns, inside)
+        store_rows(dk + first, unit_gradient(grad, n * scale, scale), token, row, columns, inside)
+        logit, exists = step_logits(beta, token, beta_row, head, tokens), (token < tokens)[:, None]
+        dstep = load_rows(dbeta_out + head, token, H, tl.arange(0, 1), exists)
+        dstep *= sigmoid(logit) * sigmoid(-logit)
+        store_rows(dbeta + head, dstep, token, H, tl.arange(0, 1), exists)
         if GATE != "none":
             A, logit, within = decay_steps(decay, A_log, bias, head, token, decay_row, columns, inside, K, GATE)
             g = A * softplus(logit)
-            read *= tl.exp2(g * LOG2E)
             if GATE == "head":
-                dg = load_rows(dg_out + head, token, H, tl.arange(0, 1), within) + tl.sum(read * n, 1)[:, None]
+                dg = load_rows(dg_out + head, token, H, tl.arange(0, 1), within)
             else:
-                dg = load_rows(dg_out + first, token, row, columns, within) + read * n
+                dg = load_rows(dg_out + first, token, row, columns, within)
             dlogit = tl.where(within, dg * A * sigmoid(logit), 0.0)
             if GATE == "head":
                 store_rows(ddecay + head, dlogit, token, H, tl.arange(0, 1), within)
@@ -121,7 +119,6 @@ def delta_inputs_backward_kernel(
                 store_rows(ddecay + first, dlogit, token, row, columns, within)
             sums += dlogit
             rates += tl.where(within, dg * g, 0.0)
-        store_rows(dk + first, unit_gradient(grad + read, n, scale), token, row, columns, inside)
     if GATE != "none":
         into = partials + tl.program_id(0) // H * (H * EACH + H)
         column = tl.arange(0, WIDE)
@@ -146,7 +143,7 @@ def _launch(q: Tensor, k: Tensor, beta: Tensor, decay: Tensor | None, A_log: Ten
 def operator(
     q: Tensor, k: Tensor, beta: Tensor, decay: Tensor | None, A_log: Tensor | None, bias: Tensor | None
 ) -> list[Tensor]:
-    """q, k, a, b (..., H, K), and g (..., H, K or 1), (0,) if there are no decays."""
+    """q, k (..., H, K), beta (..., H), and g (..., H, K or 1), (0,) if there are no decays."""
     pointers, numbers, constants = _launch(q, k, beta, decay, A_log, bias)
     outputs = _outputs(q, k, beta, decay, A_log, bias)
     programs = constants["H"] * triton.cdiv(len(pointers[0]), constants["ROWS"])
@@ -157,7 +154,8 @@ def operator(
 @operator.register_fake
 def _outputs(q, k, beta, decay, A_log, bias):
     shape = (0,) if decay is None else (*q.shape[:-1], decay.shape[-1] // q.shape[-2])
-    return [q.new_empty(q.shape) for _ in range(4)] + [q.new_empty(shape, dtype=torch.float32)]
+    wide = [q.new_empty(size, dtype=torch.float32) for size in (q.shape[:-1], shape)]
+    return [q.new_empty(q.shape), q.new_empty(q.shape), *wide]
 
 
 @torch.library.custom_op("basedbench::delta_inputs_backward", mutates_args=())
@@ -200,5 +198,5 @@ operator.register_autograd(_gradients, setup_context=_keep)
 
 def delta_inputs(q, k, beta, decay=None, A_log=None, bias=None):
     """`delta_inputs.reference` by the kernels above, for inputs that `unsupported` has no reason against."""
-    q, k, a, b, g = operator(q, k, beta, decay, A_log, bias)
-    return q, k, a, b, None if decay is None else g
+    q, k, beta, g = operator(q, k, beta, decay, A_log, bias)
+    return q, k, beta, None if decay is None else g

@@ -26,7 +26,7 @@ On CUDA the Triton kernels compute what `delta_rule_triton.unsupported` has no r
 rest: float64 and keys wider than 128.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -276,6 +276,36 @@ def delta_rule(
         if kernels.unsupported(*tensors, initial_state) is None:
             return kernels.delta_rule(*tensors, initial_state=initial_state, return_state=return_state)
     return reference(*tensors, initial_state=initial_state, return_state=return_state, chunk=chunk)
+
+
+def shared_reference(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    a_BLHK: Tensor,
+    b_BLHK: Tensor,
+    g_BLHK: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`shared_delta_rule` in PyTorch."""
+    return cast(Tensor, reference(q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK)), q_BLHK, k_BLHK, v_BLHV
+
+
+def shared_delta_rule(
+    q_BLHK: Tensor,
+    k_BLHK: Tensor,
+    v_BLHV: Tensor,
+    a_BLHK: Tensor,
+    b_BLHK: Tensor,
+    g_BLHK: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y of `delta_rule`, and q, k and v for others to read: their gradients are added where the rule writes its own."""
+    tensors = q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK
+    if v_BLHV.is_cuda:
+        from . import delta_rule_triton as kernels
+
+        if kernels.unsupported(*tensors) is None:
+            return kernels.shared_delta_rule(*tensors)
+    return shared_reference(*tensors)
 
 
 def delta_rule_step(

@@ -24,14 +24,17 @@ from .taylor_tiles import head_offset, load_tile, operand
 
 @triton.jit(do_not_specialize=["length", "heads"])
 def reverse_kernel(
-    q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, scores, decays, ends,
+    q_pointer, k_pointer, a_pointer, b_pointer, dy_pointer, more, scores, decays, ends,
     dv_pointer, grad_final, grad_initial, kept, asked, asked_low,
     q_batch, q_row, q_head, k_batch, k_row, k_head, a_batch, a_row, a_head, b_batch, b_row, b_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr, T: tl.constexpr,
     EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr, GRAD_INITIAL: tl.constexpr, GRAD_FINAL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
-    """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p as u, and the gradient of the initial state."""
+    """dv (B,L,H,V), R behind each chunk (B,H,chunks,VP,BK), p as u, and the gradient of the initial state.
+
+    MORE: to dv belongs what others have for v.
+    """
     BLOCKS: tl.constexpr = VP // BV
     sequence = tl.program_id(0) // BLOCKS
     t, keys = tl.arange(0, T), tl.arange(0, BK)
@@ -87,6 +90,8 @@ def reverse_kernel(
             if GATE == "head":
                 p *= into_b
             R = fine_product(p, operand(b, PRECISION), R, PRECISION)
+        if MORE:
+            dv += tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
         tl.store(dv_pointer + place, dv.to(dv_pointer.dtype.element_ty), mask=inside)
     if GRAD_INITIAL:
         place, inside = state_tile(grad_initial, sequence, values, keys, K, V)

@@ -84,15 +84,17 @@ def of_levels(
 @triton.jit(do_not_specialize=["length", "heads", "all_keys", "all_values"])
 def gradient_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked,
-    inner, inner_low, outer, outer_low,
+    inner, inner_low, outer, outer_low, more_q, more_k,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads, all_keys, all_values,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
     T: tl.constexpr, LEVELS: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr,
-    PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr, STRONG: tl.constexpr,
+    PRECISION: tl.constexpr, LEVEL_PRECISION: tl.constexpr, STRONG: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, da, db (B,L,H,K), dg as g, from S (kept) and R (asked) of the chunk, u (inner) and p (outer).
+
+    MORE: to dq and dk belongs what others have for q and k.
 
     First what the scores get, for they are sums over the values; then KB keys at a time. `all_keys` is BK, `all_values`
     VP at run time: loops of a few rounds would be unrolled, and need more registers than there are. STRONG: only chunks
@@ -216,6 +218,13 @@ def gradient_kernel(
                 da = fine_product(tl.trans(dqa), operand(q, PRECISION), da, PRECISION)
                 da = fine_product(tl.trans(dba), b, da, PRECISION)
                 store_rows(db_pointer, db, token, heads, t, keys, left, K)
+        if MORE:
+            place, inside = (
+                token * K + t[:, None] * (heads * K) + keys[None, :],
+                (t < left)[:, None] & (keys < K)[None, :],
+            )
+            dq += tl.load(more_q + place, mask=inside, other=0.0).to(tl.float32)
+            dk += tl.load(more_k + place, mask=inside, other=0.0).to(tl.float32)
         store_rows(dq_pointer, dq, token, heads, t, keys, left, K)
         store_rows(dk_pointer, dk, token, heads, t, keys, left, K)
         if RANK:

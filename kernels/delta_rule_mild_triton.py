@@ -52,17 +52,21 @@ def mild_scores_kernel(
     qa, bk, ba = qk, qk, qk
     for key in tl.range(0, BK if KB == BK and PRECISION == "bf16" else all_keys, KB):
         keys = key + tl.arange(0, KB)
+        # All loads first: behind a barrier each would be waited for anew.
         g = load_gate(g_pointer, g_row, t, keys, left, K, BK, EVEN, "channel")
+        q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN)
+        k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN)
+        if RANK:
+            a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN)
+            b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN)
         into_q, into_b, into_k, to_end = from_middle(g)
         tl.store(ends + program.to(tl.int64) * BK + keys, to_end * to_end)
-        q = load_tile(q_pointer, q_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_q
-        k = load_tile(k_pointer, k_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_k
+        q, k = q.to(tl.float32) * into_q, k.to(tl.float32) * into_k
         store_rows(decayed_pointer, q * to_end[None, :], token, heads, t, keys, left, K)
         store_rows(decayed_pointer + part, k * to_end[None, :], token, heads, t, keys, left, K)
         qk += between(q, k, LEVEL_PRECISION)
         if RANK:
-            a = load_tile(a_pointer, a_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_k
-            b = load_tile(b_pointer, b_row, t, keys, left, K, BK, EVEN).to(tl.float32) * into_b
+            a, b = a.to(tl.float32) * into_k, b.to(tl.float32) * into_b
             store_rows(decayed_pointer + 2 * part, a * to_end[None, :], token, heads, t, keys, left, K)
             store_rows(decayed_pointer + 3 * part, b * to_end[None, :], token, heads, t, keys, left, K)
             qa += between(q, a, LEVEL_PRECISION)

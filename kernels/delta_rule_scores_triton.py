@@ -45,14 +45,14 @@ def inverse(ba, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
     spread. What is not 1 is small, and rounded in a product that adds to what the 1 gives.
     """
     t = tl.arange(0, ba.shape[0])
-    above, row = t[:, None] % 2 == 1, t[:, None] // 2 == t[None, :] // 2
-    x = tl.where(t[:, None] == t[None, :], 1.0, tl.where(above & row & (t[None, :] % 2 == 0), ba, 0.0))
+    # The first bit in which row and column differ tells the level: the pair lies in neighbouring blocks of 2^level.
+    apart = t[:, None] ^ t[None, :]
+    x = tl.where(apart == 0, 1.0, tl.where(apart == 1, ba, 0.0))
+    rounded = operand(ba, PRECISION)
     for level in tl.range(1, LEVELS):
-        half = 1 << level
-        same = t[:, None] // (2 * half) == t[None, :] // (2 * half)
-        off = tl.where(same & (t[:, None] % (2 * half) >= half) & (t[None, :] % (2 * half) < half), ba, 0.0)
+        off = tl.where(apart >> level == 1, rounded, 0.0)
         nothing = tl.zeros([ba.shape[0], ba.shape[0]], tl.float32)
-        more = product(operand(off, PRECISION), operand(x, PRECISION), nothing, PRECISION)
+        more = product(off, operand(x, PRECISION), nothing, PRECISION)
         x = product(operand(x, PRECISION), operand(more, PRECISION), x, PRECISION)
     return x - tl.where(t[:, None] == t[None, :], 1.0, 0.0)
 

@@ -49,6 +49,13 @@ def load_lower(y, y_row, rows, columns, left, T: tl.constexpr, WIDTH: tl.constex
 
 
 @triton.jit
+def load_upper(x, x_row, rows, columns, left, T: tl.constexpr, WIDTH: tl.constexpr):
+    """As of `load_pair`, with zeros for y; float32."""
+    inside = (rows < T)[:, None] & (rows < left)[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(x + rows[:, None] * x_row + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def chosen(choice, x):
     """choice x, for a matrix of 0 and 1: sums to 16 bits of what is summed."""
     choice = choice.to(tl.float32).to(tl.bfloat16)
@@ -83,12 +90,12 @@ def store_pair(x, y, value, row, rows, columns, left, T: tl.constexpr, WIDTH: tl
 @triton.jit(do_not_specialize=["length", "heads"])
 def stacked_gradient_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, dy_pointer, ends, kept, asked,
-    inner, inner_low, outer, outer_low,
+    inner, inner_low, outer, outer_low, more_q, more_k,
     dq_pointer, dk_pointer, da_pointer, db_pointer, dg_pointer,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, a_batch, a_row, a_head,
     b_batch, b_row, b_head, g_batch, g_row, g_head, length, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, KB: tl.constexpr, BV: tl.constexpr, VP: tl.constexpr,
-    T: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr,
+    T: tl.constexpr, EVEN: tl.constexpr, GATE: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
     """What `gradient_kernel` writes, with decays of channels for mild chunks (`delta_rule_mild_triton`).
 
@@ -112,19 +119,22 @@ def stacked_gradient_kernel(
     w = tl.zeros([2 * T, 2 * T], tl.float32)
     dx, dz = tl.zeros([2 * T, KB], tl.float32), tl.zeros([2 * T, KB], tl.float32)
     end = tl.zeros([KB], tl.float32)
+    # All loads that there are registers for come first: behind a barrier each would be waited for anew.
+    x = load_pair(q_pointer, q_row, b_pointer, b_row, rows, keys, left, T, K, BK, EVEN)
+    z = load_pair(k_pointer, k_row, a_pointer, a_row, rows, keys, left, T, K, BK, EVEN)
     for block in tl.range(0, VP, BV):
         values = block + tl.arange(0, BV)
         grads = load_pair(dy_pointer, heads * V, outer, heads * V, rows, values, left, T, V, VP, EVEN)
         read = load_pair(v_pointer, v_row, inner, heads * V, rows, values, left, T, V, VP, EVEN)
-        w = tl.dot(grads, tl.trans(read), w)
         place = states + values[:, None] * BK + keys[None, :]
         S, R = tl.load(kept + place), tl.load(asked + place)
+        grads_low = load_lower(outer_low, heads * V, rows, values, left, T, V)
+        read_low = load_lower(inner_low, heads * V, rows, values, left, T, V)
+        w = tl.dot(grads, tl.trans(read), w)
         if GATE != "none":
             end += tl.sum(S.to(tl.float32) * R.to(tl.float32), 0)
-        dx = tl.dot(load_lower(outer_low, heads * V, rows, values, left, T, V), S, tl.dot(grads, S, dx))
-        dz = tl.dot(load_lower(inner_low, heads * V, rows, values, left, T, V), R, tl.dot(read, R, dz))
-    x = load_pair(q_pointer, q_row, b_pointer, b_row, rows, keys, left, T, K, BK, EVEN)
-    z = load_pair(k_pointer, k_row, a_pointer, a_row, rows, keys, left, T, K, BK, EVEN)
+        dx = tl.dot(grads_low, S, tl.dot(grads, S, dx))
+        dz = tl.dot(read_low, R, tl.dot(read, R, dz))
     # q reads what its own token writes, b only what earlier ones do: `last` is the last of whose decay each has.
     last = t - tl.where(rows >= T, 1, 0)
     pairs = last[:, None] >= t[None, :]
@@ -173,5 +183,8 @@ def stacked_gradient_kernel(
     high, low = two_halves(w)
     dx = tl.dot(low, z, tl.dot(high, z, dx))
     dz = tl.dot(tl.trans(low), x, tl.dot(tl.trans(high), x, dz))
+    if MORE:
+        dx += load_upper(more_q + token * K, heads * K, rows, keys, left, T, K)
+        dz += load_upper(more_k + token * K, heads * K, rows, keys, left, T, K)
     store_pair(dq_pointer + token * K, db_pointer + token * K, dx, heads * K, rows, keys, left, T, K)
     store_pair(dk_pointer + token * K, da_pointer + token * K, dz, heads * K, rows, keys, left, T, K)

@@ -28,7 +28,9 @@ def step_kernel(
     q_pointer, k_pointer, v_pointer, a_pointer, b_pointer, g_pointer, state_pointer, y_pointer,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, a_batch, a_head, b_batch, b_head, g_batch, g_head, heads,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, VB: tl.constexpr, GATE: tl.constexpr, RANK: tl.constexpr,
+    LAYER: tl.constexpr,
 ):  # fmt: skip
+    """RANK: a and b; LAYER: the step size (B,H) where a would be, and k a key for both (`layer_delta_rule`)."""
     BLOCKS: tl.constexpr = (V + VB - 1) // VB
     program = tl.program_id(0)
     sequence = program // BLOCKS
@@ -40,17 +42,20 @@ def step_kernel(
     q = _load(q_pointer + batch * q_batch + head * q_head, keys, K)
     k = _load(k_pointer + batch * k_batch + head * k_head, keys, K)
     v = _load(v_pointer + batch * v_batch + head * v_head, values, V)
-    added = k[:, None] * v[None, :]
+    corrected = tl.zeros_like(state)
     if RANK:
         a = _load(a_pointer + batch * a_batch + head * a_head, keys, K)
         b = _load(b_pointer + batch * b_batch + head * b_head, keys, K)
-        added += a[:, None] * tl.sum(state * b[:, None], 0)[None, :]
+        corrected = a[:, None] * tl.sum(state * b[:, None], 0)[None, :]
     g_pointer += batch * g_batch + head * g_head
     if GATE == "head":
         state *= tl.exp2(tl.load(g_pointer).to(tl.float32) * LOG2E)
     if GATE == "channel":
         state *= tl.exp2(_load(g_pointer, keys, K) * LOG2E)[:, None]
-    state += added
+    if LAYER:
+        v -= tl.sum(state * k[:, None], 0)
+        k *= tl.load(a_pointer + batch * a_batch + head * a_head).to(tl.float32)
+    state += corrected + k[:, None] * v[None, :]
     tl.store(place, state, mask=inside)
     y = tl.sum(state * q[:, None], 0)
     place = y_pointer + sequence.to(tl.int64) * V + values
@@ -68,7 +73,10 @@ def _shape(keys: int, values: int) -> dict[str, int]:
 def step(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, g: Tensor | None, state: Tensor
 ) -> Tensor:
-    """y (B,H,V) in the dtype of v; `state` (B,H,K,V), float32 and contiguous, takes the token in."""
+    """y (B,H,V) in the dtype of v; `state` (B,H,K,V), float32 and contiguous, takes the token in.
+
+    Without b, a is the step size (B,H) of `layer_delta_rule`, or there is none.
+    """
     q, k, v = (dense_rows(part) for part in (q, k, v))
     a, b, g = (dense_rows(part) for part in (a, b, g))
     batch, heads, keys = q.shape
@@ -78,7 +86,7 @@ def step(
     shape = _shape(keys, v.shape[-1])
     step_kernel[(batch * heads * triton.cdiv(v.shape[-1], shape["VB"]),)](
         *parts, state, y, *(stride for part in parts for stride in part.stride()[:2]), heads,
-        K=keys, V=v.shape[-1], GATE=gate, RANK=a is not None, **shape,
+        K=keys, V=v.shape[-1], GATE=gate, RANK=b is not None, LAYER=a is not None and b is None, **shape,
     )  # fmt: skip
     return y
 
@@ -97,7 +105,7 @@ def unsupported(
         return "the state must be float32 and contiguous"
     if any(tensor.dtype not in DTYPES for tensor in given):
         return "inputs must be float32, float16 or bfloat16"
-    if (a is None) != (b is None):
+    if (b is not None) != (a is not None and a.dim() == q.dim()):
         return "a and b come together"
     if g is not None and g.shape[-1] not in (1, q.shape[-1]):
         return "decays are one a head or one a channel"

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .delta_rule_backward_triton import reverse_kernel
 from .delta_rule_forward_triton import output_kernel
@@ -39,6 +40,7 @@ from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128  # keys
+FEW = 264  # programs of a walk that all run at once, two on a multiprocessor
 
 
 def unsupported(
@@ -88,12 +90,15 @@ def level_precision(precision: str) -> str:
     return "tf32" if precision == "bf16" else precision
 
 
-def launch_shape(widths: dict[str, int]) -> dict[str, int]:
+def launch_shape(widths: dict[str, int], programs: int, precision: str) -> dict[str, int]:
     """Warps and stages of a walk: 16 rows are what one warp multiplies, here as many values.
 
-    The next chunk is fetched behind this one's work: a walk waits for its products, it should not for memory too.
+    The next chunk should be fetched behind this one's work: a walk waits for its products, not for memory too. With two
+    stages the compiler fetches it when that work is done, and waits at once; but three programs fit a multiprocessor
+    then, and wait in turns, where there are as many.
     """
-    return {"num_warps": widths["BV"] // 16, "num_stages": 2}
+    alone = programs <= FEW and precision == "bf16"
+    return {"num_warps": widths["BV"] // 16, "num_stages": 3 if alone else 2}
 
 
 def value_block(keys: int, dtype: torch.dtype) -> int:
@@ -160,7 +165,7 @@ def _walk_shape(inputs: _Inputs) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and constants of a walk."""
     widths, flags = inputs.widths, inputs.flags
     programs = inputs.q.shape[0] * inputs.q.shape[2] * (widths["VP"] // widths["BV"])
-    return (programs,), {**widths, **flags, **launch_shape(widths)}
+    return (programs,), {**widths, **flags, **launch_shape(widths, programs, flags["PRECISION"])}
 
 
 def _for_walks(inputs: _Inputs, decayed: Tensor) -> _Inputs:
@@ -282,8 +287,14 @@ def backward(
     ends: Tensor,
     dy: Tensor,
     grad_state: Tensor | None,
+    more_q: Tensor | None = None,
+    more_k: Tensor | None = None,
+    more_v: Tensor | None = None,
 ) -> list[Tensor]:
-    """Gradients of q, k, v, a, b, g and the initial state; (0,) for what there is not."""
+    """Gradients of q, k, v, a, b, g and the initial state; (0,) for what there is not.
+
+    `more`, all or none and with a and b: what others who read q, k and v have for them, added to what is written.
+    """
     inputs = _inputs(q, k, v, a, b, g, initial_state)
     widths, grads = inputs.widths, _gradients_like(q, k, v, a, b, g, initial_state)
     dq, dk, dv, da, db, dg, dstate = grads
@@ -292,16 +303,18 @@ def backward(
     last = dy if grad_state is None else grad_state.contiguous()
     grid, constants = _walk_shape(inputs)
     walked = _for_walks(inputs, decayed)
+    more = [dy if part is None else part.contiguous() for part in (more_q, more_k, more_v)]
     reverse_kernel[grid](
-        *walked.pointers("qkab"), dy, scores, decayed, ends, dv, last, dstate, asked, *_parts(outer),
+        *walked.pointers("qkab"), dy, more[2], scores, decayed, ends, dv, last, dstate, asked, *_parts(outer),
         *walked.strides("qkab"), *inputs.sizes,
         **constants, GRAD_INITIAL=initial_state is not None, GRAD_FINAL=grad_state is not None,
+        MORE=more_v is not None,
     )  # fmt: skip
     halves, rounds = (*_parts(inner), *_parts(outer)), (widths["BK"], widths["VP"])
-    pointers = (*inputs.pointers("qkvabg"), dy, ends, kept, asked, *halves, dq, dk, da, db, dg)
+    pointers = (*inputs.pointers("qkvabg"), dy, ends, kept, asked, *halves, *more[:2], dq, dk, da, db, dg)
     sizes = (*inputs.strides("qkvabg"), *inputs.sizes)
     if _stacks(inputs):
-        shape = stacked_shape(inputs)
+        shape = stacked_shape(inputs) | {"MORE": more_q is not None}
         stacked_gradient_kernel[(inputs.chunks * (shape["BK"] // shape["KB"]),)](*pointers, *sizes, **shape)
     elif _splits(inputs):
         mild_gradient_kernel[(inputs.chunks,)](
@@ -310,7 +323,7 @@ def backward(
         )  # fmt: skip
     if _splits(inputs) or not _stacks(inputs):
         gradient_kernel[(inputs.chunks,)](
-            *pointers, *sizes, *rounds, **widths | _chunk_constants(inputs, "gradient")
+            *pointers, *sizes, *rounds, **widths | _chunk_constants(inputs, "gradient"), MORE=more_q is not None
         )  # fmt: skip
     return grads
 
@@ -352,7 +365,7 @@ def _(q, k, v, a, b, g, initial_state, return_state, keep):
 
 
 @backward.register_fake
-def _(q, k, v, a, b, g, initial_state, scores, kept, inner, decayed, ends, dy, grad_state):
+def _(q, k, v, a, b, g, initial_state, scores, kept, inner, decayed, ends, dy, grad_state, *more):
     return _gradients_like(q, k, v, a, b, g, initial_state)
 
 
@@ -391,3 +404,25 @@ def delta_rule(
     keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
     y, state, *_ = forward(*tensors, return_state, keep)
     return (y, state) if return_state else y
+
+
+class _Shared(torch.autograd.Function):
+    """The rule, and q, k and v again: what is asked of them comes back here, and no launch adds up gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        y, _, *rest = forward(*tensors, None, False, any(ctx.needs_input_grad))
+        ctx.save_for_backward(*tensors, *rest)
+        return y, *(part.view_as(part) for part in tensors[:3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *more: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        found = backward(*tensors, None, *rest, dy, None, *more)[:6]
+        return tuple(None if part is None else grad for part, grad in zip(tensors, found, strict=True))
+
+
+def shared_delta_rule(q, k, v, a, b, g=None):
+    """The public function of `delta_rule`, for inputs `unsupported` has no reason against."""
+    return _Shared.apply(q, k, v, a, b, g)

@@ -124,6 +124,14 @@ def delta_rule(source: Source) -> Arguments:
     return given
 
 
+def layer_delta_rule(source: Source) -> Arguments:
+    """Keys of unit norm, step sizes, and decays as `delta_rule` has them."""
+    given = delta_rule(source)
+    beta_BLH = source.rows(source.size["H"]).float().sigmoid().to(source.dtype)
+    read = {name: given[name] for name in ("q_BLHK", "k_BLHK", "v_BLHV")}
+    return read | {"beta_BLH": beta_BLH, "g_BLHK": given["g_BLHK"]}
+
+
 def delta_inputs(source: Source) -> Arguments:
     """Slices of projections, and decays as an initialised layer's."""
     heads, width = source.size["H"], source.size["K"]

@@ -21,12 +21,14 @@ from basedbench.kernels.conv_gate import reference as conv_gate_reference
 from basedbench.kernels.delta_inputs import reference as delta_inputs_reference
 from basedbench.kernels.delta_inputs import rwkv7_reference
 from basedbench.kernels.delta_rule import reference as delta_reference
+from basedbench.kernels.delta_rule import shared_reference as shared_delta_reference
 from basedbench.kernels.diagonal_filter import reference as diagonal_reference
 from basedbench.kernels.embedding import reference as embedding_reference
 from basedbench.kernels.gated_conv import reference as gated_conv_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
 from basedbench.kernels.head_norm import reference as head_norm_reference
 from basedbench.kernels.implicit_filter import reference as implicit_reference
+from basedbench.kernels.layer_delta_rule import reference as layer_delta_reference
 from basedbench.kernels.linear import reference as projection_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
@@ -89,6 +91,14 @@ FORMS: dict[str, Form] = {
     ),
     "ssd": Form(draws.ssd, kernels.ssd, ssd_reference, kernels.ssd_step, "state_BHPN"),
     "delta_rule": Form(draws.delta_rule, kernels.delta_rule, delta_reference, kernels.delta_rule_step, "state_BHKV"),
+    "shared_delta_rule": Form(draws.delta_rule, kernels.shared_delta_rule, shared_delta_reference),
+    "layer_delta_rule": Form(
+        draws.layer_delta_rule,
+        kernels.layer_delta_rule,
+        layer_delta_reference,
+        kernels.layer_delta_rule_step,
+        "state_BHKV",
+    ),
     "delta_inputs": Form(
         draws.delta_inputs, adapters.of_several(kernels.delta_inputs), adapters.of_several(delta_inputs_reference)
     ),

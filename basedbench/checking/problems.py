@@ -65,6 +65,23 @@ _HEADS = (
 _STATE = ((), ("initial state",), ("initial state", "last state"))
 _MAMBA = ("skip", "gate", "bias", "softplus")
 
+_DELTA = Coverage(
+    (
+        {"H": 2, "K": 64, "V": 64},
+        {"H": 2, "K": 32, "V": 64},
+        {"H": 2, "K": 48, "V": 80},
+        {"H": 1, "K": 128, "V": 256},
+    ),
+    (
+        ("channel decay",),
+        (),
+        ("head decay",),
+        ("channel decay", "initial state"),
+        ("channel decay", "initial state", "last state"),
+    ),
+    step_options=(("channel decay",), ("head decay",), ()),
+    wide=({"H": 16, "K": 128, "V": 128},),
+)
 COVERAGE: dict[str, Coverage] = {
     "taylor_attention": Coverage(_HEADS, _STATE, wide=({"H": 128, "K": 16, "V": 64},)),
     "linear_attention": Coverage(
@@ -110,23 +127,9 @@ COVERAGE: dict[str, Coverage] = {
         step_options=(("skip", "bias", "softplus"), _MAMBA),
         wide=({"H": 128, "P": 64, "N": 128, "G": 1},),
     ),
-    "delta_rule": Coverage(
-        (
-            {"H": 2, "K": 64, "V": 64},
-            {"H": 2, "K": 32, "V": 64},
-            {"H": 2, "K": 48, "V": 80},
-            {"H": 1, "K": 128, "V": 256},
-        ),
-        (
-            ("channel decay",),
-            (),
-            ("head decay",),
-            ("channel decay", "initial state"),
-            ("channel decay", "initial state", "last state"),
-        ),
-        step_options=(("channel decay",), ("head decay",), ()),
-        wide=({"H": 16, "K": 128, "V": 128},),
-    ),
+    "delta_rule": _DELTA,
+    "shared_delta_rule": Coverage(_DELTA.sizes, (("channel decay",), ("head decay",)), modes=("fwd", "gradients")),
+    "layer_delta_rule": _DELTA,
     "wkv4": Coverage(({"D": 64}, {"D": 40}), (*_STATE, ("large keys",))),
     "delta_inputs": Coverage(
         ({"H": 2, "K": 64}, {"H": 3, "K": 40}, {"H": 2, "K": 128}),

@@ -6,6 +6,7 @@ from typing import Any
 from basedbench.config.throughput import Case
 from basedbench.kernels import costs
 from basedbench.kernels.gated_linear_attention import flops as gated_linear_flops
+from basedbench.kernels.layer_delta_rule import flops as delta_flops
 from basedbench.kernels.linear_attention import bytes_moved as linear_bytes
 from basedbench.kernels.linear_attention import flops as linear_flops
 from basedbench.kernels.linear_cross_entropy import bytes_moved as cross_entropy_bytes
@@ -55,18 +56,6 @@ def attention_bytes(
     queries = rows * (1 if state else length)
     inputs = queries * key_dim + rows * length * (key_dim + value_dim)
     return costs.total_bytes(inputs, queries * value_dim, element_bytes=element_bytes, backward=backward)
-
-
-def delta_flops(
-    *, batch: int, length: int, heads: int, key_dim: int, value_dim: int, state: bool = False, backward: bool = False
-) -> int:
-    """Per token-head the lesser of 6 K V (state read twice, updated once) and 2 (L + 1) (K + V) (quadratic).
-
-    Less than the operator's own count: what a case takes back and what it writes lie along the same key.
-    """
-    tokens = batch * length * heads
-    through_state, quadratic = tokens * 6 * key_dim * value_dim, tokens * 2 * (length + 1) * (key_dim + value_dim)
-    return costs.total_flops(through_state if state else min(through_state, quadratic), backward=backward)
 
 
 def gated_bytes(

@@ -3,9 +3,7 @@
     S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_t-1 + beta_t k_t v_t^T        y_t = S_t^T q_t
 
 with keys of unit norm and step sizes beta. Without decay it is DeltaNet; with one of a head Gated DeltaNet, with one of
-a channel Kimi delta attention. Peers take q, k, v, beta and g. `basedbench.kernels.delta_rule` can do more and takes
-a = -beta k, b = exp(g) k, and beta k for k: these are made in the call, as the mixers make them, so that their time and
-their gradients belong to it.
+a channel Kimi delta attention. Peers and `basedbench.kernels.layer_delta_rule` take q, k, v, beta and g.
 """
 
 from typing import Any
@@ -43,15 +41,13 @@ def delta_rule_step(draw: Draw) -> dict[str, Tensor]:
 
 
 def arguments(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What a case draws -> q, k, v, a, b, g of `basedbench.kernels.delta_rule`, and the state of a step."""
+    """What a case draws -> q, k, v, beta, g of `basedbench.kernels.layer_delta_rule`, and the state of a step."""
     state = {name: x for name, x in tensors.items() if name.startswith("state")}
     q, k, v, beta, *decays = (x for name, x in tensors.items() if name not in state)
-    g, read = None, k
-    if decays:
-        g = decays[0] if decays[0].dim() == k.dim() else decays[0].unsqueeze(-1)
-        read = (g.exp() * k).to(k.dtype)
-    written = beta.unsqueeze(-1) * k
-    return {"q": q, "k": written, "v": v, "a": -written, "b": read, "g": g, **state}
+    g = decays[0] if decays else None
+    if g is not None and g.dim() != k.dim():
+        g = g.unsqueeze(-1)
+    return {"q": q, "k": k, "v": v, "beta": beta, "g": g, **state}
 
 
 def _unit(draw: Draw, *shape: int) -> Tensor:

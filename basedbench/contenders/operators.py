@@ -11,8 +11,8 @@ from basedbench.contenders import delta, inputs, steps
 from basedbench.contenders.attention import attention_reference, attention_step_reference
 from basedbench.contenders.base import Call, Tensors
 from basedbench.contenders.draw import Draw
-from basedbench.kernels.delta_rule import reference as delta_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
+from basedbench.kernels.layer_delta_rule import reference as delta_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.linear_cross_entropy import reference as cross_entropy_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
@@ -87,7 +87,7 @@ _SEQUENCES = {
         inputs.selective_scan, kernels.selective_scan, scan_reference, 5, constants={"delta_softplus": True}
     ),
     "ssd": Operator(inputs.ssd, kernels.ssd, ssd_reference, 5, constants={"dt_softplus": True}, loops=True),
-    "delta_rule": Operator(delta.delta_rule, kernels.delta_rule, delta_reference, 6, arguments=delta.arguments),
+    "delta_rule": Operator(delta.delta_rule, kernels.layer_delta_rule, delta_reference, 5, arguments=delta.arguments),
     "gated_linear_attention": Operator(
         inputs.gated_linear_attention, kernels.gated_linear_attention, gated_linear_reference, 4
     ),
@@ -125,9 +125,9 @@ _STEPS = {
     ),
     "delta_rule": Operator(
         delta.delta_rule_step,
-        kernels.delta_rule_step,
+        kernels.layer_delta_rule_step,
         steps.delta_rule_step,
-        7,
+        6,
         ("state_BHKV",),
         arguments=delta.arguments,
     ),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from basedbench.contenders.attention import attention_step_reference
-from basedbench.kernels.delta_rule import reference as delta_reference
 from basedbench.kernels.gated_linear_attention import reference as gated_linear_reference
+from basedbench.kernels.layer_delta_rule import reference as delta_reference
 from basedbench.kernels.linear_attention import reference as linear_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
 from basedbench.kernels.short_conv import reference as conv_reference
@@ -77,13 +77,12 @@ def delta_rule_step(
     q_BHK: Tensor,
     k_BHK: Tensor,
     v_BHV: Tensor,
-    a_BHK: Tensor,
-    b_BHK: Tensor,
+    beta_BH: Tensor,
     g_BHK: Tensor | None,
     state_BHKV: Tensor,
 ) -> Tensor:
-    """`basedbench.kernels.delta_rule_step`."""
-    tokens = _sequences(q_BHK, k_BHK, v_BHV, a_BHK, b_BHK)
+    """`basedbench.kernels.layer_delta_rule_step`."""
+    tokens = _sequences(q_BHK, k_BHK, v_BHV, beta_BH)
     return _one_token(delta_reference, state_BHKV, *tokens, None if g_BHK is None else g_BHK.unsqueeze(1))
 
 

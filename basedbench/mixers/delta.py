@@ -11,19 +11,19 @@ were constructed. That is what Mixer.initialise does, whatever the init.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import delta_inputs, delta_rule, delta_rule_step, head_norm
+from basedbench.kernels import delta_inputs, head_norm, layer_delta_rule, layer_delta_rule_step
 from basedbench.kernels.head_norm import Activation
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, project_aligned, require_heads
 from basedbench.mixers.conv import ShortConv
 
-Rule: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+Rule: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
 class DeltaOptions(MixerOptions):
@@ -66,10 +66,10 @@ class DeltaMixer(Mixer):
         return None, "silu"
 
     def _rule(self, mixed: Sequence[Tensor], beta: Tensor, further: list[Tensor]) -> Rule:
-        """The convolution's three outputs and beta's inputs (..., H) -> q, k, v, a, b, g of the delta rule."""
+        """The convolution's three outputs and beta's inputs (..., H) -> q, k, v, beta, g of the delta rule."""
         q, k, v = (x.unflatten(-1, (self.options.heads, -1)) for x in mixed)
-        q, k, a, b, g = delta_inputs(q, k, beta, *self._decay(further))
-        return q, k, v, a, b, g
+        q, k, beta, g = delta_inputs(q, k, beta, *self._decay(further))
+        return q, k, v, beta, g
 
     def _output(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
         gate_xE, activation = self._gate(further)
@@ -79,13 +79,14 @@ class DeltaMixer(Mixer):
     def forward(self, x_BLD: Tensor) -> Tensor:
         projected = project_aligned(self.in_proj, x_BLD)
         q, k, v, *further, beta = self.conv.split(projected, [*self.widths, *self.in_widths[1:]])
-        y_BLHV = delta_rule(*self._rule((q, k, v), beta, further))
-        return self._output(cast(Tensor, y_BLHV), further)
+        y_BLHV = layer_delta_rule(*self._rule((q, k, v), beta, further))
+        return self._output(y_BLHV, further)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed, *further, beta = self.in_proj(x_BLD).split(self.in_widths, -1)
         mixed, conv_BES = self.conv.prefill(mixed)
-        y_BLHV, state_BHKV = delta_rule(*self._rule(mixed.split(self.widths, -1), beta, further), return_state=True)
+        rule = self._rule(mixed.split(self.widths, -1), beta, further)
+        y_BLHV, state_BHKV = layer_delta_rule(*rule, return_state=True)
         return self._output(y_BLHV, further), {"conv": conv_BES, "state": state_BHKV}
 
     def init_state(
@@ -105,7 +106,7 @@ class DeltaMixer(Mixer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, *further, beta = self.in_proj(x_BD).split(self.in_widths, -1)
         mixed = self.conv.step(mixed, state["conv"])
-        y_BHV = delta_rule_step(*self._rule(mixed.split(self.widths, -1), beta, further), state["state"])
+        y_BHV = layer_delta_rule_step(*self._rule(mixed.split(self.widths, -1), beta, further), state["state"])
         return self._output(y_BHV, further), state
 
     def zoology_elements(self, length: int) -> int:

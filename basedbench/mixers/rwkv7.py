@@ -19,14 +19,22 @@ and the last input.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
-from basedbench.kernels import delta_rule, delta_rule_step, head_norm, linear, rwkv7_inputs, token_shift
+from basedbench.kernels import (
+    delta_rule,
+    delta_rule_step,
+    head_norm,
+    linear,
+    rwkv7_inputs,
+    shared_delta_rule,
+    token_shift,
+)
 from basedbench.kernels.precision import product_dtype
 from basedbench.kernels.token_shift import mixed
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype
@@ -123,7 +131,8 @@ class RWKV7(Mixer):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         token = self._read(token_shift(x_BLD, self.x_x))
-        return self._output(cast(Tensor, delta_rule(*token[:6])), token)
+        y_BLHV, r, k, v = shared_delta_rule(*token[:6])  # the bonus reads r, k and v, too
+        return self._output(y_BLHV, token._replace(r=r, k=k, v=v))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         token = self._read(token_shift(x_BLD, self.x_x))

@@ -27,6 +27,10 @@ PARALLEL = {
         lambda q, k, v, a, b, g: kernels.delta_rule(q, k, v, -0.1 * a, 0.1 * b, -g.abs()),
         [(B, L, H, K)] * 6,
     ),
+    "layer_delta_rule": (
+        lambda q, k, v, beta, g: kernels.layer_delta_rule(q, 0.1 * k, v, beta.sigmoid(), -g.abs()),
+        [(B, L, H, K)] * 3 + [(B, L, H), (B, L, H, 1)],
+    ),
     "gated_long_conv": (kernels.gated_long_conv, [(B, L, 3 * K), (L, K), (K,), (N, K), (K,)]),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.abs(), u), [(B, L, K), (B, L, K), (K,), (K,)]),
 }
@@ -44,6 +48,10 @@ STEPS = {
     ),
     "selective_scan": (kernels.selective_scan_step, [(B, K), (B, K), (K, N), (B, N), (B, N), (B, K, N)]),
     "delta_rule": (kernels.delta_rule_step, [(B, H, K)] * 6 + [(B, H, K, K)]),
+    "layer_delta_rule": (
+        lambda q, k, v, beta, g, s: kernels.layer_delta_rule_step(q, k, v, beta, g, s),
+        [(B, H, K)] * 3 + [(B, H), (B, H, 1), (B, H, K, K)],
+    ),
     "ssd": (kernels.ssd_step, [(B, H, K), (B, H), (H,), (B, 1, N), (B, 1, N), (B, H, K, N)]),
     "wkv4": (
         lambda k, v, w, u, s: kernels.wkv4_step(k, v, -w.abs(), u, s.abs()),

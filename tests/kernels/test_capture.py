@@ -40,6 +40,10 @@ PARALLEL = {
         lambda q, k, v, g: kernels.delta_rule(q, k, v, -0.1 * k, 0.1 * k, -g.abs()),
         [*ATTENTION, (B, L, H, K)],
     ),
+    "layer_delta_rule": (
+        lambda q, k, v, beta, g: kernels.layer_delta_rule(q, 0.1 * k, v, beta.sigmoid(), -g.abs()),
+        [*ATTENTION, (B, L, H), (B, L, H, 1)],
+    ),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "delta_inputs": (
         lambda q, k, b, d, A, c: torch.cat(

@@ -17,6 +17,7 @@ OPERATORS = {
         "selective_scan",
         "ssd",
         "delta_rule",
+        "layer_delta_rule",
         "wkv4",
         "short_conv",
         "linear_cross_entropy",
@@ -32,6 +33,7 @@ SHAPES = {
     "selective_scan": {"batch": 1, "length": 4096, "channels": 128, "states": 16},
     "ssd": {"batch": 1, "length": 4096, "heads": 2, "head_dim": 64, "states": 128},
     "delta_rule": ATTENTION,
+    "layer_delta_rule": ATTENTION,
     "wkv4": {"batch": 1, "length": 4096, "channels": 128},
     "short_conv": {"batch": 1, "length": 4096, "channels": 128, "taps": 4},
     "linear_cross_entropy": {"positions": 4096, "width": 64, "vocabulary": 8192},
@@ -115,6 +117,14 @@ def test_delta_rule():
     step = {**ATTENTION, "length": 1, "decay_dim": 1, "state": True}
     assert delta.flops(**{name: step[name] for name in step if name != "decay_dim"}) == 8 * 16 * 64
     assert delta.bytes_moved(**step) == 2 * (4 * 16 + 1 + 2 * 64) + 2 * 4 * 16 * 64
+
+
+def test_layer_delta_rule():
+    delta = OPERATORS["layer_delta_rule"]
+    assert delta.flops(**ATTENTION) == 4096 * 6 * 16 * 64
+    assert delta.flops(**{**ATTENTION, "length": 3}) == 6 * 4 * (16 + 64)  # six pairs, two weights and what they weigh
+    assert delta.bytes_moved(**ATTENTION) == 2 * 4096 * (2 * 16 + 1 + 2 * 64)
+    assert delta.bytes_moved(**ATTENTION, decay_dim=16) == 2 * 4096 * (3 * 16 + 1 + 2 * 64)
 
 
 def test_wkv4():

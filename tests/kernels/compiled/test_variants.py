@@ -24,9 +24,14 @@ KNOWN_STACKS = {
     ("ssd", "output_kernel", "bf16"): 216,
     ("ssd", "gradient_kernel", "fp32"): 9304,
     ("ssd", "output_kernel", "fp32"): 2672,
-    ("delta_rule", "stacked_gradient_kernel", "bf16"): 344,  # decays of channels
+    ("delta_rule", "stacked_gradient_kernel", "bf16"): 496,  # decays of channels
     ("delta_rule", "scores_kernel", "bf16"): 248,  # this and the next: chunks with strong decays of channels, few
     ("delta_rule", "gradient_kernel", "bf16"): 608,
+    ("shared_delta_rule", "stacked_gradient_kernel", "bf16"): 496,
+    ("shared_delta_rule", "scores_kernel", "bf16"): 176,
+    ("shared_delta_rule", "gradient_kernel", "bf16"): 656,
+    ("layer_delta_rule", "channel_gradient_kernel", "bf16"): 488,
+    ("layer_delta_rule", "strong_gradient_kernel", "bf16"): 256,  # as of delta_rule: few chunks
     ("implicit_filter", "network_gradient_kernel", "bf16"): 192,  # sines of large arguments have a table there
     ("linear_cross_entropy", "lce_bounded_kernel", "bf16"): 200,  # none in its loop: where it starts again
     ("linear_attention", "block_kernel", "bf16"): 144,  # the gradient of 256 features at once, its mean by its own sums

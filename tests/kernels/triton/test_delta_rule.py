@@ -215,6 +215,21 @@ def test_the_same_key_again_and_again(randn, device):
     compare(randn, tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("strength", [0.2, 9.0])
+def test_gradients_of_what_others_read_too(randn, device, bfloat16, dtype, strength):
+    """q, k and v come back, and what is asked of them is added to the rule's gradients: of mild chunks and others."""
+    tensors = inputs(randn, device, dtype, 40, 2, 16, 16, "channel", strength=strength)[:6]
+    found = []
+    for function in (triton_form.shared_delta_rule, lambda *x: (reference(*x), *x[:3])):
+        leaves = [x.detach().requires_grad_() for x in (tensors if not found else doubled(tensors))]
+        y, q, k, v = function(*leaves)
+        loss = y.square().sum() + (q * k).sum() + 2 * v.square().sum()
+        found.append([y.detach(), *torch.autograd.grad(loss, leaves)])
+    for ours, exact in zip(*found, strict=True):
+        assert error(ours, exact) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
 def test_without_states_and_run_to_run(randn, device):
     """No state in, none out; the same numbers every time."""
     tensors = inputs(randn, device, torch.float32, 40, 2, 16, 16, "channel")[:6]
