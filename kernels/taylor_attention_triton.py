@@ -167,6 +167,9 @@ def attention(
             slots if slots.numel() else None,
         )  # fmt: skip
         return y, inverse, state, slots
+    # Keeps none. A backward that gets q, k or v with other strides (saved tensors may be moved) could look for them.
+    if slots.numel():
+        slots.fill_(torch.nan)
     states, moments = inverse, inverse
     if use_states or return_state:
         states, moments = _states(
