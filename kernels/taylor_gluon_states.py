@@ -1,12 +1,15 @@
 """States of the Gluon form of taylor_attention between its kernels: running sums, and the packed state at the edges.
 
-A slot is one float32 state for key width 16 and a tile of 64 values, in the order of the registers that hold it:
+A slot is one float32 state for key width 16 and a tile of 64 values, feature by value:
 
-    2 x (64, 64)  sums of v x_j x_(j + d mod 16), value by feature 16 d + j, for d = 0 ... 3 and 4 ... 7
-    REST          (64, 32) sums of v times x, x_j x_(j + 8) for j < 8, 1, seven zeros
-    MOMENTS       (16, 16) sums of x_i x_j
-    KEY_SUM       (16) sums of 4 x_i
-    COUNT         tokens
+             (128, 64) sums of v x_j x_(j + d mod 16), feature 16 d + j
+    REST     (32, 64) sums of v times x, x_j x_(j + 8) for j < 8, 1, seven zeros
+    MOMENTS  (16, 16) sums of x_i x_j
+    KEY_SUM  (16) sums of 4 x_i
+    COUNT    tokens
+
+Values lie side by side: registers that hold values by features take eight of them at a time, whole sectors, and those
+that gather features in another order do so too.
 """
 
 # mypy: allow-untyped-defs
@@ -37,11 +40,10 @@ def _packed_place(entry, tile, V: tl.constexpr):
     in its last column.
     """
     of_values = entry < MOMENTS
-    in_rest = (entry >= REST) & of_values
     is_moment = (entry >= MOMENTS) & (entry < KEY_SUM)
     is_sum = (entry >= KEY_SUM) & (entry < KEY_SUM + 16)
     # Features by number: 128 products, 16 of x, 8 products of opposites, 1.
-    feature = tl.where(in_rest, 128 + entry % 32, entry // 4096 * 64 + entry % 64)
+    feature = entry // 64
     opposite = feature >= 144
     j = tl.where(opposite, feature - 144, feature % 16)
     i = tl.where(opposite, j + 8, (j + feature // 16) % 16)
@@ -53,8 +55,7 @@ def _packed_place(entry, tile, V: tl.constexpr):
     row = tl.where(is_product, _packed_product(i, j), tl.where(is_key, 1 + key, 0))
     factor = tl.where(is_product, tl.where(i == j, 0.03125**0.5, 0.25), tl.where(is_key, 0.5, 1.0))
     factor = tl.where(is_sum, 0.125, factor)
-    value = tl.where(in_rest, (entry - REST) // 32, entry % 4096 // 64)
-    column = tl.where(of_values, tile * 64 + value, V)
+    column = tl.where(of_values, tile * 64 + entry % 64, V)
     exists = tl.where(of_values, (feature < 153) & (column < V), is_moment | is_sum | (entry == COUNT))
     canonical = exists & (of_values | (tile == 0)) & (~is_moment | (i <= j))
     return row * (V + 1) + column, factor, exists, canonical

@@ -35,9 +35,8 @@ def slot_of(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     opposite = k_NLK[..., :8] * k_NLK[..., 8:]
     one = torch.ones_like(opposite[..., :1])
     rest = torch.cat([k_NLK, opposite, one, torch.zeros_like(opposite[..., 1:])], -1)
-    for block, features in enumerate(products.split(64, -1)):
-        slot[:, block * 4096 : (block + 1) * 4096] = torch.einsum("ntv,ntf->nvf", v, features).flatten(1)
-    slot[:, REST.value : MOMENTS.value] = torch.einsum("ntv,ntf->nvf", v, rest).flatten(1)
+    slot[:, : REST.value] = torch.einsum("ntv,ntf->nfv", v, products).flatten(1)
+    slot[:, REST.value : MOMENTS.value] = torch.einsum("ntv,ntf->nfv", v, rest).flatten(1)
     slot[:, MOMENTS.value : KEY_SUM.value] = torch.einsum("nti,ntj->nij", k_NLK, k_NLK).flatten(1)
     slot[:, KEY_SUM.value : KEY_SUM.value + KEYS] = 4 * k_NLK.sum(1)
     slot[:, COUNT.value] = k_NLK.shape[1]
