@@ -66,7 +66,10 @@ def running_sums_kernel(
     slots, initial, segments, value_tiles,
     V: tl.constexpr, INITIAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """slots[0] = initial, slots[s] += slots[s - 1] for s < segments, in place: every element has one thread."""
+    """slots[0] = initial, slots[s] += slots[s - 1] for s < segments, in place: every element has one thread.
+
+    What nobody reads is zero, the last slot too: equal inputs give equal slots, as torch asks of an operator's outputs.
+    """
     place = tl.program_id(0).to(tl.int64)
     entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if INITIAL:
@@ -75,7 +78,7 @@ def running_sums_kernel(
         carry = tl.load(initial + offset, mask=exists, other=0.0) / factor
     else:
         carry = tl.zeros([BLOCK], tl.float32)
-    inside = entries < SLOT
+    inside, known = entries < SLOT, entries <= COUNT
     slots += place * (segments + 1) * SLOT + entries
     tl.store(slots, carry, mask=inside)
     # Four segments at a time, so that their loads are in flight together.
@@ -85,14 +88,16 @@ def running_sums_kernel(
         sum_1 = tl.load(own + SLOT, mask=inside & (first + 1 < segments), other=0.0)
         sum_2 = tl.load(own + 2 * SLOT, mask=inside & (first + 2 < segments), other=0.0)
         sum_3 = tl.load(own + 3 * SLOT, mask=inside & (first + 3 < segments), other=0.0)
-        sum_1 += sum_0
-        sum_2 += sum_1
-        sum_3 += sum_2
+        sum_0 = tl.where(known, sum_0, 0.0)
+        sum_1 = tl.where(known, sum_1 + sum_0, 0.0)
+        sum_2 = tl.where(known, sum_2 + sum_1, 0.0)
+        sum_3 = tl.where(known, sum_3 + sum_2, 0.0)
         tl.store(own, sum_0, mask=inside)
         tl.store(own + SLOT, sum_1, mask=inside & (first + 1 < segments))
         tl.store(own + 2 * SLOT, sum_2, mask=inside & (first + 2 < segments))
         tl.store(own + 3 * SLOT, sum_3, mask=inside & (first + 3 < segments))
         carry = sum_3
+    tl.store(slots + segments * SLOT, tl.zeros([BLOCK], tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["segments", "value_tiles"])
