@@ -167,6 +167,10 @@ def attention(
             slots if slots.numel() else None,
         )  # fmt: skip
         return y, inverse, state, slots
+    # None are kept. A backward whose q, k or v have other strides (saved tensors may be moved) could look for them: it
+    # shall show. Not by NaN, for torch compares outputs.
+    if slots.numel():
+        slots.fill_(torch.inf)
     states, moments = inverse, inverse
     if use_states or return_state:
         states, moments = _states(

@@ -78,19 +78,17 @@ def _zero_state():
 
 @gluon.jit
 def _square_places(i, j):
-    """Where the sums of x_i x_j are in a slot, and how far their values are apart."""
+    """Where the values of x_i x_j begin in a slot."""
     turn = (j - i + 16) % 16
     feature = gl.where(turn < 8, 16 * turn + i, 16 * (16 - turn) + j)
     # Products of opposites are among the rest.
-    place = gl.where(turn == 8, REST + 16 + i, feature // 64 * 4096 + feature % 64)
-    return place, gl.where(turn == 8, 32, 64)
+    return 64 * gl.where(turn == 8, 144 + i, feature)
 
 
 @gluon.jit
 def _load_square(slot, first_i: gl.constexpr, first_j: gl.constexpr):
     row, value = gl.arange(0, 64, layout=gl.SliceLayout(1, SQUARE)), gl.arange(0, 64, layout=gl.SliceLayout(0, SQUARE))
-    place, width = _square_places(first_i + row // 8, first_j + row % 8)
-    return gl.load(slot + place[:, None] + width[:, None] * value[None, :])
+    return gl.load(slot + _square_places(first_i + row // 8, first_j + row % 8)[:, None] + value[None, :])
 
 
 @gluon.jit
@@ -99,9 +97,9 @@ def _load_state(slot):
     value, key = gl.arange(0, 64, layout=gl.SliceLayout(1, NARROW)), gl.arange(0, 16, layout=gl.SliceLayout(0, NARROW))
     i, j = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL)), gl.arange(0, 16, layout=gl.SliceLayout(0, SMALL))
     s_0, s_1, s_2 = _load_square(slot, 0, 0), _load_square(slot, 0, 8), _load_square(slot, 8, 8)
-    rest = slot + REST + value[:, None] * 32
-    linear = gl.load(rest + key[None, :])
-    constant = gl.load(rest + 24 + 0 * key[None, :], mask=(key == 0)[None, :], other=0.0)
+    rest = slot + REST + value[:, None]
+    linear = gl.load(rest + 64 * key[None, :])
+    constant = gl.load(rest + 64 * 24 + 0 * key[None, :], mask=(key == 0)[None, :], other=0.0)
     moments = gl.load(slot + MOMENTS + i[:, None] * 16 + j[None, :])
     key_sum = 0.25 * gl.load(slot + KEY_SUM + i[:, None] * 0 + j[None, :])
     return s_0, s_1, s_2, linear, constant, moments, key_sum

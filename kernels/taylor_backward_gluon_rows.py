@@ -80,8 +80,7 @@ def _load_square(slot, first_i: gl.constexpr, first_j: gl.constexpr):
         gl.arange(0, 64, layout=gl.SliceLayout(1, SQUARE)),
         gl.arange(0, 64, layout=gl.SliceLayout(0, SQUARE)),
     )
-    place, width = _square_places(first_i + column // 8, first_j + column % 8)
-    return gl.load(slot + place[None, :] + width[None, :] * value[:, None])
+    return gl.load(slot + _square_places(first_i + column // 8, first_j + column % 8)[None, :] + value[:, None])
 
 
 @gluon.jit
@@ -89,7 +88,7 @@ def _load_state(slot):
     """The state of a slot: squares, linear (value, key), moments and sum of keys."""
     value, key = gl.arange(0, 64, layout=gl.SliceLayout(1, NARROW)), gl.arange(0, 16, layout=gl.SliceLayout(0, NARROW))
     i, j = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL)), gl.arange(0, 16, layout=gl.SliceLayout(0, SMALL))
-    linear = gl.load(slot + REST + value[:, None] * 32 + key[None, :])
+    linear = gl.load(slot + REST + value[:, None] + 64 * key[None, :])
     moments = gl.load(slot + MOMENTS + i[:, None] * 16 + j[None, :])
     key_sum = 0.25 * gl.load(slot + KEY_SUM + i[:, None] * 0 + j[None, :])
     s_0, s_1, s_2 = _load_square(slot, 0, 0), _load_square(slot, 0, 8), _load_square(slot, 8, 8)

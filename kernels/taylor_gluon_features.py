@@ -122,14 +122,14 @@ def _zero_state():
 
 @gluon.jit
 def _slot_pointers(slot):
-    """Where the parts of a state are: (value, feature) twice 64 x 64 and 64 x 32, moments."""
+    """Where the parts of a state are, in the layouts of registers: (value, feature) 64 x 64 and 64 x 32, moments."""
     row, column = gl.arange(0, 64, layout=gl.SliceLayout(1, SQUARE)), gl.arange(0, 64, layout=gl.SliceLayout(0, SQUARE))
-    squares = slot + row[:, None] * 64 + column[None, :]
+    squares = slot + row[:, None] + column[None, :] * 64
     row, column = (
         gl.arange(0, 64, layout=gl.SliceLayout(1, THIRTY_TWO)),
         gl.arange(0, 32, layout=gl.SliceLayout(0, THIRTY_TWO)),
     )
-    rest = slot + REST + row[:, None] * 32 + column[None, :]
+    rest = slot + REST + row[:, None] + column[None, :] * 64
     i, j = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL)), gl.arange(0, 16, layout=gl.SliceLayout(0, SMALL))
     return squares, rest, slot + MOMENTS + i[:, None] * 16 + j[None, :]
 

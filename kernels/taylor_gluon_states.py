@@ -1,12 +1,15 @@
 """States of the Gluon form of taylor_attention between its kernels: running sums, and the packed state at the edges.
 
-A slot is one float32 state for key width 16 and a tile of 64 values, in the order of the registers that hold it:
+A slot is one float32 state for key width 16 and a tile of 64 values, feature by value:
 
-    2 x (64, 64)  sums of v x_j x_(j + d mod 16), value by feature 16 d + j, for d = 0 ... 3 and 4 ... 7
-    REST          (64, 32) sums of v times x, x_j x_(j + 8) for j < 8, 1, seven zeros
-    MOMENTS       (16, 16) sums of x_i x_j
-    KEY_SUM       (16) sums of 4 x_i
-    COUNT         tokens
+             (128, 64) sums of v x_j x_(j + d mod 16), feature 16 d + j
+    REST     (32, 64) sums of v times x, x_j x_(j + 8) for j < 8, 1, seven zeros
+    MOMENTS  (16, 16) sums of x_i x_j
+    KEY_SUM  (16) sums of 4 x_i
+    COUNT    tokens
+
+Values lie side by side: registers that hold values by features take eight of them at a time, whole sectors, and those
+that gather features in another order do so too.
 """
 
 # mypy: allow-untyped-defs
@@ -37,11 +40,10 @@ def _packed_place(entry, tile, V: tl.constexpr):
     in its last column.
     """
     of_values = entry < MOMENTS
-    in_rest = (entry >= REST) & of_values
     is_moment = (entry >= MOMENTS) & (entry < KEY_SUM)
     is_sum = (entry >= KEY_SUM) & (entry < KEY_SUM + 16)
     # Features by number: 128 products, 16 of x, 8 products of opposites, 1.
-    feature = tl.where(in_rest, 128 + entry % 32, entry // 4096 * 64 + entry % 64)
+    feature = entry // 64
     opposite = feature >= 144
     j = tl.where(opposite, feature - 144, feature % 16)
     i = tl.where(opposite, j + 8, (j + feature // 16) % 16)
@@ -53,8 +55,7 @@ def _packed_place(entry, tile, V: tl.constexpr):
     row = tl.where(is_product, _packed_product(i, j), tl.where(is_key, 1 + key, 0))
     factor = tl.where(is_product, tl.where(i == j, 0.03125**0.5, 0.25), tl.where(is_key, 0.5, 1.0))
     factor = tl.where(is_sum, 0.125, factor)
-    value = tl.where(in_rest, (entry - REST) // 32, entry % 4096 // 64)
-    column = tl.where(of_values, tile * 64 + value, V)
+    column = tl.where(of_values, tile * 64 + entry % 64, V)
     exists = tl.where(of_values, (feature < 153) & (column < V), is_moment | is_sum | (entry == COUNT))
     canonical = exists & (of_values | (tile == 0)) & (~is_moment | (i <= j))
     return row * (V + 1) + column, factor, exists, canonical
@@ -65,7 +66,10 @@ def running_sums_kernel(
     slots, initial, segments, value_tiles,
     V: tl.constexpr, INITIAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """slots[0] = initial, slots[s] += slots[s - 1] for s < segments, in place: every element has one thread."""
+    """slots[0] = initial, slots[s] += slots[s - 1] for s < segments, in place: every element has one thread.
+
+    What nobody reads is zero, the last slot too: equal inputs give equal slots, as torch asks of an operator's outputs.
+    """
     place = tl.program_id(0).to(tl.int64)
     entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if INITIAL:
@@ -74,7 +78,7 @@ def running_sums_kernel(
         carry = tl.load(initial + offset, mask=exists, other=0.0) / factor
     else:
         carry = tl.zeros([BLOCK], tl.float32)
-    inside = entries < SLOT
+    inside, known = entries < SLOT, entries <= COUNT
     slots += place * (segments + 1) * SLOT + entries
     tl.store(slots, carry, mask=inside)
     # Four segments at a time, so that their loads are in flight together.
@@ -84,14 +88,16 @@ def running_sums_kernel(
         sum_1 = tl.load(own + SLOT, mask=inside & (first + 1 < segments), other=0.0)
         sum_2 = tl.load(own + 2 * SLOT, mask=inside & (first + 2 < segments), other=0.0)
         sum_3 = tl.load(own + 3 * SLOT, mask=inside & (first + 3 < segments), other=0.0)
-        sum_1 += sum_0
-        sum_2 += sum_1
-        sum_3 += sum_2
+        sum_0 = tl.where(known, sum_0, 0.0)
+        sum_1 = tl.where(known, sum_1 + sum_0, 0.0)
+        sum_2 = tl.where(known, sum_2 + sum_1, 0.0)
+        sum_3 = tl.where(known, sum_3 + sum_2, 0.0)
         tl.store(own, sum_0, mask=inside)
         tl.store(own + SLOT, sum_1, mask=inside & (first + 1 < segments))
         tl.store(own + 2 * SLOT, sum_2, mask=inside & (first + 2 < segments))
         tl.store(own + 3 * SLOT, sum_3, mask=inside & (first + 3 < segments))
         carry = sum_3
+    tl.store(slots + segments * SLOT, tl.zeros([BLOCK], tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["segments", "value_tiles"])

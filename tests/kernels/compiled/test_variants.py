@@ -38,7 +38,7 @@ KNOWN_STACKS = {
     ("sliding_window", "_key_value_gradient", "bf16"): 160,  # heads of 70, as 128 wide
     ("taylor_attention", "query_sweep_kernel", "bf16"): 328,  # from a state; 272 by Triton 3.6
     ("taylor_attention", "query_gradient_kernel", "bf16"): 216,
-    ("taylor_attention", "key_gradient_kernel", "bf16"): 256,
+    ("taylor_attention", "key_gradient_kernel", "bf16"): 304,
     ("taylor_attention", "key_value_sweep_kernel", "bf16"): 224,
 }
 # Processes to compile in: each imports torch anew.

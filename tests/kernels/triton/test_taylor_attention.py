@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
+from basedbench.kernels import taylor_gluon
 from basedbench.kernels import taylor_step_triton as step_form
 from basedbench.kernels.precision import precision_of
 from basedbench.kernels.slices import cut
@@ -124,6 +125,20 @@ def test_without_gradients_nothing_is_kept_for_them(randn, device):
     for keep in (True, False):
         torch.library.opcheck(triton_form.attention, (*tensors, *options, keep))
     torch.library.opcheck(triton_form.attention, (*leaves, *options))
+
+
+def test_the_plain_kernels_keep_no_states(randn, device, monkeypatch):
+    """There is room for them by sizes and dtype alone: what is not there must not be taken for zeros."""
+    monkeypatch.setattr(triton_form, "QUADRATIC_LENGTH", 64)
+    monkeypatch.setattr(taylor_gluon, "SHORTEST_SEGMENT", 128)
+    monkeypatch.setattr(taylor_gluon, "unsupported", lambda *_: "not these")
+    tensors = inputs(randn, device, torch.bfloat16, 257, 16, 16, heads=1)
+    options = (None, False, "bf16")
+    slots = triton_form.attention(*tensors, *options)[3]
+    assert slots.shape == taylor_gluon.slots_shape(taylor_gluon.plan(1, 257, 1, 16))
+    assert slots.numel() > 0
+    assert (slots == torch.inf).all()
+    torch.library.opcheck(triton_form.attention, (*(x.detach().requires_grad_() for x in tensors), *options))
 
 
 def test_large_norms_in_half_precision(randn, relative_error, device):

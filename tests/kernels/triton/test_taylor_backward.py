@@ -93,21 +93,32 @@ def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_s
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon needs a GPU")
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("segments", [1, 4])
-@pytest.mark.parametrize(("length", "value_dim"), [(577, 64), (1000, 48), (4097, 64)])
-def test_on_a_gpu(randn, device, monkeypatch, length, value_dim, segments, new):
+@pytest.mark.parametrize(
+    ("length", "value_dim", "with_state"),
+    [
+        (577, 64, False), (1000, 48, False), (4097, 64, False), (1024, 64, False),
+        (65, 64, True), (129, 24, True), (640, 8, True), (1000, 64, True),
+    ],
+)  # fmt: skip
+def test_on_a_gpu(randn, device, monkeypatch, length, value_dim, with_state, segments, new):
     choose(monkeypatch, new)
     q, k, v, dy = (x.to(device) for x in tensors(randn, length, value_dim))
+    state = None
+    if with_state:
+        state = reference(*tensors(randn, 5, value_dim)[:3], return_state=True)[1].float().to(device)
     monkeypatch.setattr(taylor_gluon, "PROGRAMS", 2 * segments)
     monkeypatch.setattr(taylor_gluon, "SHORTEST_SEGMENT", 64)
+    poison = torch.full((1 << 24,), POISON, device=device)
+    del poison
     operator = taylor_attention_triton
-    y, inverse, _, slots = operator.attention(q, k, v, None, False, "bf16")
+    y, inverse, _, slots = operator.attention(q, k, v, state, False, "bf16")
     if taylor_backward_gluon.unsupported(q, k, v, y, dy) is not None:
         pytest.skip("not a GPU for these kernels")
-    ours, again = (operator._rooms(q, k, v, None) for _ in range(2))
+    ours, again = (operator._rooms(q, k, v, state) for _ in range(2))
     for found in (ours, again):
-        operator.attention_backward(q, k, v, None, y, inverse, slots, dy, "bf16", *found)
+        operator.attention_backward(q, k, v, state, y, inverse, slots, dy, "bf16", *found)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-    compare(ours, q, k, v, dy)
+    compare(ours, q, k, v, dy, state)
 
 
 def test_what_is_left_to_other_kernels(randn):
