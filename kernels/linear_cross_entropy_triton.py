@@ -41,7 +41,7 @@ from .precision import float32_precision
 SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
-FINISHED = 16384  # numbers that a program holds when it puts shares together: 128 registers of a thread
+FINISHED = 8192  # numbers that a program loads when it puts shares together: 64 registers of a thread
 FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
 
@@ -170,11 +170,11 @@ def lce_forward_kernel(
 def lce_finish_kernel(
     x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, TOGETHER: tl.constexpr, EXPECTED: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, EXPECTED: tl.constexpr,
 ):  # fmt: skip
     """Put the shares of the vocabulary together. saved (3,N): peak, 1 / total, rest / total; slope (N,D): dloss/dx.
 
-    All loads of a share at once: one after another, waiting for them is all that takes time.
+    All shares are loaded at once: one after another, waiting for them is all that takes time.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -191,7 +191,8 @@ def lce_finish_kernel(
     before_N = tl.max(tl.load(rows_SN + 3 * N, mask=mask_SN, other=float("-inf")), 0)
     peak_N = tl.maximum(others_N, wanted_N)
     peak_N = tl.where(peak_N == float("-inf"), 0.0, peak_N)
-    rest_N = tl.sum(tl.exp(others_SN - peak_N[None, :]) * rest_SN, 0)
+    scale_SN = tl.exp(others_SN - peak_N[None, :])
+    rest_N = tl.sum(scale_SN * rest_SN, 0)
     total_N = rest_N + tl.exp(wanted_N - peak_N)
     loss_N = tl.where(known, tl.log(total_N) + (peak_N - wanted_N), float("nan"))
     right = (wanted_N >= others_N) & (wanted_N > before_N) & (loss_N == loss_N)
@@ -210,18 +211,13 @@ def lce_finish_kernel(
     tl.store(saved + N + n, 1.0 / total_N, mask=n < N)
     tl.store(saved + 2 * N + n, rest_N / total_N, mask=n < N)
     if EXPECTED:
-        sum_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for first in tl.static_range(0, SPLITS, TOGETHER):
-            s = first + tl.arange(0, TOGETHER)
-            mask_SN = (s[:, None] < SPLITS) & (n[None, :] < N)
-            others_SN = tl.load(rows + s[:, None] * 4 * N + n[None, :], mask=mask_SN, other=float("-inf"))
-            part_SN = tl.cast(s, tl.int64)[:, None] * N + n[None, :]
-            part_SND = tl.load(
-                expected + part_SN[:, :, None] * D + d[None, None, :],
-                mask=mask_SN[:, :, None] & (d[None, None, :] < D),
-                other=0.0,
-            )
-            sum_ND += tl.sum(tl.exp(others_SN - peak_N[None, :])[:, :, None] * part_SND, 0)
+        part_SN = tl.cast(s, tl.int64)[:, None] * N + n[None, :]
+        part_SND = tl.load(
+            expected + part_SN[:, :, None] * D + d[None, None, :],
+            mask=mask_SN[:, :, None] & (d[None, None, :] < D),
+            other=0.0,
+        )
+        sum_ND = tl.sum(scale_SN[:, :, None] * part_SND, 0)
         w_ND = tl.load(weight + target_N[:, None] * D + d[None, :], mask=mask_ND & known[:, None], other=0.0)
         slope_ND = (sum_ND - rest_N[:, None] * w_ND.to(tl.float32)) / total_N[:, None]
         tl.store(slope + n[:, None] * D + d[None, :], slope_ND, mask=mask_ND)
@@ -313,9 +309,10 @@ def shares(blocks: int, length: int, block: int, together: int = 2) -> tuple[int
     return triton.cdiv(length, share), share
 
 
-def finish_rows(positions: int, width: int) -> int:
-    """Positions that one program finishes: few where rows are wide, or where there would be few programs."""
-    return max(2, min(16, 2048 // padded(width), triton.next_power_of_2(positions // (2 * MULTIPROCESSORS) + 1)))
+def finish_rows(positions: int, width: int, shares: int) -> int:
+    """Positions that one program finishes: few where rows or shares of them fill it, or where programs would be few."""
+    room = min(2048 // padded(width), FINISHED // (padded(width) * triton.next_power_of_2(shares)))
+    return max(1, min(16, room, triton.next_power_of_2(positions // (2 * MULTIPROCESSORS) + 1)))
 
 
 def pieces_of(dtype: torch.dtype) -> int:
@@ -364,11 +361,11 @@ def forward_operator(
             D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
             WHOLE=V % blocks.words == 0, EXPECTED=differentiable, **how,
         )  # fmt: skip
-    finished, shared = finish_rows(N, D), triton.next_power_of_2(splits)
+    finished = finish_rows(N, D, splits)
     lce_finish_kernel[(triton.cdiv(N, finished),)](
         x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
-        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D), SPLITS=splits, BLOCK_S=shared,
-        TOGETHER=min(shared, FINISHED // (finished * padded(D))), EXPECTED=differentiable,
+        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D), SPLITS=splits,
+        BLOCK_S=triton.next_power_of_2(splits), EXPECTED=differentiable,
     )  # fmt: skip
     return loss, hit, saved, slope
 

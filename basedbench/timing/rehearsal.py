@@ -131,11 +131,13 @@ class _Troupe:
         lost = False
         try:
             while part := self._taken():
+                called: list[AnyCase] = []
                 for case in part:
-                    if lost and not self._replaced(place):
+                    if self._over or (lost and not self._replaced(place)):
                         break
                     lost = self._failed(self._timed(case, self.workers[place].prepare))
-                self._done(part, by_helper=True)
+                    called.append(case)
+                self._done(part, called, by_helper=True)
         finally:
             self._gone(place)
 
@@ -158,17 +160,27 @@ class _Troupe:
 
     def _call_own(self, key: Implementation, worker: Worker) -> None:
         for case in self.imports:
-            if case.implementation == key:
-                worker.imports(case)
+            if case.implementation == key and _is_gone(worker.imports(case)):
+                self._lose(key, case)
+                return
         while part := self._next(key):
+            called: list[AnyCase] = []
             for case in part:
+                if self._over:
+                    break
+                called.append(case)
                 if self._failed(self._timed(case, worker.rehearse)):
-                    self.outcome.lost.append(case)
-                    self.ready.pop(key)  # nothing more is for it to do
-                    self._done(part)
-                    self._leave()
+                    self._done(part, called)
+                    self._lose(key, case)
                     return
-            self._done(part)
+            self._done(part, called)
+
+    def _lose(self, key: Implementation, case: AnyCase) -> None:
+        """An own worker is of no further use: nothing more is for it to do."""
+        with self.changed:
+            self.outcome.lost.append(case)
+            self.ready.pop(key)
+            self._leave()
 
     def _timed(self, case: AnyCase, ask: Callable[[AnyCase, MeasureSection], object]) -> object:
         began = time.monotonic()
@@ -219,14 +231,14 @@ class _Troupe:
             self.busy -= 1
             self.changed.notify_all()
 
-    def _done(self, part: Sequence[AnyCase], by_helper: bool = False) -> None:
+    def _done(self, part: Sequence[AnyCase], called: Sequence[AnyCase], by_helper: bool = False) -> None:
         """An own worker has checked what it called; what a helper called, it can call now."""
         with self.changed:
             if part in self.in_hand:
                 self.in_hand.remove(part)
-                self.outcome.compiled += part
+                self.outcome.compiled += called
             if by_helper:
-                self._give(part)
+                self._give(called)
             self.changed.notify_all()
 
     def _give(self, cases: Sequence[AnyCase]) -> None:
@@ -234,6 +246,11 @@ class _Troupe:
         for case in by_their_own(cases):
             if case.implementation in self.ready:
                 self.ready[case.implementation].append(case)
+
+
+def _is_gone(answer: Failure | None) -> bool:
+    """Whether a worker was ended over what it was asked; an import that merely fails leaves it as it was."""
+    return answer is not None and answer.status in ("timeout", "crashed", "oom")
 
 
 class _Rehearsal:

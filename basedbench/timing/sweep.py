@@ -114,6 +114,9 @@ class Sweep:
                 if group not in ahead:
                     ahead = self._soon([group, *todo])
                     self._call_ahead(workers, ahead, _models(todo))
+                    if not self.deadline.in_time(*group):  # any more
+                        todo.insert(0, group)
+                        continue
                 self._group = group
                 models = _models(todo)
                 # Those that are done stay unless models need the room: one that ends takes a third of a second with it.

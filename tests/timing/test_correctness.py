@@ -82,6 +82,26 @@ def test_a_call_that_changes_its_inputs_is_refused(mode: str) -> None:
     assert math.isnan(result.error)
 
 
+@pytest.mark.parametrize("shape", [(2, 30, 4), (1, 60, 3), (7,), (), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool])
+def test_inputs_are_compared_a_part_at_a_time(shape, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of 16-bit numbers first makes them 64 bits wide: of the largest inputs that is more than fits."""
+    at_once, plain = list[int](), torch.Tensor.sum
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) > 0).to(dtype)
+    expected = int(x.view(-1).view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]).sum())
+
+    def noting(self, dtype=None):
+        if dtype is not None:
+            at_once.append(self.numel())
+        return plain(self, dtype=dtype)
+
+    monkeypatch.setattr(correctness, "SUMMED", 12)
+    monkeypatch.setattr(torch.Tensor, "sum", noting)
+    for laid_out in (x, x.movedim(0, -1) if x.dim() else x):
+        assert int(correctness._sum_of_bits(laid_out)) == expected
+    assert max(at_once) <= 12
+
+
 def test_what_is_no_tensor_or_has_another_shape_is_said_so() -> None:
     with pytest.raises(TypeError, match="it returns None where a tensor is due"):
         verdict(lambda y, _: None)

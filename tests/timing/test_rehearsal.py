@@ -108,13 +108,14 @@ def test_a_helper_has_two_kinds_or_more_to_call_and_more_where_workers_share_the
 class Own:
     """A worker that will time cases: it notes what it calls, and answers as it is told."""
 
-    def __init__(self, answers: Callable[[Case], object] = lambda case: {}) -> None:
+    def __init__(self, answers: Callable[[Case], object] = lambda case: {}, status: str = "runtime_error") -> None:
         self.answers, self.called, self.imported = answers, list[Case](), list[Case]()
+        self.status = status  # of its imports
 
     def imports(self, case: Case) -> Failure:
         assert not self.called
         self.imported.append(case)
-        return Failure("runtime_error", "no module of that name")
+        return Failure(self.status, "no module of that name")
 
     def rehearse(self, case: Case, measure: MeasureSection) -> object:
         self.called.append(case)
@@ -212,6 +213,46 @@ def test_what_is_not_begun_in_time_is_left_to_its_turn(monkeypatch: pytest.Monke
     late = {case.implementation: Own(takes_long) for case in (cases[0], ready[0])}
     assert rehearse(cases, "cpu", MEASURE, [], processes=0, own=late, ready=ready, limit_s=0.0) == Outcome()
     assert all(worker.called == [] for worker in late.values())
+
+
+def test_of_a_kind_with_many_cases_those_are_called_that_begin_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, called = MockClock(), list[Case]()
+    monkeypatch.setattr(rehearsal.time, "monotonic", clock.now)
+
+    def takes_long(case: Case) -> object:
+        clock.advance(6.0)
+        called.append(case)
+        return {}
+
+    class Helper(Own):
+        def __init__(self, *_: object) -> None:
+            super().__init__(takes_long)
+
+        def prepare(self, case: Case, measure: MeasureSection) -> object:
+            return self.rehearse(case, measure)
+
+        def kill(self) -> None:
+            pass
+
+        stop = kill
+
+    monkeypatch.setattr(rehearsal, "Worker", Helper)
+    cases = [make_case("ours", length=length) for length in (8, 16, 24)]
+    for helpers in (0, 1):
+        called.clear()
+        own = {} if helpers else {cases[0].implementation: Own(takes_long)}
+        outcome = rehearse(cases, "cpu", MEASURE, [], processes=helpers, own=own, limit_s=10.0)
+        assert called == outcome.compiled == cases[:2]
+
+
+@pytest.mark.parametrize("status", ["timeout", "crashed"])
+def test_an_own_worker_that_an_import_ended_is_named_and_not_asked_again(status: str) -> None:
+    """What is timed would else find a worker that is gone, and have that for a result."""
+    cases = [make_case(name) for name in ("ours", "fla-chunk")]
+    own = {case.implementation: Own(status=status) for case in cases}
+    outcome = rehearse(cases[:1], "cpu", MEASURE, [], processes=0, own=own, ready=cases[:1], imports=cases)
+    assert sorted(case.contender for case in outcome.lost) == ["fla-chunk", "ours"]
+    assert all(worker.called == [] for worker in own.values())
 
 
 def test_an_own_worker_that_failed_is_named_and_not_asked_again() -> None:

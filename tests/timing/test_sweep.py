@@ -268,6 +268,22 @@ def test_with_a_time_limit_a_part_of_what_is_left_is_called_ahead_at_a_time(
         assert first < events.index(("timed", [length]))
 
 
+def test_what_would_end_too_late_once_it_was_called_ahead_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+) -> None:
+    """What is under way when the time is up is lost; a shorter one would not be."""
+    monkeypatch.setattr(Sweep, "_rehearse", lambda self, workers, cases: clock.advance(len(cases) // 2 * 2.0))
+    pair = [make_case(name, length=8) for name in ("ours", "reference")]
+    alone = make_case("ours", length=16)
+    sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
+    sweep.deadline = Deadline(3.5, 0.0, Guesses(lambda case: 1.0, lambda case: (case.id,)), clock.now)
+    rows: list[int] = []
+    sweep.run([*pair, alone], lambda row: rows.append(row["length"]))
+    assert rows == [16]
+    assert sweep.left == pair
+    assert sweep.under_way == []
+
+
 def test_what_was_only_called_ahead_when_the_time_was_up_was_not_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

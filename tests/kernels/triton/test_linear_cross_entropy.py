@@ -4,15 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 import basedbench.kernels.linear_cross_entropy_triton as module
 from basedbench.kernels import linear_cross_entropy as public
 from basedbench.kernels.linear_cross_entropy import reference
 from basedbench.kernels.linear_cross_entropy_triton import (
+    FINISHED,
+    finish_rows,
     forward_operator,
     gradient_operator,
     linear_cross_entropy,
+    padded,
     shares,
     supported,
 )
@@ -239,6 +243,15 @@ def test_what_the_kernels_take(dtype, width, trained, expected):
     x, weight = torch.zeros(3, width, dtype=dtype), torch.zeros(5, width, dtype=dtype, requires_grad=trained)
     assert supported(x, weight) == expected
     assert not supported(x[:0], weight)
+
+
+@pytest.mark.parametrize("width", [16, 33, 64, 128, 256, 384, 512])
+@pytest.mark.parametrize("positions", [1, 100, 528, 1056, 2112, 2**20])
+def test_all_shares_of_a_program_fit_in_registers(width, positions):
+    for count in range(1, 17):
+        rows = finish_rows(positions, width, count)
+        assert rows in (1, 2, 4, 8, 16)
+        assert rows * triton.next_power_of_2(count) * padded(width) <= FINISHED
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
