@@ -111,6 +111,8 @@ def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
 def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
     """Print the best run of every model, and what to do next."""
     stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall")}
+    validated = cases[0].test.select == "validation"
+    chosen_on = "validation_accuracy" if validated else "accuracy"
     rows = []
     failures: Counter[str] = Counter()
     for label, runs in by_model(cases).items():
@@ -118,12 +120,13 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
         good = [row for row in found if row["status"] == "ok"]
         lost = [row for row in found if row["status"] != "ok"]
         failures.update(f"{row['status']}: {row['reason'] or row['stop_reason']}" for row in lost)
-        best = max(good, key=lambda row: row["accuracy"], default=None)
+        best = max(good, key=lambda row: row[chosen_on], default=None)
         shown: tuple[str | None, ...] = (None, None, None)
         if best:
             shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
         rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(lost)))
     title = "Best run of each model: accuracy on the test split after its last epoch"
+    title += ", chosen on the validation split" if validated else ""
     print_table(title, RESULTS, rows, whole=RESULTS[1:])
     for failure, count in failures.most_common(MOST_FAILURES):
         typer.echo(f"{count} {failure}")

@@ -70,8 +70,17 @@ def _check(case: AnyCase, where: str) -> None:
             check_case(case)
         else:
             get_contender(case.contender)
+            _check_baseline(case)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _check_baseline(case: AnyCase) -> None:
+    """A ratio to what there is not would be missing without a word."""
+    try:
+        get_contender(case.baseline_key[1])
+    except UserError as error:
+        raise UserError(f"baseline {case.baseline!r}: {error}") from None
 
 
 def _left(cases: list[AnyCase], otherwise: str) -> list[AnyCase]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from basedbench.engines import determinism, paces
-from basedbench.store import load
+from basedbench.store import Store, load
+from basedbench.store.dataset import rows
 from basedbench.training.cost import Estimate
 from tests.cli.conftest import RunCli
 
@@ -96,6 +97,20 @@ def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_pa
     assert set((out / "recall").iterdir()) == files
     sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom,runtime_error")
     assert len(set((out / "recall").iterdir()) - files) == 2
+
+
+def test_the_run_that_validation_chooses_is_the_one_shown(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    suite.write_text(SUITE.replace("  examples: 20", "  examples: 20\n  select: validation").replace("[2, 4]", "2"))
+    sweep(run_cli, suite, out)
+    store = Store(out)
+    for row, (tested, validated) in zip(rows(out, "recall"), ((0.9, 0.1), (0.2, 0.8)), strict=True):
+        changed = {"accuracy": tested, "validation_accuracy": validated, "created_at": None, "row_id": None}
+        store.write("recall", row | changed)
+    text = sweep(run_cli, suite, out)
+    assert "0.200" in text
+    assert "0.900" not in text
+    assert "chosen on the validation" in " ".join(text.split())
 
 
 def test_one_model(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:

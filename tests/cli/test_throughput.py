@@ -122,6 +122,14 @@ def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path
     assert rows.loc["wrong", "status"] == "incorrect"
 
 
+def test_a_baseline_that_is_nobody_is_refused(run: Any, tmp_path: Path) -> None:
+    suite = tmp_path / "nobody.yaml"
+    suite.write_text(SUITE.replace("baseline: sdpa-math", "baseline: sdpa-maths"))
+    outcome = run("--suite", suite)
+    assert outcome.exit_code == 2
+    assert "baseline 'sdpa-maths': no contender is called 'sdpa-maths'; did you mean 'sdpa-math'?" in outcome.stderr
+
+
 def test_a_call_faster_than_the_ceilings_is_pointed_out(run: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only = ("--contender", "ours", "--filter", "taylor.* 1x16 ")
     assert "than the ceilings allow" not in run(*only).stdout
