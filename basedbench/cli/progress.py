@@ -30,7 +30,7 @@ def watch(todo: Sequence[RecallCase], ready: int, quiet: bool) -> Iterator[Liste
         with Live(live.render(), console=console, refresh_per_second=4, get_renderable=live.render):
             yield live
     else:
-        console.print(f"{len(todo)} runs to do, {ready} already done", highlight=False)
+        console.print(f"Runs to do: {len(todo)}; already done: {ready}", highlight=False)
         view = PlainView(todo, console)
         with repeated(view.report, EVERY_S):
             yield view

@@ -52,7 +52,7 @@ def test_a_sweep_writes_a_row_per_run_and_goes_on(run_cli: RunCli, suite: Path, 
     assert "3 runs are left" in text
     assert len(load(out, "recall")) == 1
     text = sweep(run_cli, suite, out)
-    assert "3 runs to do, 1 already done" in text
+    assert "Runs to do: 3; already done: 1" in text
     assert "basedbench plot pareto" in text
     frame = load(out, "recall")
     assert len(frame) == 4
@@ -69,7 +69,7 @@ def test_equal_runs_of_another_suite_are_taken_over(run_cli: RunCli, suite: Path
     sweep(run_cli, suite, out)
     other = tmp_path / "other.yaml"
     other.write_text(SUITE.replace("[2, 4]", "[4]"))
-    assert "runs to do" not in sweep(run_cli, other, out)
+    assert "Runs to do" not in sweep(run_cli, other, out)
     frame = load(out, "recall")
     assert frame.groupby("suite").size().to_dict() == {"own": 4, "other": 2}
 
