@@ -305,6 +305,16 @@ def test_operators_keep_torchs_rules(randn, device):
     torch.library.opcheck(step, (*token, state.detach()))
 
 
+@pytest.mark.parametrize("keys, most", [(16, 264), (64, 264), (128, 132)])
+def test_three_stages_where_all_programs_run_at_once(keys, most):
+    """Those of 128 keys take 140 KiB of shared memory: one on a multiprocessor, of which there are 132."""
+
+    def stages(programs, precision="bf16"):
+        return triton_form.launch_shape({"BK": keys, "BV": 64}, programs, precision)["num_stages"]
+
+    assert (stages(most), stages(most + 1), stages(1, "tf32")) == (3, 2, 2)
+
+
 def test_what_the_kernels_leave_to_the_reference(randn, device):
     q, k, v, a, b, g, state = inputs(randn, device, torch.float32, 3, 2, 16, 8, "channel")
     refuse = triton_form.unsupported
