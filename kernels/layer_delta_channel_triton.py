@@ -46,8 +46,8 @@ def channel_scores_kernel(
 ):  # fmt: skip
     """scores (B,H,chunks,2,T,T), decays over chunks, ends (B,H,chunks,BK), and q^, n^ and k^, dense (B,L,H,K).
 
-    STRONG: only of chunks that are not mild, of which otherwise nothing but `ends` is right; they are not written again,
-    for a warp that is late may still ask them whether the chunk is mild. KB keys at a time; `all_keys` is BK at run time.
+    STRONG: only of chunks that are not mild, of which otherwise nothing but `ends` is right; it is not written again,
+    for a warp that is late may still ask whether the chunk is mild. KB keys at a time; `all_keys` is BK at run time.
     """
     program = tl.program_id(0)
     ends += program.to(tl.int64) * BK

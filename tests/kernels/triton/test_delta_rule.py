@@ -305,7 +305,7 @@ def test_operators_keep_torchs_rules(randn, device):
     torch.library.opcheck(step, (*token, state.detach()))
 
 
-@pytest.mark.parametrize("keys, most", [(16, 264), (64, 264), (128, 132)])
+@pytest.mark.parametrize(("keys", "most"), [(16, 264), (64, 264), (128, 132)])
 def test_three_stages_where_all_programs_run_at_once(keys, most):
     """Those of 128 keys take 140 KiB of shared memory: one on a multiprocessor, of which there are 132."""
 
