@@ -216,16 +216,22 @@ def test_the_same_key_again_and_again(randn, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("strength", [0.2, 9.0])
-def test_gradients_of_what_others_read_too(randn, device, bfloat16, dtype, strength):
-    """q, k and v come back, and what is asked of them is added to the rule's gradients: of mild chunks and others."""
-    tensors = inputs(randn, device, dtype, 40, 2, 16, 16, "channel", strength=strength)[:6]
+@pytest.mark.parametrize(
+    ("decays", "strength", "heads", "keys"),
+    [("channel", 0.2, 2, 16), ("channel", 9.0, 2, 16), ("head", 0.2, 3, 24), ("none", 0.2, 1, 80)],
+)
+def test_gradients_of_what_others_read_too(randn, device, bfloat16, dtype, decays, strength, heads, keys):
+    """q, k and v come back, and what is asked of them is added to the rule's gradients: of mild chunks and others.
+
+    80 keys are two programs' in bfloat16.
+    """
+    tensors = inputs(randn, device, dtype, 40, heads, keys, 16, decays, strength=strength)[:6]
     found = []
     for function in (triton_form.shared_delta_rule, lambda *x: (reference(*x), *x[:3])):
-        leaves = [x.detach().requires_grad_() for x in (tensors if not found else doubled(tensors))]
+        leaves = [x if x is None else x.detach().requires_grad_() for x in (tensors if not found else doubled(tensors))]
         y, q, k, v = function(*leaves)
         loss = y.square().sum() + (q * k).sum() + 2 * v.square().sum()
-        found.append([y.detach(), *torch.autograd.grad(loss, leaves)])
+        found.append([y.detach(), *torch.autograd.grad(loss, [x for x in leaves if x is not None])])
     for ours, exact in zip(*found, strict=True):
         assert error(ours, exact) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
 
