@@ -72,8 +72,8 @@ def scores_kernel(
     q^, b^ and k^ (B,H,chunks,3,T), otherwise q^, k^, a^ and b^ themselves (4,B,L,H,K), `part` numbers each, which every
     block of values would form anew.
 
-    STRONG: only chunks that `is_mild` says are not. KB keys at a time; `all_keys` is BK at run time, as in
-    `gradient_kernel`.
+    STRONG: only chunks that `is_mild` says are not, whose `ends` stand. KB keys at a time; `all_keys` is BK at run
+    time, as in `gradient_kernel`.
     """
     program = tl.program_id(0)
     if not takes(ends + program.to(tl.int64) * BK, BK, STRONG):
@@ -114,7 +114,7 @@ def scores_kernel(
             if RANK:
                 store_rows(decayed_pointer + 2 * part, decayed(a, after, GATE), token, heads, t, keys, left, K)
                 store_rows(decayed_pointer + 3 * part, decayed(b, before, GATE), token, heads, t, keys, left, K)
-        if GATE != "none":
+        if GATE != "none" and not STRONG:  # a warp that is late may still ask them whether the chunk is mild
             tl.store(ends + program.to(tl.int64) * BK + keys, tl.exp2(tl.sum(g, 0) + tl.zeros([KB], tl.float32)))
         if GATE == "channel":
             q, k = q.to(tl.float32), k.to(tl.float32)

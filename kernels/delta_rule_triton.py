@@ -40,7 +40,7 @@ from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128  # keys
-FEW = 264  # programs of a walk that all run at once, two on a multiprocessor
+FEW = 264  # programs of a walk that all run at once, two on a multiprocessor; half of them with wide keys
 
 
 def unsupported(
@@ -95,9 +95,10 @@ def launch_shape(widths: dict[str, int], programs: int, precision: str) -> dict[
 
     The next chunk should be fetched behind this one's work: a walk waits for its products, not for memory too. With two
     stages the compiler fetches it when that work is done, and waits at once; but three programs fit a multiprocessor
-    then, and wait in turns, where there are as many.
+    then, and wait in turns, where there are as many. Of keys wider than 64 three stages fill a multiprocessor.
     """
-    alone = programs <= FEW and precision == "bf16"
+    few = FEW if widths["BK"] <= 64 else FEW // 2
+    alone = programs <= few and precision == "bf16"
     return {"num_warps": widths["BV"] // 16, "num_stages": 3 if alone else 2}
 
 

@@ -46,8 +46,8 @@ def channel_scores_kernel(
 ):  # fmt: skip
     """scores (B,H,chunks,2,T,T), decays over chunks, ends (B,H,chunks,BK), and q^, n^ and k^, dense (B,L,H,K).
 
-    STRONG: only of chunks that are not mild, of which otherwise nothing but `ends` is right. KB keys at a time;
-    `all_keys` is BK at run time.
+    STRONG: only of chunks that are not mild, of which otherwise nothing but `ends` is right; it is not written again,
+    for a warp that is late may still ask whether the chunk is mild. KB keys at a time; `all_keys` is BK at run time.
     """
     program = tl.program_id(0)
     ends += program.to(tl.int64) * BK
@@ -70,7 +70,6 @@ def channel_scores_kernel(
             store_rows(q_decayed, q * into, token, heads, t, keys, left, K)
             store_rows(n_decayed, n * into, token, heads, t, keys, left, K)
             store_rows(k_decayed, n * after * beta[:, None], token, heads, t, keys, left, K)
-            tl.store(ends + keys, tl.exp2(tl.sum(g, 0)))
             P += tl.where(t[:, None] == t[None, :], tl.sum(q * n, 1)[:, None], 0.0)
             lowest, whole = first_level(g, LEVELS)
             for level in tl.range(lowest, LEVELS):

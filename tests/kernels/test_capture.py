@@ -44,6 +44,14 @@ PARALLEL = {
         lambda q, k, v, beta, g: kernels.layer_delta_rule(q, 0.1 * k, v, beta.sigmoid(), -g.abs()),
         [*ATTENTION, (B, L, H), (B, L, H, 1)],
     ),
+    "layer_delta_rule, channels": (  # mild and strong chunks, others when replayed
+        lambda q, k, v, beta, g: kernels.layer_delta_rule(q, 0.1 * k, v, beta.sigmoid(), -2.5 * g.abs()),
+        [*ATTENTION, (B, L, H), (B, L, H, K)],
+    ),
+    "shared_delta_rule": (
+        lambda q, k, v, g: torch.cat(kernels.shared_delta_rule(q, k, v, -0.1 * k, 0.1 * k, -2.5 * g.abs()), -1),
+        [*ATTENTION, (B, L, H, K)],
+    ),
     "wkv4": (lambda k, v, w, u: kernels.wkv4(k, v, -w.exp(), u), [(B, L, D), (B, L, D), (D,), (D,)]),
     "delta_inputs": (
         lambda q, k, b, d, A, c: torch.cat(

@@ -216,16 +216,22 @@ def test_the_same_key_again_and_again(randn, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("strength", [0.2, 9.0])
-def test_gradients_of_what_others_read_too(randn, device, bfloat16, dtype, strength):
-    """q, k and v come back, and what is asked of them is added to the rule's gradients: of mild chunks and others."""
-    tensors = inputs(randn, device, dtype, 40, 2, 16, 16, "channel", strength=strength)[:6]
+@pytest.mark.parametrize(
+    ("decays", "strength", "heads", "keys"),
+    [("channel", 0.2, 2, 16), ("channel", 9.0, 2, 16), ("head", 0.2, 3, 24), ("none", 0.2, 1, 80)],
+)
+def test_gradients_of_what_others_read_too(randn, device, bfloat16, dtype, decays, strength, heads, keys):
+    """q, k and v come back, and what is asked of them is added to the rule's gradients: of mild chunks and others.
+
+    80 keys are two programs' in bfloat16.
+    """
+    tensors = inputs(randn, device, dtype, 40, heads, keys, 16, decays, strength=strength)[:6]
     found = []
     for function in (triton_form.shared_delta_rule, lambda *x: (reference(*x), *x[:3])):
-        leaves = [x.detach().requires_grad_() for x in (tensors if not found else doubled(tensors))]
+        leaves = [x if x is None else x.detach().requires_grad_() for x in (tensors if not found else doubled(tensors))]
         y, q, k, v = function(*leaves)
         loss = y.square().sum() + (q * k).sum() + 2 * v.square().sum()
-        found.append([y.detach(), *torch.autograd.grad(loss, leaves)])
+        found.append([y.detach(), *torch.autograd.grad(loss, [x for x in leaves if x is not None])])
     for ours, exact in zip(*found, strict=True):
         assert error(ours, exact) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
 
@@ -303,6 +309,16 @@ def test_operators_keep_torchs_rules(randn, device):
     torch.library.opcheck(triton_form.forward, (q, k, v, None, None, None, None, False, True))
     token = [part[:, 0] for part in tensors[:6]]
     torch.library.opcheck(step, (*token, state.detach()))
+
+
+@pytest.mark.parametrize(("keys", "most"), [(16, 264), (64, 264), (128, 132)])
+def test_three_stages_where_all_programs_run_at_once(keys, most):
+    """Those of 128 keys take 140 KiB of shared memory: one on a multiprocessor, of which there are 132."""
+
+    def stages(programs, precision="bf16"):
+        return triton_form.launch_shape({"BK": keys, "BV": 64}, programs, precision)["num_stages"]
+
+    assert (stages(most), stages(most + 1), stages(1, "tf32")) == (3, 2, 2)
 
 
 def test_what_the_kernels_leave_to_the_reference(randn, device):

@@ -27,6 +27,7 @@ DECAYS = ["none", "head", "channel"]
 
 # batch, length, heads, K, V: chunks that are full and not, one and several, padded widths, blocks of values.
 SMALL = [(1, 1, 1, 16, 16), (1, 17, 2, 16, 48), (2, 33, 1, 48, 80), (1, 100, 1, 64, 64), (1, 64, 1, 32, 128)]
+SMALL += [(1, 31, 5, 8, 24), (2, 32, 3, 24, 8), (1, 65, 1, 40, 72)]
 WIDE = [(1, 40, 1, 128, 128), (1, 33, 1, 100, 16)]
 ON_A_GPU = [(2, 1000, 4, 64, 64), (2, 4097, 2, 64, 128), (2, 2048, 2, 32, 64), (2, 1000, 2, 128, 256)]
 
@@ -107,6 +108,36 @@ def test_mild_and_strong_chunks(randn, device, decays):
     g[:, 35:64:7] -= 20
     g[:, 50:54, :, ::2] -= 1000
     g[:, 70, :, ::3] = float("-inf")
+    compare(randn, tensors)
+
+
+def test_decays_over_chunks_are_written_once(randn, device, monkeypatch):
+    """A warp that is late may still read them when another one has gone on: who takes a chunk must not change."""
+    kernel, found = triton_form.channel_scores_kernel, []
+
+    class Watched:
+        def __getitem__(self, grid):
+            def launch(*given, **constants):
+                kernel[grid](*given, **constants)
+                found.append(given[5].clone())
+
+            return launch
+
+    monkeypatch.setattr(triton_form, "channel_scores_kernel", Watched())
+    tensors = inputs(randn, device, (1, 64, 2, 32, 16), "channel", strength=3.0)
+    triton_form.layer_delta_rule(*tensors[:5])
+    first, last = found
+    assert (first.amin(1) < 2.0**-120).any()
+    assert torch.equal(first, last)
+
+
+@pytest.mark.parametrize("decays", DECAYS)
+def test_keys_of_zeros_and_step_sizes_of_zero_and_one(randn, device, decays):
+    """Keys are taken as they are: of norm 0, 1 and a little above."""
+    tensors = inputs(randn, device, (1, 45, 1, 16, 16), decays)
+    tensors[1] = 1.2 * tensors[1]
+    tensors[1][:, ::3] = 0
+    tensors[3][:, ::4], tensors[3][:, 1::4] = 0, 1
     compare(randn, tensors)
 
 
