@@ -45,7 +45,7 @@ types: install
 	cd .venv/types && ../bin/mypy --config-file ../../pyproject.toml -p basedbench
 
 unit: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 format: install
 	$(BIN)/ruff format .

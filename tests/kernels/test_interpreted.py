@@ -11,7 +11,7 @@ import torch
 
 FOLDER = Path(__file__).parent / "triton"
 # Processes to run them in, so that several cores share the work: each imports torch anew.
-PARTS = 4
+PARTS = 8
 
 
 @pytest.mark.slow
