@@ -1,5 +1,6 @@
 """The command line run in this process: `outcome = run_cli("list", "mixers")` has exit_code, stdout and stderr."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ from basedbench.cli import app
 from basedbench.store import compact
 
 RunCli = Callable[..., Any]
+
+
+def heeds() -> None:
+    """Called in a child before it starts a command that is to be interrupted: what a shell starts in the background,
+    these tests perhaps, ignores that, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

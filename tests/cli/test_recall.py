@@ -14,7 +14,7 @@ from basedbench.engines import determinism, paces
 from basedbench.store import Store, load
 from basedbench.store.dataset import rows
 from basedbench.training.cost import Estimate
-from tests.cli.conftest import RunCli
+from tests.cli.conftest import RunCli, heeds
 
 SUITE = """
 kind: recall
@@ -211,6 +211,7 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "80"},
+        preexec_fn=heeds,
     )
     deadline = time.monotonic() + 60
     while len(list(out.rglob("*.parquet"))) < 2 and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from basedbench.cli.throughput_report import outcome
 from basedbench.store import Store, load
 from basedbench.store.schema import blank_row
 from basedbench.timing.worker import Failure, Worker, Workers
-from tests.cli.conftest import RunCli
+from tests.cli.conftest import RunCli, heeds
 from tests.timing.conftest import make_case
 
 SUITE = """
@@ -188,7 +188,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(suite: Path, out: Path) -> None:
     command = [sys.executable, "-m", "basedbench", "throughput", "--suite", str(suite), "--device", "cpu"]
     command += ["--out", str(out), "--rounds", "200"]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeds
     )
     assert process.stderr is not None
     while "[1/6]" not in process.stderr.readline():
