@@ -29,6 +29,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import delta_autograd
 from .delta_rule_backward_triton import reverse_kernel
 from .delta_rule_forward_triton import output_kernel
 from .delta_rule_gradient_triton import gradient_kernel
@@ -370,23 +371,7 @@ def _(q, k, v, a, b, g, initial_state, scores, kept, inner, decayed, ends, dy, g
     return _gradients_like(q, k, v, a, b, g, initial_state)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, return_state, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*(output[2:] if return_state else output[1:]))
-    ctx.save_for_backward(*tensors, *output[2:])
-
-
-def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    tensors, rest = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
-    dy, grad_state = grads[:2]
-    dy = torch.zeros_like(tensors[2]) if dy is None else dy
-    found = backward(*tensors, *rest, dy, grad_state)
-    given = (None if part is None else grad for part, grad in zip(tensors, found, strict=True))
-    return *given, None, None
-
-
-forward.register_autograd(_backward, setup_context=_save)
+delta_autograd.register(forward, backward)
 
 
 def delta_rule(

@@ -20,6 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
+from . import delta_autograd
 from .delta_rule_triton import WIDEST
 from .dense_rows import dense_rows
 from .layer_delta_channel_triton import channel_gradient_kernel, channel_scores_kernel, strong_gradient_kernel
@@ -265,23 +266,7 @@ def _(q, k, v, beta, g, initial_state, scores, factors, kept, new, decayed, dy, 
     return _gradients_like(q, k, v, beta, g, initial_state)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, return_state, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*(output[2:] if return_state else output[1:]))
-    ctx.save_for_backward(*tensors, *output[2:])
-
-
-def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    tensors, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-    dy, grad_state = grads[:2]
-    dy = torch.zeros_like(tensors[2]) if dy is None else dy
-    found = backward(*tensors, *rest, dy, grad_state)
-    given = (None if part is None else grad for part, grad in zip(tensors, found, strict=True))
-    return *given, None, None
-
-
-forward.register_autograd(_backward, setup_context=_save)
+delta_autograd.register(forward, backward)
 
 
 def layer_delta_rule(
