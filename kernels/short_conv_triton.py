@@ -25,8 +25,8 @@ from .split_conv import cut
 
 CHANNELS = 64  # of a tile, at most
 WARPS, VECTOR = 4, 4  # of a program; channels of a thread, more would leave room for few of them
-LONGEST, SHORTEST = 32, 8  # tokens of a segment
-THREADS = 1 << 16  # wanted; with fewer, memory waits
+SHORTEST, LONGEST, LONGEST_BACKWARD = 8, 16, 64  # tokens of a segment
+THREADS, THREADS_BACKWARD = 1 << 16, 1 << 15  # wanted; with fewer, memory waits
 PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
 PASTED, PASTED_CHANNELS = 2048, 64  # elements of a tile that is only copied
 # Groups of tokens on their way to shared memory while one is computed, and the most registers of a thread then: four
@@ -47,14 +47,16 @@ def _strides(*tensors: Tensor) -> tuple[list[int], int]:
     return [stride // unit for stride in strides], unit
 
 
-def _tiles(shape: torch.Size) -> tuple[tuple[int, int], dict[str, int], tuple[int, int, int]]:
+def _tiles(
+    shape: torch.Size, threads: int = THREADS, longest: int = LONGEST
+) -> tuple[tuple[int, int], dict[str, int], tuple[int, int, int]]:
     """The grid, a program per tile; the tiles' shape; and segments, length, segments of a sequence."""
     batch, length, width = shape
     narrow = width % CHANNELS and width < 8 * CHANNELS
     block = min(CHANNELS // 2 if narrow else CHANNELS, triton.next_power_of_2(width))
     blocks = triton.cdiv(width, block)
-    steps = max(4, min(LONGEST, triton.next_power_of_2(length)))
-    while steps > SHORTEST and batch * length * blocks * block < THREADS * VECTOR * steps:
+    steps = max(4, min(longest, triton.next_power_of_2(length)))
+    while steps > SHORTEST and batch * length * blocks * block < threads * VECTOR * steps:
         steps //= 2
     height, per_sequence = 32 * WARPS * VECTOR // block, triton.cdiv(length, steps)
     segments = batch * per_sequence
@@ -126,7 +128,7 @@ def launch_backward(
 ) -> Tensor:
     """Writes dx and dgate, returns the parameters' gradients. dy: tensors that side by side are the gradient of y."""
     x, gate, dy = dense_rows(x), dense_rows(gate), [dense_rows(part) for part in dy]
-    grid, tile, sizes = _tiles(x.shape)
+    grid, tile, sizes = _tiles(x.shape, THREADS_BACKWARD, LONGEST_BACKWARD)
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     strides, unit = _strides(x, either(gate, x), dx, dx if gate is None else dgate)
