@@ -6,8 +6,10 @@ What fails here fails again in the run itself, which then says so.
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 from basedbench.signals import ctrl_c_ignored
@@ -31,16 +33,24 @@ def most_processes(device: str, cores: int) -> int:
     return max(0, min(cores - 2, MOST_PROCESSES, _free_memory(device) // MEMORY_EACH))
 
 
+def seats(devices: Sequence[str], cores: int) -> list[str]:
+    """The device of each process: one after the other, while it has memory; a core is left to each one's worker."""
+    rooms = [[device] * most_processes(device, cores) for device in devices]
+    in_turn = [device for device in chain.from_iterable(zip_longest(*rooms)) if device]
+    return in_turn[: max(0, cores - 1 - len(devices))]
+
+
 def compile_ahead(
-    cases: Sequence[RecallCase], device: str, cores: int, plugins: Sequence[str] = ()
+    cases: Sequence[RecallCase], devices: Sequence[str], cores: int, plugins: Sequence[str] = ()
 ) -> list[multiprocessing.process.BaseProcess]:
-    """Start the processes for all models but the first, which the worker itself compiles at once. Not for CPUs."""
+    """Start the processes for all models but the first, which a worker itself compiles at once. Not for CPUs."""
     models = distinct_models(cases)[1:]
-    count = min(len(models), most_processes(device, cores))
+    places = seats(devices, cores)[: len(models)]
     context = multiprocessing.get_context("spawn")
     processes = []
-    for index in range(count):
-        process = context.Process(target=rehearse, args=(models[index::count], device, tuple(plugins)), daemon=True)
+    for index, device in enumerate(places):
+        arguments = (models[index :: len(places)], device, tuple(plugins))
+        process = context.Process(target=rehearse, args=arguments, daemon=True)
         with ctrl_c_ignored():
             process.start()
         processes.append(process)
@@ -62,6 +72,7 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     determinism.obey()
     if device != "cpu":
         kernel_keys.make_alike()
+        torch.cuda.set_device(device)
     load_plugins(plugins)
     for case in cases:
         set_precision(case.train.precision)
@@ -75,9 +86,13 @@ def _free_memory(device: str) -> int:
     """Bytes, asked of the driver: PyTorch would make a CUDA context in this process. 0 where nothing answers."""
     import pynvml
 
+    index = int(device.partition(":")[2] or 0)
+    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    name = shown[index] if index < len(shown) else str(index)  # NVML counts the cards that are hidden from us, too
+    by_name = pynvml.nvmlDeviceGetHandleByUUID
     try:
         pynvml.nvmlInit()
-        handle: Any = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+        handle: Any = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else by_name(name)
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
     except pynvml.NVMLError:
         return 0

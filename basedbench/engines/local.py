@@ -109,7 +109,7 @@ class LocalEngine:
 
     def _compile_ahead(self, cases: Sequence[RecallCase]) -> list[Any]:
         devices = [place.device for place in self.places if place.device != "cpu"]
-        return compile_ahead(cases, devices[0], cores(), self.plugins) if devices else []
+        return compile_ahead(cases, devices, cores(), self.plugins)
 
     def _hire(self, place: Place) -> _Worker:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
