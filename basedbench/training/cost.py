@@ -3,7 +3,9 @@
 A step takes a fixed time, a time per token (growing with d_model) and a time per question, whose answer is looked for
 in the whole vocabulary. On a GPU the three are fitted to steps of based (d 64, f 16; vocabulary 8,192) on an H200, as
 docs/log/trainer.md has them: fp32 one run alone, bf16 eight runs side by side. On a CPU they come from the rows of the
-suite quick in results/reference/cpu. Other mixers are told by a factor, which for most is a guess and shown as one.
+suite quick in results/reference/cpu. Other mixers are told by a factor: on a GPU from the bf16 rows of figure2 in
+results/reference/h100, beside based's, and from steps of the delta rule's family timed there. For those in no such row
+it is a guess, and shown as one.
 """
 
 from dataclasses import dataclass
@@ -29,14 +31,21 @@ GPU_FACTORS = {
     "based": 1.0,
     "linear_attention": 1.0,
     "sliding_window": 1.0,
-    "mamba": 3.0,
-    "mamba2": 2.0,
+    "retnet": 1.2,
+    "delta_net": 1.2,
+    "gated_delta_net": 1.6,
+    "kda": 1.6,
+    "h3": 1.5,
+    "hyena": 1.7,
+    "mamba2": 1.7,
+    "rwkv7": 1.9,
+    "mamba": 2.3,
 }
-CPU_DEFAULT_FACTOR, GPU_DEFAULT_FACTOR = 1.0, 4.0
+CPU_DEFAULT_FACTOR, GPU_DEFAULT_FACTOR = 1.0, 3.0
 # Mixers that have been timed so; all others are guessed from their kernels, their references, or from nothing.
 TIMED = {
     "cpu": {"attention", "based", "linear_attention", "sliding_window", "mamba", "mamba2"},
-    "gpu": {"based"},
+    "gpu": set(GPU_FACTORS) - {"linear_attention", "kda"},
 }
 # An evaluated example against a trained one: no backward.
 FORWARD = 1 / 3

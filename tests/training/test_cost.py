@@ -1,14 +1,17 @@
 """Guesses at a run's time: against the steps that were measured, and what they grow with."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from basedbench.config import load_suite
+from basedbench.store.dataset import rows
 from basedbench.training.cases import RecallCase, recall_cases
 from basedbench.training.cost import GPU, TIMED, estimate
 from tests.training.conftest import tiny_suite
 
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 BASED = next(
     case for case in recall_cases(load_suite("figure2")) if case.model_label == "based d_model=64 feature_dim=16"
 )
@@ -29,6 +32,10 @@ def test_steps_take_what_was_measured(precision: str) -> None:
 
 def at(case: RecallCase, **train: object) -> RecallCase:
     return replace(case, train=case.train.model_copy(update=train))
+
+
+def at_bf16(case: RecallCase) -> RecallCase:
+    return at(case, precision="bf16")
 
 
 def test_a_run_of_based_is_near_its_row() -> None:
@@ -58,8 +65,19 @@ def test_time_grows_with_epochs_width_and_evaluation() -> None:
     assert seconds < estimate(judged, "cuda:0").seconds < 1.2 * seconds
 
 
+def test_runs_on_a_gpu_take_about_as_long_as_their_rows() -> None:
+    """Those of figure2 in bf16 that did not stop early, on an H100."""
+    cases = {case.case_id: case for case in map(at_bf16, recall_cases(load_suite("figure2")))}
+    stored = [row for row in rows(REFERENCE / "h100", "recall") if row["stop_reason"] == "epochs"]
+    known = [row for row in stored if row["case_id"] in cases]
+    ratios = [row["train_s"] / estimate(cases[row["case_id"]], "cuda:0").seconds for row in known]
+    assert len(ratios) > 100
+    assert min(ratios) > 0.4
+    assert max(ratios) < 2.5
+
+
 def test_a_mixer_that_was_never_timed_is_a_guess() -> None:
-    case = recall_cases(tiny_suite([{"mixer": "rwkv7", "grid": {"d_model": 64}}]))[0]
+    case = recall_cases(tiny_suite([{"mixer": "rwkv4", "grid": {"d_model": 64}}]))[0]
     assert estimate(case, "cuda:0").guessed
     assert estimate(case, "cpu").guessed
-    assert "rwkv7" not in TIMED["gpu"] | TIMED["cpu"]
+    assert "rwkv4" not in TIMED["gpu"] | TIMED["cpu"]
