@@ -48,10 +48,15 @@ def rates_table(frame: pd.DataFrame | None) -> str:
 
 
 def _points(frame: pd.DataFrame | None, how: str) -> pd.DataFrame:
-    """The selected points of the published families, by family and size, tested as published."""
+    """The selected points of the published families, by family and size, tested as published.
+
+    At one precision, that of the most runs; `parity` compares it with others.
+    """
     rows = None if frame is None else frame[[sorted(slices(frame.loc[[i]])) == sorted(SLICES) for i in frame.index]]
     if rows is None or rows.empty:
         return pd.DataFrame()
+    if "precision" in rows.columns and rows["precision"].notna().any():
+        rows = rows[rows["precision"] == rows["precision"].mode()[0]]
     points = select(rows, [AXES[0], "accuracy"], how)
     points = points[points["family"].isin(published()["family"])]
     return points.sort_values(["family", AXES[0]], kind="stable")

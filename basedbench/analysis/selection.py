@@ -1,8 +1,9 @@
 """From runs to points: the best learning rate of each model, its seeds as a mean with an interval.
 
-A model is everything in a recall row's case but learning rate and seed. Choosing the maximum over learning rates on
-the split that is also reported favours models that were tried more often; `selection_note` says what was done, for
-the figure.
+A model is everything in a recall row's case but learning rate and seed. Suites that ask for the same task and recipe
+are one experiment, whose seeds come together, under the name of the first in the alphabet. Choosing the maximum over
+learning rates on the split that is also reported favours models that were tried more often; `selection_note` says what
+was done, for the figure.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def select(
         raise UserError(f"no selection {how!r}: {nearest(how, HOW)}")
     values = {name: numbers(frame, name) for name in metrics}
     runs = frame.assign(**values, _score=_scores(frame)) if len(frame) else frame
-    runs = runs[runs["status"].isin(["ok", "diverged"])]
+    runs = _of_one_experiment(runs[runs["status"].isin(["ok", "diverged"])])
     keys = [name for name in MODEL if name in frame.columns]
     points = []
     for _, model in runs.groupby(keys, dropna=False, sort=False):
@@ -63,6 +64,16 @@ def selection_note(points: pd.DataFrame, how: str = "best-lr") -> str:
         return f"{chosen}; one seed."
     bars = "bars: 95% t-intervals" if points["seeds"].min() > 1 else "bars: 95% t-intervals where there are several"
     return f"{chosen}; mean of {seeds}, {bars}."
+
+
+def _of_one_experiment(runs: pd.DataFrame) -> pd.DataFrame:
+    """Suites with the same task and recipe under one name, and a run that several share once."""
+    if runs.empty or not {"task", "recipe", "case_id"} <= set(runs.columns):
+        return runs
+    told = runs["task"].notna() & runs["recipe"].notna()
+    first = runs[told].groupby(["task", "recipe"])["suite"].transform("min")
+    runs = runs.assign(suite=first.reindex(runs.index).fillna(runs["suite"]))
+    return runs[~(told & runs.duplicated(["case_id"]))]
 
 
 def _scores(frame: pd.DataFrame) -> pd.Series:

@@ -13,6 +13,9 @@ group = typer.Typer(help="Draw figures from stored rows.", no_args_is_help=True)
 _Results = Annotated[Path, typer.Option(help="The results folder to read.")]
 _Out = Annotated[Path | None, typer.Option(help="The .png, .svg or .pdf to write. Default: RESULTS/<figure>.png.")]
 _Suites = Annotated[list[str] | None, typer.Option("--suite", help="Only rows of this suite; may be repeated.")]
+_Precisions = Annotated[
+    list[str] | None, typer.Option("--precision", help="Only rows of runs in fp32, tf32 or bf16; may be repeated.")
+]
 _Select = Annotated[str, typer.Option(help="best-lr: each model at its best learning rate; all: each learning rate.")]
 _Width = Annotated[str, typer.Option(help="single or double: as wide as one or two columns of a paper.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
@@ -24,6 +27,7 @@ def pareto(
     x: Annotated[str, typer.Option(help="What recall costs: any numeric column, e.g. parameters.")] = "state_bytes",
     y: Annotated[str, typer.Option(help="accuracy, or of one slice: accuracy@K (pairs), accuracy@LxK.")] = "accuracy",
     suite: _Suites = None,
+    precision: _Precisions = None,
     out: _Out = None,
     select: _Select = "best-lr",
     published: Annotated[bool, typer.Option("--published", help="Add the published points, hollow.")] = False,
@@ -41,7 +45,7 @@ def pareto(
     from basedbench.store import load
 
     path = _target(out, results, "pareto", width)
-    frame = _recall_rows(results, suite)
+    frame = _recall_rows(results, suite, precision)
     if x == COLUMN:
         frame = with_decode_rate(frame, load(results, "throughput"))
     analysis.check_accuracy(frame, y)
@@ -64,6 +68,7 @@ def tradeoff(
     results: _Results = Path("results"),
     y: Annotated[str, typer.Option(help="accuracy, or of one slice: accuracy@K (pairs), accuracy@LxK.")] = "accuracy",
     suite: _Suites = None,
+    precision: _Precisions = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once. Default: the most.")] = None,
     out: _Out = None,
     select: _Select = "best-lr",
@@ -78,7 +83,7 @@ def tradeoff(
     from basedbench.store import load
 
     path = _target(out, results, "tradeoff", width)
-    frame, times = _recall_rows(results, suite), load(results, "throughput")
+    frame, times = _recall_rows(results, suite, precision), load(results, "throughput")
     analysis.check_accuracy(frame, y)
     points = with_decode_rate(analysis.select(frame, [y], select), times, batch)
     note = f"{analysis.selection_note(points, select)} {decoding_note(points)}"
@@ -90,6 +95,7 @@ def tradeoff(
 def slices(
     results: _Results = Path("results"),
     suite: _Suites = None,
+    precision: _Precisions = None,
     out: _Out = None,
     select: _Select = "best-lr",
     width: _Width = "double",
@@ -103,7 +109,7 @@ def slices(
     from basedbench.plots.style import save
 
     path = _target(out, results, "slices", width)
-    frame = _recall_rows(results, suite)
+    frame = _recall_rows(results, suite, precision)
     metrics = figures.slice_metrics(frame)
     points = analysis.select(frame, ["state_bytes", *metrics], select).sort_values(["family", "state_bytes"])
     note = analysis.selection_note(points, select)
@@ -210,7 +216,7 @@ def _target(out: Path | None, results: Path, name: str, width: str) -> Path:
     return path
 
 
-def _recall_rows(results: Path, suites: list[str] | None) -> "pd.DataFrame":
+def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] | None) -> "pd.DataFrame":
     from basedbench.analysis.suites import as_last_set, check_one_test, of_suites
     from basedbench.store import load
 
@@ -218,6 +224,7 @@ def _recall_rows(results: Path, suites: list[str] | None) -> "pd.DataFrame":
     for name, count in earlier.items():
         rows = "1 row is" if count == 1 else f"{count} rows are"
         typer.echo(f"{rows} left out: of another task that the suite {name} had before.", err=True)
+    frame = _only(frame, "precision", precisions)
     check_one_test(frame)
     return frame
 
@@ -225,7 +232,7 @@ def _recall_rows(results: Path, suites: list[str] | None) -> "pd.DataFrame":
 def _only(rows: "pd.DataFrame", column: str, wanted: list[str] | None) -> "pd.DataFrame":
     from basedbench.errors import UserError, nearest
 
-    known = sorted(rows[column].unique())
+    known = sorted(rows[column].dropna().unique()) if wanted else []
     for name in wanted or ():
         if name not in known:
             what = "operator" if column == "subject" else column

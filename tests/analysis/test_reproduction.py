@@ -39,6 +39,13 @@ def test_another_initialisation_has_no_published_value() -> None:
     assert lines[3] == "| Mamba-2, d64 N8 correct | 8,192 | - | 0.700 | - | 1 | 1 |"
 
 
+def test_the_page_is_of_the_usual_precision() -> None:
+    rows = [row(0.90, precision="bf16"), row(0.7, precision="bf16", d_model=48), row(0.95, precision="fp32")]
+    lines = published_table(pd.DataFrame(rows)).splitlines()
+    assert sorted(line.split("|")[4].strip() for line in lines[2:4]) == ["0.700", "0.900"]
+    assert "fp32" not in "".join(lines)
+
+
 def test_only_the_better_of_two_models_of_a_size_has_the_published_value() -> None:
     mamba = {"family": "mamba", "mixer": "mamba", "layer_mixers": "mamba+mamba", "state_bytes_zoology": 16384}
     narrow, wide = ({"config": f'{{"d_state": {n}}}', "d_model": d} for d, n in ((64, 16), (128, 8)))

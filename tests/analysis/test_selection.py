@@ -85,6 +85,18 @@ def test_models_differ_by_everything_but_rate_and_seed():
     assert len(select(frame(base, *same))) == 1
 
 
+def test_suites_that_ask_for_the_same_are_one_experiment():
+    asked = {"task": "{}", "recipe": '{"epochs": 32}'}
+    shared = [run(1e-2, 0, 0.5, suite=suite, case_id="a", **asked) for suite in ("parity", "figure2")]
+    more = run(1e-2, 1, 0.8, suite="parity", case_id="b", **asked)
+    (point,) = select(frame(*shared, more)).to_dict("records")
+    assert (point["suite"], point["seeds"], point["accuracy"]) == ("figure2", 2, pytest.approx(0.65))
+    other = more | {"recipe": '{"epochs": 64}', "case_id": "c"}
+    assert select(frame(*shared, other))["suite"].tolist() == ["figure2", "parity"]
+    untold = [one | {"recipe": None} for one in (*shared, more)]  # rows of earlier versions
+    assert sorted(select(frame(*untold))["seeds"]) == [1, 2]
+
+
 def test_selection_on_the_validation_split():
     chosen = run(1e-3, 0, 0.6, select_split="validation", validation_accuracy=0.9)
     better_on_test = run(1e-2, 0, 0.8, select_split="validation", validation_accuracy=0.7)

@@ -192,6 +192,15 @@ def test_suites_are_told_apart(mistake, plot, tmp_path):
     assert "mine, other, theirs were tested on different tasks" in mistake("pareto", "--results", folder)
 
 
+def test_precisions_can_be_told_apart(mistake, plot, tmp_path):
+    folder = tmp_path / "precisions"
+    for number, precision in enumerate(("bf16", "fp32")):
+        Store(folder).write("recall", RUNS[number] | {"precision": precision})
+    both, one = (as_json(plot("pareto", *chosen, "--json", folder=folder)) for chosen in ([], ["--precision", "fp32"]))
+    assert [len(both["points"]), [point["precision"] for point in one["points"]]] == [2, ["fp32"]]
+    assert "fp16" in mistake("tradeoff", "--precision", "fp16", "--results", folder)
+
+
 def test_published_points_come_with_a_comparison(plot, tmp_path):
     lengths = ("64x4", "64x8", "64x16", "128x32", "256x64", "512x128", "1024x256")
     row = recall_row(0, "based", {"feature_dim": 16}, 0.9, 40_548, accuracy_by_slice=dict.fromkeys(lengths, 0.9))
