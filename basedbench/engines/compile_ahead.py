@@ -1,14 +1,17 @@
 """Compiling kernels for the runs to come, in processes beside the one that trains.
 
-Triton keeps what it compiled on disk, for every process. A worker that trains compiles on one core while its device
-waits; these processes take one run of every other model through each kind of step once, on the machine's other cores.
-What fails here fails again in the run itself, which then says so.
+Triton keeps what it compiled on disk, for every process. A worker that trains compiles one kernel after the other while
+its device waits; these processes take one run of every model through each kind of step once, on the machine's other
+cores, each with threads that compile a step's kernels side by side. Of the first model, which a worker begins with at
+once, they thus have most kernels before the worker comes to them. What fails here fails again in the run itself, which
+then says so.
 """
 
 import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -16,6 +19,8 @@ from basedbench.signals import ctrl_c_ignored
 from basedbench.training.cases import RecallCase
 
 MOST_PROCESSES = 12
+NICE = 10  # the worker's turn to enqueue comes first
+READ_BY_PYTORCH = ("take_batch_kernel",)  # its tokens and positions index tables
 MEMORY_EACH = 6 * 2**30  # bytes of the device: a CUDA context, the data, and the activations of the widest steps
 
 
@@ -43,8 +48,8 @@ def seats(devices: Sequence[str], cores: int) -> list[str]:
 def compile_ahead(
     cases: Sequence[RecallCase], devices: Sequence[str], cores: int, plugins: Sequence[str] = ()
 ) -> list[multiprocessing.process.BaseProcess]:
-    """Start the processes for all models but the first, which a worker itself compiles at once. Not for CPUs."""
-    models = distinct_models(cases)[1:]
+    """Start the processes for all models. Not for CPUs."""
+    models = distinct_models(cases)
     places = seats(devices, cores)[: len(models)]
     context = multiprocessing.get_context("spawn")
     processes = []
@@ -64,6 +69,7 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     from basedbench.engines import determinism, kernel_keys
     from basedbench.engines.worker import set_precision
     from basedbench.plugins import load_plugins
+    from basedbench.timing.beside import compile_beside
     from basedbench.training.data import recall_data
     from basedbench.training.run import RecallRun
 
@@ -71,13 +77,15 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     torch.set_num_threads(1)
     determinism.obey()
     if device != "cpu":
+        os.nice(NICE)
         kernel_keys.make_alike()
         torch.cuda.set_device(device)
     load_plugins(plugins)
+    before = partial(compile_beside, device=device, launched=READ_BY_PYTORCH)
     for case in cases:
         set_precision(case.train.precision)
         try:
-            RecallRun(case, recall_data(case, device), device).rehearse()
+            RecallRun(case, recall_data(case, device), device).rehearse(before)
         except Exception:
             continue
 

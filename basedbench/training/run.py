@@ -8,8 +8,9 @@ is recorded once in a CUDA graph and replayed; on a CPU the same functions are s
 import contextlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -170,10 +171,14 @@ class RecallRun:
         elif progress.accuracies[-1] > self.case.train.stop_accuracy:
             progress.stop_reason = f"accuracy above {self.case.train.stop_accuracy:g}"
 
-    def rehearse(self) -> None:
-        """Take every kind of step once, so that its kernels are compiled. The run is spent."""
+    def rehearse(self, before: Callable[[Callable[[], None]], None] = lambda step: None) -> None:
+        """Take every kind of step once, so that its kernels are compiled. The run is spent.
+
+        `before` has each step first; what that computes is never used.
+        """
         self.model.train()
         for step, part, size in self._kinds():
+            before(partial(step, part, size))
             step(part, size)
 
     def _kinds(self) -> list[Call]:

@@ -27,7 +27,7 @@ def test_a_model_is_compiled_for_once():
     assert [(case.mixer, case.d_model) for case in found] == [("based", 16), ("based", 32), ("mamba", 16)]
 
 
-@pytest.mark.parametrize(("cores", "memory", "count"), [(16, 100, 2), (3, 100, 1), (2, 100, 0), (16, 7, 1), (16, 0, 0)])
+@pytest.mark.parametrize(("cores", "memory", "count"), [(16, 100, 3), (3, 100, 1), (2, 100, 0), (16, 7, 1), (16, 0, 0)])
 def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
     monkeypatch.setattr(module, "_free_memory", lambda device: memory * 2**30)
     monkeypatch.setattr(module, "rehearse", len)  # ends at once, whatever it is given
@@ -69,7 +69,7 @@ def test_a_case_that_fails_does_not_keep_the_next_from_its_turn(monkeypatch):
 
     seen = []
 
-    def rehearse(run):
+    def rehearse(run, before):
         seen.append(run.case.d_model)
         raise RuntimeError("no kernel image")
 

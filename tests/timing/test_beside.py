@@ -62,6 +62,15 @@ def test_kernels_are_compiled_at_once_and_loaded_but_not_launched(monkeypatch: p
     assert JITFunction.run is compiler
 
 
+def test_a_kernel_whose_results_are_read_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    monkeypatch.setattr(JITFunction, "run", lambda kernel, *given, **options: launched.append(kernel.__name__))
+    names = [type("Kernel", (), {"__name__": name})() for name in ("places", "forward", "backward", "places")]
+    compile_beside(lambda: [launch(name, 8) for name in names], "cpu", ["places"])
+    assert launched[:2] == ["places", "places"]
+    assert sorted(launched[2:]) == ["backward", "forward"]
+
+
 def test_variants_of_a_kernel_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = Compiler()
     monkeypatch.setattr(JITFunction, "run", compiler)
