@@ -12,7 +12,7 @@ from basedbench.timing.beside import only_launches
 # Whole models are left out too: few and large.
 NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS if backend.name != "sdpa-cudnn"))
 # What these call in company is what they call alone: nothing is tuned by timing, so nothing tuned is kept.
-NOTHING_TO_TUNE = ("ours", "sdpa-cudnn", *NOTHING_TO_COMPILE)
+NOTHING_TO_TUNE = ("ours", "fla-parallel", "fla-fused-chunk", "sdpa-cudnn", *NOTHING_TO_COMPILE)
 # cuDNN compiles for a second, once for all shapes of a kind, what the driver keeps on disk.
 ONCE_A_KIND = ("sdpa-cudnn",)
 # Larger cases are checked in their turn: the device is what they wait for, and their memory may not suffice for two.

@@ -93,11 +93,15 @@ def test_what_fails_hides_nothing_and_is_no_matter(monkeypatch: pytest.MonkeyPat
     assert JITFunction.run is compiler
 
 
-def test_one_kernel_is_left_to_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_kernel_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what tunes, nothing is called but in its turn: what was left out here would be compiled there."""
     compiler = Compiler()
     monkeypatch.setattr(JITFunction, "run", compiler)
     compile_beside(lambda: launch("forward", 8), "cpu")
-    assert not compiler.asked
+    assert compiler.asked == [("forward", 8, True)]
+    assert compiler.loaded == ["forward"]
+    compile_beside(lambda: None, "cpu")
+    assert len(compiler.asked) == 1
 
 
 def test_a_kernel_that_could_not_be_loaded_is_loaded_anew_where_it_is_launched() -> None:

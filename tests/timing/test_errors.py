@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from basedbench.timing.errors import compare
+from basedbench.timing.errors import FLOOR, compare
 
 LENGTH = 1000
 
@@ -40,6 +40,23 @@ def test_twice_the_error_of_the_reference_is_allowed() -> None:
     y, noise = normal(2, LENGTH, 8), 1e-3 * normal(2, LENGTH, 8, seed=1)
     assert judged(y + 1.9 * noise, y, same=y + noise).right
     assert not judged(y + 2.2 * noise, y, same=y + noise).right
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("bf16", 1.65e-3), ("fp16", 2.1e-4)])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e7])  # in float16 nothing, and too much
+def test_a_float32_gradient_is_allowed_what_rounding_it_to_the_cases_dtype_costs(
+    dtype: str, rounding: float, size: float
+) -> None:
+    gradient = size * normal(2, LENGTH, 64)
+    same, noise = gradient.float(), rounding * size * normal(2, LENGTH, 64, seed=1)
+    limit = 2 * rounding + FLOOR[dtype]
+    for share in (0.9, 1.1):
+        off = (gradient + share * limit / rounding * noise).float()
+        assert judged(off, gradient, same, dtype, "gradient of g").right is (share < 1)
+    above_the_floor = (gradient + 1.2 * FLOOR[dtype] / rounding * noise).float()
+    assert judged(above_the_floor, gradient, same, dtype, "gradient of g").right
+    assert not judged(above_the_floor, gradient, same, dtype, "output 1").right
+    assert not judged((1 + 1.2e-5) * gradient, gradient, gradient.float(), "fp32", "gradient of g").right
 
 
 def test_one_wrong_head_of_a_state_shows() -> None:

@@ -79,6 +79,26 @@ def test_compilation_is_told_apart_from_running(clock: MockClock) -> None:
 
 
 @pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize("tunes", [False, True])
+def test_what_a_peer_chooses_from_is_compiled_before_it_chooses(
+    tunes: bool, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, compiled = register(Slow(clock, 5.0)), list[Case]()
+
+    def compile_ahead(case: Case, device: str) -> None:
+        assert not slow.calls
+        compiled.append(case)
+        clock.advance(3.0)
+
+    monkeypatch.setattr(session_module, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(session_module, "only_compiled", lambda case: tunes)
+    session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(round_ms=50), "cpu", clock)
+    facts = session.prepare()
+    assert compiled == [session.case] * tunes
+    assert facts["compile_s"] == pytest.approx(2.0 + 3.0 * tunes - 0.005)
+
+
+@pytest.mark.usefixtures("own_registries")
 def test_long_calls_have_no_warm_up_and_few_estimates(clock: MockClock) -> None:
     slow = register(Slow(clock, 400.0))
     session = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(round_ms=50), "cpu", clock)
