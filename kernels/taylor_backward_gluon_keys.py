@@ -1,4 +1,4 @@
-"""The sweep for dk whose update runs beside the contractions; see `taylor_backward_gluon_queries`."""
+"""The sweep for dk, backwards: that for dq with R for S; see `taylor_backward_gluon_queries`."""
 
 # mypy: allow-untyped-defs
 
@@ -11,25 +11,30 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .taylor_backward_gluon_blocks import NARROW, SMALL_A, SMALL_B
-from .taylor_backward_gluon_query import SIXTEEN, _fill_pick, _side_by_side, _sum_over_first
 from .taylor_backward_gluon_rows import (
+    NARROW,
     PRODUCTS,
+    SIXTEEN,
+    SMALL_A,
+    SMALL_B,
     _allocate_keys,
     _allocate_squares,
     _allocate_values,
     _await,
     _copy_state,
-    _expect,
+    _expect_all,
+    _fetch_all,
     _fill_columns,
+    _fill_pick,
     _first_of,
     _load_state,
     _scaled,
     _second_of,
-    _start_fetch,
+    _side_by_side,
     _start_gradient,
     _start_update,
     _store_features,
+    _sum_over_first,
     _times_second,
     _two_parts,
     _zero_state,
@@ -64,22 +69,6 @@ def _query_moments(q, weighted, ones, moments, query_sum):
     transposed = weighted.permute((1, 0)).load(SMALL_A)
     moments = mma_v2(transposed, q.load(SMALL_B), moments)
     return moments, mma_v2(ones.permute((1, 0)).load(SMALL_A), weighted.load(SMALL_B), query_sum)
-
-
-@gluon.jit
-def _expect_all(qs, ks, vs, dys, stage, pred):
-    _expect(qs, stage, 16, pred)
-    _expect(ks, stage, 16, pred)
-    _expect(vs, stage, 64, pred)
-    _expect(dys, stage, 64, pred)
-
-
-@gluon.jit
-def _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, stage, batch, head, row, pred):
-    _start_fetch(dy_map, dys, stage, batch, head, row, pred)
-    _start_fetch(q_map, qs, stage, batch, head, row, pred)
-    _start_fetch(k_map, ks, stage, batch, head, row, pred)
-    _start_fetch(v_map, vs, stage, batch, head, row, pred)
 
 
 @gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])

@@ -1,4 +1,4 @@
-"""The sweep for dq whose update runs beside the contractions; see `taylor_backward_gluon_kernels` for the formula.
+"""The sweep for dq, forwards; see `taylor_backward_gluon_kernels` for the formula.
 
 A step: features of the keys and the copy of the state to shared memory, barrier; weights; the first G, then the update;
 contractions, of each G while the next is computed; barrier.
@@ -10,27 +10,35 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
+    mma_v2,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from .taylor_backward_gluon_blocks import NARROW, _key_moments
-from .taylor_backward_gluon_query import SIXTEEN, _fill_pick, _side_by_side, _sum_over_first
 from .taylor_backward_gluon_rows import (
+    NARROW,
+    SIXTEEN,
+    SMALL_A,
+    SMALL_B,
     _allocate_keys,
     _allocate_squares,
     _allocate_values,
     _await,
     _copy_state,
     _expect,
+    _expect_all,
+    _fetch_all,
     _fill_columns,
+    _fill_pick,
     _first_of,
     _load_state,
     _second_of,
+    _side_by_side,
     _start_fetch,
     _start_gradient,
     _start_update,
     _store_features,
+    _sum_over_first,
     _times_second,
     _two_parts,
     _zero_state,
@@ -40,19 +48,10 @@ from .taylor_gluon_tiles import BF16, KEYS_SHARED, OPERAND, SQUARE, T, _not_befo
 
 
 @gluon.jit
-def _expect_all(qs, ks, vs, dys, stage, pred):
-    _expect(qs, stage, 16, pred)
-    _expect(ks, stage, 16, pred)
-    _expect(vs, stage, 64, pred)
-    _expect(dys, stage, 64, pred)
-
-
-@gluon.jit
-def _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, stage, batch, head, row, pred):
-    _start_fetch(q_map, qs, stage, batch, head, row, pred)
-    _start_fetch(k_map, ks, stage, batch, head, row, pred)
-    _start_fetch(dy_map, dys, stage, batch, head, row, pred)
-    _start_fetch(v_map, vs, stage, batch, head, row, pred)
+def _key_moments(k, moments, key_sum):
+    k_transposed, k_rows = k.permute((1, 0)).load(SMALL_A), k.load(SMALL_B)
+    ones = gl.full([16, k.shape[0]], 1.0, BF16, layout=SMALL_A)
+    return mma_v2(k_transposed, k_rows, moments), mma_v2(ones, k_rows, key_sum)
 
 
 @gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])
