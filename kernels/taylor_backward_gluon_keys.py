@@ -18,8 +18,10 @@ from .taylor_backward_gluon_rows import (
     SMALL_A,
     SMALL_B,
     _allocate_keys,
+    _allocate_narrow,
     _allocate_squares,
     _allocate_values,
+    _at,
     _await,
     _copy_state,
     _expect_all,
@@ -87,23 +89,16 @@ def key_gradient_kernel(
     dk_pointer += (batch.to(gl.int64) * length * heads + head) * 16
     qs, ks = _allocate_keys(STAGES), _allocate_keys(STAGES)
     vs, dys = _allocate_values(STAGES), _allocate_values(STAGES)
-    squares, features = _allocate_squares(), _allocate_squares()
-    vector = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
-    small_0 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
-    small_1 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
-    smalls = small_0, small_1
-    ones = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    two = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    four = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    squares_at, features_at = _allocate_squares(), _allocate_squares()
+    narrow_at = _allocate_narrow(64), _allocate_narrow(16), _allocate_narrow(16)
+    constants_at = _allocate_narrow(T), _allocate_narrow(T), _allocate_narrow(T), _allocate_narrow(64)
+    rows_at = _allocate_narrow(T), _allocate_narrow(T)
     inverses = gl.allocate_shared_memory(gl.float32, [T], NUMBERS)
-    pick = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
     weighted = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    extra = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    scaled = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    _fill_columns(ones, 0.0, 0.0, 1.0)
-    _fill_columns(two, 1.0, 1.0, 0.0)
-    _fill_columns(four, 4.0, 0.0, 0.0)
-    _fill_pick(pick)
+    _fill_columns(constants_at[0].index(0), 0.0, 0.0, 1.0)
+    _fill_columns(constants_at[1].index(0), 1.0, 1.0, 0.0)
+    _fill_columns(constants_at[2].index(0), 4.0, 0.0, 0.0)
+    _fill_pick(constants_at[3].index(0))
     for i in gl.static_range(STAGES - 1):
         _expect_all(qs, ks, vs, dys, i, i < steps)
     fence_async_shared()
@@ -129,10 +124,13 @@ def key_gradient_kernel(
         first = last - step * T
         q, k = _await(qs, stage, phase, 16), _await(ks, stage, phase, 16)
         v, dy = _await(vs, stage, phase, 64), _await(dys, stage, phase, 64)
+        squares, features, narrow = _at(squares_at, step), _at(features_at, step), _at(narrow_at, step)
+        ones, two, four, pick = _at(constants_at, step)
+        scaled, extra = _at(rows_at, step)
         _scale_queries(q, scaled, weighted, extra, inverses, inverse, weight)
         _store_features(q, features, of_features, True)
         of_features, inverse, weight = _load_rows(inverse_pointer, delta_pointer, first - T, end)
-        _copy_state(squares, vector, smalls, r_0, r_1, r_2, linear, moments, query_sum)
+        _copy_state(squares, narrow, r_0, r_1, r_2, linear, moments, query_sum)
         fence_async_shared()
         barrier()
         _expect_all(qs, ks, vs, dys, ahead, more)
@@ -144,9 +142,9 @@ def key_gradient_kernel(
         _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, ahead, batch, head, later, more)
         r, da = warpgroup_mma_wait(0, [r, da])
         dk = gl.zeros([T, 16], gl.float32, layout=NARROW)
-        dk = warpgroup_mma(v, vector, dk, use_acc=False, is_async=True)
-        dk = warpgroup_mma(k, small_0, dk, is_async=True)
-        dk = warpgroup_mma(ones, small_1, dk, is_async=True)
+        dk = warpgroup_mma(v, narrow[0], dk, use_acc=False, is_async=True)
+        dk = warpgroup_mma(k, narrow[1], dk, is_async=True)
+        dk = warpgroup_mma(ones, narrow[2], dk, is_async=True)
         # Divided by z before it is rounded: with q / z in its stead dk would have three roundings, twice the error.
         ds = _not_after(da * r) * inverses.load(gl.SliceLayout(0, SQUARE))[None, :]
         ds = gl.convert_layout(ds.to(BF16), OPERAND, assert_trivial=True)

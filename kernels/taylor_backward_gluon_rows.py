@@ -5,7 +5,8 @@ are made by rows, two threads a token, and kept in shared memory as second opera
 that an update may begin as soon as the state before it has been copied. The state is S^T, values by features.
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005 (Triton's tuples cannot be unpacked)
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -14,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from .taylor_gluon_states import KEY_SUM, MOMENTS, REST
 from .taylor_gluon_tiles import (
     BF16,
+    KEYS_SHARED,
     KEYS_TILE,
     OPERAND,
     SQUARE,
@@ -55,9 +57,28 @@ PRODUCTS = gl.constexpr(
 
 @gluon.jit
 def _allocate_squares():
-    square_0 = gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
-    square_1 = gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
-    return square_0, square_1, gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
+    """Three times one buffer, for `_at`."""
+    square_0 = gl.allocate_shared_memory(BF16, [1, 64, 64], VALUES_SHARED)
+    square_1 = gl.allocate_shared_memory(BF16, [1, 64, 64], VALUES_SHARED)
+    return square_0, square_1, gl.allocate_shared_memory(BF16, [1, 64, 64], VALUES_SHARED)
+
+
+@gluon.jit
+def _allocate_narrow(rows: gl.constexpr):
+    return gl.allocate_shared_memory(BF16, [1, rows, 16], KEYS_SHARED)
+
+
+@gluon.jit
+def _at(tiles, step):
+    """The only buffer of each, by an index that is zero, which the compiler does not know.
+
+    Descriptors of operands are then computed where they are used, in uniform registers. Known before the loop, some
+    fifty of them take registers that there are not, and come back from memory ahead of each product.
+    """
+    found = ()
+    for i in gl.static_range(len(tiles)):
+        found = found + (tiles[i].index(step >> 24),)
+    return found
 
 
 @gluon.jit
@@ -136,16 +157,16 @@ def _start_gradient(values, square):
 
 
 @gluon.jit
-def _copy_state(squares, vector, smalls, s_0, s_1, s_2, linear, moments, key_sum):
+def _copy_state(squares, narrow, s_0, s_1, s_2, linear, moments, key_sum):
     """bf16 copies as operands, each in an allocation of its own: else there would be barriers between them."""
     squares[0].store(s_0.to(BF16))
     squares[1].store(s_1.to(BF16))
     squares[2].store(s_2.to(BF16))
-    vector.store((linear * 4.0).to(BF16))
-    smalls[0].store(moments.to(BF16))
+    narrow[0].store((linear * 4.0).to(BF16))
+    narrow[1].store(moments.to(BF16))
     # Where `_two_parts` has a one.
     row = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL))
-    smalls[1].store(gl.where((row == 2)[:, None], key_sum * 4.0, 0.0).to(BF16))
+    narrow[2].store(gl.where((row == 2)[:, None], key_sum * 4.0, 0.0).to(BF16))
 
 
 @gluon.jit

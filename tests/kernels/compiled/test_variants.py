@@ -36,8 +36,6 @@ KNOWN_STACKS = {
     ("linear_cross_entropy", "lce_bounded_kernel", "bf16"): 200,  # none in its loop: where it starts again
     ("linear_attention", "block_kernel", "bf16"): 144,  # the gradient of 256 features at once, its mean by its own sums
     ("sliding_window", "_key_value_gradient", "bf16"): 160,  # heads of 70, as 128 wide
-    ("taylor_attention", "query_gradient_kernel", "bf16"): 216,
-    ("taylor_attention", "key_gradient_kernel", "bf16"): 304,
 }
 # Processes to compile in: each imports torch anew.
 PARTS = 4
