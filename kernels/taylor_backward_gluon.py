@@ -14,10 +14,6 @@ from .gluon_modules import gluon_module
 
 # Buffers of 64 tokens: of the sweeps for dq, dk and dv; of 128: of the sums.
 STAGES, SUMS_STAGES = (2, 2, 3), 3
-# Whether in the sweeps for dq and dk the update of the state runs beside the contractions: once seen right on a GPU.
-EARLY_UPDATE = False
-# Whether the sweep for dv is the forward's, backwards, with the state as an operand in registers.
-VALUES_AS_FORWARD = True
 
 
 def _kernels() -> ModuleType | str:
@@ -68,8 +64,7 @@ def backward(
         taylor_gluon.running_sums(slots, initial, cut, value_dim)
     q_map, k_map = (taylor_gluon._map(x, 64, 16) for x in (q, k))
     v_map, y_map, dy_map, dv_map = (taylor_gluon._map(x, 64, 64) for x in (v, y, dy, dv))
-    for_queries = kernels.query_gradient_kernel if EARLY_UPDATE else kernels.query_sweep_kernel
-    for_queries[programs](
+    kernels.query_gradient_kernel[programs](
         q_map, k_map, v_map, dy_map, y_map, inverse, delta, dq, slots, *scalars,
         BEGIN=several or initial is not None, STAGES=STAGES[0], num_warps=4,
     )  # fmt: skip
@@ -80,18 +75,10 @@ def backward(
             STAGES=SUMS_STAGES, num_warps=4,
         )  # fmt: skip
         taylor_gluon.running_sums(slots, None, cut, value_dim)
-    if EARLY_UPDATE:
-        kernels.key_gradient_kernel[programs](
-            q_map, k_map, v_map, dy_map, inverse, delta, dk, slots, *scalars,
-            BEGIN=several, STAGES=STAGES[1], num_warps=4,
-        )  # fmt: skip
-    if VALUES_AS_FORWARD:
-        kernels.value_sweep_kernel[programs](
-            q_map, k_map, dy_map, dv_map, inverse, slots, *scalars, BEGIN=several, STAGES=STAGES[2], num_warps=4
-        )
-    for keys, old in ((True, not EARLY_UPDATE), (False, not VALUES_AS_FORWARD)):
-        if old:
-            kernels.key_value_sweep_kernel[programs](
-                q_map, k_map, v_map, dy_map, dv_map, inverse, delta, dk, slots, *scalars,
-                KEYS=keys, BEGIN=several, STAGES=3, num_warps=4,
-            )  # fmt: skip
+    kernels.key_gradient_kernel[programs](
+        q_map, k_map, v_map, dy_map, inverse, delta, dk, slots, *scalars,
+        BEGIN=several, STAGES=STAGES[1], num_warps=4,
+    )  # fmt: skip
+    kernels.value_sweep_kernel[programs](
+        q_map, k_map, dy_map, dv_map, inverse, slots, *scalars, BEGIN=several, STAGES=STAGES[2], num_warps=4
+    )

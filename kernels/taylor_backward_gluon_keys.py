@@ -1,4 +1,4 @@
-"""The sweep for dk whose update runs beside the contractions; see `taylor_backward_gluon_queries`."""
+"""The sweep for dk, backwards: that for dq with R for S; see `taylor_backward_gluon_queries`."""
 
 # mypy: allow-untyped-defs
 
@@ -11,25 +11,32 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .taylor_backward_gluon_blocks import NARROW, SMALL_A, SMALL_B
-from .taylor_backward_gluon_query import SIXTEEN, _fill_pick, _side_by_side, _sum_over_first
 from .taylor_backward_gluon_rows import (
+    NARROW,
     PRODUCTS,
+    SIXTEEN,
+    SMALL_A,
+    SMALL_B,
     _allocate_keys,
+    _allocate_narrow,
     _allocate_squares,
     _allocate_values,
+    _at,
     _await,
     _copy_state,
-    _expect,
+    _expect_all,
+    _fetch_all,
     _fill_columns,
+    _fill_pick,
     _first_of,
     _load_state,
     _scaled,
     _second_of,
-    _start_fetch,
+    _side_by_side,
     _start_gradient,
     _start_update,
     _store_features,
+    _sum_over_first,
     _times_second,
     _two_parts,
     _zero_state,
@@ -66,22 +73,6 @@ def _query_moments(q, weighted, ones, moments, query_sum):
     return moments, mma_v2(ones.permute((1, 0)).load(SMALL_A), weighted.load(SMALL_B), query_sum)
 
 
-@gluon.jit
-def _expect_all(qs, ks, vs, dys, stage, pred):
-    _expect(qs, stage, 16, pred)
-    _expect(ks, stage, 16, pred)
-    _expect(vs, stage, 64, pred)
-    _expect(dys, stage, 64, pred)
-
-
-@gluon.jit
-def _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, stage, batch, head, row, pred):
-    _start_fetch(dy_map, dys, stage, batch, head, row, pred)
-    _start_fetch(q_map, qs, stage, batch, head, row, pred)
-    _start_fetch(k_map, ks, stage, batch, head, row, pred)
-    _start_fetch(v_map, vs, stage, batch, head, row, pred)
-
-
 @gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])
 def key_gradient_kernel(
     q_map, k_map, v_map, dy_map, inverse_pointer, delta_pointer, dk_pointer, slots,
@@ -98,23 +89,16 @@ def key_gradient_kernel(
     dk_pointer += (batch.to(gl.int64) * length * heads + head) * 16
     qs, ks = _allocate_keys(STAGES), _allocate_keys(STAGES)
     vs, dys = _allocate_values(STAGES), _allocate_values(STAGES)
-    squares, features = _allocate_squares(), _allocate_squares()
-    vector = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
-    small_0 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
-    small_1 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
-    smalls = small_0, small_1
-    ones = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    two = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    four = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
+    squares_at, features_at = _allocate_squares(), _allocate_squares()
+    narrow_at = _allocate_narrow(64), _allocate_narrow(16), _allocate_narrow(16)
+    constants_at = _allocate_narrow(T), _allocate_narrow(T), _allocate_narrow(T), _allocate_narrow(64)
+    rows_at = _allocate_narrow(T), _allocate_narrow(T)
     inverses = gl.allocate_shared_memory(gl.float32, [T], NUMBERS)
-    pick = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
     weighted = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    extra = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    scaled = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    _fill_columns(ones, 0.0, 0.0, 1.0)
-    _fill_columns(two, 1.0, 1.0, 0.0)
-    _fill_columns(four, 4.0, 0.0, 0.0)
-    _fill_pick(pick)
+    _fill_columns(constants_at[0].index(0), 0.0, 0.0, 1.0)
+    _fill_columns(constants_at[1].index(0), 1.0, 1.0, 0.0)
+    _fill_columns(constants_at[2].index(0), 4.0, 0.0, 0.0)
+    _fill_pick(constants_at[3].index(0))
     for i in gl.static_range(STAGES - 1):
         _expect_all(qs, ks, vs, dys, i, i < steps)
     fence_async_shared()
@@ -140,10 +124,13 @@ def key_gradient_kernel(
         first = last - step * T
         q, k = _await(qs, stage, phase, 16), _await(ks, stage, phase, 16)
         v, dy = _await(vs, stage, phase, 64), _await(dys, stage, phase, 64)
+        squares, features, narrow = _at(squares_at, step), _at(features_at, step), _at(narrow_at, step)
+        ones, two, four, pick = _at(constants_at, step)
+        scaled, extra = _at(rows_at, step)
         _scale_queries(q, scaled, weighted, extra, inverses, inverse, weight)
         _store_features(q, features, of_features, True)
         of_features, inverse, weight = _load_rows(inverse_pointer, delta_pointer, first - T, end)
-        _copy_state(squares, vector, smalls, r_0, r_1, r_2, linear, moments, query_sum)
+        _copy_state(squares, narrow, r_0, r_1, r_2, linear, moments, query_sum)
         fence_async_shared()
         barrier()
         _expect_all(qs, ks, vs, dys, ahead, more)
@@ -151,26 +138,26 @@ def key_gradient_kernel(
         r = warpgroup_mma(two, four.permute((1, 0)), r, is_async=True)
         da = warpgroup_mma(v, dy.permute((1, 0)), nothing, use_acc=False, is_async=True)
         da = warpgroup_mma(two, extra.permute((1, 0)), da, is_async=True)
+        gradient = _start_gradient(v, squares[1])
         later = first - (STAGES - 1) * T
         _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, ahead, batch, head, later, more)
-        r, da = warpgroup_mma_wait(0, [r, da])
+        r, da = warpgroup_mma_wait(1, [r, da])
         dk = gl.zeros([T, 16], gl.float32, layout=NARROW)
-        dk = warpgroup_mma(v, vector, dk, use_acc=False, is_async=True)
-        dk = warpgroup_mma(k, small_0, dk, is_async=True)
-        dk = warpgroup_mma(ones, small_1, dk, is_async=True)
+        dk = warpgroup_mma(v, narrow[0], dk, use_acc=False, is_async=True)
+        dk = warpgroup_mma(k, narrow[1], dk, is_async=True)
+        dk = warpgroup_mma(ones, narrow[2], dk, is_async=True)
         # Divided by z before it is rounded: with q / z in its stead dk would have three roundings, twice the error.
         ds = _not_after(da * r) * inverses.load(gl.SliceLayout(0, SQUARE))[None, :]
         ds = gl.convert_layout(ds.to(BF16), OPERAND, assert_trivial=True)
         dk = warpgroup_mma(ds, q, dk, is_async=True)
-        gradient = _start_gradient(v, squares[1])
+        following = _start_gradient(v, squares[0])
         a, b = k.slice(0, 8, dim=1), k.slice(8, 8, dim=1)
         a_i, b_j = _first_of(a), _second_of(b)
-        gradient, dk, ds = warpgroup_mma_wait(0, [gradient, dk, ds])
-        following = _start_gradient(v, squares[0])
+        gradient = warpgroup_mma_wait(5, [gradient])
         picked = _times_second(gradient, b_j)
         dk = warpgroup_mma(picked, pick, dk, is_async=True)
         high = _sum_over_first(gradient, a_i)
-        following, dk, picked = warpgroup_mma_wait(0, [following, dk, picked])
+        following, dk, ds, picked = warpgroup_mma_wait(0, [following, dk, ds, picked])
         gradient = _start_gradient(v, squares[2])
         r_0, r_1, r_2, linear, operand = _start_update(scaled, dy, features, r_0, r_1, r_2, linear)
         low = _sum_over_first(following, a_i)

@@ -1,4 +1,4 @@
-"""The sweep for dq whose update runs beside the contractions; see `taylor_backward_gluon_kernels` for the formula.
+"""The sweep for dq, forwards; see `taylor_backward_gluon_kernels` for the formula.
 
 A step: features of the keys and the copy of the state to shared memory, barrier; weights; the first G, then the update;
 contractions, of each G while the next is computed; barrier.
@@ -10,49 +10,50 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
+    mma_v2,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from .taylor_backward_gluon_blocks import NARROW, _key_moments
-from .taylor_backward_gluon_query import SIXTEEN, _fill_pick, _side_by_side, _sum_over_first
 from .taylor_backward_gluon_rows import (
+    NARROW,
+    SIXTEEN,
+    SMALL_A,
+    SMALL_B,
     _allocate_keys,
+    _allocate_narrow,
     _allocate_squares,
     _allocate_values,
+    _at,
     _await,
     _copy_state,
     _expect,
+    _expect_all,
+    _fetch_all,
     _fill_columns,
+    _fill_pick,
     _first_of,
     _load_state,
     _second_of,
+    _side_by_side,
     _start_fetch,
     _start_gradient,
     _start_update,
     _store_features,
+    _sum_over_first,
     _times_second,
     _two_parts,
     _zero_state,
 )
 from .taylor_gluon_states import SLOT
-from .taylor_gluon_tiles import BF16, KEYS_SHARED, OPERAND, SQUARE, T, _not_before, _place, barrier
+from .taylor_gluon_tiles import BF16, OPERAND, SQUARE, T, _not_before, _place, barrier
 
 
 @gluon.jit
-def _expect_all(qs, ks, vs, dys, stage, pred):
-    _expect(qs, stage, 16, pred)
-    _expect(ks, stage, 16, pred)
-    _expect(vs, stage, 64, pred)
-    _expect(dys, stage, 64, pred)
-
-
-@gluon.jit
-def _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, stage, batch, head, row, pred):
-    _start_fetch(q_map, qs, stage, batch, head, row, pred)
-    _start_fetch(k_map, ks, stage, batch, head, row, pred)
-    _start_fetch(dy_map, dys, stage, batch, head, row, pred)
-    _start_fetch(v_map, vs, stage, batch, head, row, pred)
+def _key_moments(k, moments, key_sum):
+    k_transposed, k_rows = k.permute((1, 0)).load(SMALL_A), k.load(SMALL_B)
+    ones = gl.full([16, k.shape[0]], 1.0, BF16, layout=SMALL_A)
+    return mma_v2(k_transposed, k_rows, moments), mma_v2(ones, k_rows, key_sum)
 
 
 @gluon.jit(do_not_specialize=["length", "heads", "segment", "segments"])
@@ -71,18 +72,12 @@ def query_gradient_kernel(
     qs, ks = _allocate_keys(STAGES), _allocate_keys(STAGES)
     # Of y one buffer is enough: it is read before the barrier that the next is fetched behind.
     vs, dys, ys = _allocate_values(STAGES), _allocate_values(STAGES), _allocate_values(1)
-    squares, features = _allocate_squares(), _allocate_squares()
-    vector = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
-    small_0 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
-    small_1 = gl.allocate_shared_memory(BF16, [16, 16], KEYS_SHARED)
-    smalls = small_0, small_1
-    extra = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    two = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    four = gl.allocate_shared_memory(BF16, [T, 16], KEYS_SHARED)
-    pick = gl.allocate_shared_memory(BF16, [64, 16], KEYS_SHARED)
-    _fill_columns(two, 1.0, 1.0, 0.0)
-    _fill_columns(four, 0.0, 0.0, 4.0)
-    _fill_pick(pick)
+    squares_at, features_at = _allocate_squares(), _allocate_squares()
+    narrow_at = _allocate_narrow(64), _allocate_narrow(16), _allocate_narrow(16)
+    others_at = _allocate_narrow(T), _allocate_narrow(T), _allocate_narrow(T), _allocate_narrow(64)
+    _fill_columns(others_at[1].index(0), 1.0, 1.0, 0.0)
+    _fill_columns(others_at[2].index(0), 0.0, 0.0, 4.0)
+    _fill_pick(others_at[3].index(0))
     for i in gl.static_range(STAGES - 1):
         _expect_all(qs, ks, vs, dys, i, i < steps)
     _expect(ys, 0, 64, True)
@@ -117,9 +112,11 @@ def query_gradient_kernel(
         delta = gl.sum(dy_rows * y, 1)
         of_row = gl.convert_layout(inverse, gl.SliceLayout(1, SQUARE), assert_trivial=True)
         gl.store(delta_pointer + first + row, delta * of_row, mask=first + row < end)
+        squares, features, narrow = _at(squares_at, step), _at(features_at, step), _at(narrow_at, step)
+        extra, two, four, pick = _at(others_at, step)
         _two_parts(extra, gl.convert_layout(-delta, gl.SliceLayout(1, SIXTEEN)))
         _store_features(k, features, inverse, False)
-        _copy_state(squares, vector, smalls, s_0, s_1, s_2, linear, moments, key_sum)
+        _copy_state(squares, narrow, s_0, s_1, s_2, linear, moments, key_sum)
         fence_async_shared()
         barrier()
         _expect_all(qs, ks, vs, dys, ahead, more)
@@ -128,26 +125,26 @@ def query_gradient_kernel(
         r = warpgroup_mma(extra, four.permute((1, 0)), r, is_async=True)
         da = warpgroup_mma(dy, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
         da = warpgroup_mma(extra, two.permute((1, 0)), da, is_async=True)
-        w = warpgroup_mma(q, small_0, nothing_narrow, use_acc=False, is_async=True)
-        w = warpgroup_mma(extra, small_1, w, is_async=True)
+        w = warpgroup_mma(q, narrow[1], nothing_narrow, use_acc=False, is_async=True)
+        w = warpgroup_mma(extra, narrow[2], w, is_async=True)
+        gradient = _start_gradient(dy, squares[1])
         later = first + (STAGES - 1) * T
         _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, ahead, batch, head, later, more)
         _start_fetch(y_map, ys, 0, batch, head, first + T, step + 1 < steps)
-        r, da, w = warpgroup_mma_wait(0, [r, da, w])
+        r, da, w = warpgroup_mma_wait(1, [r, da, w])
         dq = gl.convert_layout(-delta, gl.SliceLayout(1, NARROW))[:, None] * w
-        dq = warpgroup_mma(dy, vector, dq, is_async=True)
+        dq = warpgroup_mma(dy, narrow[0], dq, is_async=True)
         ds = _not_before(da * r)
         ds = gl.convert_layout(ds.to(BF16), OPERAND, assert_trivial=True)
         dq = warpgroup_mma(ds, k, dq, is_async=True)
-        gradient = _start_gradient(dy, squares[1])
+        following = _start_gradient(dy, squares[0])
         a, b = q.slice(0, 8, dim=1), q.slice(8, 8, dim=1)
         a_i, b_j = _first_of(a), _second_of(b)
-        gradient, dq, ds = warpgroup_mma_wait(0, [gradient, dq, ds])
-        following = _start_gradient(dy, squares[0])
+        gradient = warpgroup_mma_wait(3, [gradient])
         picked = _times_second(gradient, b_j)
         dq = warpgroup_mma(picked, pick, dq, is_async=True)
         high = _sum_over_first(gradient, a_i)
-        following, dq, picked = warpgroup_mma_wait(0, [following, dq, picked])
+        following, dq, ds, picked = warpgroup_mma_wait(0, [following, dq, ds, picked])
         gradient = _start_gradient(dy, squares[2])
         s_0, s_1, s_2, linear, operand = _start_update(k, v, features, s_0, s_1, s_2, linear)
         low = _sum_over_first(following, a_i)

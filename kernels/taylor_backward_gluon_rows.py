@@ -1,21 +1,21 @@
-"""Features and states of the sweeps for dq and dk whose updates run beside the contractions. Hopper, up to 64 values.
+"""Features, states and tiles of the sweeps for dq and dk of taylor_attention. Hopper, key width 16, up to 64 values.
 
-phi(x) is the products of halves of `taylor_backward_gluon_blocks`, made by rows, two threads a token, and kept in
-shared memory as second operands: no register waits for a product, so that an update may begin as soon as the state
-before it has been copied. The state is S^T, values by features.
+phi(x) is the three products of the halves a = x[:8], b = x[8:]: a a, a b, b b, 64 features each, no coefficient. They
+are made by rows, two threads a token, and kept in shared memory as second operands: no register waits for a product, so
+that an update may begin as soon as the state before it has been copied. The state is S^T, values by features.
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005 (Triton's tuples cannot be unpacked)
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma
 
-from .taylor_backward_gluon_blocks import NARROW, QUERY_PRODUCTS, SMALL, _square_places
-from .taylor_backward_gluon_query import SIXTEEN
 from .taylor_gluon_states import KEY_SUM, MOMENTS, REST
 from .taylor_gluon_tiles import (
     BF16,
+    KEYS_SHARED,
     KEYS_TILE,
     OPERAND,
     SQUARE,
@@ -27,7 +27,22 @@ from .taylor_gluon_tiles import (
     _rounded,
 )
 
+NARROW = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 16]))
 NARROW_OPERAND = gl.constexpr(gl.DotOperandLayout(0, NARROW.value, 2))
+SMALL = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [1, 4], [16, 8]))
+SMALL_A = gl.constexpr(gl.DotOperandLayout(0, SMALL.value, 2))
+SMALL_B = gl.constexpr(gl.DotOperandLayout(1, SMALL.value, 2))
+SIXTEEN = gl.constexpr(gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0]))
+# (token, i, j), SQUARE when i and j are flattened: what a thread has of G = w S^T.
+QUERY_PRODUCTS = gl.constexpr(
+    gl.DistributedLinearLayout(
+        [[0, 0, 1], [8, 0, 0], [0, 1, 0], [0, 2, 0], [0, 4, 0]],
+        [[0, 0, 2], [0, 0, 4], [1, 0, 0], [2, 0, 0], [4, 0, 0]],
+        [[16, 0, 0], [32, 0, 0]],
+        [],
+        [64, 8, 8],
+    )
+)
 # (token, i, j): a thread has half of the i and all j of a token.
 PRODUCTS = gl.constexpr(
     gl.DistributedLinearLayout(
@@ -42,9 +57,28 @@ PRODUCTS = gl.constexpr(
 
 @gluon.jit
 def _allocate_squares():
-    square_0 = gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
-    square_1 = gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
-    return square_0, square_1, gl.allocate_shared_memory(BF16, [64, 64], VALUES_SHARED)
+    """Three times one buffer, for `_at`."""
+    square_0 = gl.allocate_shared_memory(BF16, [1, 64, 64], VALUES_SHARED)
+    square_1 = gl.allocate_shared_memory(BF16, [1, 64, 64], VALUES_SHARED)
+    return square_0, square_1, gl.allocate_shared_memory(BF16, [1, 64, 64], VALUES_SHARED)
+
+
+@gluon.jit
+def _allocate_narrow(rows: gl.constexpr):
+    return gl.allocate_shared_memory(BF16, [1, rows, 16], KEYS_SHARED)
+
+
+@gluon.jit
+def _at(tiles, step):
+    """The only buffer of each, by an index that is zero, which the compiler does not know.
+
+    Descriptors of operands are then computed where they are used, in uniform registers. Known before the loop, some
+    fifty of them take registers that there are not, and come back from memory ahead of each product.
+    """
+    found = ()
+    for i in gl.static_range(len(tiles)):
+        found = found + (tiles[i].index(step >> 24),)
+    return found
 
 
 @gluon.jit
@@ -72,6 +106,15 @@ def _zero_state():
     square, narrow = gl.zeros([64, 64], gl.float32, layout=SQUARE), gl.zeros([64, 16], gl.float32, layout=NARROW)
     small = gl.zeros([16, 16], gl.float32, layout=SMALL)
     return square, square, square, narrow, small, small
+
+
+@gluon.jit
+def _square_places(i, j):
+    """Where the values of x_i x_j begin in a slot."""
+    turn = (j - i + 16) % 16
+    feature = gl.where(turn < 8, 16 * turn + i, 16 * (16 - turn) + j)
+    # Products of opposites are among the rest.
+    return 64 * gl.where(turn == 8, 144 + i, feature)
 
 
 @gluon.jit
@@ -114,16 +157,23 @@ def _start_gradient(values, square):
 
 
 @gluon.jit
-def _copy_state(squares, vector, smalls, s_0, s_1, s_2, linear, moments, key_sum):
+def _copy_state(squares, narrow, s_0, s_1, s_2, linear, moments, key_sum):
     """bf16 copies as operands, each in an allocation of its own: else there would be barriers between them."""
     squares[0].store(s_0.to(BF16))
     squares[1].store(s_1.to(BF16))
     squares[2].store(s_2.to(BF16))
-    vector.store((linear * 4.0).to(BF16))
-    smalls[0].store(moments.to(BF16))
+    narrow[0].store((linear * 4.0).to(BF16))
+    narrow[1].store(moments.to(BF16))
     # Where `_two_parts` has a one.
     row = gl.arange(0, 16, layout=gl.SliceLayout(1, SMALL))
-    smalls[1].store(gl.where((row == 2)[:, None], key_sum * 4.0, 0.0).to(BF16))
+    narrow[2].store(gl.where((row == 2)[:, None], key_sum * 4.0, 0.0).to(BF16))
+
+
+@gluon.jit
+def _sum_over_first(gradient, x_i):
+    """sum_i G_ij x_i: (token, j)."""
+    gradient = gl.convert_layout(gradient.reshape([64, 8, 8]), QUERY_PRODUCTS, assert_trivial=True)
+    return gl.sum(gradient * x_i.to(gl.float32), 1)
 
 
 @gluon.jit
@@ -133,6 +183,21 @@ def _times_second(gradient, x_j):
     products = (gradient * x_j.to(gl.float32)).reshape([64, 64])
     products = gl.convert_layout(products, SQUARE, assert_trivial=True).to(BF16)
     return gl.convert_layout(products, OPERAND, assert_trivial=True)
+
+
+@gluon.jit
+def _side_by_side(low, high):
+    """(64,8) twice -> (64,16)."""
+    both = gl.join(low, high).permute((0, 2, 1)).reshape([64, 16])
+    return gl.convert_layout(both, NARROW, assert_trivial=True)
+
+
+@gluon.jit
+def _fill_pick(tile):
+    """(64,16): feature (i, j) counts for column i."""
+    row = gl.arange(0, 64, layout=gl.SliceLayout(1, SIXTEEN))
+    column = gl.arange(0, 16, layout=gl.SliceLayout(0, SIXTEEN))
+    tile.store(gl.where((row // 8)[:, None] == column[None, :], 1.0, 0.0).to(BF16))
 
 
 @gluon.jit
@@ -177,6 +242,23 @@ def _await(tiles, stage, phase, width: gl.constexpr):
 @gluon.jit
 def _start_fetch(tensor_map, tiles, stage, batch, head, row, pred):
     _fetch(tensor_map, tiles[0].index(stage), tiles[1].index(stage), batch, head, row, 0, pred)
+
+
+@gluon.jit
+def _expect_all(qs, ks, vs, dys, stage, pred):
+    """All tiles of 64 tokens in one stage."""
+    _expect(qs, stage, 16, pred)
+    _expect(ks, stage, 16, pred)
+    _expect(vs, stage, 64, pred)
+    _expect(dys, stage, 64, pred)
+
+
+@gluon.jit
+def _fetch_all(q_map, k_map, v_map, dy_map, qs, ks, vs, dys, stage, batch, head, row, pred):
+    _start_fetch(dy_map, dys, stage, batch, head, row, pred)
+    _start_fetch(q_map, qs, stage, batch, head, row, pred)
+    _start_fetch(k_map, ks, stage, batch, head, row, pred)
+    _start_fetch(v_map, vs, stage, batch, head, row, pred)
 
 
 @gluon.jit

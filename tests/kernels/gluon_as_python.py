@@ -16,7 +16,7 @@ from torch import Tensor
 from basedbench.kernels import taylor_gluon, taylor_gluon_states
 
 SOURCES = Path(taylor_gluon.__file__).parent
-BACKWARD = "blocks", "sums", "values", "query", "rows", "queries", "keys", "kernels"
+BACKWARD = "sums", "values", "rows", "queries", "keys", "kernels"
 MODULES = (
     *(f"taylor_gluon_{part}" for part in ("tiles", "features", "sums", "serial")),
     *(f"taylor_backward_gluon_{part}" for part in BACKWARD),

@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from basedbench.checking.operators import FORMS, arguments_of, sequence_results, step_results
 from basedbench.checking.problems import AWKWARD, COVERAGE, Problem, problems_of
 from basedbench.kernels import ssd_plan
-from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
+from tests.kernels.compiled.sass import stack_bytes, unwritten_reads, waits_a_product
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 DESCRIPTORS = ("wgmma.", "cp.async.bulk")
@@ -122,6 +122,7 @@ def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dic
         "read": reads,
         "suspicions": [str(one) for one in unwritten_reads(dump)],
         "stack": stack_bytes(dump),
+        "waits": waits_a_product(dump),
         "shared": kernel.metadata.shared,
     }
 

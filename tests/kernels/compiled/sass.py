@@ -69,6 +69,11 @@ def stack_bytes(usage: str) -> int:
     return max((int(size) for size in _STACK.findall(usage)), default=0)
 
 
+def waits_a_product(sass: str) -> float:
+    """How often warpgroup products are waited for: once each where ptxas, short of registers, puts them in series."""
+    return sass.count("WARPGROUP.DEPBAR") / max(1, sass.count(" HGMMA."))
+
+
 def _target(opcode: str, operands: list[str]) -> int | None:
     """The operand that is written, if that is a uniform register: the first one that is no predicate."""
     if not opcode.startswith(_WRITERS) or opcode.startswith(_NO_WRITERS):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.kernels.compiled.sass import registers, stack_bytes, unwritten_reads
+from tests.kernels.compiled.sass import registers, stack_bytes, unwritten_reads, waits_a_product
 
 
 def code(*instructions: str, function: str = "kernel") -> str:
@@ -78,3 +78,10 @@ def test_stack() -> None:
     usage = " Function a:\n  REG:229 STACK:0 SHARED:1024\n Function b:\n  REG:255 STACK:80 SHARED:0"
     assert stack_bytes(usage) == 80
     assert stack_bytes("") == 0
+
+
+def test_waits_for_products_are_counted() -> None:
+    product, wait = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+    assert waits_a_product(code(product, product, product, product, wait)) == 0.25
+    assert waits_a_product(code(product, wait, product, wait)) == 1.0
+    assert waits_a_product(code("MOV R3, R4")) == 0.0

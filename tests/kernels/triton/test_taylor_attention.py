@@ -98,6 +98,22 @@ def test_long_and_wide(randn, device, dtype, shape, with_state):
     compare(randn, device, dtype, shape, with_state=with_state)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
+@pytest.mark.parametrize("shape", [(100, 16, 200), (600, 16, 256), (600, 32, 256)])
+def test_values_beyond_128(randn, device, shape):
+    """bf16 alone: wider dtypes do not fit into shared memory."""
+    compare(randn, device, torch.bfloat16, shape, with_state=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU they take everything")
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("shape", [(600, 16, 64), (4097, 16, 48)])
+def test_plain_kernels_where_there_is_no_gluon(randn, device, monkeypatch, shape, with_state):
+    """bf16 through segments, which Gluon takes on Hopper otherwise."""
+    monkeypatch.setattr(taylor_gluon, "_kernels", lambda: "no Gluon")
+    compare(randn, device, torch.bfloat16, shape, with_state=with_state)
+
+
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("shape", [(70, 8, 20), (17, 16, 48), (70, 24, 20), (300, 16, 16)])
 def test_state_is_the_packed_one_of_the_reference(randn, relative_error, device, shape, with_state):

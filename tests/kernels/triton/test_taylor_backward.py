@@ -39,20 +39,13 @@ def compare(ours, q, k, v, dy, state=None) -> None:
         assert error <= 2 * reference_error + FLOOR, name
 
 
-def choose(monkeypatch, new) -> None:
-    """All sweeps in the form of before, or in the new one."""
-    for name in ("EARLY_UPDATE", "VALUES_AS_FORWARD"):
-        monkeypatch.setattr(taylor_backward_gluon, name, new)
-
-
 # Whole sequences, segments, a last tile that is not full.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels themselves are tested")
-@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize(
     ("length", "value_dim", "segment", "with_state"),
     [(128, 64, 128, False), (200, 48, 128, False), (300, 64, 128, True), (100, 64, 128, True)],
 )
-def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_state, new):
+def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_state):
     kernels = kernels_as_python()
 
     def wrap(name):
@@ -61,11 +54,7 @@ def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_s
 
         return Launcher(kernels, launch)
 
-    names = [
-        name
-        for name in vars(kernels)
-        if name.endswith(("_sums_kernel", "_sweep_kernel", "_gradient_kernel", "serial_kernel"))
-    ]
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
     fakes = SimpleNamespace(**{name: wrap(name) for name in names})
     q, k, v, dy = tensors(randn, length, value_dim)
     state = None
@@ -79,7 +68,6 @@ def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_s
     slots = torch.full(taylor_gluon.slots_shape(cut), POISON)
     monkeypatch.setattr(taylor_gluon, "plan", lambda *_: cut)
     monkeypatch.setattr(taylor_gluon, "_map", lambda x, rows, columns: x)
-    choose(monkeypatch, new)
     for module in (taylor_gluon, taylor_backward_gluon):
         monkeypatch.setattr(module, "_kernels", lambda: fakes)
         monkeypatch.setattr(module, "ModuleType", SimpleNamespace)
@@ -91,7 +79,6 @@ def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_s
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon needs a GPU")
-@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("segments", [1, 4])
 @pytest.mark.parametrize(
     ("length", "value_dim", "with_state"),
@@ -100,8 +87,7 @@ def test_sweeps_as_python(randn, monkeypatch, length, value_dim, segment, with_s
         (65, 64, True), (129, 24, True), (640, 8, True), (1000, 64, True),
     ],
 )  # fmt: skip
-def test_on_a_gpu(randn, device, monkeypatch, length, value_dim, with_state, segments, new):
-    choose(monkeypatch, new)
+def test_on_a_gpu(randn, device, monkeypatch, length, value_dim, with_state, segments):
     q, k, v, dy = (x.to(device) for x in tensors(randn, length, value_dim))
     state = None
     if with_state:
