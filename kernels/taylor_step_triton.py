@@ -4,8 +4,7 @@ Memory bound: 2 F (V + 1) floats per head against about as many multiply-adds. O
 needs all features of a row; all loads of a tile are in flight before its first store. In place, hence never autotuned,
 and every element must have one thread that loads and stores it: a vector shorter than the threads of a program is
 replicated over them, and one thread may load what another has stored. So a program has as many threads as a block has
-features: then also each feature is formed once, and not by every thread that needs it. Up to some hundred
-features `taylor_step_gluon` does all this where there is Gluon.
+features: then also each feature is formed once, and not by every thread that needs it.
 """
 
 # mypy: allow-untyped-defs
@@ -16,11 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .gluon_modules import gluon_module
-
-MODULE = "taylor_step_gluon"
-SHARED_BYTES = 0  # of a state in shared memory at a time: 48 kB once the kernel has been seen right on a GPU
-MOST_TILES = 12  # of 32 features: the loop over them is unrolled
 
 
 @triton.jit
@@ -90,21 +84,11 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     batch, heads, keys = q.shape
     values, features = v.shape[-1], state.shape[2]
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    given = q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads
-    padded, width = max(32, triton.next_power_of_2(features)), max(32, triton.next_power_of_2(values))
-    whole = gluon_module(MODULE)
-    tiles, buffers = triton.cdiv(features, 32), SHARED_BYTES // (32 * width * 4)
-    if min(tiles, 2) <= buffers and tiles <= MOST_TILES and not isinstance(whole, str):
-        warps = min(4 if width <= 64 else 8, padded // 32)
-        whole.step_kernel[(batch * heads,)](
-            *given, K=keys, V=values, F=features, BLOCK_F=padded, BLOCK_V=width, BUFFERS=min(tiles, buffers),
-            WARPS=warps, num_warps=warps,
-        )  # fmt: skip
-        return y
-    block = min(256, padded)
+    block = min(256, max(32, triton.next_power_of_2(features)))
     step_kernel[(batch * heads,)](
-        *given, K=keys, V=values, TILE=min(64, triton.next_power_of_2(values)), BLOCK=block, num_warps=block // 32
-    )
+        q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
+        K=keys, V=values, TILE=min(64, triton.next_power_of_2(values)), BLOCK=block, num_warps=block // 32,
+    )  # fmt: skip
     return y
 
 

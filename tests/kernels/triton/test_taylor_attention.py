@@ -6,7 +6,6 @@ from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
 from basedbench.kernels import taylor_gluon
-from basedbench.kernels import taylor_step_triton as step_form
 from basedbench.kernels.precision import precision_of
 from basedbench.kernels.slices import cut
 from basedbench.kernels.taylor_attention import reference, step_reference
@@ -32,12 +31,6 @@ def poisoned_memory(device):
     """Freed memory full of NaN: what is read before it is written shows."""
     freed = [torch.full((size,), float("nan"), device=device) for size in (1 << 10, 1 << 16, 1 << 22)]
     del freed
-
-
-@pytest.fixture(params=[0, 48 * 1024], ids=["by registers", "by shared memory"])
-def either_step(request, monkeypatch) -> None:
-    """Steps by one kernel or the other."""
-    monkeypatch.setattr(step_form, "SHARED_BYTES", request.param)
 
 
 def inputs(randn, device, dtype, length, key_dim, value_dim, batch=1, heads=2, scale=1.0) -> list[Tensor]:
@@ -170,7 +163,6 @@ def test_what_the_kernels_leave_to_the_reference(randn, device):
         assert refuse(q, k, v, state, True) is None
 
 
-@pytest.mark.usefixtures("either_step")
 @pytest.mark.parametrize(
     ("key_dim", "value_dim", "batch"),
     [(8, 48, 2), (16, 112, 2), (16, 64, 1), (24, 20, 2), (32, 16, 1), (5, 16, 2), (2, 1, 1)],
@@ -187,7 +179,6 @@ def test_decode_steps(randn, relative_error, device, key_dim, value_dim, batch):
     assert relative_error(state, exact_state) < 1e-6
 
 
-@pytest.mark.usefixtures("either_step")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
 def test_a_prefix_and_many_steps_give_the_whole(randn, relative_error, device):
     """4,096 steps after 1,000 tokens; the normaliser does not drift."""
