@@ -1,6 +1,7 @@
 """`attention_decode` and `sliding_window_step` in Triton: one launch, or two where the sequence is cut into parts.
 
-Rings that fit into shared memory take the way of `sliding_window_step_gluon`; what follows is about the others.
+Rings of 16-bit numbers that fit into shared memory several times take the way of `sliding_window_step_gluon`; what
+follows is about the others.
 
 Memory bound: each key and value is read once, for about as many multiply-adds as it has elements. A program takes one
 head of one sequence (or a part of its keys) and walks over tiles of keys. Every row of a tile keeps a softmax and
@@ -15,6 +16,7 @@ device: the grid depends on shapes alone, and programs with nothing to read leav
 # mypy: allow-untyped-defs
 
 import math
+from functools import lru_cache
 from types import ModuleType
 from typing import cast
 
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from .dense_rows import dense_rows
 from .gluon_modules import gluon_module
+from .multiprocessors import multiprocessors
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,8 +36,9 @@ TILE = 1024  # elements of keys (or of values) in a warp's part of a tile: 32 a 
 ENOUGH = 1024  # programs; with fewer heads than that the sequence is cut
 MOST_PARTS = 32
 STAGES = 1  # of the loop over keys: with more, tiles wait in shared memory
-RINGS, RING_WARPS = "sliding_window_step_gluon", 4
-SHARED_BYTES = 0  # of a head's ring in shared memory, at most: 72 kB once the kernel has been seen right on a GPU
+RINGS = "sliding_window_step_gluon"
+LARGEST_RING = 48 * 1024  # bytes of a head's ring in shared memory: four programs a multiprocessor of 228 kB
+MANY = 256  # programs of a ring each: with so many, two warps do; fewer programs are each the sooner done with four
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -189,9 +193,16 @@ def _whole(*given: Tensor) -> bool:
         return False
     keys, values = given[3:]
     rows, block = _ring_tile(keys, values)
-    return (
-        keys.dtype == values.dtype and 3 * rows * block * 2 <= SHARED_BYTES and not isinstance(gluon_module(RINGS), str)
-    )
+    fits = keys.dtype == values.dtype and 3 * rows * block * keys.element_size() <= LARGEST_RING
+    return fits and _has_copies(keys.device)
+
+
+@lru_cache
+def _has_copies(device: torch.device) -> bool:
+    """Whether copies to shared memory pass by the registers: from compute capability 8.0 on, where a program may have
+    at least 99 kB of it, and before that 64 at most."""
+    capable = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return capable and not isinstance(gluon_module(RINGS), str)
 
 
 def _ring_tile(keys: Tensor, values: Tensor) -> tuple[int, int]:
@@ -206,12 +217,17 @@ def _launch_whole(
     (batch, heads, K), V, slots = q.shape, v.shape[-1], keys.shape[1]
     rows_of_angles = (0, 0) if cos is None or sin is None else (cos.stride(0), sin.stride(0))
     rows, block = _ring_tile(keys, values)
-    cast(ModuleType, gluon_module(RINGS)).ring_kernel[(batch * heads,)](
-        q, k, v, keys, values, position, cos, sin, y, heads, scale * math.log2(math.e), position.stride(0),
+    warps = 2 if batch * heads >= MANY else 4
+    together = min(8, 4 * LARGEST_RING // (3 * rows * block * keys.element_size()))
+    limit = {"maxnreg": 128} if together == 8 else {}  # that so many do fit on a multiprocessor
+    programs = min(batch * heads, together * multiprocessors(keys.device))
+    cast(ModuleType, gluon_module(RINGS)).ring_kernel[(programs,)](
+        q, k, v, keys, values, position, cos, sin, y, heads, batch * heads, scale * math.log2(math.e),
+        position.stride(0),
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
         values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,
-        SLOTS=slots, BLOCK=block, ROWS=rows, HALF=0 if cos is None else cos.shape[-1], WARPS=RING_WARPS,
-        num_warps=RING_WARPS,
+        SLOTS=slots, BLOCK=block, ROWS=rows, HALF=0 if cos is None else cos.shape[-1], WARPS=warps,
+        num_warps=warps, **limit,
     )  # fmt: skip
 
 

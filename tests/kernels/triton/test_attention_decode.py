@@ -28,14 +28,18 @@ if not interpreted:
         (1, 16, 16, 64, 64, 8192, [8000]),
         (2, 8, 2, 128, 128, 99, [98, 0]),
     ]
-RING_BYTES = 72 * 1024
+# Heads, widths of keys and values, slots.
+RINGS = [
+    (3, (64, 32), 20),
+    (2, (80, 80), 64),
+    (1, (64, 128), 128),
+    (2, (48, 48), 128),
+    (1, (112, 112), 64),
+    (2, (112, 112), 128),
+    (1, (128, 128), 128),
+]
 # Beyond twice the reference's own error: what is left where that happens to be small.
 FLOOR = {torch.float32: 3e-7, torch.float16: 1e-4, torch.bfloat16: 1e-3}
-
-
-@pytest.fixture(autouse=True)
-def rings_in_shared_memory(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "SHARED_BYTES", RING_BYTES)
 
 
 def drawn(randn, device, dtype, batch, heads, groups, key_dim, value_dim, slots, lengths) -> list[Tensor]:
@@ -104,27 +108,67 @@ def test_ring(randn, relative_error, device, dtypes, width, window):
         compare(relative_error, inputs, ring=True, rotated=width)
 
 
+# Interpreted, a program runs alone, whatever its warps.
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("rotated", [0, 12, 32, 64])
-@pytest.mark.parametrize(("heads", "widths", "slots"), [(3, (64, 32), 20), (2, (80, 80), 64), (1, (64, 128), 128)])
-def test_whole_rings(randn, relative_error, device, monkeypatch, heads, widths, slots, rotated):
-    """Several heads, of unequal widths, by one kernel and by the other: the same state, to the last bit."""
-    inputs = drawn(
-        randn, device, torch.float16, 3, heads, heads, *widths, slots, [slots // 3, slots - 1, 7 * slots + 5]
-    )
+@pytest.mark.parametrize("many", [1] if interpreted else [1, 1 << 20], ids="from {} programs".format)
+@pytest.mark.parametrize("rotated", [0, 12, 32, "all"])
+@pytest.mark.parametrize(("heads", "widths", "slots"), RINGS)
+def test_whole_rings(randn, relative_error, device, monkeypatch, heads, widths, slots, rotated, many):
+    """By two warps and by four, and by the kernel of rings that do not fit: the same state, to the last bit."""
+    monkeypatch.setattr(kernels, "MANY", many)
+    rotated = widths[0] if rotated == "all" else rotated
+    positions = [0, slots // 3, slots - 1, slots, 7 * slots + 5]
+    inputs = drawn(randn, device, torch.float16, 5, heads, heads, *widths, slots, positions)
     for cache in inputs[3:5]:
         cache.nan_to_num_()
     assert kernels._whole(*inputs[:5])
     compare(relative_error, inputs, ring=True, rotated=rotated)
     angles = rotary_angles(inputs[5], rotated) if rotated else None
     found = []
-    for whole in (True, False):
-        monkeypatch.setattr(kernels, "SHARED_BYTES", RING_BYTES if whole else 0)
+    for largest in (kernels.LARGEST_RING, 0):
+        monkeypatch.setattr(kernels, "LARGEST_RING", largest)
         own = copies(inputs)
         y = kernels.attention_decode(*own, scale=None, angles=angles, ring=True)
         found.append([y, *own[3:5]])
     torch.testing.assert_close(found[0][0], found[1][0], rtol=2e-3, atol=1e-4)
     assert all(map(torch.equal, found[0][1:], found[1][1:]))
+
+
+@pytest.mark.parametrize("rotated", [0, 16])
+@pytest.mark.parametrize(("widths", "slots"), [((64, 64), 24), ((48, 128), 64)])
+def test_ring_after_ring(randn, device, monkeypatch, widths, slots, rotated):
+    """Programs of several rings each, not all of them equally many, against programs of one."""
+    inputs = drawn(randn, device, torch.float16, 7, 5, 5, *widths, slots, [0, 3, slots - 1, slots, 99, 5 * slots, 2])
+    for cache in inputs[3:5]:
+        cache.nan_to_num_()
+    angles = rotary_angles(inputs[5], rotated) if rotated else None
+    found = []
+    for multiprocessors in (1 << 20, 1):
+        monkeypatch.setattr(kernels, "multiprocessors", lambda device, n=multiprocessors: n)
+        own = copies(inputs)
+        assert kernels._whole(*own[:5])
+        y = kernels.attention_decode(*own, scale=None, angles=angles, ring=True)
+        found.append((y, *own[3:5]))
+    assert all(map(torch.equal, *found))
+
+
+def test_steps_past_the_end_of_a_ring(randn, relative_error, device, monkeypatch):
+    """From an empty ring on, token by token: every slot is taken, read and taken again."""
+    monkeypatch.setattr(kernels, "MANY", 4)  # of 2 x 2
+    window, rotated = 16, 16
+    inputs = drawn(randn, device, torch.float16, 2, 2, 2, 48, 48, window, [0, 0])
+    rings, position = [torch.zeros_like(x) for x in inputs[3:5]], inputs[5]
+    exact_rings = [x.double() for x in rings]
+    for _ in range(2 * window + 3):
+        q, k, v = (randn(*x.shape).to(device, x.dtype) for x in inputs[:3])
+        angles = rotary_angles(position, rotated)
+        wide = tuple(x.double() for x in angles)
+        assert kernels._whole(q, k, v, *rings)
+        y = kernels.attention_decode(q, k, v, *rings, position, scale=None, angles=angles, ring=True)
+        exact = window_reference(q.double(), k.double(), v.double(), *exact_rings, position, angles=wide, count=False)
+        assert relative_error(y, exact) < 2e-3
+        position += 1
+    assert all(relative_error(mine, exact) < 1e-3 for mine, exact in zip(rings, exact_rings, strict=True))
 
 
 def test_which_rings_are_whole(randn, device):
@@ -133,9 +177,17 @@ def test_which_rings_are_whole(randn, device):
 
     assert whole(torch.float16, 64, 128)
     assert whole(torch.bfloat16, 112, 128)
+    assert whole(torch.bfloat16, 48, 256)
     assert not whole(torch.bfloat16, 112, 400)  # too large
+    assert not whole(torch.bfloat16, 128, 129)
     assert not whole(torch.bfloat16, 70, 16)
     assert not whole(torch.float32, 64, 16)
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((8, 6), True), ((12, 0), True)])
+def test_which_devices_copy_past_their_registers(monkeypatch, capability, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernels._has_copies.__wrapped__(torch.device("cuda", 0)) is has
 
 
 def test_one_length_for_all_sequences(randn, relative_error, device):
