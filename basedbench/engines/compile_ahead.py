@@ -77,15 +77,16 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     torch.set_num_threads(1)
     determinism.obey()
     if device != "cpu":
-        os.nice(NICE)
+        if hasattr(os, "nice"):
+            os.nice(NICE)
         kernel_keys.make_alike()
         torch.cuda.set_device(device)
     load_plugins(plugins)
-    before = partial(compile_beside, device=device, launched=READ_BY_PYTORCH)
+    before = (partial(compile_beside, device=device, launched=READ_BY_PYTORCH),) if device != "cpu" else ()
     for case in cases:
         set_precision(case.train.precision)
         try:
-            RecallRun(case, recall_data(case, device), device).rehearse(before)
+            RecallRun(case, recall_data(case, device), device).rehearse(*before)
         except Exception:
             continue
 

@@ -86,13 +86,16 @@ class Worker:
 
     def _steps(self, entry: Active) -> Iterator[bool]:
         """The run from its data to its end; building belongs to it, so that a failure there is the run's own."""
-        set_precision(entry.case.train.precision)
+        precision = entry.case.train.precision
+        set_precision(precision)
         entry.sizes = model_sizes(entry.case)  # a state that cannot be begun fails here, not behind an hour of training
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
         entry.run = RecallRun(entry.case, data, self.device)
         entry.progress = entry.run.progress
-        yield from entry.run.train()
+        for working in entry.run.train():
+            yield working
+            set_precision(precision)  # another run may have begun meanwhile
 
     def _advance(self, entry: Active) -> bool:
         """Let a run enqueue its next piece; True unless it only waits."""

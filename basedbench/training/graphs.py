@@ -5,8 +5,8 @@ On a CPU `Recorder` calls the step itself, so that the trainer is one piece of c
 """
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -72,11 +72,12 @@ class Recorder:
         """Start copying a small tensor to the host."""
         return Fetch(tensor)
 
-    def record(self, steps: Sequence[Call], changed: Sequence[Tensor]) -> None:
+    def record(self, steps: Sequence[Call], changed: Sequence[Tensor]) -> Iterator[None]:
         """Record every step as a graph on the current stream. `changed` is all that the steps alter.
 
         Each step runs once for real first, since libraries set themselves up on first use and that must not be
-        recorded; what it altered is put back afterwards.
+        recorded; what it altered is put back afterwards. A model's first steps load its kernels, which takes seconds:
+        whoever drives this may do something else after each of them.
         """
         if self.device.type != "cuda":
             return
@@ -84,17 +85,14 @@ class Recorder:
         state = self.generator.get_state()
         for step, part, size in steps:
             step(part, size)
+            yield
         with torch.no_grad():
             torch._foreach_copy_([tensor.detach() for tensor in changed], saved)
         self.generator.set_state(state)
-        gc_was_on = gc.isenabled()
-        gc.disable()  # a collection inside a recording could free another pool's memory into it
-        try:
-            for step, part, size in steps:
+        for step, part, size in steps:
+            with _without_collections():
                 self._graphs[step.__name__, part, size] = self._recorded(step, part, size)
-        finally:
-            if gc_was_on:
-                gc.enable()
+            yield
 
     def _recorded(self, step: Step, part: int, size: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
@@ -109,3 +107,15 @@ class Recorder:
             raise
         graph.capture_end()
         return graph
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """A garbage collection inside a recording could free another pool's memory into it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -67,8 +67,8 @@ class RecallRun:
 
     def train(self) -> Iterator[bool]:
         """Run to the end. Yields True after enqueuing work, False when it can only wait for the device."""
-        self._record()
-        yield True
+        for _ in self._record():
+            yield True
         for epoch in range(self.case.train.epochs):
             yield from self._epoch(epoch)
             if self.progress.stop_reason:
@@ -178,8 +178,10 @@ class RecallRun:
         """
         self.model.train()
         for step, part, size in self._kinds():
-            before(partial(step, part, size))
-            step(part, size)
+            for take in (before, _call):
+                for cursor in (*self.cursors, *self.test_cursors):
+                    cursor.zero_()
+                take(partial(step, part, size))
 
     def _kinds(self) -> list[Call]:
         """Every kind of step that the run will need."""
@@ -188,11 +190,15 @@ class RecallRun:
             kinds += [(self.test_batch, index, size) for size in dict.fromkeys(sizes)]
         return kinds
 
-    def _record(self) -> None:
-        """Record every kind of step; on a CPU there is nothing to record."""
+    def _record(self) -> Iterator[None]:
+        """Record every kind of step, piece by piece; on a CPU there is nothing to record."""
         changed = [*self.optimizer.tensors(), self.loss, self.hits, *self.cursors, *self.test_cursors]
         self.model.train()
-        self.recorder.record(self._kinds(), changed)
+        yield from self.recorder.record(self._kinds(), changed)
+
+
+def _call(step: Callable[[], None]) -> None:
+    step()
 
 
 class Weights:

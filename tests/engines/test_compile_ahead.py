@@ -69,7 +69,7 @@ def test_a_case_that_fails_does_not_keep_the_next_from_its_turn(monkeypatch):
 
     seen = []
 
-    def rehearse(run, before):
+    def rehearse(run):
         seen.append(run.case.d_model)
         raise RuntimeError("no kernel image")
 
@@ -97,3 +97,13 @@ def test_every_kind_of_step_is_taken(monkeypatch):
         ("train_batch", *kind) for kind in dict.fromkeys(run.schedule(0))
     ]
     assert {kind[1] for kind in taken if kind[0] == "test_batch"} == set(range(len(run.judged)))
+
+
+def test_what_has_a_step_first_may_take_it():
+    """Each begins with the first example: behind the last one there is none."""
+    from basedbench.training.data import recall_data
+    from basedbench.training.run import RecallRun
+
+    case, taken = cases()[0], []
+    RecallRun(case, recall_data(case, "cpu"), "cpu").rehearse(lambda step: taken.append(step()))
+    assert len(taken) > 2

@@ -15,7 +15,7 @@ from basedbench.training.cases import RecallCase, recall_cases
 from basedbench.training.data import recall_data
 from basedbench.training.run import RecallRun
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 triton = pytest.importorskip("triton")
 SUITES = ("figure2-full", "modern")
 DEVICE = "cuda:0"
