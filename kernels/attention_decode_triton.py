@@ -27,7 +27,6 @@ from torch import Tensor
 
 from .dense_rows import dense_rows
 from .gluon_modules import gluon_module
-from .multiprocessors import multiprocessors
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -218,16 +217,12 @@ def _launch_whole(
     rows_of_angles = (0, 0) if cos is None or sin is None else (cos.stride(0), sin.stride(0))
     rows, block = _ring_tile(keys, values)
     warps = 2 if batch * heads >= MANY else 4
-    together = min(8, 4 * LARGEST_RING // (3 * rows * block * keys.element_size()))
-    limit = {"maxnreg": 128} if together == 8 else {}  # that so many do fit on a multiprocessor
-    programs = min(batch * heads, together * multiprocessors(keys.device))
-    cast(ModuleType, gluon_module(RINGS)).ring_kernel[(programs,)](
-        q, k, v, keys, values, position, cos, sin, y, heads, batch * heads, scale * math.log2(math.e),
-        position.stride(0),
+    cast(ModuleType, gluon_module(RINGS)).ring_kernel[(batch * heads,)](
+        q, k, v, keys, values, position, cos, sin, y, heads, scale * math.log2(math.e), position.stride(0),
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
         values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,
         SLOTS=slots, BLOCK=block, ROWS=rows, HALF=0 if cos is None else cos.shape[-1], WARPS=warps,
-        num_warps=warps, **limit,
+        num_warps=warps,
     )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """`sliding_window_step` where three quarters of a head's ring fit into shared memory several times.
 
-A program takes one head of one sequence after another. A ring passes through three places in shared memory as four
-halves: keys, keys, values, values. Whenever one has been used, its place takes the next but two, of this head or of the
-one that follows. So 43 of 57 kB, at 128 slots of 112 numbers, are on their way while a head's softmax is formed and its
-outputs are written. Four such programs (eight with heads of 64) fit on a multiprocessor. The softmax is over all slots
-at once. Slots that no token has taken yet are read and weigh nothing, as in the reference: they must hold numbers.
+A program takes one head of one sequence. Its first instructions copy the head's keys and half of its values to shared
+memory, the other half follows into the place of the first keys once these are used: 43 of 57 kB at 128 slots of 112
+numbers. Four such programs (seven with heads of 64) fit on a multiprocessor, so that reads are in flight while some of
+them compute. Until the keys have come, the query, the new key and the new value are loaded and turned. The softmax is
+over all slots at once. Slots that no token has taken yet are read and weigh nothing, as in the reference: they must
+hold numbers.
 
 The new token is written once all threads have waited: its slot is that of the oldest key, which is still read.
 """
@@ -26,21 +27,19 @@ def _layout(width, warps):
 
 
 @gluon.jit
-def _fetch(
-    shared, cache, first, there, ROW: gl.constexpr, SLOTS: gl.constexpr, WIDTH: gl.constexpr, LAYOUT: gl.constexpr
-):
-    """A head's slots from `first` on, if it is `there`, on their way to shared memory; zeros beyond them."""
+def _fetch(shared, cache, first, ROW: gl.constexpr, SLOTS: gl.constexpr, WIDTH: gl.constexpr, LAYOUT: gl.constexpr):
+    """A head's slots from `first` on, on their way to shared memory; zeros beyond them."""
     slot = first + gl.arange(0, shared.shape[0], layout=gl.SliceLayout(1, LAYOUT))
     column = gl.arange(0, shared.shape[1], layout=gl.SliceLayout(0, LAYOUT))
-    inside = (slot < SLOTS)[:, None] & ((column < WIDTH) & there)[None, :]
+    inside = (slot < SLOTS)[:, None] & (column < WIDTH)[None, :]
     async_copy.async_copy_global_to_shared(shared, cache + (slot[:, None] * ROW + column[None, :]), mask=inside)
     async_copy.commit_group()
 
 
 @gluon.jit
-def _arrived(shared, LAYOUT: gl.constexpr):
-    """A half in float32; the two after it may still be on their way."""
-    async_copy.wait_group(2)
+def _arrived(shared, LAYOUT: gl.constexpr, YOUNGER: gl.constexpr):
+    """A tile in float32; so many younger ones may still be on their way."""
+    async_copy.wait_group(YOUNGER)
     barrier()
     return shared.load(LAYOUT).to(gl.float32)
 
@@ -50,16 +49,6 @@ def _scores(k_JK, q_K, first, filled, LAYOUT: gl.constexpr):
     """-inf where no token is."""
     slot_J = first + gl.arange(0, k_JK.shape[0], layout=gl.SliceLayout(1, LAYOUT))
     return gl.where(slot_J < filled, gl.sum(k_JK * q_K[None, :], 1), float("-inf"))
-
-
-@gluon.jit
-def _column_sums(y_JV, WARPS: gl.constexpr):
-    """A thread's own rows added up: as many rows are left as a column has threads."""
-    THREADS: gl.constexpr = WARPS * 32 * 8 // y_JV.shape[1]
-    ROWS: gl.constexpr = y_JV.shape[0]
-    if ROWS > THREADS:
-        y_JV = gl.sum(gl.reshape(y_JV, [ROWS // THREADS, THREADS, y_JV.shape[1]]), 0)
-    return y_JV
 
 
 @gluon.jit
@@ -86,75 +75,45 @@ def _head(x, column, cos, sin, WIDTH: gl.constexpr, HALF: gl.constexpr):
     return head
 
 
-@gluon.jit
-def _ring(cache, head, H, rows, ROW: gl.constexpr, HEAD: gl.constexpr):
-    """Where a head's slots begin."""
-    head = gl.to_tensor(head)
-    return cache + (head // H).to(gl.int64) * rows * ROW + head % H * HEAD
-
-
-@gluon.jit(do_not_specialize=["H", "heads"])
+@gluon.jit(do_not_specialize=["H"])
 def ring_kernel(
-    q, k, v, keys, values, position, cos, sin, y, H, heads, factor, each,
+    q, k, v, keys, values, position, cos, sin, y, H, factor, each,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, keys_rows, values_rows,
     KEYS_ROW: gl.constexpr, KEYS_HEAD: gl.constexpr, VALUES_ROW: gl.constexpr, VALUES_HEAD: gl.constexpr,
     COS_ROW: gl.constexpr, SIN_ROW: gl.constexpr, K: gl.constexpr, V: gl.constexpr, SLOTS: gl.constexpr,
     BLOCK: gl.constexpr, ROWS: gl.constexpr, HALF: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """factor = scale * log2(e): scores are in base 2. Caches: strides of sequences count rows, 2 ROWS >= SLOTS.
-
-    `heads` of all sequences; H of each.
-    """
+    """factor = scale * log2(e): scores are in base 2. Caches: strides of sequences count rows, 2 ROWS >= SLOTS."""
     TILE: gl.constexpr = _layout(BLOCK, WARPS)
+    b, h = (gl.program_id(0) // H).to(gl.int64), gl.program_id(0) % H
+    keys += b * keys_rows * KEYS_ROW + h * KEYS_HEAD
+    values += b * values_rows * VALUES_ROW + h * VALUES_HEAD
     tiles = gl.allocate_shared_memory(keys.dtype.element_ty, [3, ROWS, BLOCK], gl.SwizzledSharedLayout(8, 1, 1, [1, 0]))
+    _fetch(tiles.index(0), keys, 0, KEYS_ROW, SLOTS, K, TILE)
+    _fetch(tiles.index(1), keys, ROWS, KEYS_ROW, SLOTS, K, TILE)
+    _fetch(tiles.index(2), values, 0, VALUES_ROW, SLOTS, V, TILE)
+    place = gl.load(position + b * each).to(gl.int32)
     column = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, TILE))
-    first = gl.program_id(0)
-    first_keys = _ring(keys, first, H, keys_rows, KEYS_ROW, KEYS_HEAD)
-    first_values = _ring(values, first, H, values_rows, VALUES_ROW, VALUES_HEAD)
-    _fetch(tiles.index(0), first_keys, 0, True, KEYS_ROW, SLOTS, K, TILE)
-    _fetch(tiles.index(1), first_keys, ROWS, True, KEYS_ROW, SLOTS, K, TILE)
-    _fetch(tiles.index(2), first_values, 0, True, VALUES_ROW, SLOTS, V, TILE)
-    turn = 0  # where the first half of keys lies
-    for head in range(first, heads, gl.num_programs(0)):
-        b, h = (gl.to_tensor(head) // H).to(gl.int64), head % H
-        one, two = (turn + 1) % 3, (turn + 2) % 3
-        more = head + gl.num_programs(0) < heads
-        following = gl.where(more, head + gl.num_programs(0), head)
-        own_keys = _ring(keys, head, H, keys_rows, KEYS_ROW, KEYS_HEAD)
-        own_values = _ring(values, head, H, values_rows, VALUES_ROW, VALUES_HEAD)
-        next_keys = _ring(keys, following, H, keys_rows, KEYS_ROW, KEYS_HEAD)
-        next_values = _ring(values, following, H, values_rows, VALUES_ROW, VALUES_HEAD)
-        place = gl.load(position + b * each).to(gl.int32)
-        if HALF > 0:
-            c, s = cos + b * COS_ROW, sin + b * SIN_ROW
-        else:
-            c, s = cos, sin
-        q_K = _head(q + b * q_batch + h * q_head, column, c, s, K, HALF).to(gl.float32) * factor
-        k_K = _head(k + b * k_batch + h * k_head, column, c, s, K, HALF)
-        v_V = gl.load(v + b * v_batch + h * v_head + column, mask=column < V, other=0.0)
-        barrier()  # the compiler would move the loads above behind the wait
-        own, filled = gl.sum(q_K * k_K.to(gl.float32), 0), gl.minimum(place, SLOTS)
-        s_J = _scores(_arrived(tiles.index(turn), TILE), q_K, 0, filled, TILE)
-        barrier()
-        _fetch(tiles.index(turn), own_values, ROWS, True, VALUES_ROW, SLOTS, V, TILE)
-        t_J = _scores(_arrived(tiles.index(one), TILE), q_K, ROWS, filled, TILE)
-        barrier()
-        _fetch(tiles.index(one), next_keys, 0, more, KEYS_ROW, SLOTS, K, TILE)
-        top = gl.maximum(gl.max(gl.maximum(s_J, t_J), 0), own)
-        s_J, t_J, own = gl.exp2(s_J - top), gl.exp2(t_J - top), gl.exp2(own - top)
-        total = gl.sum(s_J + t_J, 0) + own
-        y_JV = _column_sums(_arrived(tiles.index(two), TILE) * s_J[:, None], WARPS)
-        barrier()
-        _fetch(tiles.index(two), next_keys, ROWS, more, KEYS_ROW, SLOTS, K, TILE)
-        y_JV += _column_sums(_arrived(tiles.index(turn), TILE) * t_J[:, None], WARPS)
-        barrier()
-        _fetch(tiles.index(turn), next_values, 0, more, VALUES_ROW, SLOTS, V, TILE)
-        y_V = gl.convert_layout(gl.sum(y_JV, 0), gl.SliceLayout(0, TILE)) + own * v_V.to(gl.float32)
-        gl.store(
-            y + gl.to_tensor(head).to(gl.int64) * V + column, (y_V / total).to(y.dtype.element_ty), mask=column < V
-        )
-        slot = place % SLOTS
-        gl.store(own_keys + slot * KEYS_ROW + column, k_K.to(keys.dtype.element_ty), mask=column < K)
-        gl.store(own_values + slot * VALUES_ROW + column, v_V.to(values.dtype.element_ty), mask=column < V)
-        turn = one
-    async_copy.wait_group(0)
+    if HALF > 0:
+        cos += b * COS_ROW
+        sin += b * SIN_ROW
+    q_K = _head(q + b * q_batch + h * q_head, column, cos, sin, K, HALF).to(gl.float32) * factor
+    k_K = _head(k + b * k_batch + h * k_head, column, cos, sin, K, HALF)
+    v_V = gl.load(v + b * v_batch + h * v_head + column, mask=column < V, other=0.0)
+    barrier()  # the compiler would move the loads above behind the wait
+    own, filled = gl.sum(q_K * k_K.to(gl.float32), 0), gl.minimum(place, SLOTS)
+    s_J = _scores(_arrived(tiles.index(0), TILE, 2), q_K, 0, filled, TILE)
+    barrier()
+    _fetch(tiles.index(0), values, ROWS, VALUES_ROW, SLOTS, V, TILE)
+    t_J = _scores(_arrived(tiles.index(1), TILE, 2), q_K, ROWS, filled, TILE)
+    top = gl.maximum(gl.max(gl.maximum(s_J, t_J), 0), own)
+    s_J, t_J, own = gl.exp2(s_J - top), gl.exp2(t_J - top), gl.exp2(own - top)
+    total = gl.sum(s_J + t_J, 0) + own
+    y_JV = _arrived(tiles.index(2), TILE, 1) * s_J[:, None]
+    y_JV += _arrived(tiles.index(0), TILE, 0) * t_J[:, None]
+    y_V = gl.sum(y_JV, 0) + own * v_V.to(gl.float32)
+    gl.store(y + gl.program_id(0).to(gl.int64) * V + column, (y_V / total).to(y.dtype.element_ty), mask=column < V)
+    slot = place % SLOTS
+    barrier()
+    gl.store(keys + slot * KEYS_ROW + column, k_K.to(keys.dtype.element_ty), mask=column < K)
+    gl.store(values + slot * VALUES_ROW + column, v_V.to(values.dtype.element_ty), mask=column < V)

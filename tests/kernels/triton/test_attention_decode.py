@@ -134,24 +134,6 @@ def test_whole_rings(randn, relative_error, device, monkeypatch, heads, widths, 
     assert all(map(torch.equal, found[0][1:], found[1][1:]))
 
 
-@pytest.mark.parametrize("rotated", [0, 16])
-@pytest.mark.parametrize(("widths", "slots"), [((64, 64), 24), ((48, 128), 64)])
-def test_ring_after_ring(randn, device, monkeypatch, widths, slots, rotated):
-    """Programs of several rings each, not all of them equally many, against programs of one."""
-    inputs = drawn(randn, device, torch.float16, 7, 5, 5, *widths, slots, [0, 3, slots - 1, slots, 99, 5 * slots, 2])
-    for cache in inputs[3:5]:
-        cache.nan_to_num_()
-    angles = rotary_angles(inputs[5], rotated) if rotated else None
-    found = []
-    for multiprocessors in (1 << 20, 1):
-        monkeypatch.setattr(kernels, "multiprocessors", lambda device, n=multiprocessors: n)
-        own = copies(inputs)
-        assert kernels._whole(*own[:5])
-        y = kernels.attention_decode(*own, scale=None, angles=angles, ring=True)
-        found.append((y, *own[3:5]))
-    assert all(map(torch.equal, *found))
-
-
 def test_steps_past_the_end_of_a_ring(randn, relative_error, device, monkeypatch):
     """From an empty ring on, token by token: every slot is taken, read and taken again."""
     monkeypatch.setattr(kernels, "MANY", 4)  # of 2 x 2

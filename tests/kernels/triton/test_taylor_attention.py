@@ -6,7 +6,6 @@ from torch import Tensor
 
 from basedbench.kernels import taylor_attention_triton as triton_form
 from basedbench.kernels import taylor_gluon
-from basedbench.kernels import taylor_step_triton as steps
 from basedbench.kernels.precision import precision_of
 from basedbench.kernels.slices import cut
 from basedbench.kernels.taylor_attention import reference, step_reference
@@ -194,29 +193,6 @@ def test_decode_steps(randn, relative_error, device, key_dim, value_dim, batch):
         exact = step_reference(q.double(), k.double(), v.double(), exact_state)
         assert relative_error(y, exact) < 1e-6
     assert relative_error(state, exact_state) < 1e-6
-
-
-# Batch and heads; interpreted, one multiprocessor is all there is.
-MANY_HEADS = [(3, 3)] if not torch.cuda.is_available() else [(3, 3), (64, 28)]
-
-
-@pytest.mark.parametrize("batch_heads", MANY_HEADS)
-@pytest.mark.parametrize(("key_dim", "value_dim"), [(8, 48), (16, 64), (16, 112), (20, 65)])
-def test_head_after_head(device, monkeypatch, key_dim, value_dim, batch_heads):
-    """Programs of several heads each, not all of them equally many, against programs of one."""
-    batch, heads = batch_heads
-    width = sum(widths := [heads * n for n in (key_dim, key_dim, value_dim)])
-    found = []
-    for multiprocessors in (1 << 20, 1):
-        monkeypatch.setattr(steps, "multiprocessors", lambda device, n=multiprocessors: n)
-        state = torch.zeros(batch, heads, feature_count(key_dim), value_dim + 1, device=device)
-        generator = torch.Generator().manual_seed(3)
-        for _ in range(3):
-            parts = torch.randn(batch, width, generator=generator).to(device).split(widths, -1)
-            y = step(*(part.unflatten(-1, (heads, -1)) for part in parts), state)
-        found.append((y, state))
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
-    assert (found[0][1][:, :, 0, -1] == 3).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
