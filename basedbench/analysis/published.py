@@ -47,7 +47,7 @@ _LATER = {  # not in the printed figure; d_model 64, 128, 256
     "gla": [(4864, 0.532), (17920, 0.771), (68608, 0.950)],
     "rwkv7": [(17152, 0.816), (34304, 0.915), (68608, 0.980)],
 }
-_ONLY_PUBLISHED_INIT = ("mamba", "mamba2", "rwkv7")
+ONLY_PUBLISHED_INIT = ("mamba", "mamba2", "rwkv7")
 _ARCHITECTURE = ("family", "mixer", "layer_mixers", "layer_options", "config", "d_model", "layers")
 _TRAINING = [name for name in MODEL if name not in _ARCHITECTURE]
 
@@ -91,7 +91,7 @@ def against_published(points: pd.DataFrame, x: str = AXES[0]) -> pd.DataFrame:
     pairs = pd.MultiIndex.from_frame(points[["family", x]])
     theirs = pd.Series(known.reindex(pairs).to_numpy(), index=points.index)
     if "init" in points.columns:
-        theirs = theirs.mask(points["family"].isin(_ONLY_PUBLISHED_INIT) & (points["init"] != "published"))
+        theirs = theirs.mask(points["family"].isin(ONLY_PUBLISHED_INIT) & (points["init"] != "published"))
     alike = ["family", x, *(name for name in _TRAINING if name in points.columns)]
     theirs = theirs.where(points["accuracy"] == points.groupby(alike, dropna=False)["accuracy"].transform("max"))
     return points.assign(published=theirs, difference=points["accuracy"] - theirs)

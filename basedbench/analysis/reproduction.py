@@ -7,7 +7,7 @@ import pandas as pd
 from basedbench.analysis.columns import slices
 from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
-from basedbench.analysis.published import AXES, SLICES, against_published, published
+from basedbench.analysis.published import AXES, ONLY_PUBLISHED_INIT, SLICES, against_published, published
 from basedbench.analysis.selection import MODEL, select
 
 NOTHING = "No runs of the suite `figure2` or its kin are in these results yet; `basedbench recall --sweep` makes them."
@@ -58,8 +58,19 @@ def _points(frame: pd.DataFrame | None, how: str) -> pd.DataFrame:
     if "precision" in rows.columns and rows["precision"].notna().any():
         rows = rows[rows["precision"] == rows["precision"].mode()[0]]
     points = select(rows, [AXES[0], "accuracy"], how)
-    points = points[points["family"].isin(published()["family"])]
+    points = _once(points[points["family"].isin(published()["family"])]).drop(columns="suite", errors="ignore")
     return points.sort_values(["family", AXES[0]], kind="stable")
+
+
+def _once(points: pd.DataFrame) -> pd.DataFrame:
+    """Without models that were also trained with the published initialisation, where it changes nothing."""
+    if "init" not in points.columns:
+        return points
+    names = [name for name in MODEL if name in points.columns and name not in ("suite", "recipe", "init")]
+    as_published = points["init"] == "published"
+    there = as_published.groupby([points[name] for name in names], dropna=False).transform("any")
+    alike = ~as_published & ~points["family"].isin(ONLY_PUBLISHED_INIT)
+    return points[~(there & alike)]
 
 
 def _line(point: pd.Series, label: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Throughput rows as comparable numbers: per token, with their interval, sorted into panels of what can be compared."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,22 @@ def timings(frame: pd.DataFrame, measure: str = "time_per_token") -> pd.DataFram
     value, low, high = (ends[name] for name in names)
     subject = frame["operator"].fillna(frame["model"]) if "model" in frame.columns else frame["operator"]
     return frame.assign(value=value, low=low, high=high, subject=subject, group=_groups(frame, subject))
+
+
+def labelled_like(rows: pd.DataFrame, pattern: str) -> pd.DataFrame:
+    """The rows of operators whose label a regular expression finds; UserError if it is malformed or finds nothing.
+
+    Labels begin as those of a sweep: `taylor_attention/ours fwd bf16 16x2048`.
+    """
+    shapes = rows["batch"].astype("Int64").astype(str) + "x" + rows["length"].astype("Int64").astype(str)
+    labels = rows["subject"] + "/" + rows["contender"] + " " + rows["mode"] + " " + rows["dtype"] + " " + shapes
+    try:
+        found = labels.map(lambda label: bool(re.search(pattern, label)))
+    except re.error as error:
+        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+    if not found.any():
+        raise UserError(f"--filter {pattern!r} finds none of {len(rows)} cases, such as {labels.iloc[0]!r}.")
+    return rows[found]
 
 
 def panels_of(rows: pd.DataFrame) -> list[Panel]:

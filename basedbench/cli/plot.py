@@ -132,6 +132,7 @@ def throughput(
     suite: _Suites = None,
     operator: Annotated[list[str] | None, typer.Option(help="Only this operator or model; may be repeated.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Only this mode, e.g. decode; may be repeated.")] = None,
+    filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
     out: _Out = None,
     width: _Width = "double",
     as_json: _Json = False,
@@ -148,6 +149,7 @@ def throughput(
     rows = times.timings(of_suites(load(results, "throughput"), suite or ()), y)
     for column, wanted in (("subject", operator), ("mode", mode)):
         rows = _only(rows, column, wanted)
+    rows = times.labelled_like(rows, filter) if filter else rows
     note = f"Medians; bars: 95% intervals. {times.shared_conditions(rows)}."
     save(draw(rows, y, note=note, width=width), path)
     if as_json:

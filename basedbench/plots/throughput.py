@@ -47,7 +47,7 @@ def throughput(rows: pd.DataFrame, measure: str = "time_per_token", *, note: str
     if not 1 <= len(panels) <= MOST_PANELS:
         raise UserError(
             f"these rows make {len(panels)} panels and a figure holds 1 to {MOST_PANELS}; "
-            "choose some with --suite, --operator or --mode."
+            "choose some with --suite, --operator, --mode or --filter."
         )
     style = marks(series.name for panel in panels for series in panel.series)
     dashes = _dashes({series.variant for panel in panels for series in panel.series})

@@ -46,6 +46,18 @@ def test_the_page_is_of_the_usual_precision() -> None:
     assert "fp32" not in "".join(lines)
 
 
+def test_a_model_stands_there_once_where_the_initialisation_changes_nothing() -> None:
+    model = {"family": "gla", "mixer": "gla", "config": '{"heads": 2}', "state_bytes_zoology": 4864}
+    both = [row(0.5, **model), row(0.5, **model, init="correct", suite="modern")]
+    alone = row(0.7, **model | {"d_model": 128, "state_bytes_zoology": 17920}, init="correct", suite="modern")
+    lines = published_table(pd.DataFrame([*both, alone])).splitlines()[2:4]
+    assert [line.split("|")[2:6] for line in lines] == [
+        [" 4,864 ", " 0.532 ", " 0.500 ", " -0.032 "],
+        [" 17,920 ", " 0.771 ", " 0.700 ", " -0.071 "],
+    ]
+    assert "figure2" not in lines[0]
+
+
 def test_only_the_better_of_two_models_of_a_size_has_the_published_value() -> None:
     mamba = {"family": "mamba", "mixer": "mamba", "layer_mixers": "mamba+mamba", "state_bytes_zoology": 16384}
     narrow, wide = ({"config": f'{{"d_state": {n}}}', "d_model": d} for d, n in ((64, 16), (128, 8)))

@@ -242,6 +242,11 @@ def test_throughput_of_one_mode_as_json(plot):
     assert printed["failed"] == {"oom": 1}
 
 
+def test_throughput_of_chosen_cases(plot):
+    points = as_json(plot("throughput", "--filter", r"^ssd/\S+ fwd fp32 1x1024$", "--json"))["points"]
+    assert [(point["contender"], point["length"]) for point in points] == [("ours", 1024), ("reference", 1024)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -259,6 +264,8 @@ def test_throughput_of_one_mode_as_json(plot):
         (["pareto", "--width", "triple"], "no width 'triple'"),
         (["pareto", "--published"], "use --x state_bytes_zoology"),
         (["pareto", "--published", "--x", "state_bytes_zoology"], "these rows were tested on 64x4, 64x8, 128x8"),
+        (["throughput", "--filter", "("], "'(' is not a regular expression"),
+        (["throughput", "--filter", "ssm"], "finds none of 5 cases, such as 'ssd/"),
         (["throughput", "--operator", "ss"], "no rows of operator 'ss' here: did you mean 'ssd'"),
         (["throughput", "--mode", "bwd"], "no rows of mode 'bwd'"),
         (["throughput", "--y", "time"], "no measure 'time'"),
