@@ -70,6 +70,14 @@ class Mixer(nn.Module):
         """The line in plots of a model with these options: `family`, or `family/variant` for a line of its own."""
         return cls.family
 
+    @classmethod
+    def init_matters(cls, options: Mapping[str, Any]) -> bool:
+        """Whether `initialise` does not do the same for every `init`: if so, those are different runs.
+
+        By default, of a mixer that has an `initialise` of its own.
+        """
+        return cls.initialise is not Mixer.initialise
+
     def forward(self, x_BLD: Tensor) -> Tensor:
         """The parallel form, used in training."""
         raise NotImplementedError(f"{type(self).__name__} has no `forward`")

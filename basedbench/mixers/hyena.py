@@ -21,6 +21,7 @@ a position; `prefill(x)` returns a cache of exactly its length, which each step 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -170,6 +171,10 @@ class Hyena(Mixer):
 
     def zoology_elements(self, length: int) -> int:
         return self.d_model * length
+
+    @classmethod
+    def init_matters(cls, options: Mapping[str, Any]) -> bool:
+        return False
 
     def initialise(self, layers: int, init: Init) -> None:
         super().initialise(layers, init)

@@ -81,6 +81,10 @@ class LinearAttention(Mixer):
         feature_map = options.get("feature_map", "pos_elu")
         return cls.family if feature_map == "pos_elu" else f"{cls.family}/{feature_map}"
 
+    @classmethod
+    def init_matters(cls, options: Mapping[str, Any]) -> bool:
+        return bool(options.get("feature_map") == "performer")
+
     def initialise(self, layers: int, init: Init) -> None:
         super().initialise(layers, init)
         self.feature_map.initialise(init)

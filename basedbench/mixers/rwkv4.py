@@ -17,6 +17,7 @@ these three always in fp32 (fp64 for fp64).
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -54,6 +55,10 @@ class RWKV4(Mixer):
             nn.Linear(d_model, d_model, bias=False) for _ in range(4)
         )
         self._start(layers=2)
+
+    @classmethod
+    def init_matters(cls, options: Mapping[str, Any]) -> bool:
+        return False
 
     def initialise(self, layers: int, init: Init) -> None:
         """Linear N(0, .02); token shift, decay and bonus as released for a model of so many layers."""

@@ -1,6 +1,7 @@
 """What the mixers with softmax attention share: projections, dropout on the weights, initialisation."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class SoftmaxMixer(Mixer):
     @classmethod
     def check(cls, d_model: int, options: SoftmaxOptions) -> None:
         require_heads(cls.name, d_model, options.heads)
+
+    @classmethod
+    def init_matters(cls, options: Mapping[str, Any]) -> bool:
+        return False
 
     def initialise(self, layers: int, init: Init) -> None:
         super().initialise(layers, init)

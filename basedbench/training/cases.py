@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,14 +124,22 @@ class RecallCase:
 def recall_cases(suite: RecallSuite) -> list[RecallCase]:
     """Every run of a suite: models x learning rates x seeds; UserError names the first impossible one."""
     cases = [
-        RecallCase(suite.name, section.mixer, d_model, named, layers, rate, seed, suite.task, suite.train, suite.test)
+        RecallCase(suite.name, section.mixer, d_model, named, layers, rate, seed, suite.task, train, suite.test)
         for section in suite.models
         for d_model, named, layers in _models(suite, section)
+        for train in [_settled(suite.train, layers)]
         for rate in section.learning_rates or suite.train.learning_rates
         for seed in suite.train.seeds
     ]
     _check_segments(suite, cases[0])
     return list({case.case_id: case for case in cases}.values())
+
+
+def _settled(train: TrainSection, layers: Iterable[LayerSpec]) -> TrainSection:
+    """The recipe with the init that a run goes by: one for both, where they are the same run."""
+    if any(get_mixer(layer.mixer).init_matters(layer.options) for layer in layers):
+        return train
+    return train.model_copy(update={"init": TrainSection.model_fields["init"].default})
 
 
 def _models(
