@@ -44,6 +44,14 @@ class Place:
     threads: int = 1
 
 
+Model = tuple[str, str]
+
+
+def _model(case: RecallCase) -> Model:
+    """What runs with the same kernels have in common."""
+    return case.model_label, case.layer_mixers
+
+
 @dataclass(eq=False)
 class _Worker:
     place: Place
@@ -51,6 +59,7 @@ class _Worker:
     connection: Connection
     slots: int
     in_hand: dict[str, RecallCase] = field(default_factory=dict)
+    models: set[Model] = field(default_factory=set)
     alone: bool = False
     closed: bool = False
 
@@ -128,11 +137,26 @@ class LocalEngine:
             worker.alone = case is not None
             self._give(worker, case)
         while not worker.alone and not self._awaited() and len(worker.in_hand) < worker.slots:
-            if not self._give(worker, self.deadline.take(self._queue)):
+            if not self._give(worker, self._next(worker)):
                 break
         if not (worker.in_hand or worker.closed) and not self._others_busy(worker):
             worker.connection.send(None)
             worker.closed = True
+
+    def _next(self, worker: _Worker) -> RecallCase | None:
+        """A case that ends in time: of a model that this worker has begun, else of one that nobody has.
+
+        The first run of a model takes a process seconds to load its kernels and record its steps, whoever else has.
+        """
+        begun = set().union(*(other.models for other in self._workers))
+
+        def strange(case: RecallCase) -> int:
+            return 0 if _model(case) in worker.models else 2 if _model(case) in begun else 1
+
+        case = self.deadline.take(sorted(self._queue, key=strange))
+        if case is not None:
+            self._queue.remove(case)
+        return case
 
     def _awaited(self) -> bool:
         """Whether a case waits for a worker of its own."""
@@ -146,6 +170,7 @@ class LocalEngine:
         if case is None:
             return False
         worker.in_hand[case.case_id] = case
+        worker.models.add(_model(case))
         self._began[case.case_id] = self.deadline.now()
         self.listener.started(case)
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died; _listen sees that

@@ -1,9 +1,13 @@
+from collections import deque
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import pytest
 
 from basedbench.engines import LocalEngine, Place
+from basedbench.engines.local import _model, _Worker
 from basedbench.store import load
 from basedbench.store.schema import PROMISED
 from basedbench.training.cases import RecallCase, recall_cases
@@ -68,6 +72,24 @@ def test_a_run_that_breaks_the_device_costs_the_others_nothing(tmp_path: Path, p
     memory, rows = run(cases_of("breaks"), tmp_path, [Place("cpu", slots=3)], plugin)
     assert rows["status"].to_dict() == {"breaks": "crashed", "based": "ok", "attention": "ok"}
     assert memory.began.count("breaks") == 2
+
+
+def test_a_worker_goes_on_with_models_that_it_has_begun() -> None:
+    """Two workers, three models at two rates: each takes both runs of a model before it begins another's."""
+    suite = tiny_suite([{"mixer": "based", "grid": {"d_model": 16, "feature_dim": [2, 3, 4]}}])
+    rates = suite.train.model_copy(update={"learning_rates": [0.01, 0.02]})
+    cases = recall_cases(suite.model_copy(update={"train": rates}))
+    engine = LocalEngine([], "", Memory())
+    first, second = (_Worker(Place("cpu", 1), None, cast(Connection, None), 1) for _ in range(2))
+    engine._workers, engine._queue = [first, second], deque(cases)
+    taken = []
+    for worker in (first, second, second, first, first, second):
+        case = engine._next(worker)
+        assert case is not None
+        worker.models.add(_model(case))
+        taken.append((case.config["feature_dim"], case.learning_rate))
+    assert taken == [(2, 0.01), (3, 0.01), (3, 0.02), (2, 0.02), (4, 0.01), (4, 0.02)]
+    assert engine._next(first) is None
 
 
 def test_rows_say_everything_promised(tmp_path: Path, plugin: Path) -> None:
