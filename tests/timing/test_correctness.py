@@ -36,15 +36,23 @@ def test_an_error_beyond_the_bound_is_refused() -> None:
     assert verdict(lambda y, _: y * 1.000003).reason is None
 
 
-def test_the_bound_is_twice_the_references_own_error_and_a_floor() -> None:
+@pytest.mark.parametrize(
+    ("mode", "dtype", "error", "floor"),
+    [
+        ("fwd", "bf16", 1e-3, FLOOR["bf16"]),
+        ("fwd_bwd", "bf16", 1e-3, 1.5 * FLOOR["bf16"]),
+        ("fwd_bwd", "fp16", 1e-4, 1.5 * FLOOR["fp16"]),
+        ("fwd_bwd", "fp32", 1e-6, FLOOR["fp32"]),
+    ],
+)
+def test_the_bound_is_twice_the_references_own_error_and_a_floor(mode, dtype, error, floor) -> None:
     truth = {"y": torch.ones(1000, 4, dtype=torch.float64)}
-    same = {"y": truth["y"] * (1 + 1e-3)}
-    for error, passes in ((3.9e-3, True), (4.1e-3, False)):
-        result = judge(
-            {"y": truth["y"] * (1 + error)}, same, truth, small("ssd", "fwd", "ours", dtype="bf16"), "float64"
-        )
+    same = {"y": truth["y"] * (1 + error)}
+    for share, passes in ((0.98, True), (1.02, False)):
+        off = {"y": truth["y"] * (1 + share * (2 * error + floor))}
+        result = judge(off, same, truth, small("ssd", mode, "ours", dtype=dtype), "float64")
         assert (result.reason is None) is passes
-        assert result.bound == pytest.approx(2e-3 + FLOOR["bf16"])
+        assert result.bound == pytest.approx(2 * error + floor)
 
 
 def test_one_wrong_row_in_many_is_refused() -> None:

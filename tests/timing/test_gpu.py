@@ -149,7 +149,6 @@ def test_what_is_compiled_ahead_is_all_that_is_launched(operator: str, monkeypat
 # Backward passes of peers that are refused, and over what; how far off they are, their adapters say.
 REFUSED = {
     ("linear_attention", None): "the gradient of q_BLHK",
-    ("delta_rule", "none"): "the gradient of k_BLHK",
 }
 
 
