@@ -57,11 +57,24 @@ def place_of(error: BaseException) -> str | None:
     return place
 
 
+def printable(text: str) -> str:
+    """On one line, `?` for what cannot be stored or would steer a terminal: halves of characters, control codes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def text_of(error: BaseException) -> str:
+    """`ValueError: no such width`, on one line."""
+    try:
+        said = str(error)
+    except Exception:  # a class of the user's own, whose text fails too
+        said = ""
+    return printable(f"{type(error).__name__}: {said}").removesuffix(":")
+
+
 def sentence(error: BaseException) -> str:
     """`ValueError: no such width (mine.py line 12)`, on one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     place = place_of(error)
-    return f"{text} ({place})" if place else text
+    return f"{text_of(error)} ({place})" if place else text_of(error)
 
 
 def plain(problem: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from basedbench.contenders import Contender
 from basedbench.contenders import registry as contenders
-from basedbench.errors import UserError
+from basedbench.errors import UserError, text_of
 from basedbench.mixers import registry as mixers
 
 _loaded: dict[Path, "Plugin"] = {}
@@ -60,7 +60,7 @@ def _run(file: Path) -> Plugin:
         mixers.restore(before)
         contenders.restore(contenders_before)
         sys.modules.pop(name, None)
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, UserError) else text_of(error)
         reason = "it calls sys.exit; leave that out." if isinstance(error, SystemExit) else reason
         raise UserError(f"plugin {file}, line {_line(error, file)}: {reason}") from error
     return plugin

@@ -70,7 +70,7 @@ def taps_kernel(
     _, _, _, _, _, p_re, p_im, _, _, _, _, g_re, g_im = _constants(log_dt, A_log, A_imag, B, C, h, M, M, BLOCK_M)
     re, im = _power(p_re[None, :], p_im[None, :], t[:, None], BITS)
     tap = tl.sum(g_re[None, :] * re - g_im[None, :] * im, 1)
-    tl.store(taps + h * length + t, tap, mask=t < length)
+    tl.store(taps + h.to(tl.int64) * length + t, tap, mask=t < length)
 
 
 @triton.jit
@@ -83,9 +83,10 @@ def mode_gradient_kernel(
     dt, x_re, x_im, u_re, u_im, p_re, p_im, b_re, b_im, c_re, c_im, g_re, g_im = constants
     zero = tl.zeros((BLOCK_M,), tl.float32)
     sum_re, sum_im, slope_re, slope_im = zero, zero, zero, zero
+    d_taps += h.to(tl.int64) * d_head
     for start in range(0, length, TAPS):
         t = start + tl.arange(0, TAPS)
-        g = tl.load(d_taps + h * d_head + t * d_tap, mask=t < length, other=0.0)[:, None]
+        g = tl.load(d_taps + t.to(tl.int64) * d_tap, mask=t < length, other=0.0)[:, None]
         before = tl.maximum(t - 1, 0)[:, None]  # p^(t - 1), and p^t from it
         re, im = _power(p_re[None, :], p_im[None, :], before, BITS)
         slope_re += tl.sum(g * t[:, None].to(tl.float32) * re, 0)

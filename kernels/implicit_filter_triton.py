@@ -71,7 +71,8 @@ def network_kernel(
         channel = start + tl.arange(0, CHANNELS)
         y = _times(h, tl.trans(_matrix(out, channel, units, D, U)))
         y *= _damping(t, channel, last, slowest, fastest, D)
-        tl.store(taps + channel[None, :] * length + t[:, None], y, mask=(t < length)[:, None] & (channel < D)[None, :])
+        place = channel.to(tl.int64)[None, :] * length + t[:, None]
+        tl.store(taps + place, y, mask=(t < length)[:, None] & (channel < D)[None, :])
 
 
 @triton.jit
@@ -119,7 +120,8 @@ def network_gradient_kernel(
     for start in range(0, D, CHANNELS):
         channel = start + tl.arange(0, CHANNELS)
         there = (channel < D)[:, None] & (t < length)[None, :]
-        g = tl.load(d_taps + channel[:, None] * d_channel + t[None, :] * d_tap, mask=there, other=0.0)
+        place = channel.to(tl.int64)[:, None] * d_channel + t.to(tl.int64)[None, :] * d_tap
+        g = tl.load(d_taps + place, mask=there, other=0.0)
         g *= tl.trans(_damping(t, channel, last, slowest, fastest, D))
         grad += _times(tl.trans(g), _matrix(out, channel, units, D, U))
         _store(d_out, _times(g, h3), channel, units, D, U)

@@ -45,7 +45,7 @@ def _times(total, a, b_high, b_low, EXACT: tl.constexpr):
 @triton.jit(do_not_specialize=["reach"])
 def table_kernel(taps, skip, table, reach, row, H: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """Filters as tiles read them: (PARTS, H, 8, row), copy n without its first n numbers; see `_filter_tile`."""
-    h, copy = tl.program_id(0), tl.program_id(1)
+    h, copy = tl.program_id(0).to(tl.int64), tl.program_id(1)
     for start in range(0, row, BLOCK):
         place = start + tl.arange(0, BLOCK)
         lag = place + copy - MARGIN
@@ -56,7 +56,7 @@ def table_kernel(taps, skip, table, reach, row, H: tl.constexpr, PARTS: tl.const
         out = table + (h * 8 + copy) * row + place
         tl.store(out, high, mask=place < row)
         if PARTS > 1:
-            tl.store(out + H * 8 * row, low, mask=place < row)
+            tl.store(out + tl.cast(H * 8, tl.int64) * row, low, mask=place < row)
 
 
 @triton.jit
@@ -66,12 +66,13 @@ def _filter_tile(table, h, lag, row, H: tl.constexpr, ROWS: tl.constexpr, COLUMN
     Rows begin at any lag, but in one of the eight copies at a multiple of eight numbers: loads of 16 bytes.
     """
     begin = lag - tl.arange(0, ROWS)
-    at = (h * 8 + (begin & 7)) * row + ((begin >> 3) * 8 + MARGIN)
+    at = (begin & 7) * row + ((begin >> 3) * 8 + MARGIN)
     at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
+    table += h.to(tl.int64) * 8 * row
     high = tl.load(table + at)
     low = high
     if PARTS > 1:
-        low = tl.load(table + H * 8 * row + at)
+        low = tl.load(table + tl.cast(H * 8, tl.int64) * row + at)
     return high, low
 
 

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .offsets import fit
 from .slices import gradients_like
 
 LARGEST_HEAD = 128
@@ -278,7 +279,9 @@ forward_operator.register_autograd(_gradients, setup_context=_keep)
 def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels take these inputs."""
     known = q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return known and 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and q.numel() > 0 and v.numel() > 0
+    return (
+        known and fit(q, k, v) and 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and q.numel() > 0 and v.numel() > 0
+    )
 
 
 def sliding_window(

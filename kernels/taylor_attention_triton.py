@@ -11,6 +11,7 @@ everything else takes tf32.
 
 # mypy: allow-untyped-defs
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from . import taylor_backward_gluon, taylor_gluon
 from .dense_rows import dense_rows
+from .offsets import LIMIT, fit
 from .precision import precision_of
 from .slices import gradients_like
 from .taylor_backward_triton import grad_key_value_kernel, grad_query_kernel
@@ -47,7 +49,18 @@ def unsupported(
     inputs_differentiable = any(x.requires_grad for x in (q_BLHK, k_BLHK, v_BLHV))
     if torch.is_grad_enabled() and (states_differentiable or (state and inputs_differentiable)):
         return "gradients do not pass through states"
+    if not fit(q_BLHK, k_BLHK, v_BLHV) and not _by_maps(
+        q_BLHK, k_BLHK, v_BLHV, torch.is_grad_enabled() and inputs_differentiable
+    ):
+        return "offsets in a sequence have 32 bits"
     return None
+
+
+def _by_maps(q: Tensor, k: Tensor, v: Tensor, differentiable: bool) -> bool:
+    """Whether the kernels that read by tensor maps take a long sequence: 32 bits are only where dq and dk go."""
+    if differentiable and (v.shape[-1] > 64 or math.prod(q.shape[1:]) > LIMIT):
+        return False
+    return taylor_gluon.unsupported(q, k, v) is None
 
 
 class _Plan(NamedTuple):

@@ -26,7 +26,7 @@ from basedbench.checking.subject import (
     stated_formula,
     steps,
 )
-from basedbench.errors import place_of
+from basedbench.errors import place_of, printable
 from basedbench.mixers import get_mixer
 
 CHANGED = 20  # from this position on causality's two inputs differ
@@ -280,7 +280,7 @@ def broken(law: Law, subject: Subject) -> list[Breach]:
         for breach in law.look(subject):
             found.append(breach)
     except (Exception, SystemExit) as error:
-        text = str(error).strip().split("\n")[0]
+        text = printable(str(error).strip().split("\n")[0])
         raised = f"raises {type(error).__name__}: {text}".removesuffix(": ")
         found.append(Breach(place_of(error) or "the mixer", raised, raised=True))
     return found

@@ -1,12 +1,21 @@
 """`basedbench throughput --models SUITE`: the decode step of every model of a recall suite."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from basedbench.errors import UserError
+from basedbench.signals import exit_code
+
+if TYPE_CHECKING:
+    from basedbench.engines.deadline import Deadline
+    from basedbench.timing.decode import Decoder
+    from basedbench.training.cases import RecallCase
+
+Row = Mapping[str, Any]
 
 
 def refuse_with_models(options: Mapping[str, object]) -> None:
@@ -17,61 +26,103 @@ def refuse_with_models(options: Mapping[str, object]) -> None:
 
 
 def time_models(
-    name: str, device: str, batch: int, rounds: int, pattern: str | None, out: Path, as_json: bool, dry_run: bool
+    name: str,
+    device: str,
+    batch: int,
+    rounds: int,
+    pattern: str | None,
+    out: Path,
+    as_json: bool,
+    dry_run: bool,
+    deadline: "Deadline[Any]",
 ) -> None:
     """Time, store a row each, and print a table; with `dry_run` only say which models."""
-    from basedbench.analysis.decoding import decoded_name
-    from basedbench.cli.recall_report import built, by_model
-    from basedbench.cli.tables import print_json, print_table
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
+    from basedbench.engines.deadline import TimeUp
     from basedbench.store import Store, code_version, device_name, fingerprint
-    from basedbench.store.schema import decode_json
     from basedbench.timing.clock import WallClock
-    from basedbench.timing.decode import Decoder, decode_rows
+    from basedbench.timing.decode import decode_rows
     from basedbench.training.cases import recall_cases
 
     runs = recall_cases(load_suite(name, "recall"))
     runs = runs if pattern is None else matching(runs, pattern, "runs")
-    cases = {label: own[0] for label, own in by_model(runs).items()}
     if dry_run:
-        _plan(list(cases), as_json)
+        _plan(list(_models(runs)), as_json)
         return
-    store = Store(out)
-    decoders = [
-        Decoder(
-            decoded_name(case.layer_mixers, case.d_model, case.layer_options),
-            case.config_json,
-            built(case),
-            case.longest,
-        )
-        for case in cases.values()
-    ]
+    store, stop = Store(out), None
+    decoders = _decoders(runs)
     origin = {
         "code_version": code_version(),
         "device_name": device_name(device),
         "fingerprint": fingerprint(device),
     }
-    rows = []
-    for row in decode_rows(decoders, next(iter(cases.values())).suite, device, batch, rounds, WallClock()):
-        rows.append(row | origin)
-        store.write("throughput", rows[-1])
+    rows: dict[str, Row] = {}
+    labels = {(one.name, one.config): label for label, one in decoders.items()}
+    try:
+        for row in decode_rows(list(decoders.values()), runs[0].suite, device, batch, rounds, WallClock(), deadline):
+            store.write("throughput", row | origin)
+            rows[labels[row["model"], row["config"]]] = row | origin
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
+    _report(rows, as_json, f"batch {batch}, behind {runs[0].longest} tokens, fp32 on {device}", out)
+    if stop is not None:
+        _say_lost([label for label in decoders if label not in rows], len(decoders), stop)
+    if stop is not None and not isinstance(stop, TimeUp):
+        raise typer.Exit(exit_code(stop))
+
+
+def _models(runs: "Sequence[RecallCase]") -> "dict[str, RecallCase]":
+    """A run of every model, by its label."""
+    from basedbench.cli.recall_report import by_model
+
+    return {label: own[0] for label, own in by_model(runs).items()}
+
+
+def _decoders(runs: "Sequence[RecallCase]") -> "dict[str, Decoder]":
+    from basedbench.analysis.decoding import decoded_name
+    from basedbench.cli.recall_report import built
+    from basedbench.timing.decode import Decoder
+
+    def decoder(case: "RecallCase") -> Decoder:
+        name = decoded_name(case.layer_mixers, case.d_model, case.layer_options)
+        return Decoder(name, case.config_json, built(case), case.longest)
+
+    return {label: decoder(case) for label, case in _models(runs).items()}
+
+
+def _report(rows: Mapping[str, Row], as_json: bool, what: str, out: Path) -> None:
+    from basedbench.cli.tables import print_json, print_table
+    from basedbench.store.schema import decode_json
+
     if as_json:
-        print_json([decode_json(row) for row in rows])
+        print_json([decode_json(row) for row in rows.values()])
         return
-    table = [
-        (label, _state(row), row["status"], row["median_ms"], row["tokens_per_s"])
-        for label, row in zip(cases, rows, strict=True)
-    ]
-    title = f"Decode step, batch {batch}, behind {decoders[0].length} tokens, fp32 on {device}"
-    print_table(title, ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
-    for label, row in zip(cases, rows, strict=True):
+    if not rows:
+        return
+    table = [(label, _state(row), row["status"], row["median_ms"], row["tokens_per_s"]) for label, row in rows.items()]
+    print_table(f"Decode step, {what}", ("model", "state", "status", "median ms", "tokens/s"), table, whole=("model",))
+    for label, row in rows.items():
         if row["status"] != "ok":
             typer.echo(f"{label}: {row['status']}: {row['reason']}")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {out}")
 
 
-def _state(row: Mapping[str, Any]) -> str | None:
+def _say_lost(lost: Sequence[str], count: int, stop: KeyboardInterrupt) -> None:
+    """What the end before the last round has cost."""
+    from basedbench.cli.tables import WIDTH
+    from basedbench.engines.deadline import TimeUp
+    from basedbench.timing.decode import FEWEST_ROUNDS
+
+    when = "The time is up" if isinstance(stop, TimeUp) else "Stopped"
+    kept = f"{count - len(lost)} of {count} models have a row of the rounds so far"
+    typer.echo(f"\n{when}: {kept}; the same command begins anew.", err=True)
+    if lost:
+        text = f"Lost, with fewer than {FEWEST_ROUNDS} rounds: {', '.join(lost)}"
+        typer.echo(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
+
+
+def _state(row: Row) -> str | None:
     from basedbench.plots.scales import quantity
 
     return None if row["state_bytes"] is None else quantity(row["state_bytes"], "bytes")

@@ -125,7 +125,8 @@ def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} takes numbers separated by commas, got {text!r}.") from None
+        whole = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{option} takes {whole} separated by commas, got {text!r}.") from None
 
 
 def _rebuilt(suite: RecallSuite, changes: dict[str, Any]) -> RecallSuite:

@@ -12,7 +12,10 @@ _LONG = 8
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Sequence[str] = ()) -> None:
-    """Print rows under their headings. Numbers stand to the right; they and the columns in `whole` are never broken."""
+    """Print rows under their headings. Numbers stand to the right; they and the columns in `whole` are never broken.
+
+    Unless the table would be too wide: then columns may be that are wider than their share. Nothing is ever cut off.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -23,13 +26,17 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     lines = [list(row) for row in rows]
+    texts = [[Text(cell(value)) for value in line] for line in lines]
+    widths = [max([len(name), *(line[index].cell_len for line in texts)]) for index, name in enumerate(columns)]
+    too_wide = sum(widths) + len(widths) + 1 > console.width
     for index, name in enumerate(columns):
         number = any(isinstance(line[index], int | float) for line in lines)
         number &= not any(isinstance(line[index], str | bool) for line in lines)
         broken = not number and name not in whole
+        broken |= too_wide and widths[index] * len(widths) > console.width
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not broken)
-    for line in lines:
-        table.add_row(*(Text(cell(value)) for value in line))
+    for line in texts:
+        table.add_row(*line)
     console.print(table)
 
 

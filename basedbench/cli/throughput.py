@@ -74,7 +74,7 @@ def throughput(
     from basedbench.cli.outdated import say_outdated
     from basedbench.config import load_suite
     from basedbench.engines import resolve_devices
-    from basedbench.engines.deadline import Deadline, TimeUp
+    from basedbench.engines.deadline import Deadline, TimeUp, unlimited
     from basedbench.engines.paces import pace_of_cases
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
@@ -87,8 +87,9 @@ def throughput(
     own = load_plugins(plugin or [])
     if models is not None:
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
-        refuse_with_models(foreign | {"--time-limit": time_limit, "--cross-check": cross_check})
-        time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json, dry_run)
+        refuse_with_models(foreign | {"--cross-check": cross_check})
+        deadline = Deadline(limits.seconds(time_limit), began, unlimited().pace)
+        time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json, dry_run, deadline)
         return
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]

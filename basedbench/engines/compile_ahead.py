@@ -8,13 +8,12 @@ then says so.
 """
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any
 
+from basedbench.engines.memory import free_memory
 from basedbench.signals import ctrl_c_ignored
 from basedbench.training.cases import RecallCase
 
@@ -35,7 +34,7 @@ def distinct_models(cases: Sequence[RecallCase]) -> list[RecallCase]:
 
 def most_processes(device: str, cores: int) -> int:
     """How many processes may compile side by side: two cores are left, and the device's free memory is shared."""
-    return max(0, min(cores - 2, MOST_PROCESSES, _free_memory(device) // MEMORY_EACH))
+    return max(0, min(cores - 2, MOST_PROCESSES, (free_memory(device) or 0) // MEMORY_EACH))
 
 
 def seats(devices: Sequence[str], cores: int) -> list[str]:
@@ -89,19 +88,3 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
             RecallRun(case, recall_data(case, device), device).rehearse(*before)
         except Exception:
             continue
-
-
-def _free_memory(device: str) -> int:
-    """Bytes, asked of the driver: PyTorch would make a CUDA context in this process. 0 where nothing answers."""
-    import pynvml
-
-    index = int(device.partition(":")[2] or 0)
-    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    name = shown[index] if index < len(shown) else str(index)  # NVML counts the cards that are hidden from us, too
-    by_name = pynvml.nvmlDeviceGetHandleByUUID
-    try:
-        pynvml.nvmlInit()
-        handle: Any = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else by_name(name)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    except pynvml.NVMLError:
-        return 0

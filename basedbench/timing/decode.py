@@ -1,20 +1,22 @@
 """How many tokens per second a recall model decodes: its own step, from its own state, for a batch of sequences.
 
 Every model is checked first: stepping through a sequence must give what the parallel form gives. Then the models take
-turns in shuffled rounds, each step at the context length it would have at the end of the longest test.
+turns in shuffled rounds, each step at the context length it would have at the end of the longest test. What is stopped
+before its last round has a row, too, if it had enough of them for an interval.
 """
 
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from basedbench.config import case_id
+from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.models.recall import RecallModel
 from basedbench.models.state import state_bytes
 from basedbench.store.schema import blank_row
@@ -29,6 +31,7 @@ from basedbench.timing.telemetry import Telemetry
 CHECKED_TOKENS = 24
 TOLERANCE = 1e-3  # float32 steps against the float32 parallel form, relative
 SAMPLES = 5
+FEWEST_ROUNDS = 3  # of a row; no less can be asked for
 
 
 @dataclass(frozen=True)
@@ -41,43 +44,78 @@ class Decoder:
     length: int
 
 
+@dataclass
+class _Found:
+    """What is known of the decoders, by their place, at any moment."""
+
+    errors: dict[int, float] = field(default_factory=dict)
+    samplers: dict[int, Sampler] = field(default_factory=dict)
+    rounds: dict[int, list[Round]] = field(default_factory=dict)
+    failures: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
 def decode_rows(
-    decoders: Sequence[Decoder], suite: str, device: str, batch: int, rounds: int, clock: Clock
+    decoders: Sequence[Decoder],
+    suite: str,
+    device: str,
+    batch: int,
+    rounds: int,
+    clock: Clock,
+    deadline: Deadline[Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Time every decoder at `batch` sequences and yield a throughput row for each; a wrong one has no time."""
-    device_type = torch.device(device).type
-    ready: dict[int, Sampler] = {}
-    errors: list[float | None] = []
-    failures: dict[int, tuple[str, str]] = {}
-    with torch.inference_mode():
-        for index, decoder in enumerate(decoders):
-            errors.append(None)
-            try:
-                _draw_what_starts_at_zero(decoder.model)
-                decoder.model.to(device).eval()
-                errors[index] = error = step_error(decoder.model, device)
-                if error <= TOLERANCE:
-                    ready[index] = _sampler(decoder, device, batch, clock)
-            except (Exception, SystemExit) as failure:  # the states do not fit, or a mixer raises
-                failures[index] = classify(failure)
-        measured = _rounds(ready, rounds, Telemetry(device))
+    """Time every decoder at `batch` sequences and yield a throughput row for each; a wrong one has no time.
+
+    Stopped by Ctrl-C or the deadline, it yields what rows there are by then, and raises KeyboardInterrupt or TimeUp.
+    """
+    found, stop = _Found(), None
+    try:
+        with torch.inference_mode(), (deadline or unlimited()).kept():
+            for index, decoder in enumerate(decoders):
+                _get_ready(found, index, decoder, device, batch, clock)
+            _take_turns(found, rounds, Telemetry(device))
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
     for index, decoder in enumerate(decoders):
-        row = _blank(decoder, suite, device_type, batch) | {"error": errors[index]}
-        if index in measured:
-            timed = times(measured[index])
-            yield (
-                row
-                | timed
-                | {"status": "ok", "stop_reason": f"{rounds} rounds", "tokens_per_s": batch / timed["median_ms"] * 1e3}
-            )
-        elif index in failures:
-            status, reason = failures[index]
-            yield row | {"status": status, "reason": reason, "stop_reason": "not timed"}
+        if outcome := _outcome(found, index, batch, rounds):
+            yield _blank(decoder, suite, torch.device(device).type, batch) | outcome
+    if stop is not None:
+        raise stop
+
+
+def _get_ready(found: _Found, index: int, decoder: Decoder, device: str, batch: int, clock: Clock) -> None:
+    with _failing(found, index):  # the states do not fit, or a mixer raises
+        _draw_what_starts_at_zero(decoder.model)
+        decoder.model.to(device).eval()
+        found.errors[index] = error = step_error(decoder.model, device)
+        if error <= TOLERANCE:
+            found.samplers[index] = _sampler(decoder, device, batch, clock)
         else:
-            reason = (
-                f"stepping differs from the parallel form by {errors[index]:.2g} (relative), more than {TOLERANCE:g}"
-            )
-            yield row | {"status": "incorrect", "reason": reason, "stop_reason": "not timed"}
+            reason = f"stepping differs from the parallel form by {error:.2g} (relative), more than {TOLERANCE:g}"
+            found.failures[index] = ("incorrect", reason)
+
+
+@contextmanager
+def _failing(found: _Found, index: int) -> Iterator[None]:
+    """What is raised inside is the decoder's failure, and no other's."""
+    try:
+        yield
+    except (Exception, SystemExit) as failure:
+        found.failures[index] = classify(failure)
+
+
+def _outcome(found: _Found, index: int, batch: int, rounds: int) -> dict[str, Any] | None:
+    """What a decoder's row says of it; None for one that was stopped before its time was known."""
+    known = {"error": found.errors.get(index)}
+    if index in found.failures:
+        status, reason = found.failures[index]
+        return known | {"status": status, "reason": reason, "stop_reason": "not timed"}
+    had = found.rounds.get(index, [])
+    if len(had) < min(FEWEST_ROUNDS, rounds):
+        return None
+    timed = times(had)
+    stopped = f"{rounds} rounds" if len(had) == rounds else f"stopped after {len(had)} of {rounds} rounds"
+    rate = batch / timed["median_ms"] * 1e3
+    return known | timed | {"status": "ok", "stop_reason": stopped, "tokens_per_s": rate}
 
 
 def _draw_what_starts_at_zero(model: RecallModel) -> None:
@@ -120,18 +158,20 @@ def _step_at_length(decoder: Decoder, device: str, batch: int) -> Callable[[], T
     return repeated_step(lambda state: model.step(tokens_B, state), state, length - 1)
 
 
-def _rounds(samplers: dict[int, Sampler], rounds: int, telemetry: Telemetry) -> dict[int, list[Round]]:
+def _take_turns(found: _Found, rounds: int, telemetry: Telemetry) -> None:
     """Every sampler once in each round, in a new order each time, warmed up first."""
-    order, shuffle = list(samplers), random.Random(0)
-    for sampler in samplers.values():
-        sampler.sample(SAMPLES)
-    found: dict[int, list[Round]] = {index: [] for index in order}
+    shuffle = random.Random(0).shuffle
+    for index, sampler in found.samplers.items():
+        with _failing(found, index):
+            sampler.sample(SAMPLES)
     for _ in range(rounds):
-        shuffle.shuffle(order)
+        order = [index for index in found.samplers if index not in found.failures]
+        shuffle(order)
         for index in order:
-            before = telemetry.read()
-            found[index].append(Round(samplers[index].sample(SAMPLES), [before, telemetry.read()]))
-    return found
+            with _failing(found, index):
+                before = telemetry.read()
+                one = Round(found.samplers[index].sample(SAMPLES), [before, telemetry.read()])
+                found.rounds.setdefault(index, []).append(one)
 
 
 def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """What went wrong, as a status and one sentence, so that a failure is a row like any other."""
 
-import re
-
-from basedbench.errors import sentence
+from basedbench.errors import printable, sentence, text_of
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "std::bad_alloc", "cannot allocate memory")
 UNSUPPORTED = (
@@ -22,7 +20,7 @@ LONGEST_REASON = 300
 
 def classify(error: BaseException) -> tuple[str, str]:
     """(status, reason) of an exception in a worker."""
-    text = f"{type(error).__name__}: {error}".lower()
+    text = text_of(error).lower()
     chain = [error, *_causes(error)]
     if isinstance(error, MemoryError) or any(mark in text for mark in OUT_OF_MEMORY):
         return "oom", _sentence(error)
@@ -67,5 +65,5 @@ def _sentence(error: BaseException) -> str:
 
 def shorten(text: str) -> str:
     """In one line, of a length that a table can show."""
-    text = re.sub(r"\s+", " ", text).strip()
+    text = printable(text)
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."

@@ -10,6 +10,7 @@ from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.engines.compile_ahead import most_processes
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
+from basedbench.engines.memory import free_memory
 from basedbench.store import Store, code_version, device_name, fingerprint
 from basedbench.timing.clock import WallClock
 from basedbench.timing.kinds import FEWEST, by_their_own, first_of_modes, only_compiled, processes_for, to_rehearse
@@ -100,7 +101,8 @@ class Sweep:
             "device_name": device_name(device),
             "fingerprint": found,
         }
-        self.memory_bytes: int | None = found["gpu_memory_bytes"]  # a CPU's is everybody's
+        self.gpu_bytes: int = found["gpu_memory_bytes"] or 0
+        self.free_bytes: int | None = free_memory(device) or found["gpu_memory_bytes"]
 
     def run(self, cases: Sequence[AnyCase], on_row: Callable[[Row], None]) -> None:
         """Time the cases that end before the deadline; `on_row` is told of each row once it is on the disk."""
@@ -172,7 +174,7 @@ class Sweep:
 
     def _idle(self) -> int:
         """How many processes of operators may wait for their cases; each has a context on the device."""
-        return 0 if self.memory_bytes is None else int(IDLE_SHARE * self.memory_bytes / CONTEXT_BYTES)
+        return int(IDLE_SHARE * self.gpu_bytes / CONTEXT_BYTES)
 
     @contextmanager
     def _spending(self, what: str) -> Iterator[None]:
@@ -222,7 +224,7 @@ class Sweep:
 
     def _parts(self, group: list[AnyCase], processes: int) -> list[list[AnyCase]]:
         """What of a group the device holds at once."""
-        return [group] if self.memory_bytes is None else side_by_side(group, self.memory_bytes, processes)
+        return [group] if self.free_bytes is None else side_by_side(group, self.free_bytes, processes)
 
     def _possible(self, case: AnyCase, on_row: Callable[[Row], None]) -> bool:
         """Whether its contender can take the case and the device hold it; if not, that is its row."""
@@ -234,7 +236,7 @@ class Sweep:
     def _refusal(self, case: AnyCase) -> dict[str, Any]:
         if reason := unsupported(case):
             return {"status": "unsupported", "reason": reason}
-        if self.memory_bytes is not None and (reason := does_not_fit(case, self.memory_bytes)):
+        if self.free_bytes is not None and (reason := does_not_fit(case, self.free_bytes)):
             return {"status": "oom", "reason": reason}
         return {}
 

@@ -114,7 +114,7 @@ class Breaks(Average):
     """The step raises."""
 
     def step(self, x_BD, state):
-        raise ValueError("no step yet")
+        raise ValueError("no step yet \udcff")
 
 
 @pytest.fixture(autouse=True)
@@ -192,5 +192,5 @@ def test_a_branch_on_a_value():
 
 def test_what_a_mixer_raises_is_a_breach():
     found = breaches(Breaks)
-    assert "raises ValueError: no step yet" in found["forward prefill and steps agree"][0]
+    assert "raises ValueError: no step yet ?" in found["forward prefill and steps agree"][0]
     assert "causal" not in found

@@ -129,7 +129,7 @@ def test_how_many_processes_share_the_work(run_cli, monkeypatch, place, given, j
     monkeypatch.setattr("basedbench.checking.run.run_checks", run_checks)
     monkeypatch.setattr("basedbench.engines.resolve_devices", lambda name: [place])
     monkeypatch.setattr("basedbench.engines.cores", lambda: 16)
-    monkeypatch.setattr("basedbench.engines.compile_ahead._free_memory", lambda device: 35 * 2**30)
+    monkeypatch.setattr("basedbench.engines.compile_ahead.free_memory", lambda device: 35 * 2**30)
     run_cli("check", "--filter", "^short_conv", *given)
     assert found == [jobs]
 

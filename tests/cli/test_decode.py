@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from basedbench.store import load
+from basedbench.timing import decode
 from tests.cli.conftest import RunCli
 
 
@@ -35,6 +36,45 @@ def test_a_dry_run_of_models_times_nothing(run_cli: RunCli, tmp_path: Path) -> N
     assert "3 models would be timed. Nothing was run." in listed.stdout
     assert len(json.loads(run_cli(*arguments, "--json").stdout)) == 3
     assert not (tmp_path / "results").exists()
+
+
+def test_stopped_in_between_it_stores_what_it_can_and_names_the_rest(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, made = decode._sampler, []
+
+    class Stopped:
+        def sample(self, count: int) -> list[float]:
+            made.append("turn")
+            if made.count("turn") == 5:  # warm-up and three rounds are behind it
+                raise KeyboardInterrupt
+            return [1.0] * count
+
+    def last_one_stops(one: decode.Decoder, *more: object) -> object:
+        made.append(one.name)
+        return Stopped() if len(made) == 3 else sampler(one, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decode, "_sampler", last_one_stops)
+    monkeypatch.setattr(decode, "FEWEST_ROUNDS", 4)
+    monkeypatch.setattr(decode.random.Random, "shuffle", lambda self, order: order.sort())
+    command = ("throughput", "--models", "smoke", "--device", "cpu", "--out", tmp_path)
+    outcome = run_cli(*command)
+    assert outcome.exit_code == 130
+    frame = load(tmp_path, "throughput")
+    assert set(frame["stop_reason"]) == {"stopped after 4 of 15 rounds"}
+    assert "2 of 3 models have a row of the rounds so far; the same command begins anew" in outcome.stderr
+    (lost,) = [line for line in outcome.stderr.splitlines() if line.startswith("Lost, with fewer than 4 rounds: ")]
+    assert lost.partition(": ")[2] in run_cli(*command, "--dry-run").stdout.splitlines()
+    assert len(frame) == 2
+    assert "tokens/s" in outcome.stdout
+
+
+def test_a_time_limit_ends_it_in_time_as_if_done(run_cli: RunCli, tmp_path: Path) -> None:
+    limit = ("--rounds", 10**6, "--time-limit", "4s")
+    outcome = run_cli("throughput", "--models", "smoke", "--device", "cpu", "--out", tmp_path, *limit)
+    assert outcome.exit_code == 0
+    assert "The time is up: 3 of 3 models have a row" in outcome.stderr
+    assert load(tmp_path, "throughput")["rounds"].between(3, 10**6 - 1).all()
 
 
 @pytest.mark.parametrize(

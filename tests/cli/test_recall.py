@@ -74,6 +74,7 @@ def test_equal_runs_of_another_suite_are_taken_over(run_cli: RunCli, suite: Path
     assert frame.groupby("suite").size().to_dict() == {"own": 4, "other": 2}
 
 
+@pytest.mark.usefixtures("own_registries")
 def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
     out, plugin = tmp_path / "results", tmp_path / "mine.py"
     plugin.write_text(

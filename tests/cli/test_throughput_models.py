@@ -89,6 +89,21 @@ def test_a_row_says_what_it_is(run: Any) -> None:
     assert row["graph"] is False
 
 
+def test_what_would_swap_is_a_row_at_once(run: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before any worker starts: a model of 1.3B in a free gigabyte."""
+    monkeypatch.setattr("basedbench.timing.sweep.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("basedbench.timing.worker.Workers.of", lambda self, case: pytest.fail("a worker was started"))
+    suite = out.with_name("large.yaml")
+    suite.write_text("""kind: throughput
+models: [{presets: [based-1.3b], baseline: ours, grid: {mode: [generation, prefill], dtype: bf16, length: 1024}}]""")
+    outcome = run("--suite", suite)
+    assert outcome.exit_code == 0, outcome.stderr
+    frame = load(out, "throughput")
+    assert frame["status"].tolist() == ["oom", "oom"]
+    assert frame["reason"].str.fullmatch(r"needs [78]\.\d GiB of memory, 1\.0 GiB are free").all()
+    assert "needs 7" in outcome.stdout
+
+
 def test_choosing_and_listing(run: Any, out: Path) -> None:
     listed = json.loads(run("--dry-run", "--json", "--mode", "prefill").stdout)
     assert [case["model"] for case in listed] == ["attention-360m", "based-360m"]

@@ -1,5 +1,4 @@
 import signal
-from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +28,7 @@ def test_a_model_is_compiled_for_once():
 
 @pytest.mark.parametrize(("cores", "memory", "count"), [(16, 100, 3), (3, 100, 1), (2, 100, 0), (16, 7, 1), (16, 0, 0)])
 def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
-    monkeypatch.setattr(module, "_free_memory", lambda device: memory * 2**30)
+    monkeypatch.setattr(module, "free_memory", lambda device: memory * 2**30)
     monkeypatch.setattr(module, "rehearse", len)  # ends at once, whatever it is given
     processes = module.compile_ahead(cases(), ["cuda:0"], cores)
     for process in processes:
@@ -40,28 +39,13 @@ def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
 
 def test_processes_go_round_the_devices_that_have_room(monkeypatch):
     room = {"cuda:0": 7, "cuda:1": 100, "cuda:2": 13}
-    monkeypatch.setattr(module, "_free_memory", lambda device: room[device] * 2**30)
+    monkeypatch.setattr(module, "free_memory", lambda device: room[device] * 2**30)
     assert module.seats(["cuda:0", "cuda:1", "cuda:2"], 64)[:6] == [
         *("cuda:0", "cuda:1", "cuda:2"),
         *("cuda:1", "cuda:2", "cuda:1"),
     ]
     assert len(module.seats(["cuda:1", "cuda:1"], 10)) == 10 - 1 - 2
     assert module.seats(["cuda:0", "cuda:1"], 2) == module.seats([], 64) == []
-
-
-@pytest.mark.parametrize(
-    ("visible", "asked"), [(None, 1), ("", 1), ("2,3", 3), ("GPU-a, GPU-b", "GPU-b"), ("5", 1), ("MIG-x,0", 0)]
-)
-def test_memory_is_asked_of_the_card_that_cuda_means(monkeypatch, visible, asked):
-    pynvml = pytest.importorskip("pynvml")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    for ask in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByUUID"):
-        monkeypatch.setattr(pynvml, ask, lambda name: name)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(free={asked: 42}[handle]))
-    assert module._free_memory("cuda:1") == 42
 
 
 def test_a_case_that_fails_does_not_keep_the_next_from_its_turn(monkeypatch):

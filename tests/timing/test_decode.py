@@ -1,8 +1,13 @@
 """Decode times of whole models: checked first, and repeatable without running out of room."""
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+from basedbench.engines.deadline import Deadline, TimeUp, unlimited
 from basedbench.mixers import Mixer, State, mixer_names
 from basedbench.models.recall import LayerSpec, RecallModel
 from basedbench.store.schema import PROMISED, check_row
@@ -100,6 +105,94 @@ def test_the_same_step_can_be_taken_for_ever() -> None:
         call = _step_at_length(decoder("base_conv", "attention"), "cpu", 2)
         first = [call().clone() for _ in range(50)]
     assert all(torch.isfinite(logits).all() for logits in first)
+
+
+class Counted:
+    """A sampler that does as told on its n-th sampling, warming up included."""
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self.act, self.count = act, 0
+
+    def sample(self, count: int) -> list[float]:
+        self.count += 1
+        self.act(self.count)
+        return [float(self.count)] * count
+
+
+def rows_until_stopped(acts: dict[str, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """The rows, by mixer, of samplers that act so, and what ended them."""
+    monkeypatch.setattr(decode, "_sampler", lambda one, *_: Counted(acts[one.name.split("+")[1].split()[0]]))
+    rows: dict[str, Any] = {}
+    stop: KeyboardInterrupt | None = None
+    try:
+        for row in decode_rows(
+            [decoder("base_conv", name) for name in acts],
+            "mine", "cpu", batch=3, rounds=options.pop("rounds", 20), clock=WallClock(), **options,
+        ):  # fmt: skip
+            rows[row["model"].split("+")[1].split()[0]] = row
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
+    return rows, stop
+
+
+def nothing(count: int) -> None:
+    """A sampling like any other."""
+
+
+@pytest.mark.parametrize(("rounds", "stored"), [(2, set()), (3, {"based"}), (4, {"based", "attention"})])
+def test_what_had_enough_rounds_when_stopped_has_a_row(
+    monkeypatch: pytest.MonkeyPatch, rounds: int, stored: set[str]
+) -> None:
+    """The one that is stopped has had a round less than the one before it."""
+
+    def stopped(count: int) -> None:
+        if count == rounds + 1:  # the first is warming up
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(decode.random.Random, "shuffle", lambda self, order: order.sort())
+    rows, stop = rows_until_stopped({"based": nothing, "attention": stopped}, monkeypatch)
+    assert isinstance(stop, KeyboardInterrupt)
+    assert set(rows) == stored
+    for row in rows.values():
+        assert row["status"] == "ok"
+        assert row["stop_reason"] == f"stopped after {row['rounds']} of 20 rounds"
+        assert row["ci_low_ms"] < row["median_ms"] < row["ci_high_ms"]
+
+
+def test_stopped_before_any_round_only_failures_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(count: int) -> None:
+        raise KeyboardInterrupt
+
+    def fails(count: int) -> None:
+        raise ValueError("no such step")
+
+    rows, stop = rows_until_stopped({"based": nothing, "mamba": fails, "attention": stopped}, monkeypatch)
+    assert isinstance(stop, KeyboardInterrupt)
+    assert {name: row["status"] for name, row in rows.items()} == {"mamba": "runtime_error"}
+
+
+def test_a_model_that_fails_in_its_third_round_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(count: int) -> None:
+        if count == 4:
+            raise ValueError("no such step")
+
+    rows, stop = rows_until_stopped({"based": fails, "attention": nothing}, monkeypatch)
+    assert stop is None
+    assert (rows["based"]["status"], rows["based"]["median_ms"]) == ("runtime_error", None)
+    assert "no such step" in rows["based"]["reason"]
+    assert (rows["attention"]["status"], rows["attention"]["stop_reason"]) == ("ok", "20 rounds")
+
+
+def test_the_time_limit_stops_rounds_and_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Deadline[Any](3.0, time.monotonic(), unlimited().pace)
+
+    def slow(count: int) -> None:
+        time.sleep(0.001)
+
+    rows, stop = rows_until_stopped({"based": slow}, monkeypatch, rounds=10**9, deadline=limit)
+    assert isinstance(stop, TimeUp)
+    assert rows["based"]["rounds"] >= 3
+    assert rows["based"]["stop_reason"].startswith("stopped after")
 
 
 def test_states_that_do_not_fit_cost_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

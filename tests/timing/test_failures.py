@@ -34,6 +34,21 @@ def test_exceptions(error: Exception, status: str) -> None:
     assert type(error).__name__ in reason
 
 
+def test_a_reason_can_be_stored_and_shown_whatever_an_error_says() -> None:
+    _, reason = classify(ValueError("r\u00e9sum\u00e9 \udcff of\n\ta file \x1b[31m"))
+    assert reason == "ValueError: r\u00e9sum\u00e9 ? of a file ?[31m"
+    assert reason.encode("utf-8")
+    assert crash(1, "\x07\ud800 gone")[1].endswith("exit code 1: ?? gone")
+
+
+def test_an_error_whose_text_fails_is_called_by_its_name() -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise KeyError("no text")
+
+    assert classify(SilentError()) == ("runtime_error", "SilentError")
+
+
 def test_a_wrapped_compiler_error_is_one() -> None:
     error = RuntimeError("launch failed")
     error.__cause__ = InnerError("bad")

@@ -7,8 +7,8 @@ from basedbench.config import load_suite
 from basedbench.contenders.language_costs import held_bytes
 from basedbench.timing.choose import choose
 from basedbench.timing.language import LanguageSubject
-from basedbench.timing.room import BEYOND_STATES, CONTEXT_BYTES, does_not_fit, side_by_side
-from tests.timing.conftest import TINY_LAYERS, make_case, make_model_case
+from basedbench.timing.room import BEYOND_STATES, CONTEXT_BYTES, PROCESS_BYTES, does_not_fit, side_by_side
+from tests.timing.conftest import TINY, TINY_LAYERS, make_case, make_model_case
 
 GIB = 2**30
 
@@ -28,8 +28,31 @@ def test_beyond_the_device_is_said_with_both_numbers() -> None:
     case = make_model_case("attention")
     needed = sum(held_bytes(case))
     assert does_not_fit(case, needed) is None
-    assert does_not_fit(case, needed - 1) == f"needs {needed / GIB:.1f} GiB, the device has {needed / GIB:.1f} GiB"
+    assert does_not_fit(case, needed - 1) == f"needs {needed / GIB:.1f} GiB of memory, {needed / GIB:.1f} GiB are free"
     assert does_not_fit(make_case(batch=2**40), 1) is None  # operators are not counted
+
+
+def test_on_a_cpu_nothing_is_tried_that_would_swap() -> None:
+    """The float32 copy of 16-bit weights, and what reading a prompt takes, come on top; a GPU may try."""
+    case = make_model_case("based", dtype="bf16", batch=1, length=8)
+    weights, states = held_bytes(case)
+    assert states < 2 * weights
+    assert does_not_fit(case, 3 * weights) is None
+    assert does_not_fit(case, 3 * weights - 1) is not None
+    assert does_not_fit(case.model_copy(update={"device": "cuda"}), weights + states) is None
+    written_out = make_model_case("attention", mode="prefill", batch=2, length=2048, contender="sdpa-math")
+    fused = written_out.model_copy(update={"contender": "sdpa-flash"})
+    scores = 2 * TINY["heads"] * 2048**2 * 4  # one number each, of one layer
+    assert does_not_fit(fused, scores) is None
+    assert does_not_fit(written_out, 2 * scores) is not None
+
+
+def test_processes_on_a_cpu_need_less_room() -> None:
+    cases = [make_model_case("attention"), make_model_case("based")]
+    room = 2 * PROCESS_BYTES + GIB // 8
+    assert side_by_side(cases, room, 2) == [cases]
+    on_gpu = [case.model_copy(update={"device": "cuda"}) for case in cases]
+    assert side_by_side(on_gpu, room, 2) == [[case] for case in on_gpu]
 
 
 def test_everything_that_fits_stays_side_by_side() -> None:
@@ -41,8 +64,9 @@ def test_everything_that_fits_stays_side_by_side() -> None:
 
 
 def test_small_ones_find_room_beside_large_ones() -> None:
-    large = [make_model_case("attention", batch=2**13, length=2**10, contender=name) for name in ("sdpa-math", "ours")]
-    small = [make_model_case("based"), make_model_case("mamba")]
+    shape = {"batch": 2**13, "length": 2**10, "device": "cuda"}
+    large = [make_model_case("attention", contender=name, **shape) for name in ("sdpa-math", "ours")]
+    small = [make_model_case(family, device="cuda") for family in ("based", "mamba")]
     cases = [large[0], small[0], large[1], small[1]]
     _, states = held_bytes(large[0])
     room = CONTEXT_BYTES * len(cases) + int(1.5 * BEYOND_STATES * states)
@@ -51,7 +75,7 @@ def test_small_ones_find_room_beside_large_ones() -> None:
 
 
 def test_the_copy_for_the_check_needs_room_beside_what_is_there() -> None:
-    cases = [make_model_case("based", dtype="bf16", batch=1, length=8) for _ in range(2)]
+    cases = [make_model_case("based", dtype="bf16", batch=1, length=8, device="cuda") for _ in range(2)]
     weights, states = held_bytes(cases[0])
     both = CONTEXT_BYTES * 2 + 2 * weights + 2 * int(BEYOND_STATES * states) + 2
     assert len(side_by_side(cases, both, 2)) == 2

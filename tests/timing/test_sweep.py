@@ -11,7 +11,7 @@ from basedbench.plugins import load_plugin
 from basedbench.store import Store, load
 from basedbench.timing import sweep as sweeps
 from basedbench.timing.choose import pending
-from basedbench.timing.room import CONTEXT_BYTES, side_by_side
+from basedbench.timing.room import PROCESS_BYTES, side_by_side
 from basedbench.timing.sweep import Sweep, groups, neighbours
 from basedbench.timing.worker import Worker, Workers
 from tests.timing.conftest import MockClock, make_case, make_model_case
@@ -52,19 +52,19 @@ def test_groups_of_the_same_models_are_neighbours_and_keep_their_order() -> None
 def test_what_no_device_could_hold_is_a_row_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Workers, "of", lambda self, case: pytest.fail("a worker was started"))
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
-    sweep.memory_bytes = 2**32
+    sweep.free_bytes = 2**32
     sweep.run([make_model_case("attention", batch=2**16, length=2**14)], lambda row: None)
     row = load(tmp_path, "throughput").iloc[0]
     assert row["status"] == "oom"
-    assert row["reason"] == "needs 512.0 GiB, the device has 4.0 GiB"  # 2 layers, 2 x 32 numbers, 4 bytes
+    assert row["reason"] == "needs 512.0 GiB of memory, 4.0 GiB are free"  # 2 layers, 2 x 32 numbers, 4 bytes
     assert row["median_ms"] is None or row["median_ms"] != row["median_ms"]
 
 
 def test_models_that_do_not_fit_beside_each_other_are_timed_one_after_the_other(tmp_path: Path) -> None:
     cases = [make_model_case("attention", batch=2**10, length=2**7), make_model_case("based", batch=2**10, length=2**7)]
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
-    sweep.memory_bytes = 2 * CONTEXT_BYTES + int(1.1 * 2**26)  # the keys and values of the first are 2**26
-    assert side_by_side(cases, sweep.memory_bytes, 2) == [[cases[0]], [cases[1]]]
+    sweep.free_bytes = 2 * PROCESS_BYTES + int(1.1 * 2**26)  # the keys and values of the first are 2**26
+    assert side_by_side(cases, sweep.free_bytes, 2) == [[cases[0]], [cases[1]]]
     seen: list[str] = []
     sweep.run(cases, lambda row: seen.append(row["model"]))
     assert seen == ["attention-360m", "based-360m"]
@@ -83,7 +83,7 @@ def test_the_workers_of_models_live_as_long_as_a_later_group_needs_them(
 
     monkeypatch.setattr(Workers, "start", noted)
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
-    sweep.memory_bytes = 2**33
+    sweep.free_bytes = sweep.gpu_bytes = 2**33
     shapes = {"length": 8}, {"length": 2**20, "batch": 2**8}, {"length": 16}
     cases = [make_model_case(family, **shape) for family in ("based", "attention") for shape in shapes]
     seen: list[str] = []
@@ -118,7 +118,7 @@ def test_workers_come_up_during_the_rehearsal_and_ceilings_are_found_behind_it(
     monkeypatch.setattr(sweeps, "Workers", Noted)
     monkeypatch.setattr(Sweep, "_rehearse", lambda self, workers, cases: NOTES.append(("rehearse", len(list(cases)))))
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
-    sweep.device, sweep.memory_bytes = "cuda:0", 2**33  # one process may wait
+    sweep.device, sweep.gpu_bytes = "cuda:0", 2**33  # one process may wait
 
     def find(workers: Workers, case: AnyCase) -> dict[str, float]:
         NOTES.append(("ceilings", case.contender, len(workers)))
@@ -153,7 +153,7 @@ def test_workers_check_their_cases_beside_each_other_before_any_is_timed(
 
     monkeypatch.setattr(Worker, "rehearse", noting)
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE)
-    sweep.device, sweep.memory_bytes = "cuda:0", 2**34  # two processes may wait
+    sweep.device, sweep.gpu_bytes = "cuda:0", 2**34  # two processes may wait
     cases = [make_case(name, length=length) for length in (8, 16) for name in ("reference", "ours")]
     sweep.run(cases, lambda row: NOTES.append(("row", row["contender"], row["status"], row["error"] is not None)))
     kinds = [note[0] for note in NOTES]
@@ -183,7 +183,7 @@ def test_every_worker_imports_what_its_first_calls_will_before_anything_is_timed
     monkeypatch.setattr(Worker, "imports", noting)
     load_plugin(PLUGIN)
     sweep = Sweep("own", Store(tmp_path), "cpu", MEASURE, [PLUGIN])
-    sweep.device, sweep.memory_bytes = "cuda:0", 2**35  # five processes may wait
+    sweep.device, sweep.gpu_bytes = "cuda:0", 2**35  # five processes may wait
     modes = ("fwd", "fwd_bwd")
     cases = [make_case(name, length=n, mode=mode) for mode in modes for n in (8, 16) for name in ("ours", "reference")]
     cases += [make_case("good", length=24)]
