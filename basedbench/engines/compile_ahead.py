@@ -8,6 +8,7 @@ then says so.
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Sequence
 from functools import partial
