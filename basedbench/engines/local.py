@@ -21,6 +21,7 @@ from basedbench.errors import UserError
 from basedbench.signals import ctrl_c_ignored
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
+from basedbench.training.cost import estimate
 from basedbench.training.rows import Circumstances, recall_row
 from basedbench.training.run import Progress
 
@@ -50,6 +51,11 @@ Model = tuple[str, str]
 def _model(case: RecallCase) -> Model:
     """What runs with the same kernels have in common."""
     return case.model_label, case.layer_mixers
+
+
+def slowest_first(cases: Iterable[RecallCase], device: str) -> list[RecallCase]:
+    """For several devices: models whose runs take longest begin, or at the end the other devices wait for them."""
+    return sorted(cases, key=lambda case: -estimate(case, device).seconds)
 
 
 @dataclass(eq=False)
@@ -88,7 +94,7 @@ class LocalEngine:
 
         KeyboardInterrupt ends the workers; rows written stay. UserError if the disk fills.
         """
-        self._queue.extend(cases)
+        self._queue.extend(cases if len(self.places) == 1 else slowest_first(cases, self.places[0].device))
         soon = [case for case in self._queue if self.deadline.in_time(case)]
         helpers = self._compile_ahead(soon)
         try:

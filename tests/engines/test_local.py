@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from basedbench.engines import LocalEngine, Place
-from basedbench.engines.local import _model, _Worker
+from basedbench.engines.local import _model, _Worker, slowest_first
 from basedbench.store import load
 from basedbench.store.schema import PROMISED
 from basedbench.training.cases import RecallCase, recall_cases
@@ -72,6 +72,13 @@ def test_a_run_that_breaks_the_device_costs_the_others_nothing(tmp_path: Path, p
     memory, rows = run(cases_of("breaks"), tmp_path, [Place("cpu", slots=3)], plugin)
     assert rows["status"].to_dict() == {"breaks": "crashed", "based": "ok", "attention": "ok"}
     assert memory.began.count("breaks") == 2
+
+
+def test_several_devices_begin_with_what_takes_longest() -> None:
+    sections = [{"mixer": name, "grid": {"d_model": [64, 128]}} for name in ("attention", "mamba")]
+    cases = recall_cases(tiny_suite(sections))
+    order = [(case.mixer, case.d_model) for case in slowest_first(cases, "cuda:0")]
+    assert order == [("mamba", 128), ("mamba", 64), ("attention", 128), ("attention", 64)]
 
 
 def test_a_worker_goes_on_with_models_that_it_has_begun() -> None:
