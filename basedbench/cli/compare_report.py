@@ -7,7 +7,7 @@ from dataclasses import asdict
 import typer
 
 from basedbench.cli.compare_input import Choice, Found
-from basedbench.cli.tables import print_json, print_table
+from basedbench.cli.tables import print_json, print_note, print_table
 from basedbench.timing.comparison import VERDICTS, Comparison
 from basedbench.timing.pairs import Pair
 
@@ -41,7 +41,7 @@ def summary(pairs: Sequence[Pair], code: int) -> None:
     counts = Counter(pair.result.verdict for pair in pairs)
     noted = [pair for pair in pairs if pair.result.reason and pair.result.verdict != "SAME"]
     for pair in noted[:_NOTES]:
-        typer.echo(f"{pair.result.verdict} {pair.label}: {pair.result.reason}")
+        print_note(f"{pair.result.verdict} {pair.label}: {pair.result.reason}")
         if pair.command:
             typer.echo(f"  {pair.command}")
     if len(noted) > _NOTES:

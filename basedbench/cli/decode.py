@@ -1,6 +1,5 @@
 """`basedbench throughput --models SUITE`: the decode step of every model of a recall suite."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +109,7 @@ def _report(rows: Mapping[str, Row], as_json: bool, what: str, out: Path) -> Non
 
 def _say_lost(lost: Sequence[str], count: int, stop: KeyboardInterrupt) -> None:
     """What the end before the last round has cost."""
-    from basedbench.cli.tables import WIDTH
+    from basedbench.cli.tables import print_note
     from basedbench.engines.deadline import TimeUp
     from basedbench.timing.decode import FEWEST_ROUNDS
 
@@ -118,8 +117,7 @@ def _say_lost(lost: Sequence[str], count: int, stop: KeyboardInterrupt) -> None:
     kept = f"{count - len(lost)} of {count} models have a row of the rounds so far"
     typer.echo(f"\n{when}: {kept}; the same command begins anew.", err=True)
     if lost:
-        text = f"Lost, with fewer than {FEWEST_ROUNDS} rounds: {', '.join(lost)}"
-        typer.echo(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False), err=True)
+        print_note(f"Lost, with fewer than {FEWEST_ROUNDS} rounds: {', '.join(lost)}", err=True)
 
 
 def _state(row: Row) -> str | None:

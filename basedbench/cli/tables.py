@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,3 +70,9 @@ def cell(value: Any) -> str:
     if isinstance(value, list) and len(value) > _LONG:
         return f"{cell(value[0])} ... {cell(value[-1])} ({len(value)} values)"
     return ", ".join(map(cell, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def print_note(text: str, err: bool = False) -> None:
+    """A sentence, in lines as wide as a table at most."""
+    wrapped = textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    typer.echo(wrapped, err=err)

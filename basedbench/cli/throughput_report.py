@@ -1,6 +1,5 @@
 """What `basedbench throughput` prints: what would run, a line per finished case, and the tables at the end."""
 
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import typer
 
 from basedbench.cli.progress import clock
-from basedbench.cli.tables import WIDTH, print_json, print_table
+from basedbench.cli.tables import print_json, print_note, print_table
 from basedbench.cli.timing_tables import duration, half_width, timing_tables
 from basedbench.config.throughput import AnyCase
 from basedbench.store.dataset import rows as stored_rows
@@ -102,7 +101,7 @@ def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: b
         print_json([decode_json({name: value for name, value in row.items() if name not in _BULKY}) for row in ordered])
         return
     for title, heading, lines in timing_tables(ordered, rows):
-        _say(title)
+        print_note(title)
         print_table("", heading, lines, whole=[name for name in heading if name != "model"])
     _explain(ordered)
     if left:
@@ -134,29 +133,31 @@ def outcome(row: Row) -> str:
 def _explain(rows: Sequence[Row]) -> None:
     """What the columns mean, what the reader should be wary of, and why some cases have no time."""
     if any(row["status"] == "ok" for row in rows):
-        _say("vs base: times as fast as the base. memory: peak beyond the inputs, weights and states.")
-        _say("bandw., FLOPs: the least work there is, as a share of what `basedbench calibrate` measured.")
+        print_note("vs base: times as fast as the base. memory: peak beyond the inputs, weights and states.")
+        print_note("bandw., FLOPs: the least work there is, as a share of what `basedbench calibrate` measured.")
     if any(row["largest_batch"] for row in rows):
-        _say("state: bytes per sequence. fits: the most sequences that this device's memory holds at that context.")
+        most = "the most sequences that this device's memory holds at that context"
+        print_note(f"state: bytes per sequence. fits: {most}.")
     for mark, text in (
         ("throttled", "taken while the device was held back"),
         ("exposed_samples", "with samples in which the device waited for the host"),
     ):
         marked = [label(row) for row in rows if row[mark]]
         if marked:
-            _say(f"{_rows(marked)} {text}: {_few(marked)}.")
+            print_note(f"{_rows(marked)} {text}: {_few(marked)}.")
     launched = [label(row) for row in rows if row["status"] == "ok" and row["reason"]]
     if launched:
-        _say(f"{_rows(launched)} without the graph that others of the kind have: {_few(launched)}; see their `reason`.")
+        rest = f"{_few(launched)}; see their `reason`."
+        print_note(f"{_rows(launched)} without the graph that others of the kind have: {rest}")
     wide = [label(row) for row in rows if row["status"] == "ok" and half_width(row) > WIDE]
     if wide:
-        _say(
+        print_note(
             f"{_rows(wide)} known to no better than {100 * WIDE:g} %: {_few(wide)}. A quieter machine helps, "
             "or more rounds: --rounds 100 --fresh."
         )
     beyond = [label(row) for row in rows if row["status"] == "ok" and _beyond_ceilings(row)]
     if beyond:
-        _say(
+        print_note(
             f"{_rows(beyond)} faster than the ceilings allow: {_few(beyond)}. Does the call do all of its work "
             "each time? Or were the ceilings measured beside something else: `basedbench calibrate` does it again."
         )
@@ -165,17 +166,13 @@ def _explain(rows: Sequence[Row]) -> None:
         if row["status"] != "ok":
             reasons.setdefault(f"{row['status']}: {row['reason']}", []).append(label(row))
     for reason, labels in reasons.items():
-        _say(f"{_few(labels)}: {reason}")
+        print_note(f"{_few(labels)}: {reason}")
 
 
 def _beyond_ceilings(row: Row) -> bool:
     """More operations than products of large matrices reach, or more bytes from memory than a copy."""
     read = row["bandwidth_fraction"] if row["cache"] == "cold" else 0.0  # hot ones are in a cache
     return max(row["flops_fraction"] or 0.0, read or 0.0) > BEYOND
-
-
-def _say(text: str) -> None:
-    typer.echo(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def _few(labels: Sequence[str]) -> str:
