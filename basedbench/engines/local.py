@@ -152,7 +152,7 @@ class LocalEngine:
     def _next(self, worker: _Worker) -> RecallCase | None:
         """A case that ends in time: of a model that this worker has begun, else of one that nobody has.
 
-        The first run of a model takes a process seconds to load its kernels and record its steps, whoever else has.
+        For the first run of a model every process loads its kernels and records its steps, whoever else has.
         """
         begun = set().union(*(other.models for other in self._workers))
 

@@ -76,7 +76,7 @@ class Recorder:
         """Record every step as a graph on the current stream. `changed` is all that the steps alter.
 
         Each step runs once for real first, since libraries set themselves up on first use and that must not be
-        recorded; what it altered is put back afterwards. A model's first steps load its kernels, which takes seconds:
+        recorded; what it altered is put back afterwards. A model's first steps load its kernels, or compile them:
         whoever drives this may do something else after each of them.
         """
         if self.device.type != "cuda":
