@@ -22,6 +22,7 @@ MOST_PROCESSES = 12
 NICE = 10  # the worker's turn to enqueue comes first
 READ_BY_PYTORCH = ("take_batch_kernel",)  # its tokens and positions index tables
 MEMORY_EACH = 6 * 2**30  # bytes of the device: a CUDA context, the data, and the activations of the widest steps
+MEMORY_NOTED = 9 * 2**30  # as much, and all that the kernels of such a step are given, held until they are compiled
 
 
 def distinct_models(cases: Sequence[RecallCase]) -> list[RecallCase]:
@@ -33,14 +34,14 @@ def distinct_models(cases: Sequence[RecallCase]) -> list[RecallCase]:
     return list(models.values())
 
 
-def most_processes(device: str, cores: int) -> int:
+def most_processes(device: str, cores: int, memory_each: int = MEMORY_EACH) -> int:
     """How many processes may compile side by side: two cores are left, and the device's free memory is shared."""
-    return max(0, min(cores - 2, MOST_PROCESSES, (free_memory(device) or 0) // MEMORY_EACH))
+    return max(0, min(cores - 2, MOST_PROCESSES, (free_memory(device) or 0) // memory_each))
 
 
 def seats(devices: Sequence[str], cores: int) -> list[str]:
     """The device of each process: one after the other, while it has memory; a core is left to each one's worker."""
-    rooms = [[device] * most_processes(device, cores) for device in devices]
+    rooms = [[device] * most_processes(device, cores, MEMORY_NOTED) for device in devices]
     in_turn = [device for device in chain.from_iterable(zip_longest(*rooms)) if device]
     return in_turn[: max(0, cores - 1 - len(devices))]
 

@@ -26,7 +26,9 @@ def test_a_model_is_compiled_for_once():
     assert [(case.mixer, case.d_model) for case in found] == [("based", 16), ("based", 32), ("mamba", 16)]
 
 
-@pytest.mark.parametrize(("cores", "memory", "count"), [(16, 100, 3), (3, 100, 1), (2, 100, 0), (16, 7, 1), (16, 0, 0)])
+@pytest.mark.parametrize(
+    ("cores", "memory", "count"), [(16, 100, 3), (3, 100, 1), (2, 100, 0), (16, 10, 1), (16, 8, 0), (16, 0, 0)]
+)
 def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
     monkeypatch.setattr(module, "free_memory", lambda device: memory * 2**30)
     monkeypatch.setattr(module, "rehearse", len)  # ends at once, whatever it is given
@@ -38,7 +40,7 @@ def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
 
 
 def test_processes_go_round_the_devices_that_have_room(monkeypatch):
-    room = {"cuda:0": 7, "cuda:1": 100, "cuda:2": 13}
+    room = {"cuda:0": 10, "cuda:1": 100, "cuda:2": 19}
     monkeypatch.setattr(module, "free_memory", lambda device: room[device] * 2**30)
     assert module.seats(["cuda:0", "cuda:1", "cuda:2"], 64)[:6] == [
         *("cuda:0", "cuda:1", "cuda:2"),
