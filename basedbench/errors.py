@@ -48,6 +48,14 @@ def check_name(what: str, name: str) -> None:
         raise UserError(f"{what} {name!r}: a name is made of letters, digits, _, -, + and a dot.")
 
 
+def filter_of(pattern: str) -> re.Pattern[str]:
+    """What `--filter` searches labels for; UserError if it is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+
+
 def place_of(error: BaseException) -> str | None:
     """`mine.py line 12`: the last line that ran of a file that is neither ours nor a library's, if there is one."""
     place = None

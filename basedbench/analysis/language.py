@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from basedbench.config.models import changes
-from basedbench.errors import UserError
+from basedbench.errors import UserError, filter_of
 
 FAMILIES = ("attention", "based", "mamba", "mamba2")
 _PRESET = re.compile(r"(?P<family>.+?)-(?P<size>[\d.]+[mb])(?:-(?P<variant>.+))?")
@@ -114,10 +114,7 @@ def at_place(rows: pd.DataFrame, batch: int, length: int) -> pd.DataFrame:
 
 def named_like(rows: pd.DataFrame, pattern: str) -> pd.DataFrame:
     """The rows whose name a regular expression finds; UserError if it is malformed or finds nothing."""
-    try:
-        found = rows["name"].map(lambda name: bool(re.search(pattern, name)))
-    except re.error as error:
-        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+    found = rows["name"].map(filter_of(pattern).search).notna()
     if not found.any():
         raise UserError(f"--filter {pattern!r} finds none of the models {', '.join(dict.fromkeys(rows['name']))}.")
     return rows[found]

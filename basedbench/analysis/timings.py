@@ -1,13 +1,12 @@
 """Throughput rows as comparable numbers: per token, with their interval, sorted into panels of what can be compared."""
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, filter_of, nearest
 
 MEASURES = ("time_per_token", "tokens_per_s", "median_ms")
 _MOST_SERIES = 10  # in a panel; with more, batch sizes and then value widths get panels of their own
@@ -76,10 +75,7 @@ def labelled_like(rows: pd.DataFrame, pattern: str) -> pd.DataFrame:
     """
     shapes = rows["batch"].astype("Int64").astype(str) + "x" + rows["length"].astype("Int64").astype(str)
     labels = rows["subject"] + "/" + rows["contender"] + " " + rows["mode"] + " " + rows["dtype"] + " " + shapes
-    try:
-        found = labels.map(lambda label: bool(re.search(pattern, label)))
-    except re.error as error:
-        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+    found = labels.map(filter_of(pattern).search).notna()
     if not found.any():
         raise UserError(f"--filter {pattern!r} finds none of {len(rows)} cases, such as {labels.iloc[0]!r}.")
     return rows[found]

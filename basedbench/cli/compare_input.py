@@ -1,6 +1,5 @@
 """What the options of `basedbench compare` mean: which rows are held against which, and which may not be."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from basedbench.config.matching import matching
 from basedbench.errors import UserError, nearest
 from basedbench.store.dataset import kinds_in, no_rows, rows
 from basedbench.timing.comparison import VERDICTS
@@ -136,10 +136,4 @@ def _chosen(choice: Choice, rows: Sequence[Row], pairs: list[Pair]) -> list[Pair
         )
     if not pairs:
         raise UserError(f"no case in {choice.a} has a result to compare.")
-    try:
-        found = [pair for pair in pairs if re.search(choice.pattern or "", pair.label)]
-    except re.error as error:
-        raise UserError(f"--filter {choice.pattern!r} is not a regular expression: {error}.") from None
-    if not found:
-        raise UserError(f"--filter {choice.pattern!r} matches none of {len(pairs)} cases, such as {pairs[0].label!r}.")
-    return found
+    return matching(pairs, choice.pattern or "", "cases")

@@ -1,10 +1,9 @@
 """`--filter`: the cases whose label a regular expression finds."""
 
-import re
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from basedbench.errors import UserError
+from basedbench.errors import UserError, filter_of
 
 
 class Labelled(Protocol):
@@ -19,10 +18,7 @@ Item = TypeVar("Item", bound=Labelled)
 
 def matching(items: Sequence[Item], pattern: str, what: str) -> list[Item]:
     """The items whose label the pattern finds; UserError if it is malformed or finds nothing. `what` names them."""
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
+    regex = filter_of(pattern)
     found = [item for item in items if regex.search(item.label)]
     if not found:
         raise UserError(f"--filter {pattern!r} matches none of {len(items)} {what}, such as {items[0].label!r}.")

@@ -29,8 +29,7 @@ def distinct_models(cases: Sequence[RecallCase]) -> list[RecallCase]:
     """The first case of every model: learning rates and seeds need no kernels of their own."""
     models: dict[str, RecallCase] = {}
     for case in cases:
-        meaning = {name: value for name, value in case.meaning().items() if name not in ("learning_rate", "seed")}
-        models.setdefault(repr(meaning), case)
+        models.setdefault(case.model_id, case)
     return list(models.values())
 
 

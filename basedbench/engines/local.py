@@ -45,14 +45,6 @@ class Place:
     threads: int = 1
 
 
-Model = tuple[str, str]
-
-
-def _model(case: RecallCase) -> Model:
-    """What runs with the same kernels have in common."""
-    return case.model_label, case.layer_mixers
-
-
 def slowest_first(cases: Iterable[RecallCase], device: str) -> list[RecallCase]:
     """For several devices: models whose runs take longest begin, or at the end the other devices wait for them."""
     return sorted(cases, key=lambda case: -estimate(case, device).seconds)
@@ -65,7 +57,7 @@ class _Worker:
     connection: Connection
     slots: int
     in_hand: dict[str, RecallCase] = field(default_factory=dict)
-    models: set[Model] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
     alone: bool = False
     closed: bool = False
 
@@ -157,7 +149,7 @@ class LocalEngine:
         begun = set().union(*(other.models for other in self._workers))
 
         def strange(case: RecallCase) -> int:
-            return 0 if _model(case) in worker.models else 2 if _model(case) in begun else 1
+            return 0 if case.model_id in worker.models else 2 if case.model_id in begun else 1
 
         case = self.deadline.take(sorted(self._queue, key=strange))
         if case is not None:
@@ -176,7 +168,7 @@ class LocalEngine:
         if case is None:
             return False
         worker.in_hand[case.case_id] = case
-        worker.models.add(_model(case))
+        worker.models.add(case.model_id)
         self._began[case.case_id] = self.deadline.now()
         self.listener.started(case)
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died; _listen sees that

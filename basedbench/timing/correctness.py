@@ -21,10 +21,10 @@ from basedbench.timing.program import Begun, first_run, inputs, program
 
 # Above so many operations the truth is float32: float64 runs at a fraction of its speed.
 FLOAT64_FLOPS = {"cpu": 5e10, "cuda": 2e12}
-# Elements of an input that are summed at once: torch makes them 64 bits wide first, four times a 16-bit input.
 # Times the floor, of a backward pass in 16 bits: kernels that keep states and inverses of chunks in 16 bits between its
 # two halves round a third time. `check`, which judges our own, does not allow that.
 GRADIENTS = 1.5
+# Elements of an input that are summed at once: torch makes them 64 bits wide first, four times a 16-bit input.
 SUMMED = 2**24
 
 

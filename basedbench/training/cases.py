@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from basedbench.config import RecallSuite, case_id, expand_grid
@@ -34,6 +35,11 @@ class RecallCase:
     def case_id(self) -> str:
         """The hash of `meaning`: equal for equal runs, whatever suite they come from."""
         return case_id(self.meaning())
+
+    @cached_property
+    def model_id(self) -> str:
+        """As `case_id`, without learning rate and seed: runs with the same kernels have the same."""
+        return case_id({name: value for name, value in self.meaning().items() if name not in ("learning_rate", "seed")})
 
     @property
     def label(self) -> str:

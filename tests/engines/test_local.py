@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from basedbench.engines import LocalEngine, Place
-from basedbench.engines.local import _model, _Worker, slowest_first
+from basedbench.engines.local import _Worker, slowest_first
 from basedbench.store import load
 from basedbench.store.schema import PROMISED
 from basedbench.training.cases import RecallCase, recall_cases
@@ -93,7 +93,7 @@ def test_a_worker_goes_on_with_models_that_it_has_begun() -> None:
     for worker in (first, second, second, first, first, second):
         case = engine._next(worker)
         assert case is not None
-        worker.models.add(_model(case))
+        worker.models.add(case.model_id)
         taken.append((case.config["feature_dim"], case.learning_rate))
     assert taken == [(2, 0.01), (3, 0.01), (3, 0.02), (2, 0.02), (4, 0.01), (4, 0.02)]
     assert engine._next(first) is None
