@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from operator import call
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +179,7 @@ class RecallRun:
         """
         self.model.train()
         for step, part, size in self._kinds():
-            for take in (before, _call):
+            for take in (before, call):
                 for cursor in (*self.cursors, *self.test_cursors):
                     cursor.zero_()
                 take(partial(step, part, size))
@@ -195,10 +196,6 @@ class RecallRun:
         changed = [*self.optimizer.tensors(), self.loss, self.hits, *self.cursors, *self.test_cursors]
         self.model.train()
         yield from self.recorder.record(self._kinds(), changed)
-
-
-def _call(step: Callable[[], None]) -> None:
-    step()
 
 
 class Weights:
