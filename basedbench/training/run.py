@@ -52,9 +52,10 @@ class RecallRun:
         self.progress = Progress()
         self.model = build_model(case).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
-        half = torch.bfloat16 if case.train.precision == "bf16" and self.device.type == "cuda" else None
+        on_gpu = self.model.head_weight.is_cuda
+        half = torch.bfloat16 if case.train.precision == "bf16" and on_gpu else None
         self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay, half)
-        draws = Draws(case.seed, self.optimizer.steps) if self.device.type == "cuda" else None
+        draws = Draws(case.seed, self.optimizer.steps) if on_gpu else None
         self.model.set_generator(self.generator, draws)
         self.weights = Weights(self.model, self.optimizer)
         self.recorder = Recorder(self.device, self.generator)

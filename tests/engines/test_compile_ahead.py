@@ -1,4 +1,8 @@
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -107,3 +111,13 @@ def test_what_has_a_step_first_may_take_it():
     case, taken = cases()[0], []
     RecallRun(case, recall_data(case, "cpu"), "cpu").rehearse(lambda step: taken.append(step()))
     assert len(taken) > 2
+
+
+def test_a_rehearsal_does_nothing_with_what_kernels_did_not_write():
+    """Of any mixer: no index is read from it, nothing waits for it. A GPU would stop, and compile nothing more."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.dry_rehearsal"]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
