@@ -1,8 +1,10 @@
 """A worker process: one device, and up to `slots` recall runs on it side by side.
 
-Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the
-run ends, from here, so that neither another run's failure nor the end of the sweep can lose it. Where a failure broke
-the device for the whole process, the process ends, and the engine tries what it had in hand again, one by one.
+Runs are generators that enqueue a little and yield; the worker goes round them. A run that is still being recorded has
+its turn when the others have enqueued all they can: a piece of it takes the host as long as hundreds of their steps. A
+run's row is written the moment the run ends, from here, so that neither another run's failure nor the end of the sweep
+can lose it. Where a failure broke the device for the whole process, the process ends, and the engine tries what it had
+in hand again, one by one.
 """
 
 import contextlib
@@ -27,6 +29,9 @@ from basedbench.training.rows import Circumstances, model_sizes, recall_row
 from basedbench.training.run import Progress, RecallRun
 
 IDLE_S = 0.0002
+# While a run is recorded the host goes to and fro: so long at most to enqueue the others' steps, if there is no end of
+# what they can enqueue, and so long at least to record.
+FEED_S, RECORD_S = 0.05, 0.02
 
 
 @dataclass(eq=False)
@@ -43,6 +48,11 @@ class Active:
     progress: Progress = field(default_factory=Progress)
     data_hash: str | None = None
     sizes: Mapping[str, int] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its steps are, so that it takes the host next to no time any more."""
+        return self.run is not None and self.run.recorded
 
     @property
     def company(self) -> int:
@@ -63,12 +73,28 @@ class Worker:
         last = time.perf_counter()
         while self.open or self.active:
             self._receive()
-            busy = [self._advance(entry) for entry in list(self.active)]
-            if not any(busy):
+            if not any([self._go_round(), self._record()]):
                 time.sleep(IDLE_S)
             now = time.perf_counter()
             self._share(now - last)
             last = now
+
+    def _go_round(self) -> bool:
+        """Let the recorded runs enqueue steps, again and again if another waits; True unless they only wait."""
+        busy, limit = False, time.perf_counter() + FEED_S
+        while True in [self._advance(entry) for entry in list(self.active) if entry.recorded]:
+            busy = True
+            if all(entry.recorded for entry in self.active) or time.perf_counter() > limit:
+                break
+        return busy
+
+    def _record(self) -> bool:
+        """Go on with the first run that is not recorded; True unless there is none."""
+        entry = next((entry for entry in self.active if not entry.recorded), None)
+        limit = time.perf_counter() + RECORD_S
+        while entry in self.active and not entry.recorded and time.perf_counter() < limit:
+            self._advance(entry)
+        return entry is not None
 
     def _receive(self) -> None:
         while self.open and self.connection.poll(None if not self.active else 0):
@@ -91,11 +117,13 @@ class Worker:
         entry.sizes = model_sizes(entry.case)  # a state that cannot be begun fails here, not behind an hour of training
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
+        yield True
+        set_precision(precision)  # another run may have begun meanwhile
         entry.run = RecallRun(entry.case, data, self.device)
         entry.progress = entry.run.progress
         for working in entry.run.train():
             yield working
-            set_precision(precision)  # another run may have begun meanwhile
+            set_precision(precision)
 
     def _advance(self, entry: Active) -> bool:
         """Let a run enqueue its next piece; True unless it only waits."""

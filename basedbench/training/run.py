@@ -50,6 +50,7 @@ class RecallRun:
         self.case, self.data = case, data
         self.device = torch.device(device)
         self.progress = Progress()
+        self.recorded = False
         self.model = build_model(case).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
         on_gpu = self.model.head_weight.is_cuda
@@ -70,6 +71,7 @@ class RecallRun:
         """Run to the end. Yields True after enqueuing work, False when it can only wait for the device."""
         for _ in self._record():
             yield True
+        self.recorded = True
         for epoch in range(self.case.train.epochs):
             yield from self._epoch(epoch)
             if self.progress.stop_reason:
@@ -250,7 +252,7 @@ class Weights:
 def build_model(case: RecallCase) -> RecallModel:
     """The model of a case with the weights of its seed; made on the CPU, so that they are the same on every device."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(case.seed)
+        torch.default_generator.manual_seed(case.seed)  # torch's own function would import its compiler first
         train = case.train
         return RecallModel(
             case.task.vocab_size, case.d_model, case.layers, init=train.init, embed_dropout=train.embed_dropout

@@ -1,0 +1,88 @@
+"""In which order a worker lets its runs use the host."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from basedbench.engines import worker as module
+from basedbench.engines.worker import Active, Worker
+
+
+class Runs:
+    """Stand-ins: `pieces` to record, then epochs of `steps` that the device takes `waits` looks to work off."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.worker, self.log, self.now = worker, list[str](), 0.0
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now, sleep=self.sleep))
+        monkeypatch.setattr(worker, "_finish", worker.active.remove)
+
+    def sleep(self, seconds: float) -> None:
+        self.log.append("sleep")
+
+    def add(self, name: str, pieces: int, steps: int, *, waits: int = 2, epochs: int = 1, piece_s: float = 1.0) -> None:
+        run = SimpleNamespace(recorded=False)
+
+        def train() -> Iterator[bool]:
+            for _ in range(pieces):
+                self.log.append(f"record {name}")
+                self.now += piece_s
+                yield True
+            run.recorded = True
+            for _ in range(epochs):
+                for _ in range(steps):
+                    self.log.append(f"step {name}")
+                    self.now += 0.001
+                    yield True
+                for _ in range(waits):
+                    self.log.append(f"wait {name}")
+                    yield False
+
+        self.worker.active.append(Active(SimpleNamespace(case_id=name), train(), None, run=run))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    worker = Worker(Pipe()[0], "cpu", str(tmp_path))
+    worker.open = False
+    return Runs(worker, monkeypatch)
+
+
+def test_recorded_runs_take_turns(runs: Runs) -> None:
+    runs.add("a", 0, 2, waits=1)
+    runs.add("b", 0, 2, waits=1)
+    runs.worker._record()
+    runs.worker._record()
+    runs.worker.loop()
+    assert runs.log == ["step a", "step b", "step a", "step b", "wait a", "wait b", "sleep"]
+
+
+def test_a_run_is_recorded_while_the_others_can_do_no_more_than_wait(runs: Runs) -> None:
+    runs.add("a", 1, 3, waits=9)
+    runs.add("b", 2, 1)
+    runs.worker.loop()
+    assert runs.log[:8] == ["record a", "step a", "step a", "step a", "wait a", "record b", "wait a", "record b"]
+
+
+def test_a_run_that_is_never_done_enqueuing_leaves_the_host_to_one_that_is_recorded(runs: Runs) -> None:
+    runs.add("a", 1, 1000)
+    runs.add("b", 3, 1)
+    runs.worker.loop()
+    records = [index for index, what in enumerate(runs.log) if what == "record b"]
+    steps = [after - before - 1 for before, after in pairwise(records)]
+    assert all(module.FEED_S / 0.001 <= count <= module.FEED_S / 0.001 + 2 for count in steps)
+
+
+def test_small_pieces_are_recorded_together_and_one_run_after_another(runs: Runs) -> None:
+    runs.add("a", 1, 1, waits=99)
+    runs.add("b", 10, 1, piece_s=module.RECORD_S / 3.5)
+    runs.add("c", 1, 1)
+    runs.worker.loop()
+    taken = [what for what in runs.log if not what.startswith("wait a")]
+    assert taken[:4] == ["record a", "step a", "record b", "record b"]
+    assert taken.index("record c") > max(index for index, what in enumerate(taken) if what == "record b")
+    together = "".join("b" if what == "record b" else "." for what in runs.log).split(".")
+    assert max(map(len, together)) == 4
