@@ -65,6 +65,10 @@ def recall(
     The same command again goes on where the last one stopped.
     """
     began = time.monotonic()
+    from basedbench.forking import TRAINING, driver_is_there, start_server
+
+    if device != "cpu" and not dry_run and driver_is_there():
+        start_server(TRAINING)  # it imports what workers need while this process does
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits
     from basedbench.cli.outdated import say_outdated

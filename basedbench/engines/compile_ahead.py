@@ -7,15 +7,15 @@ once, they thus have most kernels before the worker comes to them. What fails he
 then says so.
 """
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, zip_longest
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from basedbench.signals import ctrl_c_ignored
+from basedbench.forking import start_training
 from basedbench.training.cases import RecallCase
 
 MOST_PROCESSES = 12
@@ -47,19 +47,14 @@ def seats(devices: Sequence[str], cores: int) -> list[str]:
 
 def compile_ahead(
     cases: Sequence[RecallCase], devices: Sequence[str], cores: int, plugins: Sequence[str] = ()
-) -> list[multiprocessing.process.BaseProcess]:
+) -> list[BaseProcess]:
     """Start the processes for all models. Not for CPUs."""
     models = distinct_models(cases)
     places = seats(devices, cores)[: len(models)]
-    context = multiprocessing.get_context("spawn")
-    processes = []
-    for index, device in enumerate(places):
-        arguments = (models[index :: len(places)], device, tuple(plugins))
-        process = context.Process(target=rehearse, args=arguments, daemon=True)
-        with ctrl_c_ignored():
-            process.start()
-        processes.append(process)
-    return processes  # type: ignore[return-value]
+    return [
+        start_training(device, rehearse, (models[index :: len(places)], device, tuple(plugins)))
+        for index, device in enumerate(places)
+    ]
 
 
 def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -> None:
@@ -70,6 +65,7 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
     from basedbench.engines.worker import set_precision
     from basedbench.plugins import load_plugins
     from basedbench.timing.beside import compile_beside
+    from basedbench.timing.waking import open_device
     from basedbench.training.data import recall_data
     from basedbench.training.run import RecallRun
 
@@ -80,7 +76,7 @@ def rehearse(cases: Sequence[RecallCase], device: str, plugins: Sequence[str]) -
         if hasattr(os, "nice"):
             os.nice(NICE)
         kernel_keys.make_alike()
-        torch.cuda.set_device(device)
+        open_device(device)
     load_plugins(plugins)
     before = (partial(compile_beside, device=device, launched=READ_BY_PYTORCH),) if device != "cpu" else ()
     for case in cases:

@@ -4,11 +4,11 @@ A worker that dies takes nothing down but itself: what it had in hand is tried o
 the case becomes a row with the status `crashed`.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError
-from basedbench.signals import ctrl_c_ignored
+from basedbench.forking import start_training
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.rows import Circumstances, recall_row
@@ -112,12 +112,8 @@ class LocalEngine:
         return compile_ahead(cases, devices, cores(), self.plugins)
 
     def _hire(self, place: Place) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        ours, theirs = context.Pipe()
-        arguments = (theirs, place.device, self.root, place.threads, self.plugins)
-        process = context.Process(target=serve, args=arguments, daemon=True)
-        with ctrl_c_ignored():
-            process.start()
+        ours, theirs = Pipe()
+        process = start_training(place.device, serve, (theirs, place.device, self.root, place.threads, self.plugins))
         theirs.close()
         return _Worker(place, process, ours, place.slots)
 

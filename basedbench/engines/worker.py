@@ -8,6 +8,7 @@ in hand again, one by one.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -23,6 +24,7 @@ from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Messag
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
+from basedbench.timing.waking import open_device
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
 from basedbench.training.rows import Circumstances, model_sizes, recall_row
@@ -213,9 +215,10 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     determinism.obey()
     if device != "cpu":
         kernel_keys.make_alike()
-        torch.cuda.set_device(device)
+        open_device(device)
     try:
         load_plugins(plugins)
+        gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second
         Worker(connection, device, root).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))
