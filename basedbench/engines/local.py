@@ -12,7 +12,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from basedbench.engines.compile_ahead import compile_ahead
+from basedbench.engines.compile_ahead import Ahead
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
@@ -73,6 +73,7 @@ class LocalEngine:
         self._alone: deque[RecallCase] = deque()
         self._workers: list[_Worker] = []
         self._began: dict[str, float] = {}
+        self._ahead = Ahead([], [], 0)
 
     def run(self, cases: Iterable[RecallCase]) -> None:
         """Run every case that ends before the deadline.
@@ -81,7 +82,9 @@ class LocalEngine:
         """
         self._queue.extend(cases)
         soon = [case for case in self._queue if self.deadline.in_time(case)]
-        helpers = self._compile_ahead(soon)
+        devices = [place.device for place in self.places if place.device != "cpu"]
+        self._ahead = Ahead(soon, devices, cores(), self.plugins)
+        helpers = list(self._ahead.processes)
         try:
             self._workers = [self._hire(place) for place in self.places[: len(soon)]]
             while self._workers:
@@ -107,13 +110,10 @@ class LocalEngine:
         """The cases that are not done."""
         return [*self.under_way, *self._alone, *self._queue]
 
-    def _compile_ahead(self, cases: Sequence[RecallCase]) -> list[Any]:
-        devices = [place.device for place in self.places if place.device != "cpu"]
-        return compile_ahead(cases, devices, cores(), self.plugins)
-
     def _hire(self, place: Place) -> _Worker:
         ours, theirs = Pipe()
-        process = start_training(place.device, serve, (theirs, place.device, self.root, place.threads, self.plugins))
+        arguments = (theirs, place.device, self.root, place.threads, self.plugins, self._ahead.rehearsed)
+        process = start_training(place.device, serve, arguments)
         theirs.close()
         return _Worker(place, process, ours, place.slots)
 
@@ -150,7 +150,9 @@ class LocalEngine:
 
     def _listen(self) -> None:
         by_handle = {handle: w for w in self._workers for handle in (w.connection, w.process.sentinel)}
-        ready = {by_handle[handle] for handle in wait(list(by_handle)) if handle in by_handle}  # type: ignore[index]
+        helpers = [process.sentinel for process in self._ahead.processes]
+        ready = {by_handle[handle] for handle in wait([*by_handle, *helpers]) if handle in by_handle}  # type: ignore[index]
+        self._ahead.settle()
         for worker in ready:
             try:
                 while worker.connection.poll():

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from basedbench.engines import determinism, kernel_keys
+from basedbench.engines.compile_ahead import Rehearsed
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
@@ -34,6 +35,7 @@ IDLE_S = 0.0002
 # While a run is recorded the host goes to and fro: so long at most to enqueue the others' steps, if there is no end of
 # what they can enqueue, and so long at least to record.
 FEED_S, RECORD_S = 0.05, 0.02
+KERNELS_S = 60.0  # that a run waits at most for the processes that compile its kernels
 
 
 @dataclass(eq=False)
@@ -64,8 +66,9 @@ class Active:
 class Worker:
     """Runs the cases that arrive on `connection` and reports on it."""
 
-    def __init__(self, connection: Connection, device: str, root: str) -> None:
+    def __init__(self, connection: Connection, device: str, root: str, rehearsed: Rehearsed | None = None) -> None:
         self.connection, self.device = connection, device
+        self.rehearsed = rehearsed or Rehearsed([])
         self.store = Store(root)
         self.active: list[Active] = []
         self.open = True
@@ -91,12 +94,14 @@ class Worker:
         return busy
 
     def _record(self) -> bool:
-        """Go on with the first run that is not recorded; True unless there is none."""
-        entry = next((entry for entry in self.active if not entry.recorded), None)
+        """Go on with the first run that is not recorded and waits for nothing; True unless there is none."""
         limit = time.perf_counter() + RECORD_S
-        while entry in self.active and not entry.recorded and time.perf_counter() < limit:
-            self._advance(entry)
-        return entry is not None
+        for entry in [entry for entry in self.active if not entry.recorded]:
+            if self._advance(entry):
+                while entry in self.active and not entry.recorded and time.perf_counter() < limit:
+                    self._advance(entry)
+                return True
+        return False
 
     def _receive(self) -> None:
         while self.open and self.connection.poll(None if not self.active else 0):
@@ -120,12 +125,18 @@ class Worker:
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
         yield True
-        set_precision(precision)  # another run may have begun meanwhile
         entry.run = RecallRun(entry.case, data, self.device)
         entry.progress = entry.run.progress
+        limit = time.perf_counter() + KERNELS_S
+        while time.perf_counter() < limit and self.rehearsed.awaited(entry.case, busy=self._busy()):
+            yield False
+        set_precision(precision)  # another run may have begun meanwhile
         for working in entry.run.train():
             yield working
             set_precision(precision)
+
+    def _busy(self) -> bool:
+        return any(entry.recorded for entry in self.active)
 
     def _advance(self, entry: Active) -> bool:
         """Let a run enqueue its next piece; True unless it only waits."""
@@ -207,7 +218,14 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def serve(connection: Connection, device: str, root: str, threads: int, plugins: Sequence[str] = ()) -> None:
+def serve(
+    connection: Connection,
+    device: str,
+    root: str,
+    threads: int,
+    plugins: Sequence[str] = (),
+    rehearsed: Rehearsed | None = None,
+) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a mixer prints belongs into neither tables nor JSON
@@ -219,7 +237,7 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     try:
         load_plugins(plugins)
         gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second
-        Worker(connection, device, root).loop()
+        Worker(connection, device, root, rehearsed).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))
     except (BrokenPipeError, ConnectionResetError, EOFError):

@@ -9,7 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from basedbench.engines import worker as module
+from basedbench.engines.compile_ahead import DONE, IN_HAND, Rehearsed
 from basedbench.engines.worker import Active, Worker
+from tests.training.conftest import MakeCase, make_case
+
+__all__ = ["make_case"]
 
 
 class Runs:
@@ -86,3 +90,29 @@ def test_small_pieces_are_recorded_together_and_one_run_after_another(runs: Runs
     assert taken.index("record c") > max(index for index, what in enumerate(taken) if what == "record b")
     together = "".join("b" if what == "record b" else "." for what in runs.log).split(".")
     assert max(map(len, together)) == 4
+
+
+def test_a_run_that_waits_for_its_kernels_keeps_no_other_from_the_host(runs: Runs) -> None:
+    runs.add("a", 1, 1, waits=3)
+    waiting = [False, False, True]
+    runs.worker.active.insert(0, Active(None, iter(waiting), None, run=SimpleNamespace(recorded=False)))  # type: ignore[arg-type]
+    runs.worker.loop()
+    assert runs.log[:2] == ["record a", "step a"]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_run_waits_for_the_processes_that_compile_its_kernels_but_not_for_ever(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_case: MakeCase
+) -> None:
+    case, now = make_case(), [0.0]
+    rehearsed = Rehearsed([case])
+    rehearsed.set(case, IN_HAND)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    worker = Worker(Pipe()[0], "cpu", str(tmp_path), rehearsed)
+    steps = worker._steps(Active(case, iter(()), None))
+    assert [next(steps), next(steps), next(steps)] == [True, False, False]
+    if compiled:
+        rehearsed.set(case, DONE)
+    else:
+        now[0] = module.KERNELS_S
+    assert next(steps)
