@@ -135,6 +135,8 @@ def rehearse(
         with suppress(Exception):
             RecallRun(case, recall_data(case, device), device).rehearse(*before)
         rehearsed.set(case, DONE)
+        if device != "cpu":
+            torch.cuda.empty_cache()  # the next model may be a small one
 
 
 def _yield_to_earlier(rank: int) -> None:

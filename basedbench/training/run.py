@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -174,17 +173,20 @@ class RecallRun:
         elif progress.accuracies[-1] > self.case.train.stop_accuracy:
             progress.stop_reason = f"accuracy above {self.case.train.stop_accuracy:g}"
 
-    def rehearse(self, before: Callable[[Callable[[], None]], None] = lambda step: None) -> None:
+    def rehearse(self, before: Callable[[Callable[[], None]], None] = lambda steps: None) -> None:
         """Take every kind of step once, so that its kernels are compiled. The run is spent.
 
-        `before` has each step first; what that computes is never used.
+        `before` has all of them first; what that computes is never used.
         """
         self.model.train()
+        for take in (before, _call):
+            take(self._take_all)
+
+    def _take_all(self) -> None:
         for step, part, size in self._kinds():
-            for take in (before, _call):
-                for cursor in (*self.cursors, *self.test_cursors):
-                    cursor.zero_()
-                take(partial(step, part, size))
+            for cursor in (*self.cursors, *self.test_cursors):  # behind the last example there is none
+                cursor.zero_()
+            step(part, size)
 
     def _kinds(self) -> list[Call]:
         """Every kind of step that the run will need."""
@@ -200,8 +202,8 @@ class RecallRun:
         yield from self.recorder.record(self._kinds(), changed)
 
 
-def _call(step: Callable[[], None]) -> None:
-    step()
+def _call(steps: Callable[[], None]) -> None:
+    steps()
 
 
 class Weights:

@@ -70,13 +70,13 @@ def main() -> None:
             print(case.label, "left sums to be added up")
 
 
-def compile_for_nothing(step: Callable[[], None]) -> None:
+def compile_for_nothing(steps: Callable[[], None]) -> None:
     """`compile_beside`, which says nothing of errors."""
     raised: list[Exception] = []
 
     def take() -> None:
         try:
-            step()
+            steps()
         except Exception as error:
             raised.append(error)
 
