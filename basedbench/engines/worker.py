@@ -72,17 +72,15 @@ class Worker:
         self.store = Store(root)
         self.active: list[Active] = []
         self.open = True
+        self._shared = time.perf_counter()
 
     def loop(self) -> None:
         """Until the parent says that no more cases come and the last one is done."""
-        last = time.perf_counter()
         while self.open or self.active:
             self._receive()
             if not any([self._go_round(), self._record()]):
                 time.sleep(IDLE_S)
-            now = time.perf_counter()
-            self._share(now - last)
-            last = now
+            self._share()
 
     def _go_round(self) -> bool:
         """Let the recorded runs enqueue steps, again and again if another waits; True unless they only wait."""
@@ -106,6 +104,7 @@ class Worker:
     def _receive(self) -> None:
         while self.open and self.connection.poll(None if not self.active else 0):
             case = self.connection.recv()
+            self._share()  # of the time in which nothing was to do, to nobody
             if case is None:
                 self.open = False
             else:
@@ -178,6 +177,7 @@ class Worker:
         self._finish(entry, sentence(error)[:500])
 
     def _finish(self, entry: Active, reason: str = "") -> None:
+        self._share()
         self._drop(entry)
         circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash, entry.sizes)
         row = recall_row(entry.case, entry.progress, circumstances, reason)
@@ -192,7 +192,10 @@ class Worker:
         entry.steps = iter(())
         entry.run = None
 
-    def _share(self, seconds: float) -> None:
+    def _share(self) -> None:
+        """The time since this was last called, to the runs under way."""
+        now = time.perf_counter()
+        seconds, self._shared = now - self._shared, now
         for entry in self.active:
             entry.share_s += seconds / len(self.active)
             entry.wall_s += seconds

@@ -22,7 +22,11 @@ class Runs:
     def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
         self.worker, self.log, self.now = worker, list[str](), 0.0
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now, sleep=self.sleep))
-        monkeypatch.setattr(worker, "_finish", worker.active.remove)
+        monkeypatch.setattr(worker, "_shared", self.now)
+        monkeypatch.setattr(module, "recall_row", lambda case, progress, circumstances, reason: {})
+        monkeypatch.setattr(worker.store, "write", lambda kind, row: None)
+        monkeypatch.setattr(worker, "_send", lambda message: None)
+        self.entries: dict[str, Active] = {}
 
     def sleep(self, seconds: float) -> None:
         self.log.append("sleep")
@@ -45,7 +49,8 @@ class Runs:
                     self.log.append(f"wait {name}")
                     yield False
 
-        self.worker.active.append(Active(SimpleNamespace(case_id=name), train(), None, run=run))  # type: ignore[arg-type]
+        self.entries[name] = Active(SimpleNamespace(case_id=name), train(), None, run=run)  # type: ignore[arg-type]
+        self.worker.active.append(self.entries[name])
 
 
 @pytest.fixture
@@ -92,10 +97,37 @@ def test_small_pieces_are_recorded_together_and_one_run_after_another(runs: Runs
     assert max(map(len, together)) == 4
 
 
+def test_each_second_is_shared_by_the_runs_under_way(runs: Runs) -> None:
+    runs.add("a", 1, 5, waits=0)
+    runs.add("b", 3, 1, waits=0, piece_s=2.0)
+    runs.worker.loop()
+    a, b = runs.entries["a"], runs.entries["b"]
+    assert a.share_s + b.share_s == pytest.approx(runs.now)
+    assert a.share_s == pytest.approx((1 + 0.005) / 2)
+    assert b.wall_s == pytest.approx(runs.now)
+
+
+def test_time_in_which_a_worker_has_no_run_is_nobodys(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def receive() -> str:
+        runs.now += 50.0
+        return "case"
+
+    connection = SimpleNamespace(poll=lambda timeout: not runs.entries, recv=receive)
+    monkeypatch.setattr(runs.worker, "connection", connection)
+    monkeypatch.setattr(runs.worker, "open", True)
+    monkeypatch.setattr(runs.worker, "_start", lambda case: runs.add("a", 1, 0) or runs.worker.active.pop())
+    runs.worker._receive()
+    runs.worker.open = False
+    runs.worker.loop()
+    assert runs.entries["a"].share_s == pytest.approx(1.0)
+
+
 def test_a_run_that_waits_for_its_kernels_keeps_no_other_from_the_host(runs: Runs) -> None:
     runs.add("a", 1, 1, waits=3)
     waiting = [False, False, True]
-    runs.worker.active.insert(0, Active(None, iter(waiting), None, run=SimpleNamespace(recorded=False)))  # type: ignore[arg-type]
+    runs.worker.active.insert(
+        0, Active(SimpleNamespace(case_id=""), iter(waiting), None, run=SimpleNamespace(recorded=False))
+    )  # type: ignore[arg-type]
     runs.worker.loop()
     assert runs.log[:2] == ["record a", "step a"]
 
