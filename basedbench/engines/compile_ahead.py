@@ -113,6 +113,7 @@ def rehearse(
     from basedbench.engines.worker import set_precision
     from basedbench.plugins import load_plugins
     from basedbench.timing.beside import compile_beside
+    from basedbench.timing.timeline import noted
     from basedbench.timing.waking import open_device
     from basedbench.training.data import recall_data
     from basedbench.training.run import RecallRun
@@ -132,7 +133,7 @@ def rehearse(
         rehearsed.set(case, IN_HAND)
         if device != "cpu":
             _yield_to_earlier(rank)
-        with suppress(Exception):
+        with noted(f"rehearsal of {case.label}"), suppress(Exception):
             RecallRun(case, recall_data(case, device), device).rehearse(*before)
         rehearsed.set(case, DONE)
         if device != "cpu":

@@ -25,6 +25,7 @@ from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Messag
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
+from basedbench.timing.timeline import note
 from basedbench.timing.waking import open_device
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
@@ -123,22 +124,26 @@ class Worker:
         entry.sizes = model_sizes(entry.case)  # a state that cannot be begun fails here, not behind an hour of training
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
+        note(f"data of {entry.case.label}")
         yield True
         entry.run = RecallRun(entry.case, data, self.device)
         entry.progress = entry.run.progress
         limit = time.perf_counter() + KERNELS_S
         while time.perf_counter() < limit and self.rehearsed.awaited(entry.case, busy=self._busy()):
             yield False
+        note(f"kernels of {entry.case.label} or no more waiting for them")
         set_precision(precision)  # another run may have begun meanwhile
         for working in entry.run.train():
             yield working
             set_precision(precision)
 
     def _busy(self) -> bool:
-        return any(entry.recorded for entry in self.active)
+        """Whether a run is recorded, or will be once its kernels are there."""
+        return any(entry.recorded or self.rehearsed.awaited(entry.case, busy=False) for entry in self.active)
 
     def _advance(self, entry: Active) -> bool:
         """Let a run enqueue its next piece; True unless it only waits."""
+        was = entry.recorded
         try:
             with torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
                 working = next(entry.steps, None)
@@ -153,6 +158,8 @@ class Worker:
             self._fail(entry, "runtime_error", error)
             return True
         self._tell(entry)
+        if entry.recorded and not was:
+            note(f"recorded {entry.case.label}")
         if working is None:
             self._finish(entry)
         return working is not False
@@ -239,6 +246,7 @@ def serve(
         open_device(device)
     try:
         load_plugins(plugins)
+        note("ready to train")
         gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second
         Worker(connection, device, root, rehearsed).loop()
     except UserError as error:

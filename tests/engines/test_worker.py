@@ -49,7 +49,7 @@ class Runs:
                     self.log.append(f"wait {name}")
                     yield False
 
-        self.entries[name] = Active(SimpleNamespace(case_id=name), train(), None, run=run)  # type: ignore[arg-type]
+        self.entries[name] = Active(SimpleNamespace(case_id=name, label=name), train(), None, run=run)  # type: ignore[arg-type]
         self.worker.active.append(self.entries[name])
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_waits_for_its_kernels_keeps_no_other_from_the_host(runs: Run
     runs.add("a", 1, 1, waits=3)
     waiting = [False, False, True]
     runs.worker.active.insert(
-        0, Active(SimpleNamespace(case_id=""), iter(waiting), None, run=SimpleNamespace(recorded=False))
+        0, Active(SimpleNamespace(case_id="", label=""), iter(waiting), None, run=SimpleNamespace(recorded=False))
     )  # type: ignore[arg-type]
     runs.worker.loop()
     assert runs.log[:2] == ["record a", "step a"]
@@ -147,4 +147,16 @@ def test_a_run_waits_for_the_processes_that_compile_its_kernels_but_not_for_ever
         rehearsed.set(case, DONE)
     else:
         now[0] = module.KERNELS_S
+    assert next(steps)
+
+
+def test_a_model_that_is_to_come_waits_with_others_that_are_in_hand(tmp_path: Path, make_case: MakeCase) -> None:
+    first, later = make_case(), make_case([{"mixer": "attention", "grid": {"d_model": 16}}])
+    worker = Worker(Pipe()[0], "cpu", str(tmp_path), Rehearsed([first, later]))
+    worker.rehearsed.set(first, IN_HAND)
+    entries = [Active(case, iter(()), None) for case in (first, later)]
+    worker.active += entries
+    steps = worker._steps(entries[1])
+    assert [next(steps), next(steps)] == [True, False]
+    worker.active.remove(entries[0])
     assert next(steps)
