@@ -166,11 +166,11 @@ def lce_forward_kernel(
         tl.store(expected + split.to(tl.int64) * N * D + n[:, None] * D + d[None, :], sum_ND, mask=mask_ND)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "splits"])
 def lce_finish_kernel(
-    x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
+    x, weight, target, rows, expected, loss, hit, saved, slope, N, V, splits,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, EXPECTED: tl.constexpr,
+    BLOCK_S: tl.constexpr, EXPECTED: tl.constexpr,
 ):  # fmt: skip
     """Put the shares of the vocabulary together. saved (3,N): peak, 1 / total, rest / total; slope (N,D): dloss/dx.
 
@@ -182,7 +182,7 @@ def lce_finish_kernel(
     target_N = tl.load(target + n, mask=n < N, other=-1)
     known = (target_N >= 0) & (target_N < V)
     s = tl.arange(0, BLOCK_S)
-    mask_SN = (s[:, None] < SPLITS) & (n[None, :] < N)
+    mask_SN = (s[:, None] < splits) & (n[None, :] < N)
     rows_SN = rows + s[:, None] * 4 * N + n[None, :]
     others_SN = tl.load(rows_SN, mask=mask_SN, other=float("-inf"))
     rest_SN = tl.load(rows_SN + N, mask=mask_SN, other=0.0)
@@ -363,8 +363,8 @@ def forward_operator(
         )  # fmt: skip
     finished = finish_rows(N, D, splits)
     lce_finish_kernel[(triton.cdiv(N, finished),)](
-        x, weight, target, rows, expected, loss, hit, saved, slope, N, V,
-        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D), SPLITS=splits,
+        x, weight, target, rows, expected, loss, hit, saved, slope, N, V, splits,
+        D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D),
         BLOCK_S=triton.next_power_of_2(splits), EXPECTED=differentiable,
     )  # fmt: skip
     return loss, hit, saved, slope

@@ -65,6 +65,12 @@ def recall(
     The same command again goes on where the last one stopped.
     """
     began = time.monotonic()
+    from basedbench.forking import TRAINING, driver_is_there, start_server
+    from basedbench.timing.timeline import note
+
+    note("the command begins")
+    if device != "cpu" and not dry_run and driver_is_there():
+        start_server(TRAINING)  # it imports what workers need while this process does
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits
     from basedbench.cli.outdated import say_outdated
@@ -78,6 +84,7 @@ def recall(
     from basedbench.training.cases import recall_cases
     from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
 
+    note("imported")
     load_plugins(plugin or [])
     devices = resolve_devices(device)
     chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)

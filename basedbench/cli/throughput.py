@@ -62,12 +62,12 @@ def throughput(
     form. The same command again goes on where the last one stopped; --models begins anew, for its models take turns.
     """
     began = time.monotonic()
+    from basedbench.forking import TIMING, driver_is_there, start_server
     from basedbench.timing.timeline import note
-    from basedbench.timing.worker import driver_is_there, start_server
 
     note("the command begins")
     if models is None and device != "cpu" and not dry_run and driver_is_there():
-        start_server()  # it imports what workers need while this process does
+        start_server(TIMING)  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
     from basedbench.cli import time_limit as limits
     from basedbench.cli.decode import refuse_with_models, time_models
@@ -94,7 +94,7 @@ def throughput(
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]
     if kind != "cpu" and not dry_run:  # on a CPU it would take turns with what measures the ceilings
-        start_server()
+        start_server(TIMING)
     chosen = load_suite(("quick-throughput" if kind == "cpu" else "kernels") if suite is None else suite, "throughput")
     cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)

@@ -4,21 +4,21 @@ A worker that dies takes nothing down but itself: what it had in hand is tried o
 the case becomes a row with the status `crashed`.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from basedbench.engines.compile_ahead import compile_ahead
+from basedbench.engines.compile_ahead import Ahead
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError
-from basedbench.signals import ctrl_c_ignored
+from basedbench.forking import start_training
 from basedbench.store import Store
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
@@ -80,6 +80,7 @@ class LocalEngine:
         self._alone: deque[RecallCase] = deque()
         self._workers: list[_Worker] = []
         self._began: dict[str, float] = {}
+        self._ahead = Ahead([], [], 0)
 
     def run(self, cases: Iterable[RecallCase]) -> None:
         """Run every case that ends before the deadline.
@@ -88,7 +89,9 @@ class LocalEngine:
         """
         self._queue.extend(cases if len(self.places) == 1 else slowest_first(cases, self.places[0].device))
         soon = [case for case in self._queue if self.deadline.in_time(case)]
-        helpers = self._compile_ahead(soon)
+        devices = [place.device for place in self.places if place.device != "cpu"]
+        self._ahead = Ahead(soon, devices, cores(), self.plugins)
+        helpers = list(self._ahead.processes)
         try:
             self._workers = [self._hire(place) for place in self.places[: len(soon)]]
             while self._workers:
@@ -114,17 +117,10 @@ class LocalEngine:
         """The cases that are not done."""
         return [*self.under_way, *self._alone, *self._queue]
 
-    def _compile_ahead(self, cases: Sequence[RecallCase]) -> list[Any]:
-        devices = [place.device for place in self.places if place.device != "cpu"]
-        return compile_ahead(cases, devices, cores(), self.plugins)
-
     def _hire(self, place: Place) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        ours, theirs = context.Pipe()
-        arguments = (theirs, place.device, self.root, place.threads, self.plugins)
-        process = context.Process(target=serve, args=arguments, daemon=True)
-        with ctrl_c_ignored():
-            process.start()
+        ours, theirs = Pipe()
+        arguments = (theirs, place.device, self.root, place.threads, self.plugins, self._ahead.rehearsed)
+        process = start_training(place.device, serve, arguments)
         theirs.close()
         return _Worker(place, process, ours, place.slots)
 
@@ -177,7 +173,9 @@ class LocalEngine:
 
     def _listen(self) -> None:
         by_handle = {handle: w for w in self._workers for handle in (w.connection, w.process.sentinel)}
-        ready = {by_handle[handle] for handle in wait(list(by_handle)) if handle in by_handle}  # type: ignore[index]
+        helpers = [process.sentinel for process in self._ahead.processes]
+        ready = {by_handle[handle] for handle in wait([*by_handle, *helpers]) if handle in by_handle}  # type: ignore[index]
+        self._ahead.settle()
         for worker in ready:
             try:
                 while worker.connection.poll():

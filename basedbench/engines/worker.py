@@ -1,11 +1,14 @@
 """A worker process: one device, and up to `slots` recall runs on it side by side.
 
-Runs are generators that enqueue a little and yield; the worker goes round them. A run's row is written the moment the
-run ends, from here, so that neither another run's failure nor the end of the sweep can lose it. Where a failure broke
-the device for the whole process, the process ends, and the engine tries what it had in hand again, one by one.
+Runs are generators that enqueue a little and yield; the worker goes round them. A run that is still being recorded has
+its turn when the others have enqueued all they can: a piece of it takes the host as long as hundreds of their steps. A
+run's row is written the moment the run ends, from here, so that neither another run's failure nor the end of the sweep
+can lose it. Where a failure broke the device for the whole process, the process ends, and the engine tries what it had
+in hand again, one by one.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -17,16 +20,23 @@ from typing import Any
 import torch
 
 from basedbench.engines import determinism, kernel_keys
+from basedbench.engines.compile_ahead import Rehearsed
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
+from basedbench.timing.timeline import note
+from basedbench.timing.waking import open_device
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
 from basedbench.training.rows import Circumstances, model_sizes, recall_row
 from basedbench.training.run import Progress, RecallRun
 
 IDLE_S = 0.0002
+# While a run is recorded the host goes to and fro: so long at most to enqueue the others' steps, if there is no end of
+# what they can enqueue, and so long at least to record.
+FEED_S, RECORD_S = 0.05, 0.02
+KERNELS_S = 60.0  # that a run waits at most for the processes that compile its kernels
 
 
 @dataclass(eq=False)
@@ -45,6 +55,11 @@ class Active:
     sizes: Mapping[str, int] | None = None
 
     @property
+    def recorded(self) -> bool:
+        """Whether its steps are, so that it takes the host next to no time any more."""
+        return self.run is not None and self.run.recorded
+
+    @property
     def company(self) -> int:
         return max(1, round(self.wall_s / self.share_s)) if self.share_s else 1
 
@@ -52,27 +67,45 @@ class Active:
 class Worker:
     """Runs the cases that arrive on `connection` and reports on it."""
 
-    def __init__(self, connection: Connection, device: str, root: str) -> None:
+    def __init__(self, connection: Connection, device: str, root: str, rehearsed: Rehearsed | None = None) -> None:
         self.connection, self.device = connection, device
+        self.rehearsed = rehearsed or Rehearsed([])
         self.store = Store(root)
         self.active: list[Active] = []
         self.open = True
+        self._shared = time.perf_counter()
 
     def loop(self) -> None:
         """Until the parent says that no more cases come and the last one is done."""
-        last = time.perf_counter()
         while self.open or self.active:
             self._receive()
-            busy = [self._advance(entry) for entry in list(self.active)]
-            if not any(busy):
+            if not any([self._go_round(), self._record()]):
                 time.sleep(IDLE_S)
-            now = time.perf_counter()
-            self._share(now - last)
-            last = now
+            self._share()
+
+    def _go_round(self) -> bool:
+        """Let the recorded runs enqueue steps, again and again if another waits; True unless they only wait."""
+        busy, limit = False, time.perf_counter() + FEED_S
+        while True in [self._advance(entry) for entry in list(self.active) if entry.recorded]:
+            busy = True
+            if all(entry.recorded for entry in self.active) or time.perf_counter() > limit:
+                break
+        return busy
+
+    def _record(self) -> bool:
+        """Go on with the first run that is not recorded and waits for nothing; True unless there is none."""
+        limit = time.perf_counter() + RECORD_S
+        for entry in [entry for entry in self.active if not entry.recorded]:
+            if self._advance(entry):
+                while entry in self.active and not entry.recorded and time.perf_counter() < limit:
+                    self._advance(entry)
+                return True
+        return False
 
     def _receive(self) -> None:
         while self.open and self.connection.poll(None if not self.active else 0):
             case = self.connection.recv()
+            self._share()  # of the time in which nothing was to do, to nobody
             if case is None:
                 self.open = False
             else:
@@ -91,14 +124,26 @@ class Worker:
         entry.sizes = model_sizes(entry.case)  # a state that cannot be begun fails here, not behind an hour of training
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
+        note(f"data of {entry.case.label}")
+        yield True
         entry.run = RecallRun(entry.case, data, self.device)
         entry.progress = entry.run.progress
+        limit = time.perf_counter() + KERNELS_S
+        while time.perf_counter() < limit and self.rehearsed.awaited(entry.case, busy=self._busy()):
+            yield False
+        note(f"kernels of {entry.case.label} or no more waiting for them")
+        set_precision(precision)  # another run may have begun meanwhile
         for working in entry.run.train():
             yield working
-            set_precision(precision)  # another run may have begun meanwhile
+            set_precision(precision)
+
+    def _busy(self) -> bool:
+        """Whether a run is recorded, or will be once its kernels are there."""
+        return any(entry.recorded or self.rehearsed.awaited(entry.case, busy=False) for entry in self.active)
 
     def _advance(self, entry: Active) -> bool:
         """Let a run enqueue its next piece; True unless it only waits."""
+        was = entry.recorded
         try:
             with torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
                 working = next(entry.steps, None)
@@ -113,6 +158,8 @@ class Worker:
             self._fail(entry, "runtime_error", error)
             return True
         self._tell(entry)
+        if entry.recorded and not was:
+            note(f"recorded {entry.case.label}")
         if working is None:
             self._finish(entry)
         return working is not False
@@ -137,6 +184,7 @@ class Worker:
         self._finish(entry, sentence(error)[:500])
 
     def _finish(self, entry: Active, reason: str = "") -> None:
+        self._share()
         self._drop(entry)
         circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash, entry.sizes)
         row = recall_row(entry.case, entry.progress, circumstances, reason)
@@ -151,7 +199,10 @@ class Worker:
         entry.steps = iter(())
         entry.run = None
 
-    def _share(self, seconds: float) -> None:
+    def _share(self) -> None:
+        """The time since this was last called, to the runs under way."""
+        now = time.perf_counter()
+        seconds, self._shared = now - self._shared, now
         for entry in self.active:
             entry.share_s += seconds / len(self.active)
             entry.wall_s += seconds
@@ -177,7 +228,14 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def serve(connection: Connection, device: str, root: str, threads: int, plugins: Sequence[str] = ()) -> None:
+def serve(
+    connection: Connection,
+    device: str,
+    root: str,
+    threads: int,
+    plugins: Sequence[str] = (),
+    rehearsed: Rehearsed | None = None,
+) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a mixer prints belongs into neither tables nor JSON
@@ -185,10 +243,12 @@ def serve(connection: Connection, device: str, root: str, threads: int, plugins:
     determinism.obey()
     if device != "cpu":
         kernel_keys.make_alike()
-        torch.cuda.set_device(device)
+        open_device(device)
     try:
         load_plugins(plugins)
-        Worker(connection, device, root).loop()
+        note("ready to train")
+        gc.freeze()  # what is imported is never collected: looking at it takes tenths of a second
+        Worker(connection, device, root, rehearsed).loop()
     except UserError as error:
         connection.send(Fatal(str(error)))
     except (BrokenPipeError, ConnectionResetError, EOFError):

@@ -2,7 +2,8 @@
 
 The call is made once with launches that only note what they were given: what it computes then is garbage, but what it
 would launch is known. Threads compile that, one kernel each, and load it; of a kernel that is tuned each takes one of
-its dozens of configurations. Triton's compiler and the tools that it calls leave Python to the others meanwhile.
+its dozens of configurations. Triton's compiler and the tools that it calls leave Python to the others meanwhile. What a
+kernel was given is not held until then, only what Triton asks of it.
 
 Garbage goes nowhere: the call has a subject of its own, with inputs and states that nobody else sees. So what is done
 between kernels must not depend on what those wrote: no index is read from it (PyTorch would stop the device where one
@@ -12,10 +13,12 @@ is out of range), nothing waits for it, and nothing of it is kept in a module.
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import Any, TypeGuard
 
 import torch
+from torch.utils._pytree import tree_map
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, Case
@@ -33,7 +36,7 @@ MOST_BYTES = 2**31  # that a call moves
 def compile_ahead(case: AnyCase, device: str) -> None:
     """What a case launches, if its kernels are compiled at all and nothing else is; what goes wrong is no matter.
 
-    Not of large cases: until all is compiled, whatever a kernel was given is held, which is more than the call needs.
+    Not of large cases: the processes that call ahead share the device's memory.
     """
     if device == "cpu" or not only_launches(case) or bytes_of(case) > MOST_BYTES:
         return
@@ -85,6 +88,7 @@ def _launches_of(call: Callable[[], object], launched: Collection[str]) -> list[
             tuned.add(id(self))
         elif id(self) in tuned:
             return  # what was chosen is one of the configurations
+        arguments, options = tree_map(_shadow, (arguments, options))
         one = partial(launch, self, *arguments, **options | {"warmup": True})
         found.setdefault((id(self), choice.name), []).append(one)
 
@@ -95,6 +99,27 @@ def _launches_of(call: Callable[[], object], launched: Collection[str]) -> list[
     finally:
         JITFunction.run = launch  # type: ignore[method-assign]
     return list(found.values())
+
+
+class Shadow:
+    """What a kernel's variant depends on of a tensor that it is given, without holding its memory."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype, self._pointer = tensor.dtype, tensor.data_ptr()
+
+    def data_ptr(self) -> int:
+        """Where the tensor was; Triton asks whether that is a multiple of 16 bytes."""
+        return self._pointer
+
+
+def _shadow(given: Any) -> Any:
+    """Tensors by their shadows, and those that descriptors describe."""
+    if isinstance(given, torch.Tensor):
+        return Shadow(given)
+    if isinstance(getattr(given, "base", None), torch.Tensor):
+        given = copy(given)
+        given.base = Shadow(given.base)
+    return given
 
 
 def _wake_driver() -> None:

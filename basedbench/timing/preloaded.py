@@ -17,9 +17,9 @@ from functools import partial, wraps
 from importlib import import_module
 from typing import Any
 
+from basedbench.forking import driver_is_there
 from basedbench.timing.timeline import note, noted
 from basedbench.timing.waking import FIRST_BACKWARD
-from basedbench.timing.worker import driver_is_there
 
 NEEDED = ("torch", "basedbench.timing.session", "basedbench.timing.operator", "basedbench.timing.language")
 # What workers on a GPU import before their first case.

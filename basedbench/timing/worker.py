@@ -8,20 +8,18 @@ once, and each makes a GPU context of its own.
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, get_all_start_methods, get_context, set_start_method
+from multiprocessing import connection, get_all_start_methods, set_start_method
 from pathlib import Path
 from typing import Any
 
-from basedbench.signals import ctrl_c_ignored
+from basedbench.forking import TIMING, server_context
 from basedbench.timing.failures import classify, crash
 from basedbench.timing.timeline import noted
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
-PRELOADED = ("basedbench.timing.preloaded",)  # what the server imports, and with it all that workers need
 _LAST_WORDS = 2000
 
 
@@ -33,33 +31,6 @@ class Failure:
     reason: str
 
 
-def _context() -> Any:
-    """How processes are started; the server that they are forked from is running when this returns.
-
-    A terminal sends Ctrl-C to all processes: the server must not see it even while it imports torch, so it is started
-    with the signal ignored. Ending workers is the near end's business.
-    """
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    if threading.current_thread() is not threading.main_thread():
-        return context  # the server runs: the first process was started from the main thread
-    context.set_forkserver_preload(list(PRELOADED))
-    with ctrl_c_ignored():
-        forkserver.ensure_running()
-    return context
-
-
-def driver_is_there() -> bool:
-    """Whether this machine may have a GPU, as far as can be told at once."""
-    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
-
-
-def start_server() -> None:
-    """Let the server import what workers need while this process does something else; not to be waited for."""
-    _context()
-
-
 class Worker:
     """The near end of a worker process. Whether it is of further use after a failure, `failures.harmless` says.
 
@@ -67,7 +38,7 @@ class Worker:
     """
 
     def __init__(self, device: str, plugins: Sequence[str], set_up: Callable[..., Any] | None = None) -> None:
-        context = _context()
+        context = server_context(TIMING)
         handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
         os.close(handle)
         self._pipe, far = context.Pipe()

@@ -95,6 +95,13 @@ class Recorder:
             yield
 
     def _recorded(self, step: Step, part: int, size: int) -> torch.cuda.CUDAGraph:
+        """The step as a graph. PyTorch gives back what it only keeps for later, but in a recording not by itself."""
+        with suppress(torch.OutOfMemoryError):
+            return self._attempt(step, part, size)
+        torch.cuda.empty_cache()
+        return self._attempt(step, part, size)
+
+    def _attempt(self, step: Step, part: int, size: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         # torch.cuda.graph() would synchronise the device and so stop the runs beside this one.

@@ -29,7 +29,7 @@ class AdamW:
         self.learning_rate = torch.zeros((), device=device)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.copies: list[Tensor] = []
-        self._moments = self._flat(copy_dtype) if device.type == "cuda" else None
+        self._moments = self._flat(copy_dtype) if self.parameters[0].is_cuda else None
         if self._moments is None:
             self._first = [torch.zeros_like(p) for p in self.parameters]
             self._second = [torch.zeros_like(p) for p in self.parameters]

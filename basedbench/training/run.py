@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from operator import call
 
 import torch
@@ -51,11 +50,13 @@ class RecallRun:
         self.case, self.data = case, data
         self.device = torch.device(device)
         self.progress = Progress()
+        self.recorded = False
         self.model = build_model(case).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
-        half = torch.bfloat16 if case.train.precision == "bf16" and self.device.type == "cuda" else None
+        on_gpu = self.model.head_weight.is_cuda
+        half = torch.bfloat16 if case.train.precision == "bf16" and on_gpu else None
         self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay, half)
-        draws = Draws(case.seed, self.optimizer.steps) if self.device.type == "cuda" else None
+        draws = Draws(case.seed, self.optimizer.steps) if on_gpu else None
         self.model.set_generator(self.generator, draws)
         self.weights = Weights(self.model, self.optimizer)
         self.recorder = Recorder(self.device, self.generator)
@@ -70,6 +71,7 @@ class RecallRun:
         """Run to the end. Yields True after enqueuing work, False when it can only wait for the device."""
         for _ in self._record():
             yield True
+        self.recorded = True
         for epoch in range(self.case.train.epochs):
             yield from self._epoch(epoch)
             if self.progress.stop_reason:
@@ -172,17 +174,20 @@ class RecallRun:
         elif progress.accuracies[-1] > self.case.train.stop_accuracy:
             progress.stop_reason = f"accuracy above {self.case.train.stop_accuracy:g}"
 
-    def rehearse(self, before: Callable[[Callable[[], None]], None] = lambda step: None) -> None:
+    def rehearse(self, before: Callable[[Callable[[], None]], None] = lambda steps: None) -> None:
         """Take every kind of step once, so that its kernels are compiled. The run is spent.
 
-        `before` has each step first; what that computes is never used.
+        `before` has all of them first; what that computes is never used.
         """
         self.model.train()
+        for take in (before, call):
+            take(self._take_all)
+
+    def _take_all(self) -> None:
         for step, part, size in self._kinds():
-            for take in (before, call):
-                for cursor in (*self.cursors, *self.test_cursors):
-                    cursor.zero_()
-                take(partial(step, part, size))
+            for cursor in (*self.cursors, *self.test_cursors):  # behind the last example there is none
+                cursor.zero_()
+            step(part, size)
 
     def _kinds(self) -> list[Call]:
         """Every kind of step that the run will need."""
@@ -246,7 +251,7 @@ class Weights:
 def build_model(case: RecallCase) -> RecallModel:
     """The model of a case with the weights of its seed; made on the CPU, so that they are the same on every device."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(case.seed)
+        torch.default_generator.manual_seed(case.seed)  # torch's own function would import its compiler first
         train = case.train
         return RecallModel(
             case.task.vocab_size, case.d_model, case.layers, init=train.init, embed_dropout=train.embed_dropout

@@ -1,4 +1,8 @@
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,21 +30,25 @@ def test_a_model_is_compiled_for_once():
     assert [(case.mixer, case.d_model) for case in found] == [("based", 16), ("based", 32), ("mamba", 16)]
 
 
-@pytest.mark.parametrize(
-    ("cores", "memory", "count"), [(16, 100, 3), (3, 100, 1), (2, 100, 0), (16, 10, 1), (16, 8, 0), (16, 0, 0)]
-)
+@pytest.mark.parametrize(("cores", "memory", "count"), [(16, 100, 3), (3, 100, 1), (2, 100, 0), (16, 7, 1), (16, 0, 0)])
 def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
     monkeypatch.setattr(module, "free_memory", lambda device: memory * 2**30)
-    monkeypatch.setattr(module, "rehearse", len)  # ends at once, whatever it is given
-    processes = module.compile_ahead(cases(), ["cuda:0"], cores)
+    monkeypatch.setattr(module, "rehearse", print)  # ends at once, whatever it is given
+    ahead = module.Ahead(cases(), ["cuda:0"], cores)
+    processes = list(ahead.processes)
     for process in processes:
         process.terminate()
         process.join()
     assert len(processes) == count
+    awaited = [ahead.rehearsed.awaited(case, busy=False) for case in module.distinct_models(cases())]
+    assert awaited == [True] * count + [False] * (3 - count)
+    ahead.settle()
+    assert not ahead.processes
+    assert not any(ahead.rehearsed.awaited(case, busy=True) for case in cases())
 
 
 def test_processes_go_round_the_devices_that_have_room(monkeypatch):
-    room = {"cuda:0": 10, "cuda:1": 100, "cuda:2": 19}
+    room = {"cuda:0": 7, "cuda:1": 100, "cuda:2": 13}
     monkeypatch.setattr(module, "free_memory", lambda device: room[device] * 2**30)
     assert module.seats(["cuda:0", "cuda:1", "cuda:2"], 64)[:6] == [
         *("cuda:0", "cuda:1", "cuda:2"),
@@ -85,11 +93,66 @@ def test_every_kind_of_step_is_taken(monkeypatch):
     assert {kind[1] for kind in taken if kind[0] == "test_batch"} == set(range(len(run.judged)))
 
 
-def test_what_has_a_step_first_may_take_it():
+def test_what_has_the_steps_first_may_take_them():
     """Each begins with the first example: behind the last one there is none."""
     from basedbench.training.data import recall_data
     from basedbench.training.run import RecallRun
 
     case, taken = cases()[0], []
-    RecallRun(case, recall_data(case, "cpu"), "cpu").rehearse(lambda step: taken.append(step()))
-    assert len(taken) > 2
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    run.rehearse(lambda steps: taken.extend([steps(), steps()]))
+    assert len(taken) == 2
+
+
+def test_a_rehearsal_does_nothing_with_what_kernels_did_not_write():
+    """Of any mixer: no index is read from it, nothing waits for it. A GPU would stop, and compile nothing more."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.dry_rehearsal"]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
+
+
+def test_a_model_is_waited_for_while_it_is_in_hand_and_one_to_come_only_beside_others():
+    models = module.distinct_models(cases())
+    rehearsed = module.Rehearsed(models[:1])
+    other_rate = [case for case in cases() if case.model_id == models[0].model_id][-1]
+    assert other_rate.case_id != models[0].case_id
+    seen = []
+    for state in (module.TO_COME, module.IN_HAND, module.DONE):
+        rehearsed.set(models[0], state)
+        seen.append([rehearsed.awaited(other_rate, busy=busy) for busy in (False, True)])
+    assert seen == [[False, True], [True, True], [False, False]]
+    assert not rehearsed.awaited(models[1], busy=True)
+
+
+def test_a_model_is_done_whether_or_not_it_could_be_rehearsed(monkeypatch):
+    from basedbench.training.run import RecallRun
+
+    models = module.distinct_models(cases())
+    rehearsed, seen = module.Rehearsed(models), []
+
+    def rehearse(run):
+        seen.append([rehearsed.awaited(case, busy=False) for case in models])
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(RecallRun, "rehearse", rehearse)
+    module.rehearse(models, "cpu", (), rehearsed)
+    assert seen == [[place == turn for place in range(len(models))] for turn in range(len(models))]
+    assert not any(rehearsed.awaited(case, busy=True) for case in models)
+
+
+def test_models_that_come_later_leave_the_processor_to_earlier_ones(monkeypatch):
+    now = [0]
+
+    def nice(more):
+        now[0] += more
+        return now[0]
+
+    monkeypatch.setattr(module.os, "nice", nice)
+    reached = []
+    for rank in (0, 5, 3, 100):
+        module._yield_to_earlier(rank)
+        reached.append(now[0])
+    assert reached == [module.NICE, module.NICE + 5, module.NICE + 5, module.NICEST]

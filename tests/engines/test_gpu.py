@@ -43,9 +43,8 @@ def test_every_step_of_a_run_is_compiled_for_nothing_first(
     set_precision(precision)
     run, missing = RecallRun(case, recall_data(case, DEVICE), DEVICE), list[str]()
 
-    def before(step: Callable[[], Any]) -> None:
-        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", None)
-        compile_beside(step, DEVICE, READ_BY_PYTORCH)
+    def before(steps: Callable[[], Any]) -> None:
+        compile_beside(steps, DEVICE, READ_BY_PYTORCH)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **asked: missing.append(asked["repr"]))
 
     run.rehearse(before)

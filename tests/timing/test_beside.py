@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,38 @@ def test_a_kernel_whose_results_are_read_is_launched(monkeypatch: pytest.MonkeyP
     compile_beside(lambda: [launch(name, 8) for name in names], "cpu", ["places"])
     assert launched[:2] == ["places", "places"]
     assert sorted(launched[2:]) == ["backward", "forward"]
+
+
+@dataclass
+class Descriptor:
+    """As those by which kernels copy in bulk."""
+
+    base: Any
+
+
+def test_what_a_kernel_was_given_is_not_held_until_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, int]] = []
+    given: list[tuple[torch.dtype, int]] = []
+    tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def compile_(kernel: str, x: Any, pair: Any, *, like: Any, grid: object, warmup: bool) -> None:
+        assert not any(tensor() is not None for tensor in tensors)
+        assert isinstance(pair, tuple)
+        assert pair[1] == 3
+        seen.extend((one.dtype, one.data_ptr()) for one in (x, pair[0], like.base))
+
+    def call() -> None:
+        made = [torch.zeros(8, dtype=dtype)[1:] for dtype in (torch.float32, torch.float16, torch.int32)]
+        given.extend((one.dtype, one.data_ptr()) for one in made)
+        tensors.extend(map(weakref.ref, made))
+        descriptor = Descriptor(made[2])
+        JITFunction.run("forward", made[0], (made[1], 3), like=descriptor, grid=(1,), warmup=False)  # type: ignore[arg-type]
+        assert descriptor.base is made[2]  # what it really belongs to
+
+    monkeypatch.setattr(JITFunction, "run", compile_)
+    compile_beside(call, "cpu")
+    assert seen == given
+    assert len(seen) == 3
 
 
 def test_variants_of_a_kernel_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

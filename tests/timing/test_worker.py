@@ -85,13 +85,13 @@ def test_a_worker_without_a_case_has_nothing_to_forget_and_goes_on_after_it_has_
 def test_what_the_server_imports_touches_no_gpu() -> None:
     touched = """
 import importlib, torch
-from basedbench.timing import worker
-worker.driver_is_there = lambda: True
+from basedbench import forking
+forking.driver_is_there = lambda: True
 def refuse(*args, **kwargs):
     raise AssertionError("a process that touched the GPU cannot be forked")
 for name in ("is_available", "device_count", "init", "_lazy_init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, refuse)
-for name in worker.PRELOADED:
+for name in (*forking.TIMING, *forking.TRAINING):
     importlib.import_module(name)
 
 import threading
@@ -144,8 +144,9 @@ def test_a_process_forked_on_a_machine_with_a_gpu_has_nothing_left_to_import() -
     """Neither to begin with, nor for its first backward pass; and torch's compiler is nobody's before it is needed."""
     code = """
 import sys
+from basedbench import forking
 from basedbench.timing import rehearsal, worker
-worker.driver_is_there = lambda: True
+forking.driver_is_there = lambda: True
 import subprocess
 subprocess.run = lambda *arguments, **options: None  # the driver's module
 from basedbench.timing import preloaded, waking

@@ -30,6 +30,20 @@ def test_memory_that_runs_out_in_a_recording_is_said_to_be_that(monkeypatch: pyt
         recorder._recorded(step, 0, 1)
 
 
+def test_memory_that_is_only_kept_for_later_is_given_back_for_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch frees its caches when memory runs out, but not while something is recorded."""
+    noted: list[str] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(noted))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: noted.append("empty"))
+
+    def step(part: int, size: int) -> None:
+        if "empty" not in noted:
+            raise torch.OutOfMemoryError("no memory left")
+
+    Recorder(torch.device("cpu"), torch.Generator())._recorded(step, 0, 1)
+    assert noted == ["begin", "end", "empty", "begin", "end"]
+
+
 class Graph:
     """A CUDA graph that records nothing."""
 

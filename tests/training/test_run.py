@@ -97,6 +97,15 @@ def test_loss_is_the_mean_cross_entropy_of_the_steps(make_case: MakeCase) -> Non
     assert run.progress.losses[0] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+def test_a_run_says_when_all_that_is_left_are_its_epochs(make_case: MakeCase) -> None:
+    case = make_case()
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    recordings = iter([None, None])
+    run._record = lambda: recordings  # type: ignore[method-assign, assignment]
+    steps = run.train()
+    assert [next(steps) and run.recorded for _ in range(3)] == [False, False, True]
+
+
 def test_the_same_seed_is_the_same_run(make_case: MakeCase) -> None:
     first, second = trained(make_case()), trained(make_case())
     assert first.progress == second.progress

@@ -1,0 +1,62 @@
+"""Processes forked from a server that has imported what they need and done nothing else: they start at once.
+
+A GPU's context does not survive a fork, so the server has none, and each process makes its own.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from basedbench.signals import ctrl_c_ignored
+
+# What the server imports, and with it all that processes need: those that time, and those that train.
+TIMING = ("basedbench.timing.preloaded",)
+TRAINING = ("basedbench.engines.preloaded",)
+
+
+def server_context(preloaded: Sequence[str]) -> Any:
+    """How processes are started; the server that they are forked from is running when this returns.
+
+    A terminal sends Ctrl-C to all processes: the server must not see it even while it imports torch, so it is started
+    with the signal ignored. Ending workers is the near end's business.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    if threading.current_thread() is not threading.main_thread():
+        return context  # the server runs: the first process was started from the main thread
+    context.set_forkserver_preload(list(preloaded))
+    with ctrl_c_ignored():
+        forkserver.ensure_running()
+    return context
+
+
+def start_server(preloaded: Sequence[str]) -> None:
+    """Let the server import what workers need while this process does something else; not to be waited for."""
+    server_context(preloaded)
+
+
+def driver_is_there() -> bool:
+    """Whether this machine may have a GPU, as far as can be told at once."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
+def start_training(device: str, target: Callable[..., object], arguments: Sequence[Any]) -> BaseProcess:
+    """A process that trains, or helps to, started; on a GPU by the server, on a CPU as a program of its own."""
+    context = server_context(TRAINING) if device != "cpu" and driver_is_there() else get_context("spawn")
+    process = context.Process(target=_enter, args=(dict(os.environ), target, tuple(arguments)), daemon=True)
+    with ctrl_c_ignored():
+        process.start()
+    return process  # type: ignore[no-any-return]
+
+
+def _enter(environment: Mapping[str, str], target: Callable[..., object], arguments: Sequence[Any]) -> None:
+    """A forked process has the environment of the time when the server began."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    target(*arguments)
