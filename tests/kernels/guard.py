@@ -7,7 +7,8 @@ access, one day, and the second a race. While `guarded()` is open each access mu
 - lie within a tensor that the launch was given, from the first to the last element of that view;
 - not touch what another program of the same launch has written, nor write what another one has read.
 
-Atomic operations are exempt from the second rule against each other. `torch.empty` and its like hold NaN (integers:
+Atomic operations are exempt from the second rule against each other, and order what stands before and behind them: a
+program may read what another one wrote that has done one earlier. `torch.empty` and its like hold NaN (integers:
 their largest value), so that what a kernel reads before anything wrote it shows.
 """
 
@@ -38,16 +39,19 @@ class Region:
         self.start, self.stop = start, stop
         self._owners: dict[str, np.ndarray] = {}
 
-    def note(self, offsets: np.ndarray, program: int, kind: str) -> tuple[int, str] | None:
-        """Remember who did `kind` to the elements at `offsets`; the program and its deed that this clashes with."""
+    def note(self, offsets: np.ndarray, program: int, kind: str, before: set[int]) -> tuple[int, str] | None:
+        """Remember who did `kind` to the elements at `offsets`; the program and its deed that this clashes with.
+
+        What programs in `before` did is over.
+        """
         for other in CLASHES[kind] & self._owners.keys():
             met = self._owners[other][offsets]
-            met = met[(met != NOBODY) & (met != program)]
+            met = met[(met != NOBODY) & (met != program) & ~np.isin(met, list(before))]
             if met.size:
                 return int(met[0]), other
         owners = self._owners.setdefault(kind, np.full(self.stop - self.start, NOBODY, np.int32))
-        before = owners[offsets]
-        owners[offsets] = np.where((before == NOBODY) | (before == program), program, SEVERAL)
+        known = owners[offsets]
+        owners[offsets] = np.where((known == NOBODY) | (known == program), program, SEVERAL)
         return None
 
 
@@ -63,9 +67,13 @@ class Launch:
                 self.regions.append(Region(start, stop))
         self.starts = np.array([region.start for region in self.regions], np.int64)
         self.program = 0
+        self.ordered: dict[int, set[int]] = {}  # programs that have done an atomic operation: those that did before
 
     def access(self, pointers: np.ndarray, mask: np.ndarray, size: int, kind: str) -> None:
         """Check the places where `mask` is true, `size` bytes each, and note who was there."""
+        if kind == "atomic":
+            self.ordered[self.program] = set(self.ordered) - {self.program}
+        before = self.ordered.get(self.program, set())
         places = np.unique(np.broadcast_to(pointers, np.broadcast(pointers, mask).shape)[mask != 0].astype(np.int64))
         while places.size:
             index = int(np.searchsorted(self.starts, places[0], side="right")) - 1
@@ -75,7 +83,7 @@ class Launch:
                 count = int(np.searchsorted(places, region.stop - size, side="right"))
             if not count:
                 raise AssertionError(f"{where()}: {kind} of {size} bytes {self._beyond(int(places[0]))}")
-            clash = region.note(places[:count] - region.start, self.program, kind)
+            clash = region.note(places[:count] - region.start, self.program, kind, before)
             if clash is not None:
                 other = "several programs" if clash[0] == SEVERAL else f"program {clash[0]}"
                 raise AssertionError(f"{where()}: {kind} by program {self.program} of what {other} did a {clash[1]} to")
