@@ -12,7 +12,7 @@ order, whoever comes last: with MEET all programs of a tile wait for each other 
 so that none has to read the whole tile; otherwise the last one adds up everything. Programs that wait never wait for
 one that cannot start: a launch has no more of them than there are multiprocessors, the kernel in front does not wait
 for it, and the one behind is only launched once all its programs run. `counters` count on from launch to launch, so
-that nobody has to clear them.
+that nobody has to clear them; in a block of dependents each launch has zeros of its own.
 
 `whole_kernel`, for up to 32 rows: a program takes so few outputs that all it needs of the weight waits in shared
 memory; its warps share the width and add up among themselves. x goes from the L2 cache to registers.

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .dependents import take_counters
 from .gluon_modules import gluon_module
 from .row_linear import MODULE, STAGE, batch_of
 
@@ -41,8 +42,14 @@ def _rows_map(x: Tensor, rows: int, width: int) -> Any:
     return tensor_map(x, tuple(x.shape), x.stride(), (rows, width))
 
 
-def counters(x: Tensor, split: int) -> Tensor:
-    """Of arrivals at each tile, multiples of `split` between launches. A graph must not be what asks for them first."""
+def counters(x: Tensor, split: int, tiles: int) -> Tensor:
+    """Of arrivals at each tile, multiples of `split` between launches: a launch's own in a block of dependents.
+
+    Elsewhere all launches share them, so that only one may run at a time, and a graph must not be what asks first.
+    """
+    own = take_counters(tiles)
+    if own is not None:
+        return own
     key = x.device, split
     if key not in _counters:
         if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -65,9 +72,10 @@ def operator(
     parts = x.new_empty(tiles * split * batch * tile, dtype=torch.float32) if joined else y
     kernels.product_kernel[(tiles, split)](
         _rows_map(x, batch, width), _rows_map(weight, tile, width), bias, y, parts,
-        counters(x, split) if joined else y, len(x), outputs, x.shape[1] // width, TILE=tile, WIDTH=width, BATCH=batch,
-        SPLIT=split, WEIGHT_STAGES=weight_stages, X_STAGES=x_stages, MEET=meet, HAS_BIAS=bias is not None, EARLY=early,
-        WARPS=tile // 16, num_warps=tile // 16, **({"launch_pdl": True} if early else {}),
+        counters(x, split, tiles) if joined else y, len(x), outputs, triton.cdiv(x.shape[1], width), TILE=tile,
+        WIDTH=width, BATCH=batch, SPLIT=split, WEIGHT_STAGES=weight_stages, X_STAGES=x_stages, MEET=meet,
+        HAS_BIAS=bias is not None, EARLY=early, WARPS=tile // 16, num_warps=tile // 16,
+        **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
     return y
 

@@ -29,7 +29,10 @@ from triton.runtime import interpreter
 NOBODY, SEVERAL = -1, -2
 # What two programs may not do to one place, in either order.
 CLASHES = {"read": {"write"}, "atomic": {"read", "write"}, "write": {"read", "write", "atomic"}}
-PASSED_OVER = (__file__, str(Path(triton.__file__).parent))  # where no line of a kernel stands
+# Those told of each launch, program and access, and of waits for the kernel in front (watched_dependents.py).
+watchers: list[Any] = []
+WATCHER = str(Path(__file__).with_name("watched_dependents.py"))
+PASSED_OVER = (__file__, WATCHER, str(Path(triton.__file__).parent))  # where no line of a kernel stands
 
 
 class Region:
@@ -75,6 +78,8 @@ class Launch:
             self.ordered[self.program] = set(self.ordered) - {self.program}
         before = self.ordered.get(self.program, set())
         places = np.unique(np.broadcast_to(pointers, np.broadcast(pointers, mask).shape)[mask != 0].astype(np.int64))
+        for watcher in watchers:
+            watcher.touched(places, kind)
         while places.size:
             index = int(np.searchsorted(self.starts, places[0], side="right")) - 1
             count = 0
@@ -130,11 +135,15 @@ def guarded() -> Iterator[None]:
     def hosted(self, arguments, options):
         found = original["hosted"](self, arguments, options)
         launches[0] = Launch(tensors_of([*found[0], *found[1].values()]))
+        for watcher in watchers:
+            watcher.launched(early=found[1].get("EARLY", False))
         return found
 
     def at(self, x, y, z):
         _, ny, nz = self.grid_dim
         launches[0].program = (x * ny + y) * nz + z
+        for watcher in watchers:
+            watcher.began(launches[0].program)
         return original["at"](self, x, y, z)
 
     def load(self, pointers, mask, *rest):

@@ -31,7 +31,7 @@ def test_rings_take_what_their_tiles_take():
     [
         ((128, 7168, 1792), {}, True),
         ((129, 7168, 1792), {}, False),  # too many rows
-        ((128, 7168, 1800), {}, False),  # no whole stages
+        ((128, 7168, 1800), {}, True),  # a stage that is not full
         ((128, 8576, 1792), {}, False),  # 134 programs
         ((128, 8448, 1792), {}, True),  # 132
         ((128, 1792, 128), {}, False),  # a part would be empty
@@ -55,6 +55,29 @@ def test_plans_that_fit(shape, changes, expected):
 )
 def test_plans_that_fit_for_few_rows(rows, width, plan, expected):
     assert module.fits(rows, 7168, width, module.Whole(*plan), 132) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 17, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("outputs", "width"), [(7168, 1792), (9216, 1680), (1680, 4608), (160, 4096), (4096, 128), (8512, 2048), (48, 64)]
+)
+def test_plans_of_dependents_fit(rows, outputs, width):
+    plan = module.plan_of(rows, outputs, width, 132)
+    assert module.fits(rows, outputs, width, plan, 132)
+    assert plan.meet == (rows > 64)
+
+
+def test_dependents_leave_large_products_to_pytorch():
+    assert module.plan_of(32, 50264, 1792, 132) is None
+    assert module.plan_of(129, 1792, 1792, 132) is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "width", "expected"),
+    [(7168, 1792, (64, 128, 1, 10, 4)), (1792, 1792, (64, 128, 4, 4, 4)), (9216, 1680, (128, 128, 1, 6, 4))],
+)
+def test_plans_fill_shared_memory(outputs, width, expected):
+    assert module.plan_of(32, outputs, width, 132)[:5] == expected
 
 
 def test_costs():
