@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependents import dependent
+from .dependents_triton import follow
 from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
@@ -39,11 +41,13 @@ def add_norm_forward_kernel(
     h, residual, kept, weight, bias, y, r, stats, steps, tokens, rows, scale, eps, seed, threshold, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_KEPT: tl.constexpr,
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, DRAW: tl.constexpr, TABLE: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """With TABLE, h is the row of a table that each token names; NaN for a token that it does not have."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    follow(EARLY)
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
     if TABLE:
@@ -143,7 +147,7 @@ def launch_forward(h, residual, kept, steps, tokens, weight, bias, seed, keep, e
             eps, seed, threshold(keep), len(h), D=width, BLOCK_D=block, ROWS=tile, HAS_RESIDUAL=residual is not None,
             HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
             DRAW=steps is not None, TABLE=tokens is not None,
-            num_warps=FEW_WARPS if rows <= FEW and block * tile >= TILE else 4,
+            num_warps=FEW_WARPS if rows <= FEW and block * tile >= TILE else 4, **dependent(),
         )  # fmt: skip
 
 

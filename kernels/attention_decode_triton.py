@@ -26,6 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependents import dependent
+from .dependents_triton import follow
 from .gluon_modules import gluon_module
 from .rotary import Angles
 
@@ -62,9 +64,11 @@ def decode_kernel(
     KEYS_ROW: tl.constexpr, KEYS_HEAD: tl.constexpr, VALUES_ROW: tl.constexpr, VALUES_HEAD: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, HALF: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, RING: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Strides of rows and heads are constants, those of sequences
     count rows: so loads are as wide as a head's width allows."""
+    follow(EARLY)
     b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     c_K, c_V, row_J = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, ROWS)
     g, part = h // GROUP, tl.program_id(1)
@@ -120,8 +124,12 @@ def decode_kernel(
 
 
 @triton.jit
-def join_kernel(parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr):
+def join_kernel(
+    parts, y, V: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
+    EARLY: tl.constexpr = False,
+):  # fmt: skip
     """The parts of a head, each unnormalised beside its peak and its sum."""
+    follow(EARLY)
     line = tl.program_id(0).to(tl.int64)
     p, c_V = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_V)
     parts += (line * PARTS + p) * (V + 2)
@@ -176,12 +184,11 @@ def operator(
         keys.stride(0) // keys.stride(1), values.stride(0) // values.stride(1), *rows_of_angles,
         *keys.stride()[1:3], *values.stride()[1:3], K=K, V=V, BLOCK_K=_padded(K), BLOCK_V=_padded(V),
         HALF=0 if cos is None else cos.shape[-1], GROUP=heads // k.shape[1], ROWS=rows, PARTS=count, RING=ring,
-        STAGES=STAGES,
-        num_warps=warps,
+        STAGES=STAGES, num_warps=warps, **dependent(),
     )  # fmt: skip
     if count > 1:
         block = triton.next_power_of_2(count)
-        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block)
+        join_kernel[(batch * heads,)](parts, y, V=V, BLOCK_V=_padded(V), PARTS=count, BLOCK_P=block, **dependent())
     return y
 
 
@@ -222,7 +229,7 @@ def _launch_whole(
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], keys.stride(0) // keys.stride(1),
         values.stride(0) // values.stride(1), *keys.stride()[1:3], *values.stride()[1:3], *rows_of_angles, K=K, V=V,
         SLOTS=slots, BLOCK=block, ROWS=rows, HALF=0 if cos is None else cos.shape[-1], WARPS=warps,
-        num_warps=warps,
+        num_warps=warps, **dependent(),
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependents import dependent
+from .dependents_triton import follow
 from .rotary import Angles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -20,8 +22,11 @@ MOST_ROWS = 2**31 - TILE  # they are numbered by 32 bits
 
 
 @triton.jit
-def angles_kernel(position, cos, sin, each, RATE: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
+def angles_kernel(
+    position, cos, sin, each, RATE: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr = False
+):
     """The angles of one position. RATE = -2 log2(base) / width; frequencies, and angles, are rounded to float32."""
+    follow(EARLY)
     token = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BLOCK)
     frequency_R = tl.exp2(r.to(tl.float64) * RATE).to(tl.float32)
@@ -95,7 +100,7 @@ def angles_operator(position: Tensor, width: int, base: float) -> tuple[Tensor, 
         pairs = cos.shape[1]
         angles_kernel[(len(position),)](
             position, cos, sin, position.stride(0), RATE=-2 * math.log2(base) / width, R=pairs,
-            BLOCK=triton.next_power_of_2(pairs), num_warps=1,
+            BLOCK=triton.next_power_of_2(pairs), num_warps=1, **dependent(),
         )  # fmt: skip
     return cos, sin
 

@@ -7,11 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependents import dependent
+from .dependents_triton import follow
+
 BLOCK, WARPS = 8192, 16
 
 
 @triton.jit
-def argmax_kernel(x, chosen, row_x, V: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+def argmax_kernel(
+    x, chosen, row_x, V: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, EARLY: tl.constexpr = False
+):
+    follow(EARLY)
     x += tl.program_id(0).to(tl.int64) * row_x
     column = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -33,7 +39,7 @@ def operator(x: Tensor, chosen: Tensor) -> None:
     block = min(BLOCK, triton.next_power_of_2(x.shape[1]))
     argmax_kernel[(len(x),)](
         x, chosen, x.stride(0), V=x.shape[1], BLOCK=block, CHUNKS=triton.cdiv(x.shape[1], block),
-        num_warps=max(1, min(WARPS, block // 256)),
+        num_warps=max(1, min(WARPS, block // 256)), **dependent(),
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependents import dependent
+from .dependents_triton import follow
 from .selective_scan_tiles_triton import LOG2E, load_constant, sigmoid, softplus
 
 ELEMENTS = 2048  # of the state in a program: 16 per thread
@@ -18,7 +20,7 @@ WARPS = 4
 def step_kernel(
     u, delta, A, B, C, D_skip, z, bias, state, y, channels, row_u, row_delta, row_z, row_B, row_C,
     N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """State (B,D,N) in place; LOG_A: A holds log(-A).
 
@@ -36,6 +38,7 @@ def step_kernel(
     if LOG_A:
         A_DN = -tl.exp(A_DN)
     A_DN *= LOG2E
+    follow(EARLY)
     B_N = tl.load(B + b * row_B + n, mask=n < N, other=0.0).to(tl.float32)
     C_N = tl.load(C + b * row_C + n, mask=n < N, other=0.0).to(tl.float32)
     u_D = tl.load(u + b * row_u + d, mask=inside, other=0.0).to(tl.float32)
@@ -68,7 +71,7 @@ def step(
     step_kernel[(batch, triton.cdiv(channels, block))](
         u, delta, A.contiguous(), B, C, D, z, bias, state, y, channels, *(x.stride(0) for x in (u, delta, z, B, C)),
         N=states, STATES=padded, BLOCK_D=block, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=gated,
-        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS,
+        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS, **dependent(),
     )  # fmt: skip
     return y
 

@@ -8,6 +8,7 @@ GATED multiplies the convolution by a gate, RESIDUAL adds a bias to that gate an
 import triton
 import triton.language as tl
 
+from .dependents_triton import follow
 from .exponentials_triton import sigmoid
 from .short_conv_tiles_triton import (
     GROUP,
@@ -76,7 +77,7 @@ def conv_forward_kernel(
 def conv_step_kernel(
     x, weight, bias, state, y, batch, stride,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """GATED: x holds D channels of the convolution, then D that its output is multiplied with.
 
@@ -88,6 +89,7 @@ def conv_step_kernel(
     inside = (row < batch) & (channel < D)
     w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
     b = channel_bias(bias, channel, D, HAS_BIAS)
+    follow(EARLY)
     x += row.to(tl.int64) * stride + channel
     element = row.to(tl.int64) * D + channel
     slot = state + element * (TAPS - 1)

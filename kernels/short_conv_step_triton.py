@@ -10,6 +10,7 @@ their two channels, shifted there, and go back the same way.
 import triton
 import triton.language as tl
 
+from .dependents_triton import follow
 from .exponentials_triton import sigmoid
 
 
@@ -47,6 +48,16 @@ def _words(pointer, inside, COUNT: tl.constexpr):
 
 
 @triton.jit
+def _inputs(x, inside, PAIRS: tl.constexpr, GATED: tl.constexpr):
+    """A token's words, and their gates'."""
+    token = tl.load(x, mask=inside, other=0)
+    gate = token
+    if GATED:
+        gate = tl.load(x + PAIRS, mask=inside, other=0)
+    return token, gate
+
+
+@triton.jit
 def _add_tap(a, b, x_a, x_b, w_a, w_b):
     return a + x_a * w_a, b + x_b * w_b
 
@@ -55,33 +66,39 @@ def _add_tap(a, b, x_a, x_b, w_a, w_b):
 def conv_words_kernel(
     x, weight, bias, state, y, batch, stride,
     PAIRS: tl.constexpr, BLOCK_P: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SILU: tl.constexpr, GATED: tl.constexpr, dtype: tl.constexpr,
+    SILU: tl.constexpr, GATED: tl.constexpr, dtype: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """All pointers to words; `stride` counts them. PAIRS of channels; GATED: behind them in x as many gates."""
     pair = (tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     inside = (row < batch) & (pair < PAIRS)
     x += row.to(tl.int64) * stride + pair
-    token = tl.load(x, mask=inside, other=0)
     place = row.to(tl.int64) * PAIRS + pair
     slot = state + place * (TAPS - 1)
-    if GATED:
-        gate = tl.load(x + PAIRS, mask=inside, other=0)
+    if not EARLY:
+        token, gate = _inputs(x, inside, PAIRS, GATED)
     if TAPS == 3:
         j = tl.arange(0, 2)
         words = tl.load(slot[:, :, None] + j, mask=inside[:, :, None], other=0)
         s0, s1 = tl.split(words)
-        new = tl.join(_following(s0, token), ((s1 >> 16) & 0xFFFF) | (token & -65536))
-        tl.store(slot[:, :, None] + j, new, mask=inside[:, :, None])
     else:
         j = tl.arange(0, 4)
         s0, s1, s2, s3 = _words(slot, inside, 3)
+    if EARLY:
+        w0, w1, w2, w3 = _words(weight + pair * TAPS, pair < PAIRS, TAPS)
+        follow(EARLY)
+        token, gate = _inputs(x, inside, PAIRS, GATED)
+    if TAPS == 3:
+        new = tl.join(_following(s0, token), ((s1 >> 16) & 0xFFFF) | (token & -65536))
+        tl.store(slot[:, :, None] + j, new, mask=inside[:, :, None])
+    else:
         second = (token & 0xFFFF) | (s2 << 16)
         third = ((s2 >> 16) & 0xFFFF) | (token & -65536)
         new = tl.join(tl.join(_following(s0, s1), third), tl.join(second, s3))
         new = tl.reshape(new, (ROWS, BLOCK_P, 4))
         tl.store(slot[:, :, None] + j, new, mask=inside[:, :, None] & (j < 3))
-    w0, w1, w2, w3 = _words(weight + pair * TAPS, pair < PAIRS, TAPS)
+    if not EARLY:
+        w0, w1, w2, w3 = _words(weight + pair * TAPS, pair < PAIRS, TAPS)
     if HAS_BIAS:
         words = tl.load(bias + pair, mask=pair < PAIRS, other=0)
         a, b = _low(words, dtype), _high(words, dtype)

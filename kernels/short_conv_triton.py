@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows, either
+from .dependents import dependent
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -265,7 +266,7 @@ def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, si
     rows = min(STEP_ROWS, triton.next_power_of_2(len(x)))
     conv_step_kernel[(triton.cdiv(width, STEP_CHANNELS), triton.cdiv(len(x), rows))](
         x, weight.contiguous(), bias, state, y, len(x), x.stride(0), D=width, BLOCK_D=STEP_CHANNELS, ROWS=rows,
-        TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated, num_warps=STEP_CHANNELS // 32,
+        TAPS=taps, HAS_BIAS=bias is not None, SILU=silu, GATED=gated, num_warps=STEP_CHANNELS // 32, **dependent(),
     )  # fmt: skip
     return y
 
@@ -288,7 +289,7 @@ def _step_by_words(
         None if bias is None else bias.contiguous().view(torch.int32), state.flatten(1).view(torch.int32),
         y.view(torch.int32), len(x), words.stride(0), PAIRS=pairs, BLOCK_P=WORD_PAIRS, ROWS=rows,
         TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu, GATED=gated, dtype=WORDS[y.dtype],
-        num_warps=4,
+        num_warps=4, **dependent(),
     )  # fmt: skip
     return y
 

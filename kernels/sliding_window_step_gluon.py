@@ -15,6 +15,7 @@ The new token is written once all threads have waited: its slot is that of the o
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier  # Triton 3.7 renamed it
 VECTOR = gl.constexpr(8)  # numbers in 16 bytes
@@ -82,6 +83,7 @@ def ring_kernel(
     KEYS_ROW: gl.constexpr, KEYS_HEAD: gl.constexpr, VALUES_ROW: gl.constexpr, VALUES_HEAD: gl.constexpr,
     COS_ROW: gl.constexpr, SIN_ROW: gl.constexpr, K: gl.constexpr, V: gl.constexpr, SLOTS: gl.constexpr,
     BLOCK: gl.constexpr, ROWS: gl.constexpr, HALF: gl.constexpr, WARPS: gl.constexpr,
+    EARLY: gl.constexpr = False,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2. Caches: strides of sequences count rows, 2 ROWS >= SLOTS."""
     TILE: gl.constexpr = _layout(BLOCK, WARPS)
@@ -92,6 +94,9 @@ def ring_kernel(
     _fetch(tiles.index(0), keys, 0, KEYS_ROW, SLOTS, K, TILE)
     _fetch(tiles.index(1), keys, ROWS, KEYS_ROW, SLOTS, K, TILE)
     _fetch(tiles.index(2), values, 0, VALUES_ROW, SLOTS, V, TILE)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     place = gl.load(position + b * each).to(gl.int32)
     column = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, TILE))
     if HALF > 0:

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependents import dependent
+from .dependents_triton import follow
 from .exponentials_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import load_scalar, softplus
 
@@ -26,6 +28,7 @@ def step_kernel(
     x_batch, x_head, dt_batch, dt_head, B_batch, B_group, C_batch, C_group, z_batch, z_head, heads, per_group,
     P: tl.constexpr, N: tl.constexpr, PB: tl.constexpr, BN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, LOG_A: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (P + PB - 1) // PB
     program = tl.program_id(0)
@@ -37,6 +40,7 @@ def step_kernel(
     inside = (channels < P)[:, None] & (states < N)[None, :]
     state_pointer += sequence.to(tl.int64) * (P * N)
     state = tl.load(state_pointer + place, mask=inside, other=0.0)
+    follow(EARLY)
     x = tl.load(x_pointer + batch * x_batch + head * x_head + channels, mask=channels < P, other=0.0).to(tl.float32)
     B = tl.load(B_pointer + batch * B_batch + group * B_group + states, mask=states < N, other=0.0).to(tl.float32)
     C = tl.load(C_pointer + batch * C_batch + group * C_group + states, mask=states < N, other=0.0).to(tl.float32)
@@ -95,7 +99,7 @@ def step(
         x, dt, A, B, C, A if D is None else D, gate, A if dt_bias is None else dt_bias, state, y,
         *x.stride()[:2], *dt.stride(), *B.stride()[:2], *C.stride()[:2], *gate.stride()[:2], heads,
         heads // B.shape[1], P=width, N=B.shape[-1], HAS_D=D is not None, HAS_Z=z is not None,
-        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, LOG_A=log_A, **shape,
+        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, LOG_A=log_A, **shape, **dependent(),
     )  # fmt: skip
     return y
 

@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependents import dependent
+from .dependents_triton import follow
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 512  # outputs of a program: four a thread, small enough that a decode step's rows reach every multiprocessor
@@ -23,7 +25,8 @@ def _halves(x, element, elements, row_x, INNER: tl.constexpr):
 
 
 @triton.jit
-def swiglu_kernel(x, y, elements, row_x, INNER: tl.constexpr, BLOCK: tl.constexpr):
+def swiglu_kernel(x, y, elements, row_x, INNER: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr = False):
+    follow(EARLY)
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     place, inside = _halves(x, element, elements, row_x, INNER)
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -57,7 +60,7 @@ def operator(x: Tensor) -> Tensor:
     if y.numel():
         rows = _rows(x)
         swiglu_kernel[(triton.cdiv(y.numel(), BLOCK),)](
-            rows, y, y.numel(), rows.stride(0), INNER=y.shape[-1], BLOCK=BLOCK
+            rows, y, y.numel(), rows.stride(0), INNER=y.shape[-1], BLOCK=BLOCK, **dependent()
         )
     return y
 

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .dependents import dependent
+from .dependents_triton import follow
 
 
 @triton.jit
@@ -43,6 +45,7 @@ def step_kernel(
     q_pointer, k_pointer, v_pointer, y_pointer, state,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, heads,
     K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     FEATURES: tl.constexpr = 1 + K + K * (K + 1) // 2
     head = tl.program_id(0)
@@ -54,17 +57,24 @@ def step_kernel(
     z = tl.zeros([BLOCK], tl.float32)
     for tile in tl.static_range(0, V, TILE):
         values = tile + tl.arange(0, TILE)
-        v = tl.load(v_pointer + values, mask=values < V, other=0.0).to(tl.float32)
+        if not EARLY:
+            v = tl.load(v_pointer + values, mask=values < V, other=0.0).to(tl.float32)
         y = tl.zeros([TILE], tl.float32)
         for first in tl.range(0, FEATURES, BLOCK):
             feature = first + tl.arange(0, BLOCK)
             exists = feature < FEATURES
             i, j = dimensions(tl.minimum(tl.maximum(feature - 1 - K, 0), FEATURES - 2 - K), K)
-            phi_q = tl.where(exists, features(q_pointer, feature, i, j, K), 0.0)
-            phi_k = tl.where(exists, features(k_pointer, feature, i, j, K), 0.0)
             place = state + feature[:, None] * (V + 1) + values[None, :]
             mask = exists[:, None] & (values < V)[None, :]
-            rows = tl.load(place, mask=mask, other=0.0) + phi_k[:, None] * v[None, :]
+            if EARLY:  # nobody else writes the state: it may be on its way before the wait
+                held = tl.load(place, mask=mask, other=0.0)
+                follow(tile == 0)
+                v = tl.load(v_pointer + values, mask=values < V, other=0.0).to(tl.float32)
+            phi_q = tl.where(exists, features(q_pointer, feature, i, j, K), 0.0)
+            phi_k = tl.where(exists, features(k_pointer, feature, i, j, K), 0.0)
+            if not EARLY:
+                held = tl.load(place, mask=mask, other=0.0)
+            rows = held + phi_k[:, None] * v[None, :]
             if tile == 0:
                 place_of_sums = state + feature * (V + 1) + V
                 sums = tl.load(place_of_sums, mask=exists, other=0.0) + phi_k
@@ -88,6 +98,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     step_kernel[(batch * heads,)](
         q, k, v, y, state, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
         K=keys, V=values, TILE=min(64, triton.next_power_of_2(values)), BLOCK=block, num_warps=block // 32,
+        **dependent(),
     )  # fmt: skip
     return y
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain
+from basedbench.kernels.row_linear import row_linear
 
 State = dict[str, Tensor]
 Init = Literal["published", "correct"]
@@ -121,6 +122,11 @@ class Mixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 normal_linear_(module)
+
+
+def project(linear: nn.Linear, x_xD: Tensor) -> Tensor:
+    """`linear`; in a decode step, where it pays, by a kernel that begins early."""
+    return row_linear(x_xD, linear.weight, linear.bias)
 
 
 def project_aligned(linear: nn.Linear, x_xD: Tensor) -> Tensor:

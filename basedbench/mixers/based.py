@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from basedbench.kernels import sliding_window, sliding_window_step, taylor_attention, taylor_attention_step
 from basedbench.kernels.slices import cut
-from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
+from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, project, require_heads
 from basedbench.mixers.registry import register
 from basedbench.mixers.sliding_window import empty_ring, filled_ring
 
@@ -56,7 +56,7 @@ class Based(Mixer):
 
     def _project(self, x_xD: Tensor) -> tuple[Tensor, ...]:
         """q, k, v of the linear attention, then those of the window branch if there is one, each (..., H, K)."""
-        parts = cut(self.in_proj(x_xD), self.widths)
+        parts = cut(project(self.in_proj, x_xD), self.widths)
         return tuple(part.unflatten(-1, (self.options.heads, -1)) for part in parts)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Based(Mixer):
         if local:
             q_BHK, k_BHK, v_BHV = local
             y_BHV = y_BHV + sliding_window_step(q_BHK, k_BHK, v_BHV, state["k"], state["v"], state["position"])
-        return self.out_proj(y_BHV.flatten(1)), state
+        return project(self.out_proj, y_BHV.flatten(1)), state
 
     def zoology_elements(self, length: int) -> int:
         linear = packed_features(self.options.feature_dim) * (self.d_model + self.options.heads)

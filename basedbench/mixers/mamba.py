@@ -16,12 +16,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import selective_scan, selective_scan_step, selective_ssm
 from basedbench.kernels.precision import negative_exp
+from basedbench.kernels.row_linear import row_linear
 from basedbench.mixers.base import (
     Init,
     Mixer,
@@ -29,6 +29,7 @@ from basedbench.mixers.base import (
     State,
     accumulator_dtype,
     normal_linear_,
+    project,
     residual_std,
 )
 from basedbench.mixers.conv import ShortConv
@@ -65,8 +66,8 @@ class Mamba(Mixer):
 
     def _scan_inputs(self, x_xE: Tensor, *, log_A: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """delta, A (or log(-A)), B, C of the scan over x."""
-        dt, B, C = self.x_proj(x_xE).split(self.widths, -1)
-        return F.linear(dt, self.dt_proj.weight), self.A_log if log_A else negative_exp(self.A_log), B, C
+        dt, B, C = project(self.x_proj, x_xE).split(self.widths, -1)
+        return row_linear(dt, self.dt_proj.weight), self.A_log if log_A else negative_exp(self.A_log), B, C
 
     def _constants(self) -> dict[str, Any]:
         return {"D_D": self.D, "delta_bias_D": self.dt_proj.bias, "delta_softplus": True}
@@ -97,11 +98,11 @@ class Mamba(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
+        x_BE, z_BE = project(self.in_proj, x_BD).chunk(2, -1)
         x_BE = self.conv.step(x_BE, state["conv"])
         inputs = self._scan_inputs(x_BE, log_A=True)
         y_BE = selective_scan_step(x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, **self._constants())
-        return self.out_proj(y_BE), state
+        return project(self.out_proj, y_BE), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

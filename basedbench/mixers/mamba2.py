@@ -31,6 +31,7 @@ from basedbench.mixers.base import (
     State,
     accumulator_dtype,
     normal_linear_,
+    project,
     project_aligned,
     residual_std,
 )
@@ -101,7 +102,7 @@ class Mamba2(Mixer):
         normed, _ = add_layer_norm(
             y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype
         )
-        return self.out_proj(normed)
+        return project(self.out_proj, normed)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         convolution = self.conv.weight, self.conv.bias
@@ -132,7 +133,7 @@ class Mamba2(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        z_BE, xBC, dt_BH = self.in_proj(x_BD).split(self.in_widths, -1)
+        z_BE, xBC, dt_BH = project(self.in_proj, x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
         y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)

@@ -7,7 +7,8 @@ access, one day, and the second a race. While `guarded()` is open each access mu
 - lie within a tensor that the launch was given, from the first to the last element of that view;
 - not touch what another program of the same launch has written, nor write what another one has read.
 
-Atomic operations are exempt from the second rule against each other. `torch.empty` and its like hold NaN (integers:
+Atomic operations are exempt from the second rule against each other, and order what stands before and behind them: a
+program may read what another one wrote that has done one earlier. `torch.empty` and its like hold NaN (integers:
 their largest value), so that what a kernel reads before anything wrote it shows.
 """
 
@@ -28,7 +29,10 @@ from triton.runtime import interpreter
 NOBODY, SEVERAL = -1, -2
 # What two programs may not do to one place, in either order.
 CLASHES = {"read": {"write"}, "atomic": {"read", "write"}, "write": {"read", "write", "atomic"}}
-PASSED_OVER = (__file__, str(Path(triton.__file__).parent))  # where no line of a kernel stands
+# Those told of each launch, program and access, and of waits for the kernel in front (watched_dependents.py).
+watchers: list[Any] = []
+WATCHER = str(Path(__file__).with_name("watched_dependents.py"))
+PASSED_OVER = (__file__, WATCHER, str(Path(triton.__file__).parent))  # where no line of a kernel stands
 
 
 class Region:
@@ -38,16 +42,19 @@ class Region:
         self.start, self.stop = start, stop
         self._owners: dict[str, np.ndarray] = {}
 
-    def note(self, offsets: np.ndarray, program: int, kind: str) -> tuple[int, str] | None:
-        """Remember who did `kind` to the elements at `offsets`; the program and its deed that this clashes with."""
+    def note(self, offsets: np.ndarray, program: int, kind: str, before: set[int]) -> tuple[int, str] | None:
+        """Remember who did `kind` to the elements at `offsets`; the program and its deed that this clashes with.
+
+        What programs in `before` did is over.
+        """
         for other in CLASHES[kind] & self._owners.keys():
             met = self._owners[other][offsets]
-            met = met[(met != NOBODY) & (met != program)]
+            met = met[(met != NOBODY) & (met != program) & ~np.isin(met, list(before))]
             if met.size:
                 return int(met[0]), other
         owners = self._owners.setdefault(kind, np.full(self.stop - self.start, NOBODY, np.int32))
-        before = owners[offsets]
-        owners[offsets] = np.where((before == NOBODY) | (before == program), program, SEVERAL)
+        known = owners[offsets]
+        owners[offsets] = np.where((known == NOBODY) | (known == program), program, SEVERAL)
         return None
 
 
@@ -63,10 +70,16 @@ class Launch:
                 self.regions.append(Region(start, stop))
         self.starts = np.array([region.start for region in self.regions], np.int64)
         self.program = 0
+        self.ordered: dict[int, set[int]] = {}  # programs that have done an atomic operation: those that did before
 
     def access(self, pointers: np.ndarray, mask: np.ndarray, size: int, kind: str) -> None:
         """Check the places where `mask` is true, `size` bytes each, and note who was there."""
+        if kind == "atomic":
+            self.ordered[self.program] = set(self.ordered) - {self.program}
+        before = self.ordered.get(self.program, set())
         places = np.unique(np.broadcast_to(pointers, np.broadcast(pointers, mask).shape)[mask != 0].astype(np.int64))
+        for watcher in watchers:
+            watcher.touched(places, kind)
         while places.size:
             index = int(np.searchsorted(self.starts, places[0], side="right")) - 1
             count = 0
@@ -75,7 +88,7 @@ class Launch:
                 count = int(np.searchsorted(places, region.stop - size, side="right"))
             if not count:
                 raise AssertionError(f"{where()}: {kind} of {size} bytes {self._beyond(int(places[0]))}")
-            clash = region.note(places[:count] - region.start, self.program, kind)
+            clash = region.note(places[:count] - region.start, self.program, kind, before)
             if clash is not None:
                 other = "several programs" if clash[0] == SEVERAL else f"program {clash[0]}"
                 raise AssertionError(f"{where()}: {kind} by program {self.program} of what {other} did a {clash[1]} to")
@@ -122,11 +135,15 @@ def guarded() -> Iterator[None]:
     def hosted(self, arguments, options):
         found = original["hosted"](self, arguments, options)
         launches[0] = Launch(tensors_of([*found[0], *found[1].values()]))
+        for watcher in watchers:
+            watcher.launched(early=found[1].get("EARLY", False))
         return found
 
     def at(self, x, y, z):
         _, ny, nz = self.grid_dim
         launches[0].program = (x * ny + y) * nz + z
+        for watcher in watchers:
+            watcher.began(launches[0].program)
         return original["at"](self, x, y, z)
 
     def load(self, pointers, mask, *rest):

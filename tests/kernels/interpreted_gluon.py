@@ -18,22 +18,30 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
-NAMES = tuple(f"triton.experimental.gluon{part}" for part in ("", ".language", ".language.nvidia.ampere"))
+from tests.kernels import guard
+
+PARTS = ("", ".language", ".language.nvidia.ampere", ".language.nvidia.hopper")
+NAMES = tuple(f"triton.experimental.gluon{part}" for part in PARTS)
 NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # what the interpreter keeps numbers in
 
 
 def _number(x: Any) -> int:
-    return int(x.value if isinstance(x, tl.constexpr) else x)
+    x = x.value if isinstance(x, tl.constexpr) else x
+    return int(x.handle.data.item() if isinstance(x, tl.tensor) else x)
 
 
 def _tensor(data: np.ndarray, like: Any) -> Any:
     return tl.tensor(TensorHandle(data, like), tl.block_type(like, list(data.shape)))
 
 
-def _product(a: Any, b: Any, sums: Any, input_precision: str) -> Any:
-    """Of matrix units: TF32 operands are float32 without their last 13 bits."""
-    assert input_precision == "tf32"
-    a, b = ((x.handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in (a, b))
+def _product(a: Any, b: Any, sums: Any, input_precision: str | None = None) -> Any:
+    """Of matrix units: TF32 operands are float32 without their last 13 bits; others are what they are."""
+    if input_precision is None:
+        assert a.dtype == b.dtype == tl.float16
+        a, b = (x.handle.data.astype(np.float32) for x in (a, b))
+    else:
+        assert input_precision == "tf32"
+        a, b = ((x.handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in (a, b))
     return _tensor(sums.handle.data + a @ b, tl.float32)
 
 
@@ -57,6 +65,82 @@ def know_reciprocals() -> None:
     InterpreterBuilder.create_inline_asm = create
 
 
+def know_dependents() -> None:
+    """A wait for the kernel in front tells those who watch launches, and nothing else; before kernels are imported."""
+    module: Any = importlib.import_module("triton.language.extra.cuda")
+    module.gdc_wait = lambda: [watcher.waited() for watcher in guard.watchers]
+    module.gdc_launch_dependents = lambda: None
+
+
+class Map:
+    """A tensor map: tiles of a tensor that lies on the CPU, its strides in elements, zero where there is none."""
+
+    def __init__(self, base: Any, sizes: Any, strides: Any, block: Any) -> None:
+        self.base, self.sizes, self.strides, self.block = base, tuple(sizes), tuple(strides), tuple(block)
+        self.dtype, self.layout = getattr(tl, str(base.dtype).removeprefix("torch.")), None
+
+    def tile(self, corner: list[int]) -> np.ndarray:
+        for watcher in guard.watchers:
+            watcher.touched(np.array([self.base.data_ptr()]), "read")
+        whole = np.array(self.base.as_strided(self.sizes, self.strides).float().numpy())
+        cut = whole[tuple(np.s_[first : first + count] for first, count in zip(corner, self.block, strict=True))]
+        edges = [(0, count - found) for count, found in zip(self.block, cut.shape, strict=True)]
+        return np.pad(cut, edges).astype(NUMPY[self.dtype.name])
+
+
+class Barrier(dict[str, int]):
+    """A barrier of shared memory: bytes it still waits for, and the phases it has completed."""
+
+    def __init__(self) -> None:
+        super().__init__(pending=0, phase=0)
+
+    def expect(self, count: int) -> None:
+        assert self["pending"] == 0, "a stage is asked for before it was waited for"
+        self["pending"] = count
+
+    def complete(self, count: int) -> None:
+        self["pending"] -= count
+        assert self["pending"] >= 0
+        self["phase"] ^= self["pending"] == 0
+
+
+class Barriers(list[Barrier]):
+    def index(self, index: Any) -> Barrier:  # type: ignore[override]
+        return self[_number(index)]
+
+
+def _true(condition: Any) -> bool:
+    return bool(condition.handle.data.item() if isinstance(condition, tl.tensor) else condition)
+
+
+def _hopper() -> types.ModuleType:
+    """Tensor maps, barriers and warpgroup products, all of which are done at once."""
+    module: Any = types.ModuleType(NAMES[3])
+
+    def copied(source: Map, corner: list[Any], bar: Barrier, shared: Shared, pred: Any = True) -> None:
+        if _true(pred):
+            shared.data[...] = source.tile([_number(at) for at in corner])
+            bar.complete(shared.data.nbytes)
+
+    def expected(bar: Barrier, count: Any, pred: Any = True) -> None:
+        if _true(pred):
+            bar.expect(_number(count))
+
+    def waited(bar: Barrier, phase: Any) -> None:
+        assert bar["phase"] != _number(phase), "waits for ever"
+
+    def product(a: Shared, b: Shared, sums: Any, is_async: bool) -> Any:
+        return _tensor(sums.handle.data + a.data.astype(np.float32) @ b.data.astype(np.float32), tl.float32)
+
+    module.tma = types.SimpleNamespace(async_copy_global_to_shared=copied)
+    module.mbarrier = types.SimpleNamespace(
+        init=lambda bar, count: None, expect=expected, wait=waited, MBarrierLayout=lambda: "barriers"
+    )
+    module.warpgroup_mma, module.warpgroup_mma_wait = product, lambda count, sums: sums[0]
+    module.fence_async_shared = lambda: None
+    return module
+
+
 class Shared:
     """A block of shared memory, or a part of one; it starts as NaN."""
 
@@ -76,10 +160,17 @@ class Shared:
         return Shared(self.data[tuple(index)], self.dtype)
 
     def index(self, index: Any) -> "Shared":
-        return Shared(self.data[int(index.handle.data.item() if isinstance(index, tl.tensor) else index)], self.dtype)
+        return Shared(self.data[_number(index)], self.dtype)
 
     def permute(self, order: Any) -> "Shared":
         return Shared(self.data.transpose([_number(i) for i in order]), self.dtype)
+
+
+def _allocated(dtype: Any, shape: Any, layout: Any) -> Any:
+    if layout == "barriers":
+        return Barriers(Barrier() for _ in range(_number(shape[0])))
+    nothing = 0x7FC0 if dtype == tl.bfloat16 else np.nan
+    return Shared(np.full([_number(n) for n in shape], nothing, NUMPY[dtype.name]), dtype)
 
 
 def _language() -> types.ModuleType:
@@ -91,7 +182,7 @@ def _language() -> types.ModuleType:
     for name in (
         *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
         *("max", "sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
-        *("multiple_of", "max_contiguous"),
+        *("multiple_of", "max_contiguous", "atomic_add"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))
     here.to_tensor = lambda x: x if isinstance(x, tl.tensor) else tl.full((), x, tl.int32)
@@ -102,9 +193,7 @@ def _language() -> types.ModuleType:
     here.convert_layout = lambda x, layout, assert_trivial=False: x
     here.multiple_of = lambda x, number: x
     here.barrier = lambda: None
-    here.allocate_shared_memory = lambda dtype, shape, layout: Shared(
-        np.full([_number(n) for n in shape], 0x7FC0 if dtype == tl.bfloat16 else np.nan, NUMPY[dtype.name]), dtype
-    )
+    here.allocate_shared_memory = _allocated
     for name in (
         *("BlockedLayout", "SliceLayout", "SwizzledSharedLayout", "DotOperandLayout", "NVMMADistributedLayout"),
     ):
@@ -120,10 +209,11 @@ def interpreted_gluon() -> Iterator[None]:
     stand_in.constexpr_function = lambda function: function
     ampere: Any = types.ModuleType(NAMES[2])
     ampere.mma_v2, ampere.async_copy = _product, _copies()
+    hopper = _hopper()
     before = {name: sys.modules.get(name) for name in NAMES}
     parent: Any = importlib.import_module("triton.experimental")
     real = vars(parent).pop("gluon", None)
-    sys.modules.update(zip(NAMES, (stand_in, stand_in.language, ampere), strict=True))
+    sys.modules.update(zip(NAMES, (stand_in, stand_in.language, ampere, hopper), strict=True))
     try:
         yield
     finally:

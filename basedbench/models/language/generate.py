@@ -14,6 +14,7 @@ from torch import Tensor
 
 from basedbench.errors import UserError
 from basedbench.kernels import row_argmax
+from basedbench.kernels.dependents import dependents
 from basedbench.models.language.attention_step import HOST_LENGTH
 from basedbench.models.language.model import LanguageModel
 
@@ -77,8 +78,9 @@ class Generator:
     def _step(self, extent: int | None) -> None:
         """Keep the chosen token, and choose the one behind it."""
         self.tokens_BL.scatter_(1, self._slot.expand(self.batch, 1), self._chosen_B[:, None])
-        logits_BV, _ = self.model.step(self._chosen_B, self.state, extent=extent)
-        row_argmax(logits_BV, out=self._chosen_B)
+        with dependents(self._chosen_B.device):
+            logits_BV, _ = self.model.step(self._chosen_B, self.state, extent=extent)
+            row_argmax(logits_BV, out=self._chosen_B)
         self._slot += 1
 
     def _captured(self, device: torch.device) -> torch.cuda.CUDAGraph:

@@ -21,7 +21,7 @@ from basedbench.kernels import (
 )
 from basedbench.kernels.rotary import Angles
 from basedbench.mixers.attention import causal_attention
-from basedbench.mixers.base import State
+from basedbench.mixers.base import State, project
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import get_mixer
 from basedbench.mixers.sliding_window import empty_ring, filled_ring
@@ -48,7 +48,7 @@ class RotaryMixer(nn.Module):
 
     def heads_of(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as projected, each (..., H, K)."""
-        q, k, v = self.qkv(x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        q, k, v = project(self.qkv, x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
         return q, k, v
 
     def angles(self, positions: Positions) -> Angles | None:
@@ -57,7 +57,7 @@ class RotaryMixer(nn.Module):
 
     def output(self, y_xHK: Tensor) -> Tensor:
         """(..., H, K) -> (..., D)."""
-        return self.out_proj(y_xHK.flatten(-2))
+        return project(self.out_proj, y_xHK.flatten(-2))
 
 
 class RotaryAttention(RotaryMixer):
@@ -153,8 +153,8 @@ class LanguageConv(nn.Module):
         return {"conv": self.conv.init_state(batch_size, dtype, device)}
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        y_BE = conv_gate_step(self.in_proj(x_BD), self.conv.weight, self.conv.bias, state["conv"])
-        return self.out_proj(y_BE), state
+        y_BE = conv_gate_step(project(self.in_proj, x_BD), self.conv.weight, self.conv.bias, state["conv"])
+        return project(self.out_proj, y_BE), state
 
 
 class SwiGLU(nn.Module):
@@ -166,7 +166,7 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(inner, d_model, bias=False)
 
     def forward(self, x_xD: Tensor) -> Tensor:
-        return self.fc2(swiglu(self.fc1(x_xD)))
+        return project(self.fc2, swiglu(project(self.fc1, x_xD)))
 
 
 def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:

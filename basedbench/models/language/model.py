@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm
+from basedbench.kernels.dependents import dependents
 from basedbench.kernels.embedding_norm import embedding_norm
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
@@ -177,7 +178,8 @@ class LanguageModel(nn.Module):
             y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
             return y_BD
 
-        logits_BV = self._head(*self._stream(tokens_B, mix))
+        with dependents(tokens_B.device):
+            logits_BV = self._head(*self._stream(tokens_B, mix))
         if positions is not None:
             state["position"] += 1
         return logits_BV, state

@@ -17,10 +17,14 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 if interpreted:
     interpreted_gluon.know_reciprocals()
+    interpreted_gluon.know_dependents()
     scans = [f"selective_scan_{part}" for part in ("tiles", "sums", "ends", "forward", "backward")]
     walks = [f"ssd_walk_{part}" for part in ("tiles", "forward", "backward")]
     interpreted_gluon.load(
-        [f"basedbench.kernels.{name}_gluon" for name in (*scans, *walks, "long_conv", "sliding_window_step", "wkv4")]
+        [
+            f"basedbench.kernels.{name}_gluon"
+            for name in (*scans, *walks, "long_conv", "row_linear", "sliding_window_step", "wkv4")
+        ],
     )
 
 collect_ignore_glob = [] if interpreted or torch.cuda.is_available() else ["test_*.py"]

@@ -1,0 +1,161 @@
+"""y = x W^T + b for one row per sequence, as a decode step has it.
+
+Memory bound: W is read once for a few rows. The products are PyTorch's. Beside them, for Hopper, stands a kernel whose
+weights are on their way before the kernel in front has ended (row_linear_gluon.py). It is taken in blocks of dependents
+(dependents.py), where a decode step's other kernels do not wait for each other's ends either: by itself it is no faster
+than PyTorch's. Accumulation in float32, in an order that depends on the plan alone. Not for training.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .costs import total_bytes, total_flops
+from .dependents import counters_left, dependent, in_block
+from .gluon_modules import gluon_module
+
+MODULE = "row_linear_gluon"
+MOST_ROWS, MOST_FEW = 128, 32
+STAGE = 64  # of a part of the width
+SHARED_BYTES = 227 * 1024 - 1024  # of two rings; the rest for barriers
+
+
+class Plan(NamedTuple):
+    """Outputs of a tile, width of a stage, parts of the whole width, stages of the rings; whether programs meet."""
+
+    tile: int
+    width: int
+    split: int
+    weight_stages: int
+    x_stages: int
+    meet: bool
+
+
+class Whole(NamedTuple):
+    """For few rows: outputs of a tile, parts of the width (a warp's each), numbers side by side in a thread."""
+
+    tile: int
+    parts: int
+    vector: int
+
+
+LARGEST_CHOSEN = 64  # rows, up to which dependents take this kernel; timed with 32 and 128, where PyTorch's is as good
+ENOUGH, MOST_PARTS = 80, 8  # programs that keep the memory busy, and parts of a width
+ROWS_TO_MEET = 65  # rows from which programs meet; with fewer the last one adds up little, and nobody waits for others
+
+
+def batch_of(rows: int) -> int:
+    """Rows of a warpgroup product: a power of two, 8 at least."""
+    return max(8, 1 << (rows - 1).bit_length())
+
+
+def shared_bytes(rows: int, plan: Plan) -> int:
+    """Of both rings."""
+    return (plan.weight_stages * plan.tile + plan.x_stages * batch_of(rows)) * plan.width * 2
+
+
+def fits(rows: int, outputs: int, width: int, plan: Plan | Whole, processors: int) -> bool:
+    """Whether each program has something to do and room for its weights, and all that meet run at once."""
+    if isinstance(plan, Whole):
+        return rows <= MOST_FEW and width % (plan.parts * STAGE) == 0 and 2 * width * plan.tile <= SHARED_BYTES
+    tiles = -(-outputs // plan.tile)
+    return (
+        rows <= MOST_ROWS
+        and plan.split <= min(-(-width // plan.width), batch_of(rows))
+        and tiles * plan.split <= processors
+        and shared_bytes(rows, plan) <= SHARED_BYTES
+    )
+
+
+def plan_of(rows: int, outputs: int, width: int, processors: int) -> Plan | None:
+    """The plan for a product among dependents; None for one that has more tiles than there are processors.
+
+    Stages of 128 numbers for up to 64 rows, else of 64, in rings that fill shared memory; as few parts of the width as
+    give enough programs.
+    """
+    if rows > MOST_ROWS:
+        return None
+    batch, stage = batch_of(rows), 128 if rows <= 64 else 64
+    tile = next((size for size in (64, 128) if -(-outputs // size) <= processors), None)
+    if tile is None:
+        return None
+    tiles, steps = -(-outputs // tile), -(-width // stage)
+    parts = [n for n in (1, 2, 4, MOST_PARTS) if n <= min(steps, batch) and tiles * n <= processors]
+    split = next((n for n in parts if tiles * n >= ENOUGH), parts[-1])
+    most = -(-steps // split)
+    x_stages = max(2, min(most, 4 if stage == 128 else 8))
+    weight_stages = max(2, min(most, 10, (SHARED_BYTES // (2 * stage) - x_stages * batch) // tile))
+    return Plan(tile, stage, split, weight_stages, x_stages, rows >= ROWS_TO_MEET)
+
+
+def reference(x_BD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """`row_linear` in PyTorch: differentiable, any device."""
+    return F.linear(x_BD, weight_ED, bias_E)
+
+
+def row_linear(
+    x_BD: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor | None = None,
+    *,
+    plan: Plan | Whole | None = None,
+    early: bool = False,
+) -> Tensor:
+    """x (B,D), weight (E,D), bias (E,) -> y (B,E), by the kernel in a block of dependents, if it can be used there.
+
+    With a plan by that wherever it can be; `early`: then too as a dependent of the kernel in front.
+    """
+    plan = plan or _chosen(x_BD, weight_ED)
+    if plan is not None and x_BD.is_cuda and unsupported(x_BD, weight_ED, bias_E, plan) is None:
+        from .row_linear_launch import operator, whole_operator
+
+        launch = whole_operator if isinstance(plan, Whole) else operator
+        y_BE: Tensor = launch(x_BD, weight_ED, bias_E, *plan, bool(dependent()) or early)
+        return y_BE
+    return reference(x_BD, weight_ED, bias_E)
+
+
+def _chosen(x_BD: Tensor, weight_ED: Tensor) -> Plan | None:
+    """The plan of a product among dependents, if it has one and there are counters for its tiles."""
+    if not (in_block() and x_BD.is_cuda and x_BD.dim() == 2 and 0 < len(x_BD) <= LARGEST_CHOSEN):
+        return None
+    outputs, width = weight_ED.shape
+    plan = plan_of(len(x_BD), outputs, width, _processors(x_BD.device.index or 0))
+    return plan if plan is not None and counters_left(x_BD.device) * plan.tile >= outputs else None
+
+
+def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan | Whole) -> str | None:
+    """Why the kernel does not take these inputs, or None if it does."""
+    given = [x, weight] if bias is None else [x, weight, bias]
+    if x.dim() != 2 or x.dtype != torch.bfloat16 or any(one.dtype != x.dtype for one in given):
+        return "inputs must be bfloat16, x of two dimensions"
+    if not weight.is_contiguous() or x.stride(1) != 1 or x.stride(0) % 8 or weight.shape[1] % 8 or not x.numel():
+        return "the weight must be contiguous, rows a multiple of 16 bytes apart"
+    if any(one.data_ptr() % 16 for one in (x, weight)):
+        return "addresses must be multiples of 16 bytes"
+    if torch.is_grad_enabled() and any(one.requires_grad for one in given):
+        return "no gradient"
+    if torch.cuda.get_device_capability(x.device) != (9, 0):
+        return "written for Hopper"
+    if not fits(len(x), len(weight), weight.shape[1], plan, _processors(x.device.index or 0)):
+        return "the plan does not fit this product or this device"
+    found = gluon_module(MODULE)
+    return found if isinstance(found, str) else None
+
+
+@cache
+def _processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def flops(*, rows: int, width: int, outputs: int, backward: bool = False) -> int:
+    """2 D E per row."""
+    return total_flops(2 * rows * width * outputs, backward=backward)
+
+
+def bytes_moved(*, rows: int, width: int, outputs: int, element_bytes: int = 2, backward: bool = False) -> int:
+    """x and weight in, y out."""
+    return total_bytes(rows * width + outputs * width, rows * outputs, element_bytes=element_bytes, backward=backward)

@@ -1,0 +1,92 @@
+"""Compile the kernels of decode steps for an H200, as dependents and not; a JSON line for each (compile_variants.py).
+
+python -m tests.kernels.compiled.compile_dependents
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+from typing import Any
+
+import torch
+
+from basedbench.kernels import dependents, row_argmax
+from basedbench.models.language import LanguageModel, preset
+from tests.kernels.compiled.compile_variants import TOOL, pretend
+from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
+
+WAIT, TRIGGER = "ACQBULK", "PREEXIT"
+WRITES = r"STG|ATOMG|ATOM|RED|REDG|UTMASTG|ST"
+READS = r"LDG|LDGSTS|UTMALDG|LD"
+LAYERS = {
+    "based-1.3b": ("conv", "linear", "window"),
+    "based-1.3b-h112": ("linear", "window"),
+    "attention-1.3b": ("attention",),
+    "mamba-1.3b": ("mamba",),
+    "mamba2-1.3b": ("mamba2",),
+}
+BATCHES = (1, 32, 128)
+
+
+def examined(name: str, kernel: Any) -> dict[str, Any]:
+    """Where the wait stands among reads and writes, in the machine code and in what the assembler was given."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [TOOL, "-res-usage", "-sass", file.name]
+        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    words = [
+        word.split(".")[0] for word in re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9.]+)", dump, re.M)
+    ]
+    wait = words.index(WAIT) if WAIT in words else None
+    ahead = words[:wait]
+    ptx = kernel.asm["ptx"].split("griddepcontrol.wait")[0]
+    return {
+        "kernel": name,
+        "early": kernel.metadata.launch_pdl,
+        "waits": words.count(WAIT),
+        "triggers": words.count(TRIGGER),
+        "reads_ahead": sum(bool(re.fullmatch(READS, word)) for word in ahead),
+        "writes_ahead": sum(bool(re.fullmatch(WRITES, word)) for word in ahead),
+        "asked_ahead": len(
+            re.findall(r"\bld\.(?:relaxed\.|volatile\.)?global|cp\.async\.c[ag]|cp\.async\.bulk\.tensor", ptx)
+        ),
+        "registers": max(int(count) for count in re.findall(r"REG:(\d+)", dump)),
+        "stack": stack_bytes(dump),
+        "suspicions": [str(one) for one in unwritten_reads(dump)],
+    }
+
+
+@torch.inference_mode()
+def step(name: str, batch: int, *, chained: bool) -> None:
+    """A decode step of a model of the preset's widths."""
+    dependents.ENABLED = chained
+    config = preset(name).model_copy(update={"layers": LAYERS[name], "vocab_size": 64})
+    model = LanguageModel(config, dtype=torch.bfloat16, attention="ours")
+    state = model.init_state(batch, 1024, torch.bfloat16)
+    with dependents.dependents(torch.device("cpu")):
+        logits, _ = model.step(torch.zeros(batch, dtype=torch.int64), state)
+        row_argmax(logits)
+
+
+def main() -> None:
+    """Both forms of each kernel."""
+    compiled = pretend()
+    torch.set_num_threads(1)
+    products = importlib.import_module("basedbench.kernels.row_linear")
+    products._processors = lambda device: 132
+    dependents.capable = lambda device: True  # type: ignore[assignment]
+    seen: set[str] = set()
+    for name in LAYERS:
+        for batch in BATCHES:
+            for chained in (False, True):
+                step(name, batch, chained=chained)
+                for key in compiled.keys() - seen:
+                    print(json.dumps({"model": f"{name} {batch}", **examined(*compiled[key])}), flush=True)
+                seen = set(compiled)
+
+
+if __name__ == "__main__":
+    main()

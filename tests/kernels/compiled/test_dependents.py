@@ -1,0 +1,26 @@
+"""The machine code of decode steps: a dependent waits once, before it writes; all other kernels never do."""
+
+import pytest
+
+from tests.kernels.compiled.test_variants import compiled, disassembler
+
+pytest.importorskip("triton")
+pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
+
+# These ask for something before they wait: weights and states.
+AHEAD = {"add_norm_forward_kernel", "conv_words_kernel", "ring_kernel", "step_kernel", "product_kernel"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+def test_dependents_wait():
+    found = compiled("tests.kernels.compiled.compile_dependents")
+    early = [one for one in found if one["early"]]
+    assert {one["kernel"] for one in early} == {one["kernel"] for one in found if not one["early"]}
+    for one in found:
+        assert (one["waits"], one["triggers"]) == ((1, 1) if one["early"] else (0, 0)), one
+        assert one["suspicions"] == [], one
+    for one in early:
+        assert one["writes_ahead"] == 0, one
+        assert one["reads_ahead"] <= one["asked_ahead"], one
+        assert (one["asked_ahead"] > 0) == (one["kernel"] in AHEAD), one

@@ -1,0 +1,22 @@
+"""The kernels of `row_linear`: weights are asked for before they wait for the kernel in front, all else after that."""
+
+import pytest
+
+from tests.kernels.compiled.test_variants import SHARED_LIMIT, compiled, disassembler
+
+pytest.importorskip("triton")
+pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+def test_only_weights_are_asked_for_before_the_wait():
+    found = compiled("tests.kernels.compiled.compile_row_linear")
+    assert [one["early"] for one in found].count(True) == len(found) - 1
+    for one in found:
+        assert (one["stack"], one["suspicions"]) == (0, []), one
+        assert one["rings"] <= one["shared"] <= SHARED_LIMIT, one
+        if one["early"]:
+            assert one["copy"] < one["wait"] < one["access"], one
+        else:
+            assert one["wait"] is None, one

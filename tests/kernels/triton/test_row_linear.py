@@ -1,0 +1,91 @@
+"""The kernel of `row_linear` against float64: whole sums and parts, added up by the last program or by all; edges."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from basedbench.kernels import row_linear_launch
+from basedbench.kernels.row_linear_launch import operator, whole_operator
+from tests.kernels import interpreted_gluon
+from tests.kernels.triton.conftest import interpreted
+
+PLANS = {  # tile, width of a stage, parts, stages of both rings
+    "whole": (64, 64, 1, 2, 3),
+    "wide stages": (64, 128, 1, 2, 2),
+    "halves": (64, 64, 2, 2, 3),
+    "quarters": (128, 64, 4, 3, 2),
+}
+
+
+@pytest.fixture(autouse=True)
+def maps(monkeypatch, device):
+    if interpreted:
+        stand_in = lambda x, *more: interpreted_gluon.Map(x, *more)  # noqa: E731
+        monkeypatch.setattr(row_linear_launch, "tensor_map", stand_in)
+    elif torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("written for Hopper")
+
+
+def problem(randn, device, rows, outputs, width, bias):
+    dtype = torch.float16 if interpreted else torch.bfloat16
+    x, weight = randn(rows, 2 * width).to(device, dtype)[:, :width], randn(outputs, width).to(device, dtype)
+    bias = randn(outputs).to(device, dtype) if bias else None
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return x, weight, bias, exact
+
+
+@pytest.mark.parametrize("meet", [False, pytest.param(True, marks=pytest.mark.skipif(interpreted, reason="waits"))])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("rows", "outputs", "width", "bias"), [(1, 64, 384, False), (17, 208, 640, True)])
+def test_products(randn, relative_error, device, rows, outputs, width, bias, plan, meet):
+    x, weight, bias, exact = problem(randn, device, rows, outputs, width, bias)
+    rounded = exact.to(x.dtype)
+    for early in (False,) if interpreted else (False, True):
+        for _ in range(2):  # the second finds the counters as the first one left them
+            y = operator(x, weight, bias, *PLANS[plan], meet, early)
+            assert y.dtype == x.dtype
+            assert relative_error(y, exact) <= 2 * relative_error(rounded, exact) + 1e-5
+
+
+@pytest.mark.parametrize("plan", [(16, 1, 2), (16, 4, 8), (32, 2, 8), (64, 2, 2)])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "width", "bias"), [(1, 48, 256, False), (7, 80, 768, True), (30, 64, 512, True)]
+)
+def test_products_of_few_rows(randn, relative_error, device, rows, outputs, width, bias, plan):
+    x, weight, bias, exact = problem(randn, device, rows, outputs, width, bias)
+    for early in (False,) if interpreted else (False, True):
+        y = whole_operator(x, weight, bias, *plan, early)
+        assert y.dtype == x.dtype
+        assert relative_error(y, exact) <= 2 * relative_error(exact.to(x.dtype), exact) + 1e-5
+
+
+def test_registration(randn, device):
+    x, weight, _, _ = problem(randn, device, 3, 64, 128, False)
+    torch.library.opcheck(operator, (x, weight, None, *PLANS["halves"], False, False))
+    torch.library.opcheck(whole_operator, (x, weight, None, 16, 2, 8, False))
+
+
+@pytest.mark.skipif(interpreted, reason="programs run one after the other")
+@pytest.mark.parametrize(("plan", "meet"), [("whole", True), ("quarters", False), ("quarters", True), (None, True)])
+def test_dependents_wait(randn, device, plan, meet):
+    """A chain in a graph, launched as dependents or not: equal to the bit, again and again."""
+    weights = [(randn(512, 512) / 512**0.5).to(device, torch.bfloat16) for _ in range(12)]
+    x, found = randn(32, 512).to(device, torch.bfloat16), {}
+
+    def chain(early):
+        h = x * 1.0
+        for weight in weights:
+            few = whole_operator(h, weight, None, 16, 4, 8, early) if plan is None else None
+            h = operator(h, weight, None, *PLANS[plan], meet, early) if plan else few
+        return h
+
+    for early in (False, True):
+        chain(early)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found[early] = chain(early)
+        for _ in range(20):
+            graph.replay()
+            if early:
+                assert torch.equal(found[True], found[False])
