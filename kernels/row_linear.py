@@ -42,9 +42,9 @@ class Whole(NamedTuple):
     vector: int
 
 
-LARGEST_CHOSEN = 64  # rows, up to which dependents take this kernel; timed with 32 and 128, where PyTorch's is as good
+LARGEST_CHOSEN = 128  # rows, up to which dependents take this kernel: whole steps were faster with 8, 32 and 128
 ENOUGH, MOST_PARTS = 80, 8  # programs that keep the memory busy, and parts of a width
-ROWS_TO_MEET = 65  # rows from which programs meet; with fewer the last one adds up little, and nobody waits for others
+ROWS_TO_MEET = 16  # rows from which programs meet; with fewer the last one adds up little, and nobody waits for others
 
 
 def batch_of(rows: int) -> int:
