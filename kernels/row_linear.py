@@ -73,13 +73,15 @@ def fits(rows: int, outputs: int, width: int, plan: Plan | Whole, processors: in
 def plan_of(rows: int, outputs: int, width: int, processors: int) -> Plan | None:
     """The plan for a product among dependents; None for one that has more tiles than there are processors.
 
+    With more than 64 rows tiles of 128 outputs are too few programs: PyTorch's product is faster then.
+
     Stages of 128 numbers for up to 64 rows, else of 64, in rings that fill shared memory; as few parts of the width as
     give enough programs.
     """
     if rows > MOST_ROWS:
         return None
     batch, stage = batch_of(rows), 128 if rows <= 64 else 64
-    tile = next((size for size in (64, 128) if -(-outputs // size) <= processors), None)
+    tile = next((size for size in ((64, 128) if rows <= 64 else (64,)) if -(-outputs // size) <= processors), None)
     if tile is None:
         return None
     tiles, steps = -(-outputs // tile), -(-width // stage)

@@ -63,6 +63,9 @@ def test_plans_that_fit_for_few_rows(rows, width, plan, expected):
 )
 def test_plans_of_dependents_fit(rows, outputs, width):
     plan = module.plan_of(rows, outputs, width, 132)
+    if rows > 64 and outputs > 64 * 132:
+        assert plan is None  # PyTorch's product
+        return
     assert module.fits(rows, outputs, width, plan, 132)
     assert plan.meet == (rows >= 16)
 
