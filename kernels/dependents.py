@@ -39,6 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gluon_modules import triton_version
+
 OLDEST = (3, 6)  # Triton with `launch_pdl` as it is used here
 CAPABLE = (9, 0)
 ROOM = 1 << 14  # counters of a block: for all products of a step
@@ -110,9 +112,7 @@ def capable(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
-        import triton
         from triton.language.extra.cuda import gdc_wait  # noqa: F401
     except ImportError:
         return False
-    new = tuple(map(int, triton.__version__.split(".")[:2])) >= OLDEST
-    return new and torch.cuda.get_device_capability(device) >= CAPABLE
+    return triton_version() >= OLDEST and torch.cuda.get_device_capability(device) >= CAPABLE

@@ -12,13 +12,20 @@ from warnings import warn
 OLDEST = (3, 6)  # Triton, with the Gluon that the kernels are written for
 
 
+def triton_version() -> tuple[int, ...]:
+    """Major and minor; ImportError where there is no Triton."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
+
+
 @lru_cache
 def gluon_module(name: str) -> ModuleType | str:
     """The module of this package, or why it cannot be used."""
     try:
         import triton
 
-        if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        if triton_version() < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             return f"Triton {triton.__version__} is older than {oldest}, for whose Gluon these kernels are written"
         return import_module(f".{name}", __package__)

@@ -18,8 +18,7 @@ from .dependents import counters_left, dependent, in_block
 from .gluon_modules import gluon_module
 
 MODULE = "row_linear_gluon"
-MOST_ROWS, MOST_FEW = 128, 32
-STAGE = 64  # of a part of the width
+MOST_ROWS = 128
 SHARED_BYTES = 227 * 1024 - 1024  # of two rings; the rest for barriers
 
 
@@ -32,14 +31,6 @@ class Plan(NamedTuple):
     weight_stages: int
     x_stages: int
     meet: bool
-
-
-class Whole(NamedTuple):
-    """For few rows: outputs of a tile, parts of the width (a warp's each), numbers side by side in a thread."""
-
-    tile: int
-    parts: int
-    vector: int
 
 
 LARGEST_CHOSEN = 128  # rows, up to which dependents take this kernel: whole steps were faster with 8, 32 and 128
@@ -57,10 +48,8 @@ def shared_bytes(rows: int, plan: Plan) -> int:
     return (plan.weight_stages * plan.tile + plan.x_stages * batch_of(rows)) * plan.width * 2
 
 
-def fits(rows: int, outputs: int, width: int, plan: Plan | Whole, processors: int) -> bool:
+def fits(rows: int, outputs: int, width: int, plan: Plan, processors: int) -> bool:
     """Whether each program has something to do and room for its weights, and all that meet run at once."""
-    if isinstance(plan, Whole):
-        return rows <= MOST_FEW and width % (plan.parts * STAGE) == 0 and 2 * width * plan.tile <= SHARED_BYTES
     tiles = -(-outputs // plan.tile)
     return (
         rows <= MOST_ROWS
@@ -103,7 +92,7 @@ def row_linear(
     weight_ED: Tensor,
     bias_E: Tensor | None = None,
     *,
-    plan: Plan | Whole | None = None,
+    plan: Plan | None = None,
     early: bool = False,
 ) -> Tensor:
     """x (B,D), weight (E,D), bias (E,) -> y (B,E), by the kernel in a block of dependents, if it can be used there.
@@ -112,10 +101,9 @@ def row_linear(
     """
     plan = plan or _chosen(x_BD, weight_ED)
     if plan is not None and x_BD.is_cuda and unsupported(x_BD, weight_ED, bias_E, plan) is None:
-        from .row_linear_launch import operator, whole_operator
+        from .row_linear_launch import operator
 
-        launch = whole_operator if isinstance(plan, Whole) else operator
-        y_BE: Tensor = launch(x_BD, weight_ED, bias_E, *plan, bool(dependent()) or early)
+        y_BE: Tensor = operator(x_BD, weight_ED, bias_E, *plan, bool(dependent()) or early)
         return y_BE
     return reference(x_BD, weight_ED, bias_E)
 
@@ -129,7 +117,7 @@ def _chosen(x_BD: Tensor, weight_ED: Tensor) -> Plan | None:
     return plan if plan is not None and counters_left(x_BD.device) * plan.tile >= outputs else None
 
 
-def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan | Whole) -> str | None:
+def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> str | None:
     """Why the kernel does not take these inputs, or None if it does."""
     given = [x, weight] if bias is None else [x, weight, bias]
     if x.dim() != 2 or x.dtype != torch.bfloat16 or any(one.dtype != x.dtype for one in given):

@@ -1,6 +1,6 @@
-"""The kernels of `row_linear` in Gluon, for Hopper: weights are on their way before the kernel in front has ended.
+"""The kernel of `row_linear` in Gluon, for Hopper: weights are on their way before the kernel in front has ended.
 
-`product_kernel`: a program takes a tile of outputs (16 a warp) and one of SPLIT parts of the width, for all rows at
+A program takes a tile of outputs (16 a warp) and one of SPLIT parts of the width, for all rows at
 once. The weight's tile is the left operand of warpgroup products, x the right one: few rows are their short side.
 Weights and x go through rings of their own in shared memory, for nobody writes weights: all stages of theirs are asked
 for before the program waits for the kernel in front (`griddepcontrol`), x follows. The next kernel may be launched from
@@ -13,16 +13,12 @@ so that none has to read the whole tile; otherwise the last one adds up everythi
 one that cannot start: a launch has no more of them than there are multiprocessors, the kernel in front does not wait
 for it, and the one behind is only launched once all its programs run. `counters` count on from launch to launch, so
 that nobody has to clear them; in a block of dependents each launch has zeros of its own.
-
-`whole_kernel`, for up to 32 rows: a program takes so few outputs that all it needs of the weight waits in shared
-memory; its warps share the width and add up among themselves. x goes from the L2 cache to registers.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -33,7 +29,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier  # Triton 3.7 renamed it
-STAGE = gl.constexpr(64)  # of a part of the width: 128 bytes
 
 
 @gluon.constexpr_function
@@ -169,53 +164,3 @@ def product_kernel(
         if MEET or last:
             total = _sum_of_parts(parts, row, SHARE, BATCH, TILE, SPLIT, SHARES)
             _store_rows(y, bias, total, row, tile * TILE, rows, outputs, HAS_BIAS, SHARES)
-
-
-@gluon.jit
-def _rows_of_x(
-    x, step, rows, x_row, LENGTH: gl.constexpr, PARTS: gl.constexpr, BATCH: gl.constexpr, LAYOUT: gl.constexpr
-):
-    """(PARTS, STAGE, BATCH): a step's columns of each part, for all rows."""
-    p = gl.arange(0, PARTS, layout=gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))
-    k = gl.arange(0, STAGE, layout=gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))
-    b = gl.arange(0, BATCH, layout=gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))
-    column = p[:, None] * LENGTH + (step * STAGE + k)[None, :]
-    return gl.load(x + (column[:, :, None] + (b * x_row)[None, None, :]), mask=(b < rows)[None, None, :], other=0.0)
-
-
-@gluon.jit(do_not_specialize=["rows"])
-def whole_kernel(
-    x, weight_map, bias, y, rows, outputs, x_row, K: gl.constexpr, TILE: gl.constexpr, PARTS: gl.constexpr,
-    BATCH: gl.constexpr, VECTOR: gl.constexpr, HAS_BIAS: gl.constexpr, EARLY: gl.constexpr, WARPS: gl.constexpr,
-):  # fmt: skip
-    """A warp takes one of PARTS of the width (and 16 of the rows). VECTOR numbers of a row lie in a thread."""
-    LENGTH: gl.constexpr = K // PARTS
-    STEPS: gl.constexpr = LENGTH // STAGE
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [PARTS, 1, WARPS // PARTS], [1, 16, 8])
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, VECTOR)
-    RIGHT: gl.constexpr = gl.DotOperandLayout(1, SUMS, VECTOR)
-    HOLD: gl.constexpr = STEPS * min(BATCH, 16) <= 112  # x whole in registers
-    tile = gl.program_id(0)
-    ws = gl.allocate_shared_memory(weight_map.dtype, [STEPS, PARTS, TILE, STAGE], weight_map.layout)
-    bars = _barriers(STEPS)
-    fence_async_shared()
-    barrier()
-    for step in gl.static_range(STEPS):
-        mbarrier.expect(bars.index(step), PARTS * TILE * STAGE * 2)
-        tma.async_copy_global_to_shared(weight_map, [0, tile * TILE, step * STAGE], bars.index(step), ws.index(step))
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-    held = ()
-    if HOLD:
-        for step in gl.static_range(STEPS):
-            held = held + (_rows_of_x(x, step, rows, x_row, LENGTH, PARTS, BATCH, RIGHT),)  # noqa: RUF005
-        barrier()  # the assembler would move the loads behind the first wait
-    y_PEB = gl.zeros([PARTS, TILE, BATCH], gl.float32, SUMS)
-    for step in gl.static_range(STEPS):
-        x_PKB = held[step] if HOLD else _rows_of_x(x, step, rows, x_row, LENGTH, PARTS, BATCH, RIGHT)
-        mbarrier.wait(bars.index(step), 0)
-        y_PEB = mma_v2(ws.index(step).load(LEFT), x_PKB, y_PEB)
-    LAYOUT: gl.constexpr = _layout(BATCH, TILE, WARPS)
-    y_BE = gl.convert_layout(gl.sum(y_PEB, 0).trans(), LAYOUT)
-    _store_rows(y, bias, y_BE, 0, tile * TILE, rows, outputs, HAS_BIAS, LAYOUT)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .dependents import take_counters
 from .gluon_modules import gluon_module
-from .row_linear import MODULE, STAGE, batch_of
+from .row_linear import MODULE, batch_of
 
 COUNTERS = 256  # tiles of a launch, at most
 _counters: dict[tuple[torch.device, int], Tensor] = {}
@@ -80,26 +80,6 @@ def operator(
     return y
 
 
-@torch.library.custom_op("basedbench::row_linear_whole", mutates_args=())
-def whole_operator(
-    x: Tensor, weight: Tensor, bias: Tensor | None, tile: int, parts: int, vector: int, early: bool
-) -> Tensor:
-    """y (B,E)."""
-    kernels = gluon_module(MODULE)
-    assert isinstance(kernels, ModuleType)
-    outputs, width = weight.shape
-    y, batch = x.new_empty((len(x), outputs)), batch_of(len(x))
-    sizes, strides = (parts, outputs, width // parts), (width // parts, width, 1)
-    warps = parts * max(1, batch // 16)
-    kernels.whole_kernel[(triton.cdiv(outputs, tile),)](
-        x, tensor_map(weight, sizes, strides, (parts, tile, STAGE)), bias, y, len(x), outputs, x.stride(0), K=width,
-        TILE=tile, PARTS=parts, BATCH=batch, VECTOR=vector, HAS_BIAS=bias is not None, EARLY=early, WARPS=warps,
-        num_warps=warps, **({"launch_pdl": True} if early else {}),
-    )  # fmt: skip
-    return y
-
-
 @operator.register_fake
-@whole_operator.register_fake
 def _(x, weight, bias, *plan):
     return x.new_empty((len(x), len(weight)))

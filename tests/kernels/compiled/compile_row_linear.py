@@ -1,4 +1,4 @@
-"""Compile the kernels of `row_linear` for a decode step's products; print what its code does.
+"""Compile the kernel of `row_linear` for a decode step's products; print what its code does.
 
     python -m tests.kernels.compiled.compile_row_linear
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from basedbench.kernels import row_linear_launch
-from basedbench.kernels.row_linear import Plan, Whole, shared_bytes
+from basedbench.kernels.row_linear import Plan, shared_bytes
 from tests.kernels.compiled.compile_variants import TOOL, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
 
@@ -27,10 +27,6 @@ PLANS = [
     (32, Plan(64, 128, 1, 5, 3, True)),
     (1, Plan(128, 256, 8, 3, 3, True)),
     (8, Plan(64, 128, 4, 6, 4, False)),
-    (8, Whole(16, 4, 8)),
-    (8, Whole(64, 4, 8)),
-    (32, Whole(32, 4, 8)),
-    (1, Whole(16, 4, 2)),
 ]
 PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "access": "LDG|STG|LDGSTS|ATOMG|RED"}
 
@@ -61,11 +57,9 @@ def main() -> None:
         for rows, plan in plans:
             compiled.clear()
             x = torch.zeros((rows, 1792), dtype=torch.bfloat16)
-            launch = row_linear_launch.whole_operator if isinstance(plan, Whole) else row_linear_launch.operator
-            launch(x, weight, bias if early else None, *plan, early)
+            row_linear_launch.operator(x, weight, bias if early else None, *plan, early)
             ((_, kernel),) = compiled.values()
-            weights = 2 * plan.tile * 1792 if isinstance(plan, Whole) else shared_bytes(rows, plan)
-            found = {"plan": str((rows, *plan)), "rings": weights, **examined(kernel)}
+            found = {"plan": str((rows, *plan)), "rings": shared_bytes(rows, plan), **examined(kernel)}
             print(json.dumps(found), flush=True)
 
 

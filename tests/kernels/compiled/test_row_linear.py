@@ -1,4 +1,4 @@
-"""The kernels of `row_linear`: weights are asked for before they wait for the kernel in front, all else after that."""
+"""The kernel of `row_linear`: weights are asked for before it waits for the kernel in front, all else after that."""
 
 import pytest
 

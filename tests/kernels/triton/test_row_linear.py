@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from basedbench.kernels import row_linear_launch
-from basedbench.kernels.row_linear_launch import operator, whole_operator
+from basedbench.kernels.row_linear_launch import operator
 from tests.kernels import interpreted_gluon
 from tests.kernels.triton.conftest import interpreted
 
@@ -47,26 +47,13 @@ def test_products(randn, relative_error, device, rows, outputs, width, bias, pla
             assert relative_error(y, exact) <= 2 * relative_error(rounded, exact) + 1e-5
 
 
-@pytest.mark.parametrize("plan", [(16, 1, 2), (16, 4, 8), (32, 2, 8), (64, 2, 2)])
-@pytest.mark.parametrize(
-    ("rows", "outputs", "width", "bias"), [(1, 48, 256, False), (7, 80, 768, True), (30, 64, 512, True)]
-)
-def test_products_of_few_rows(randn, relative_error, device, rows, outputs, width, bias, plan):
-    x, weight, bias, exact = problem(randn, device, rows, outputs, width, bias)
-    for early in (False,) if interpreted else (False, True):
-        y = whole_operator(x, weight, bias, *plan, early)
-        assert y.dtype == x.dtype
-        assert relative_error(y, exact) <= 2 * relative_error(exact.to(x.dtype), exact) + 1e-5
-
-
 def test_registration(randn, device):
     x, weight, _, _ = problem(randn, device, 3, 64, 128, False)
     torch.library.opcheck(operator, (x, weight, None, *PLANS["halves"], False, False))
-    torch.library.opcheck(whole_operator, (x, weight, None, 16, 2, 8, False))
 
 
 @pytest.mark.skipif(interpreted, reason="programs run one after the other")
-@pytest.mark.parametrize(("plan", "meet"), [("whole", True), ("quarters", False), ("quarters", True), (None, True)])
+@pytest.mark.parametrize(("plan", "meet"), [("whole", True), ("quarters", False), ("quarters", True)])
 def test_dependents_wait(randn, device, plan, meet):
     """A chain in a graph, launched as dependents or not: equal to the bit, again and again."""
     weights = [(randn(512, 512) / 512**0.5).to(device, torch.bfloat16) for _ in range(12)]
@@ -75,8 +62,7 @@ def test_dependents_wait(randn, device, plan, meet):
     def chain(early):
         h = x * 1.0
         for weight in weights:
-            few = whole_operator(h, weight, None, 16, 4, 8, early) if plan is None else None
-            h = operator(h, weight, None, *PLANS[plan], meet, early) if plan else few
+            h = operator(h, weight, None, *PLANS[plan], meet, early)
         return h
 
     for early in (False, True):
