@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain
+from basedbench.kernels.asked import Asked, take_rows
 from basedbench.kernels.row_linear import row_linear
 
 State = dict[str, Tensor]
@@ -82,6 +83,15 @@ class Mixer(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """The parallel form, used in training."""
         raise NotImplementedError(f"{type(self).__name__} has no `forward`")
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        """`forward` at some tokens only, (B, K, D): all that a model's last layer is asked for in training.
+
+        `asked` has their positions and the rows of x there. This default takes the rows of a whole `forward`; a mixer
+        whose last projection, queries or gates can do without the other tokens overrides it. It may return no gradient
+        for `asked.x_BKD`.
+        """
+        return take_rows(self(x_BLD), asked.positions_BK, asked.slots_BL)
 
     def init_state(
         self,

@@ -1,0 +1,90 @@
+"""`take_rows` in Triton: a launch forward, a launch backward that writes rows and zeros alike."""
+
+# mypy: allow-untyped-defs
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 2048  # elements
+
+
+@triton.jit
+def take_rows_kernel(
+    x, positions, out, rows, asked, batch_stride, row_stride, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    at = tl.load(positions + row, mask=row < rows, other=0)
+    source = (row // asked).to(tl.int64) * batch_stride + at * row_stride
+    values = tl.load(x + source[:, None] + column[None, :], mask=inside, other=0.0)
+    tl.store(out + row.to(tl.int64)[:, None] * D + column[None, :], values, mask=inside)
+
+
+@triton.jit
+def spread_rows_kernel(rows_given, slots, out, tokens, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr):
+    """Row `slots` of what is given for every token, zeros where there is none."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    inside = (row < tokens)[:, None] & (column < D)[None, :]
+    slot = tl.load(slots + row, mask=row < tokens, other=-1)
+    given = inside & (slot >= 0)[:, None]
+    values = tl.load(rows_given + slot.to(tl.int64)[:, None] * D + column[None, :], mask=given, other=0.0)
+    tl.store(out + row.to(tl.int64)[:, None] * D + column[None, :], values, mask=inside)
+
+
+def _shape(width: int) -> dict[str, int]:
+    block = triton.next_power_of_2(width)
+    return {"D": width, "BLOCK_D": block, "ROWS": max(1, TILE // block)}
+
+
+@torch.library.custom_op("basedbench::take_rows", mutates_args=())
+def take_rows(x: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+    """`asked.take_rows` by the kernel above."""
+    x, positions = x if x.stride(-1) == 1 else x.contiguous(), positions.contiguous()
+    out = _rows(x, positions, slots)
+    shape = _shape(x.shape[-1])
+    if out.numel():
+        take_rows_kernel[(triton.cdiv(positions.numel(), shape["ROWS"]),)](
+            x, positions, out, positions.numel(), positions.shape[1], x.stride(0), x.stride(1), **shape
+        )
+    return out
+
+
+@take_rows.register_fake
+def _rows(x: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+    return x.new_empty((*positions.shape, x.shape[-1]))
+
+
+@torch.library.custom_op("basedbench::spread_rows", mutates_args=())
+def spread_rows(rows_BKD: Tensor, slots_BL: Tensor) -> Tensor:
+    """(B,K,D) to where they were taken from, (B,L,D) with zeros elsewhere."""
+    rows_BKD, slots_BL = rows_BKD.contiguous(), slots_BL.contiguous()
+    out = _spread(rows_BKD, slots_BL)
+    shape = _shape(out.shape[-1])
+    if out.numel():
+        spread_rows_kernel[(triton.cdiv(slots_BL.numel(), shape["ROWS"]),)](
+            rows_BKD, slots_BL, out, slots_BL.numel(), **shape
+        )
+    return out
+
+
+@spread_rows.register_fake
+def _spread(rows: Tensor, slots: Tensor) -> Tensor:
+    return rows.new_empty((*slots.shape, rows.shape[-1]))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[2])
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (slots,) = ctx.saved_tensors
+    return spread_rows(grad, slots), None, None
+
+
+take_rows.register_autograd(_gradient, setup_context=_keep)

@@ -1,0 +1,57 @@
+"""Rows of asked tokens and projections at them, against indexing and against whole projections in float64."""
+
+import pytest
+import torch
+
+from basedbench.kernels import asked, linear_asked
+
+B, L, K, D, E = 3, 17, 4, 8, 12
+
+
+def draw(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+@pytest.fixture
+def positions_BK():
+    torch.manual_seed(0)
+    return torch.stack([torch.randperm(L)[:K] for _ in range(B)])
+
+
+def test_slots_point_back_to_the_rows(positions_BK):
+    slots_BL = asked.slots_of(positions_BK, L)
+    for b in range(B):
+        for position in range(L):
+            expected = [b * K + k for k in range(K) if positions_BK[b, k] == position]
+            assert slots_BL[b, position] == (expected[0] if expected else -1)
+
+
+def test_rows_are_those_of_their_example(positions_BK):
+    x_BLD = draw(B, L, D)
+    x_BKD = asked.ask(x_BLD, positions_BK).x_BKD
+    for b in range(B):
+        assert torch.equal(x_BKD[b], x_BLD[b, positions_BK[b]])
+
+
+@pytest.mark.parametrize("part", [slice(0, 4), slice(4, None)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_asked_outputs_and_gradients_are_those_of_the_whole_projection(positions_BK, part, biased):
+    x_BLD, weight_ED, bias_E = draw(B, L, D), draw(E, D), draw(E) if biased else None
+    leaves = [leaf for leaf in (x_BLD, weight_ED, bias_E) if leaf is not None]
+    rest_E = [index for index in range(E) if index not in range(E)[part]]
+    whole_BLE = torch.nn.functional.linear(x_BLD, weight_ED, bias_E)
+    expected = whole_BLE[..., rest_E], asked.reference(whole_BLE[..., part], positions_BK)
+    found = linear_asked.linear_asked(x_BLD, asked.ask(x_BLD, positions_BK).x_BKD, weight_ED, bias_E, part)
+    weights = [torch.randn_like(y) for y in expected]
+    for y, y_expected in zip(found, expected, strict=True):
+        torch.testing.assert_close(y, y_expected)
+    gradients = torch.autograd.grad(sum((y * w).sum() for y, w in zip(found, weights, strict=True)), leaves)
+    wanted = torch.autograd.grad(sum((y * w).sum() for y, w in zip(expected, weights, strict=True)), leaves)
+    for gradient, gradient_wanted in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, gradient_wanted)
+
+
+def test_a_part_in_the_middle_is_refused(positions_BK):
+    x_BLD = draw(B, L, D)
+    with pytest.raises(ValueError, match="neither the beginning nor the end of 12 outputs"):
+        linear_asked.linear_asked(x_BLD, asked.ask(x_BLD, positions_BK).x_BKD, draw(E, D), None, slice(2, 5))
