@@ -13,7 +13,7 @@ def draw(*shape, dtype=torch.float64):
 
 
 @pytest.fixture
-def positions_BK():
+def positions_BK():  # noqa: N802
     torch.manual_seed(0)
     return torch.stack([torch.randperm(L)[:K] for _ in range(B)])
 
