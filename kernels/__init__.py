@@ -4,7 +4,7 @@ from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
 from .attention_decode import attention_decode
 from .base_conv import base_conv
-from .block_boundary import block_boundary
+from .block_boundary import block_boundary, last_boundary
 from .cache_append import cache_append
 from .conv_gate import conv_gate, conv_gate_step
 from .delta_inputs import delta_inputs, rwkv7_inputs
@@ -58,6 +58,7 @@ __all__ = [
     "gated_long_conv",
     "head_norm",
     "implicit_filter",
+    "last_boundary",
     "layer_delta_rule",
     "layer_delta_rule_step",
     "linear",

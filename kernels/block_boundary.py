@@ -1,12 +1,15 @@
 """From one block's mixer to the next block's: add to the residual stream, normalise, add that too, normalise again.
 
-    r = residual + h                              at the chosen positions, if there are any
+    r = residual + h
     s = r + norm_first(r)                         (without `first`: s = r)
     y = norm(s)                                   -> y and the stream s
 
 LayerNorm (arXiv 1607.06450) with `center`, RMSNorm (arXiv 1910.07467) without; `first` is always a LayerNorm. It is the
 end of an add-then-norm block whose output is added once more, and the start of what follows: one pass over memory where
 two norms and two sums would take four.
+
+In front of a model's last mixer `last_boundary` gives the stream, and what that mixer reads, at asked positions too
+(module `asked`): the stream is needed nowhere else, and is not written there.
 
 Statistics in float32 (float64 for float64 inputs). s has the promoted dtype of h and residual; y has `dtype`, or the
 promoted dtype of s and weight.
@@ -18,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .asked import Asked, ask
+from .asked import reference as rows_of
 from .costs import total_bytes, total_flops
 
 Norm = tuple[Tensor, Tensor | None]
@@ -29,19 +34,24 @@ def reference(
     norm: Norm,
     *,
     first: Norm | None = None,
-    positions_BK: Tensor | None = None,
     center: bool = True,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`block_boundary` in PyTorch: differentiable, any device."""
     s = residual_BLD + h_BLD
-    if positions_BK is not None:
-        s = s.gather(1, positions_BK[..., None].expand(-1, -1, s.shape[-1]))
     if first is not None:
         s = s + _norm(s, first, True, eps).to(s.dtype)
     y = _norm(s, norm, center, eps)
     return y if dtype is None else y.to(dtype), s
+
+
+def last_reference(
+    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, positions_BK: Tensor, **options: Any
+) -> tuple[Tensor, Asked, Tensor]:
+    """`last_boundary` in PyTorch: differentiable, any device."""
+    y_BLD, s_BLD = reference(h_BLD, residual_BLD, norm, **options)
+    return y_BLD, ask(y_BLD, positions_BK), rows_of(s_BLD, positions_BK)
 
 
 def _norm(x: Tensor, norm: Norm, center: bool, eps: float) -> Tensor:
@@ -51,31 +61,54 @@ def _norm(x: Tensor, norm: Norm, center: bool, eps: float) -> Tensor:
 
 
 def block_boundary(
-    h_BLD: Tensor,
-    residual_BLD: Tensor,
+    h_xD: Tensor,
+    residual_xD: Tensor,
     norm: Norm,
     *,
     first: Norm | None = None,
-    positions_BK: Tensor | None = None,
     center: bool = True,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h, residual (..., D), norms (weight (D,), bias (D,) or None) -> y and the stream s, (..., D).
 
-    With `positions_BK` (int64, distinct within an example) h and residual are (B,L,D) and only those tokens go on: y, s
-    (B,K,D). Raises ValueError for a bias without centering.
+    Raises ValueError for a bias without centering.
     """
-    if norm[1] is not None and not center:
-        raise ValueError("a norm without centering has no bias; give (weight, None) or center=True")
-    options: dict[str, Any] = {
-        "first": first, "positions_BK": positions_BK, "center": center, "eps": eps, "dtype": dtype
-    }  # fmt: skip
-    if h_BLD.is_cuda and torch.float64 not in (h_BLD.dtype, residual_BLD.dtype, norm[0].dtype):
+    options: dict[str, Any] = {"first": first, "center": center, "eps": eps, "dtype": dtype}
+    if _by_kernels(h_xD, residual_xD, norm, center):
         from .block_boundary_triton import block_boundary as by_triton
 
-        return by_triton(h_BLD, residual_BLD, norm, **options)
-    return reference(h_BLD, residual_BLD, norm, **options)
+        return by_triton(h_xD, residual_xD, norm, **options)
+    return reference(h_xD, residual_xD, norm, **options)
+
+
+def last_boundary(
+    h_BLD: Tensor,
+    residual_BLD: Tensor,
+    norm: Norm,
+    positions_BK: Tensor,
+    *,
+    first: Norm | None = None,
+    center: bool = True,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Asked, Tensor]:
+    """As `block_boundary`, from (B,L,D) -> y (B,L,D), y at `positions_BK` (int64, distinct within an example), s there.
+
+    Raises ValueError for a bias without centering.
+    """
+    options: dict[str, Any] = {"first": first, "center": center, "eps": eps, "dtype": dtype}
+    if _by_kernels(h_BLD, residual_BLD, norm, center):
+        from .block_boundary_triton import last_boundary as by_triton
+
+        return by_triton(h_BLD, residual_BLD, norm, positions_BK, **options)
+    return last_reference(h_BLD, residual_BLD, norm, positions_BK, **options)
+
+
+def _by_kernels(h: Tensor, residual: Tensor, norm: Norm, center: bool) -> bool:
+    if norm[1] is not None and not center:
+        raise ValueError("a norm without centering has no bias; give (weight, None) or center=True")
+    return h.is_cuda and torch.float64 not in (h.dtype, residual.dtype, norm[0].dtype)
 
 
 def flops(*, rows: int, width: int, backward: bool = False) -> int:

@@ -2,7 +2,8 @@
 
 A row lives in registers. Saved: r in the stream's dtype and the statistics of both norms; the backward forms the rest
 again. As in `add_layer_norm`, the backward's programs are fixed in number and leave one partial sum each of the gains'
-and biases' gradients. With positions they also write the zeros of all other tokens.
+and biases' gradients. With asked positions the forward also finds every token's slot and writes the asked rows there;
+the backward adds what comes back for them to the rows that they are copies of.
 """
 
 # mypy: allow-untyped-defs
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .asked import Asked
 from .block_boundary import Norm
 from .partial_sums_triton import sum_parts
 
@@ -24,15 +26,6 @@ PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the s
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
 ASKED = tl.constexpr(32)  # positions that tokens are compared with at once
-
-
-@triton.jit
-def _source(row, positions, rows, asked, length, HAS_POSITIONS: tl.constexpr):
-    """The row of h and residual that an output row is made of."""
-    if HAS_POSITIONS:
-        at = tl.load(positions + row, mask=row < rows, other=0)
-        return (row // asked).to(tl.int64) * length + at
-    return row.to(tl.int64)
 
 
 @triton.jit
@@ -76,59 +69,68 @@ def _input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
 
 
 @triton.jit
-def _is_asked(tile, tokens, length, positions, asked, ROWS: tl.constexpr, ONE_EXAMPLE: tl.constexpr):
-    """Which tokens of a tile are at one of their example's positions; ONE_EXAMPLE: no tile is of two examples."""
+def _slots(tile, tokens, length, positions, asked, ROWS: tl.constexpr, ONE_EXAMPLE: tl.constexpr):
+    """The slots of a tile's tokens, -1 where they are not asked for; ONE_EXAMPLE: no tile is of two examples."""
     row = tile * ROWS + tl.arange(0, ROWS)
-    found = tl.zeros([ROWS], tl.int32)
+    example = tl.where(row < tokens, row // length, 0)
+    place = row % length
+    found = tl.full([ROWS], -1, tl.int32)
     for start in range(0, asked, ASKED):
         index = start + tl.arange(0, ASKED)
         if ONE_EXAMPLE:
             at = positions + (tile * ROWS // length).to(tl.int64) * asked + index
             position = tl.load(at, mask=index < asked, other=-1)[None, :]
         else:
-            example = tl.where(row < tokens, row // length, 0)
             at = positions + example.to(tl.int64)[:, None] * asked + index[None, :]
             position = tl.load(at, mask=(index < asked)[None, :], other=-1)
-        found |= tl.max((position == (row % length)[:, None]).to(tl.int32), axis=1)
-    return found != 0
+        found = tl.maximum(found, tl.max(tl.where(position == place[:, None], index[None, :], -1), axis=1))
+    return tl.where((found >= 0) & (row < tokens), example * asked + found, -1)
 
 
 @triton.jit
 def boundary_forward_kernel(
-    h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, stats, rows, asked, length, eps,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr,
+    h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows, slots, stats, rows, asked, length,
+    eps, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, ONE_EXAMPLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (column < D)[None, :]
-    source = _source(row, positions, rows, asked, length, HAS_POSITIONS)[:, None] * D + column[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
-    x = tl.load(h + source, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(residual + source, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     x = x.to(s.dtype.element_ty)
-    if HAS_FIRST:
+    if HAS_FIRST or HAS_POSITIONS:
         tl.store(r + at, x, mask=inside)
+    if HAS_FIRST:
         x = x.to(tl.float32)
         gain, shift = _parameters(first_weight, first_bias, column, D, True)
         normalised, mean, rstd = _normalised(x, inside, eps, D, True)
         tl.store(stats + 2 * rows + row, mean, mask=row < rows)
         tl.store(stats + 3 * rows + row, rstd, mask=row < rows)
         x = (x + normalised * gain + shift).to(s.dtype.element_ty)
-    tl.store(s + at, x, mask=inside)
     gain, shift = _parameters(weight, bias, column, D, HAS_BIAS)
     normalised, mean, rstd = _normalised(x.to(tl.float32), inside, eps, D, CENTER)
     tl.store(stats + row, mean, mask=row < rows)
     tl.store(stats + rows + row, rstd, mask=row < rows)
-    tl.store(y + at, (normalised * gain + shift).to(y.dtype.element_ty), mask=inside)
+    out = (normalised * gain + shift).to(y.dtype.element_ty)
+    tl.store(y + at, out, mask=inside)
+    if HAS_POSITIONS:
+        slot = _slots(tl.program_id(0), rows, length, positions, asked, ROWS, ONE_EXAMPLE)
+        tl.store(slots + row, slot, mask=row < rows)
+        to = slot.to(tl.int64)[:, None] * D + column[None, :]
+        taken = inside & (slot >= 0)[:, None]
+        tl.store(at_rows + to, out, mask=taken)
+        tl.store(s + to, x, mask=taken)
+    else:
+        tl.store(s + at, x, mask=inside)
 
 
 @triton.jit
 def boundary_backward_kernel(
-    dy, ds, r, positions, first_weight, first_bias, weight, stats, dresidual, dh, partials, rows, asked, length,
-    tokens, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, STORE_DH: tl.constexpr,
-    ONE_EXAMPLE: tl.constexpr,
+    dy, ds, d_at_rows, r, slots, first_weight, first_bias, weight, stats, dresidual, dh, partials, rows,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, BLOCK_D)
     gain, _ = _parameters(weight, weight, column, D, False)
@@ -141,7 +143,14 @@ def boundary_backward_kernel(
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < D)[None, :]
         at = row.to(tl.int64)[:, None] * D + column[None, :]
+        given, back = at, inside
+        if HAS_POSITIONS:
+            slot = tl.load(slots + row, mask=row < rows, other=-1)
+            given = slot.to(tl.int64)[:, None] * D + column[None, :]
+            back = inside & (slot >= 0)[:, None]
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        if HAS_AT:
+            g += tl.load(d_at_rows + given, mask=back, other=0.0).to(tl.float32)
         x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
         s = x
         if HAS_FIRST:
@@ -152,25 +161,14 @@ def boundary_backward_kernel(
         d_shift += g
         grad = _input_gradient(g, normalised, gain, rstd, D, CENTER)
         if HAS_DS:
-            grad += tl.load(ds + at, mask=inside, other=0.0).to(tl.float32)
+            grad += tl.load(ds + given, mask=back, other=0.0).to(tl.float32)
         if HAS_FIRST:
             d_first_gain += grad * x
             d_first_shift += grad
             grad += _input_gradient(grad, x, first_gain, first_rstd, D, True)
-        source = _source(row, positions, rows, asked, length, HAS_POSITIONS)[:, None] * D + column[None, :]
-        tl.store(dresidual + source, grad.to(dresidual.dtype.element_ty), mask=inside)
+        tl.store(dresidual + at, grad.to(dresidual.dtype.element_ty), mask=inside)
         if STORE_DH:
-            tl.store(dh + source, grad.to(dh.dtype.element_ty), mask=inside)
-    if HAS_POSITIONS:
-        for tile in range(tl.program_id(0), tl.cdiv(tokens, ROWS), tl.num_programs(0)):
-            row = tile * ROWS + tl.arange(0, ROWS)
-            left = (row < tokens) & ~_is_asked(tile, tokens, length, positions, asked, ROWS, ONE_EXAMPLE)
-            at = row.to(tl.int64)[:, None] * D + column[None, :]
-            inside = left[:, None] & (column < D)[None, :]
-            zeros = tl.zeros((ROWS, BLOCK_D), tl.float32)
-            tl.store(dresidual + at, zeros.to(dresidual.dtype.element_ty), mask=inside)
-            if STORE_DH:
-                tl.store(dh + at, zeros.to(dh.dtype.element_ty), mask=inside)
+            tl.store(dh + at, grad.to(dh.dtype.element_ty), mask=inside)
     part = partials + tl.program_id(0) * (D * (4 if HAS_FIRST else 2)) + column
     tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
     tl.store(part + D, tl.sum(d_shift, axis=0), mask=column < D)
@@ -188,100 +186,100 @@ def _shape(width: int, tile: int = TILE, **flags: bool) -> dict[str, Any]:
 def _boundary(
     h: Tensor, residual: Tensor, positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None,
     weight: Tensor, bias: Tensor | None, center: bool, eps: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, s, r (empty where it is s), and each row's mean and 1 / sqrt(var + eps) of the last norm and the first."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, s, y at the positions, r (empty where it is s), slots, each row's mean and 1 / sqrt(var + eps) of both norms.
+
+    With positions s is there only; without, what belongs to them is empty.
+    """
     h, residual, positions = h.contiguous(), residual.contiguous(), _contiguous(positions)
-    y, s, r, stats = _outputs(h, residual, positions, first_weight, first_bias, weight, bias, center, eps, dtype)
+    found = _outputs(h, residual, positions, first_weight, first_bias, weight, bias, center, eps, dtype)
+    y, s, at_rows, r, slots, stats = found
     width, rows = h.shape[-1], stats.shape[1]
+    asked, length = (1, 1) if positions is None else (positions.shape[1], h.shape[1])
     shape = _shape(
         width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
         CENTER=center,
     )  # fmt: skip
     if rows:
         boundary_forward_kernel[(triton.cdiv(rows, shape["ROWS"]),)](
-            h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, stats, rows,
-            *_counts(h, positions), eps, **shape,
+            h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows, slots, stats, rows,
+            asked, length, eps, **shape, ONE_EXAMPLE=positions is not None and length % shape["ROWS"] == 0,
         )  # fmt: skip
-    return y, s, r, stats
+    return found
 
 
 @_boundary.register_fake
 def _outputs(
     h: Tensor, residual: Tensor, positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None,
     weight: Tensor, bias: Tensor | None, center: bool, eps: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    leading = h.shape[:-1] if positions is None else positions.shape
-    shape = (*leading, h.shape[-1])
-    s = h.new_empty(shape, dtype=torch.promote_types(h.dtype, residual.dtype))
-    r = s.new_empty(shape if first_weight is not None else (0,))
-    stats = h.new_empty((2 if first_weight is None else 4, leading.numel()), dtype=torch.float32)
-    return h.new_empty(shape, dtype=dtype), s, r, stats
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    stream, width = torch.promote_types(h.dtype, residual.dtype), h.shape[-1]
+    given = h.shape if positions is None else (*positions.shape, width)
+    s = h.new_empty(given, dtype=stream)
+    at_rows = h.new_empty((0,) if positions is None else given, dtype=dtype)
+    r = h.new_empty((0,) if positions is None and first_weight is None else h.shape, dtype=stream)
+    slots = h.new_empty((0,) if positions is None else h.shape[:-1], dtype=torch.int32)
+    stats = h.new_empty((2 if first_weight is None else 4, h.shape[:-1].numel()), dtype=torch.float32)
+    return h.new_empty(h.shape, dtype=dtype), s, at_rows, r, slots, stats
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _counts(h: Tensor, positions: Tensor | None) -> tuple[int, int]:
-    """Asked positions and tokens of an example."""
-    return (1, 1) if positions is None else (positions.shape[1], h.shape[1])
-
-
 @torch.library.custom_op("basedbench::block_boundary_backward", mutates_args=())
 def _boundary_backward(
-    dy: Tensor, ds: Tensor | None, r: Tensor, positions: Tensor | None, first_weight: Tensor | None,
-    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, shape: list[int],
-    stream: torch.dtype, dtype: torch.dtype, center: bool,
+    dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, slots: Tensor, first_weight: Tensor | None,
+    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, stream: torch.dtype,
+    dtype: torch.dtype, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of residual and h (empty where it is the same) in `shape`, and of the 2 or 4 parameters."""
-    dy, ds, r, positions = dy.contiguous(), _contiguous(ds), r.contiguous(), _contiguous(positions)
-    dresidual = torch.empty(shape, dtype=stream, device=r.device)
-    dh = torch.empty(shape if dtype != stream else (0,), dtype=dtype, device=r.device)
+    """Gradients of residual and h (empty where it is the same), and of the 2 or 4 parameters."""
+    dy, ds, d_at_rows, r = dy.contiguous(), _contiguous(ds), _contiguous(d_at_rows), r.contiguous()
+    dresidual = torch.empty(r.shape, dtype=stream, device=r.device)
+    dh = torch.empty(r.shape if dtype != stream else (0,), dtype=dtype, device=r.device)
     width, rows = r.shape[-1], stats.shape[1]
-    tokens = dresidual.numel() // width
     flags = _shape(
         width, TILE if first_weight is None else TWO_NORMS_TILE,
-        HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
-        CENTER=center, HAS_DS=ds is not None, STORE_DH=dh.numel() > 0,
+        HAS_POSITIONS=slots.numel() > 0, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
+        CENTER=center, HAS_DS=ds is not None, HAS_AT=d_at_rows is not None and d_at_rows.numel() > 0,
+        STORE_DH=dh.numel() > 0,
     )  # fmt: skip
-    programs = max(1, min(PROGRAMS, triton.cdiv(tokens, flags["ROWS"])))
+    programs = max(1, min(PROGRAMS, triton.cdiv(rows, flags["ROWS"])))
     ways = 2 if first_weight is None else 4
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
     first = (weight, weight) if first_weight is None else (first_weight, first_bias)
     boundary_backward_kernel[(programs,)](
-        dy, ds, r, positions, *first, weight, stats, dresidual, dh, partials, rows, *_counts(dresidual, positions),
-        tokens, **flags, ONE_EXAMPLE=positions is not None and shape[1] % flags["ROWS"] == 0,
-    )  # fmt: skip
+        dy, ds, d_at_rows, r, slots, *first, weight, stats, dresidual, dh, partials, rows, **flags
+    )
     sums = sum_parts(partials, weight.dtype, (weight, bias, first_weight, first_bias))
     return dresidual, dh, sums.view(ways, width)
 
 
 @_boundary_backward.register_fake
 def _(
-    dy: Tensor, ds: Tensor | None, r: Tensor, positions: Tensor | None, first_weight: Tensor | None,
-    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, shape: list[int],
-    stream: torch.dtype, dtype: torch.dtype, center: bool,
+    dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, slots: Tensor, first_weight: Tensor | None,
+    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, stream: torch.dtype,
+    dtype: torch.dtype, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dh = r.new_empty(shape if dtype != stream else (0,), dtype=dtype)
+    dh = r.new_empty(r.shape if dtype != stream else (0,), dtype=dtype)
     parameters = weight.new_empty((2 if first_weight is None else 4, r.shape[-1]))
-    return r.new_empty(shape, dtype=stream), dh, parameters
+    return r.new_empty(r.shape, dtype=stream), dh, parameters
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, positions, first_weight, first_bias, weight, bias, ctx.center, _, _ = inputs
-    _, s, r, stats = output
+    h, residual, _, first_weight, first_bias, weight, bias, ctx.center, _, _ = inputs
+    _, s, _, r, slots, stats = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(r, stats)
-    ctx.shape, ctx.dtypes = list(h.shape), (residual.dtype, h.dtype)
-    r = r if first_weight is not None else s
-    ctx.save_for_backward(r, positions, first_weight, first_bias, weight, bias, stats)
+    ctx.mark_non_differentiable(r, slots, stats)
+    ctx.dtypes = residual.dtype, h.dtype
+    ctx.save_for_backward(r if r.numel() else s, slots, first_weight, first_bias, weight, bias, stats)
 
 
-def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, *_: None):
+def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, d_at_rows: Tensor | None, *_: None):
     r, *_, bias, _ = saved = ctx.saved_tensors
     if dy is None:  # only the stream was used
         dy = torch.zeros_like(r)
-    dresidual, dh, parameters = _boundary_backward(dy, ds, *saved, ctx.shape, *ctx.dtypes, ctx.center)
+    dresidual, dh, parameters = _boundary_backward(dy, ds, d_at_rows, *saved, *ctx.dtypes, ctx.center)
     d_first = parameters[2:].unbind() if len(parameters) == 4 else (None, None)
     d_bias = None if bias is None else parameters[1]
     return dh if dh.numel() else dresidual, dresidual, None, *d_first, parameters[0], d_bias, None, None, None
@@ -290,13 +288,28 @@ def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, *_: None):
 _boundary.register_autograd(_gradients, setup_context=_setup)
 
 
-def block_boundary(
-    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, *, first: Norm | None = None, positions_BK: Tensor | None = None,
-    center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def block_boundary(h_xD: Tensor, residual_xD: Tensor, norm: Norm, **options: Any) -> tuple[Tensor, Tensor]:
     """`block_boundary.reference` by the kernels above."""
-    stream = torch.promote_types(h_BLD.dtype, residual_BLD.dtype)
+    y, s, *_ = _apply(h_xD, residual_xD, norm, None, **options)
+    return y, s
+
+
+def last_boundary(
+    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, positions_BK: Tensor, **options: Any
+) -> tuple[Tensor, Asked, Tensor]:
+    """`block_boundary.last_reference` by the kernels above."""
+    y, s, at_rows, _, slots, _ = _apply(h_BLD, residual_BLD, norm, positions_BK, **options)
+    return y, Asked(positions_BK, slots, at_rows), s
+
+
+def _apply(
+    h: Tensor, residual: Tensor, norm: Norm, positions: Tensor | None, *, first: Norm | None = None,
+    center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    stream = torch.promote_types(h.dtype, residual.dtype)
     pair = (None, None) if first is None else first
     dtype = dtype or torch.promote_types(stream, norm[0].dtype)
-    y, s, _, _ = _boundary(h_BLD, residual_BLD, positions_BK, *pair, *norm, center, eps, dtype)
-    return y, s
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _boundary(
+        h, residual, positions, *pair, *norm, center, eps, dtype
+    )
+    return found

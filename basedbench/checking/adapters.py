@@ -54,8 +54,8 @@ def of_head_norm(function: Function) -> Function:
     return call
 
 
-def of_block_boundary(function: Function) -> Function:
-    """The norms' gains and biases one by one."""
+def of_block_boundary(function: Function, last: Function) -> Function:
+    """The norms' gains and biases one by one; with positions what stands in front of the last mixer."""
 
     def call(
         h_BLD: Tensor,
@@ -64,10 +64,15 @@ def of_block_boundary(function: Function) -> Function:
         bias_D: Tensor | None,
         first_weight_D: Tensor | None,
         first_bias_D: Tensor | None,
+        positions_BK: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        first = None if first_weight_D is None else (first_weight_D, first_bias_D)
-        return function(h_BLD, residual_BLD, (weight_D, bias_D), first=first, **options)
+        norm = weight_D, bias_D
+        options["first"] = None if first_weight_D is None else (first_weight_D, first_bias_D)
+        if positions_BK is None:
+            return function(h_BLD, residual_BLD, norm, **options)
+        y_BLD, asked, s_BKD = last(h_BLD, residual_BLD, norm, positions_BK, **options)
+        return y_BLD, asked.x_BKD, s_BKD
 
     return call
 

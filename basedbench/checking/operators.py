@@ -15,6 +15,7 @@ from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
 from basedbench.kernels.attention_decode import reference as decode_reference
 from basedbench.kernels.base_conv import reference as base_conv_reference
+from basedbench.kernels.block_boundary import last_reference as last_boundary_reference
 from basedbench.kernels.block_boundary import reference as boundary_reference
 from basedbench.kernels.cache_append import reference as append_reference
 from basedbench.kernels.conv_gate import reference as conv_gate_reference
@@ -136,8 +137,8 @@ FORMS: dict[str, Form] = {
     "linear": Form(draws.linear, kernels.linear, projection_reference),
     "block_boundary": Form(
         draws.block_boundary,
-        adapters.of_block_boundary(kernels.block_boundary),
-        adapters.of_block_boundary(boundary_reference),
+        adapters.of_block_boundary(kernels.block_boundary, kernels.last_boundary),
+        adapters.of_block_boundary(boundary_reference, last_boundary_reference),
     ),
     "row_argmax": Form(
         draws.row_argmax, adapters.of_row_argmax(kernels.row_argmax), adapters.of_row_argmax(argmax_reference)

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
-from basedbench.kernels import add_layer_norm, block_boundary, embedding
+from basedbench.kernels import add_layer_norm, block_boundary, embedding, last_boundary
+from basedbench.kernels.asked import Asked, ask, take_rows
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places
 from basedbench.kernels.embedding_norm import embedding_norm
@@ -125,7 +126,11 @@ class RecallModel(nn.Module):
         `places`: see `embedding`.
         """
         mixers = self.mixers
-        return self._hidden(tokens_BL, lambda layer, x_BLD: mixers[layer](x_BLD), positions_BK, places)
+
+        def mix(layer: int, x_BLD: Tensor, asked: Asked | None) -> Tensor:
+            return mixers[layer](x_BLD) if asked is None else mixers[layer].forward_asked(x_BLD, asked)
+
+        return self._hidden(tokens_BL, mix, positions_BK, places)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
@@ -138,10 +143,10 @@ class RecallModel(nn.Module):
         state: State = {}
         mixers = self.mixers
 
-        def mix(layer: int, x_BLD: Tensor) -> Tensor:
+        def mix(layer: int, x_BLD: Tensor, asked: Asked | None) -> Tensor:
             y_BLD, part = mixers[layer].prefill(x_BLD, max_length)
             state.update(_prefixed(layer, part))
-            return y_BLD
+            return y_BLD if asked is None else take_rows(y_BLD, asked.positions_BK, asked.slots_BL)
 
         return F.linear(self._hidden(tokens_BL, mix, positions_BK), self.head_weight), state
 
@@ -163,7 +168,7 @@ class RecallModel(nn.Module):
         after: State = {}
         mixers = self.mixers
 
-        def mix(layer: int, x_BD: Tensor) -> Tensor:
+        def mix(layer: int, x_BD: Tensor, _: Asked | None) -> Tensor:
             y_BD, part = mixers[layer].step(x_BD, _of_layer(layer, state))
             after.update(_prefixed(layer, part))
             return y_BD
@@ -184,26 +189,30 @@ class RecallModel(nn.Module):
     def _hidden(
         self,
         tokens: Tensor,
-        mix: Callable[[int, Tensor], Tensor],
+        mix: Callable[[int, Tensor, Asked | None], Tensor],
         positions_BK: Tensor | None = None,
         places: Places | None = None,
     ) -> Tensor:
-        """What the head reads; `mix(layer, x)` applies a layer's mixer. Behind the last, only `positions_BK` go on."""
+        """What the head reads; `mix(layer, x, asked)` applies a mixer, the last one at `positions_BK` only."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
         x, residual = _enter(tokens, self.embedding.weight, blocks[0], places)
+        asked = None
+        if positions_BK is not None and len(blocks) == 1:
+            asked = ask(x, positions_BK)
+            residual = take_rows(residual, positions_BK, asked.slots_BL)
         for layer, block in enumerate(blocks):
-            last = layer == len(blocks) - 1
-            following = self.norm if last else blocks[layer + 1].entrance
-            x, residual = block_boundary(
-                mix(layer, x),
-                residual,
-                _parameters(following),
-                first=None if block.exit is None else _parameters(block.exit),
-                positions_BK=positions_BK if last else None,
-                center=isinstance(following, nn.LayerNorm),
-                eps=NORM_EPS,
-                dtype=product_dtype(x),
-            )
+            following = self.norm if layer == len(blocks) - 1 else blocks[layer + 1].entrance
+            options: dict[str, Any] = {
+                "first": None if block.exit is None else _parameters(block.exit),
+                "center": isinstance(following, nn.LayerNorm),
+                "eps": NORM_EPS,
+                "dtype": product_dtype(x),
+            }
+            given = mix(layer, x, asked), residual, _parameters(following)
+            if positions_BK is not None and layer == len(blocks) - 2:
+                x, asked, residual = last_boundary(*given, positions_BK, **options)
+            else:
+                x, residual = block_boundary(*given, **options)
         return x
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from basedbench.kernels import add_layer_norm, block_boundary
+from basedbench.kernels import add_layer_norm, block_boundary, last_boundary
 
 module = import_module("basedbench.kernels.block_boundary")
 
@@ -19,19 +19,26 @@ def test_it_is_two_norms_and_two_sums(randn, gradients, center, paired):
     last = (weight, bias if center else None)
 
     def ours(h, stream, weight, *rest):
-        return block_boundary(
-            h, stream, (weight, last[1]), first=tuple(rest) if paired else None, positions_BK=positions, center=center
-        )
+        return block_boundary(h, stream, (weight, last[1]), first=tuple(rest) if paired else None, center=center)
 
     def separate(h, stream, weight, *rest):
-        h, stream = (x.flatten(0, 1)[rows] for x in (h, stream))
         if paired:
             h, stream = add_layer_norm(h, stream, *rest)
         return add_layer_norm(h, stream, weight, last[1], center=center)
 
+    def ours_at(h, stream, weight, *rest):
+        norm, first = (weight, last[1]), tuple(rest) if paired else None
+        y, asked, s = last_boundary(h, stream, norm, positions, first=first, center=center)
+        return y, asked.x_BKD, s
+
+    def separate_at(*given):
+        y, s = separate(*given)
+        return y, y.flatten(0, 1)[rows], s.flatten(0, 1)[rows]
+
     arguments = [h, stream, weight, *(first if paired else [])]
-    torch.testing.assert_close(ours(*arguments), separate(*arguments))
-    torch.testing.assert_close(gradients(ours, *arguments), gradients(separate, *arguments))
+    for mine, theirs in ((ours, separate), (ours_at, separate_at)):
+        torch.testing.assert_close(mine(*arguments), theirs(*arguments))
+        torch.testing.assert_close(gradients(mine, *arguments), gradients(theirs, *arguments))
 
 
 def test_dtypes(randn):

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from basedbench.kernels import block_boundary as public
-from basedbench.kernels.block_boundary_triton import _boundary, block_boundary
+from basedbench.kernels.asked import slots_of
+from basedbench.kernels.block_boundary_triton import _boundary, block_boundary, last_boundary
 
-reference = import_module("basedbench.kernels.block_boundary").reference
+module = import_module("basedbench.kernels.block_boundary")
+reference, last_reference = module.reference, module.last_reference
 FLOOR = {torch.float32: 2e-7, torch.float16: 2e-4, torch.bfloat16: 2e-3}
 
 
@@ -21,28 +23,41 @@ def inputs(randn, shape, dtype, device, *, first=True, bias=True, stream=None):
     return tensors if bias else [*tensors[:3], *tensors[4:]]
 
 
-def run(function, tensors, bias, **options):
+def run(functions, tensors, bias, positions=None, **options):
+    """Outputs of the first function, or with positions of the second."""
     h, residual, weight, *rest = tensors
     norm = (weight, rest.pop(0) if bias else None)
-    return function(h, residual, norm, first=tuple(rest) or None, **options)
+    options["first"] = tuple(rest) or None
+    if positions is None:
+        return functions[0](h, residual, norm, **options)
+    y, asked, s = functions[1](h, residual, norm, positions, **options)
+    assert torch.equal(asked.slots_BL, slots_of(positions, h.shape[1]))
+    return y, s, asked.x_BKD
 
 
-def outputs_and_gradients(function, tensors, signs, bias, **options):
+KERNELS, REFERENCES = (block_boundary, last_boundary), (reference, last_reference)
+
+
+def outputs_and_gradients(functions, tensors, draw, bias, **options):
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
-    y, s = run(function, leaves, bias, **options)
-    total = (y.double() * signs[0].double()).sum() + (s.double() * signs[1].double()).sum()
-    return [y.detach(), s.detach(), *torch.autograd.grad(total, leaves)]
+    outputs = run(functions, leaves, bias, **options)
+    total = sum((x.double() * draw(index, x)).sum() for index, x in enumerate(outputs))
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(total, leaves)]
 
 
 def compare(randn, relative_error, tensors, *, bias=True, **options):
-    positions = options.get("positions_BK")
-    shape = tensors[0].shape if positions is None else (*positions.shape, tensors[0].shape[-1])
-    signs = [randn(*shape).sign().to(tensors[0].device) for _ in range(2)]
+    signs = {}
+
+    def draw(index, x):
+        if index not in signs:
+            signs[index] = randn(*x.shape).sign().to(x.device).double()
+        return signs[index]
+
     exact = outputs_and_gradients(
-        reference, [x.double() for x in tensors], signs, bias, **{**options, "dtype": None}
+        REFERENCES, [x.double() for x in tensors], draw, bias, **{**options, "dtype": None}
     )  # fmt: skip
-    expected = outputs_and_gradients(reference, tensors, signs, bias, **options)
-    ours = outputs_and_gradients(block_boundary, tensors, signs, bias, **options)
+    expected = outputs_and_gradients(REFERENCES, tensors, draw, bias, **options)
+    ours = outputs_and_gradients(KERNELS, tensors, draw, bias, **options)
     for mine, theirs, true in zip(ours, expected, exact, strict=True):
         assert mine.dtype == theirs.dtype
         assert mine.is_contiguous()
@@ -59,11 +74,11 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, rows, widt
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("asked", [0, 5])
 def test_every_combination(randn, relative_error, device, dtypes, first, center, asked):
-    """Positions out of order; every other one's gradient is zero."""
+    """Positions out of order."""
     positions = torch.stack([torch.randperm(11, device=device)[:asked] for _ in range(3)]) if asked else None
     for dtype in dtypes:
         tensors = inputs(randn, (3, 11, 48), dtype, device, first=first, bias=center)
-        compare(randn, relative_error, tensors, bias=center, center=center, positions_BK=positions)
+        compare(randn, relative_error, tensors, bias=center, center=center, positions=positions)
 
 
 @pytest.mark.parametrize("length", [71, 64, 128])
@@ -72,7 +87,7 @@ def test_many_positions_of_many_tokens(randn, relative_error, device, dtypes, le
     positions = torch.stack([torch.randperm(length, device=device)[:40] for _ in range(2)])
     for dtype in dtypes:
         tensors = inputs(randn, (2, length, 48), dtype, device, stream=torch.float32)
-        compare(randn, relative_error, tensors, positions_BK=positions)
+        compare(randn, relative_error, tensors, positions=positions)
 
 
 def test_half_precision_mixers_on_a_float32_stream(randn, relative_error, device, dtypes):
@@ -92,9 +107,9 @@ def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch):
 def test_only_one_output_used(randn, device, index):
     tensors = inputs(randn, (5, 48), torch.float32, device)
     grads = []
-    for function in (block_boundary, reference):
+    for functions in (KERNELS, REFERENCES):
         leaves = [x.clone().requires_grad_() for x in tensors]
-        used = run(function, leaves, True)[index]
+        used = run(functions, leaves, True)[index]
         grads.append(torch.autograd.grad(used.square().sum(), leaves, allow_unused=True))
     for mine, theirs in zip(*grads, strict=True):
         expected = torch.zeros_like(mine) if theirs is None else theirs
@@ -108,8 +123,8 @@ def test_everything_is_written(randn, device, monkeypatch):
     tensors = [x.requires_grad_() for x in inputs(randn, (2, 17, 48), torch.float32, device)]
     positions = torch.tensor([[16, 0], [3, 2]], device=device)
     for chosen in (None, positions):
-        y, s = run(block_boundary, tensors, True, positions_BK=chosen)
-        for x in (y, s, *torch.autograd.grad(y.sum() + s.square().sum(), tensors)):
+        y, s, *rest = run(KERNELS, tensors, True, positions=chosen)
+        for x in (y, s, *rest, *torch.autograd.grad(y.sum() + s.square().sum(), tensors)):
             assert torch.isfinite(x).all()
 
 
@@ -124,5 +139,5 @@ def test_registration(randn, device):
 
 def test_the_public_function_takes_the_kernels_on_cuda(randn, device):
     tensors = [x.requires_grad_() for x in inputs(randn, (5, 16), torch.float32, device)]
-    name = type(run(public, tensors, True)[0].grad_fn).__name__
+    name = type(run((public, None), tensors, True)[0].grad_fn).__name__
     assert ("boundary" in name) == (device.type == "cuda")
