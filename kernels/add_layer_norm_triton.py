@@ -17,6 +17,7 @@ from .dependents_triton import follow
 from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
+from .table_rows_triton import table_rows
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
 FEW, FEW_WARPS = 512, 8  # up to so many rows, as in a decode step, twice the threads: fewer loads behind one another
@@ -51,10 +52,7 @@ def add_norm_forward_kernel(
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
     if TABLE:
-        token = tl.load(tokens + row, mask=row < rows, other=0)
-        known = inside & ((token >= 0) & (token < vocabulary))[:, None]
-        x = tl.load(h + token[:, None] * D + column[None, :], mask=known, other=float("nan")).to(tl.float32)
-        x = tl.where(inside, x, 0.0)
+        x = table_rows(h, tokens, row, column, inside, rows, vocabulary, D)
     else:
         x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_KEPT:
@@ -83,10 +81,11 @@ def add_norm_forward_kernel(
 
 @triton.jit
 def add_norm_backward_kernel(
-    dy, dr, r, kept, weight, stats, dx, dh, partials, rows, scale,
+    dy, dr, r, tokens, kept, weight, stats, dx, dh, partials, rows, scale, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_DX: tl.constexpr, STORE_DH: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_DX: tl.constexpr, STORE_DH: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
+    """With TABLE, r is a table: what the forward normalised is taken from it again."""
     column = tl.arange(0, BLOCK_D)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)
     d_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -96,7 +95,12 @@ def add_norm_backward_kernel(
         inside = (row < rows)[:, None] & (column < D)[None, :]
         at = row.to(tl.int64)[:, None] * D + column[None, :]
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-        x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
+        if TABLE:
+            x = table_rows(r, tokens, row, column, inside, rows, vocabulary, D)
+            if HAS_KEPT:
+                x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+        else:
+            x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(stats + rows + row, mask=row < rows, other=0.0)
         if CENTER:
             mean = tl.load(stats + row, mask=row < rows, other=0.0)
@@ -178,40 +182,45 @@ def _bytes(kept: Tensor | None) -> Tensor | None:
 
 @torch.library.custom_op("basedbench::add_norm_backward", mutates_args=())
 def backward_operator(
-    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
-    keep: float, residual: bool, center: bool, dtype: torch.dtype,
+    dy: Tensor, dr: Tensor | None, r: Tensor, tokens: Tensor | None, kept: Tensor | None, weight: Tensor,
+    bias: Tensor | None, stats: Tensor, keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients: of r (empty if nobody asks), of h in `dtype` (empty if that of r), of weight and bias (2 D or D)."""
+    """Gradients: of r (empty if nobody asks), of h in `dtype` (empty if that of r), of weight and bias (2 D or D).
+
+    With tokens, r is a table whose rows after dropout are meant.
+    """
     dy, dr, r, kept = dy.contiguous(), _contiguous(dr), r.contiguous(), _bytes(kept)
     width = r.shape[-1]
-    rows, ways = r.numel() // width, 1 if bias is None else 2
-    dx, dh = _input_gradients(r, kept, residual, dtype)
+    rows, ways = dy.numel() // width, 1 if bias is None else 2
+    dx, dh = _input_gradients(dy, r.dtype, kept, residual, dtype)
     block = triton.next_power_of_2(width)
     tile = max(1, TILE // block)
     programs = max(1, min(PROGRAMS, triton.cdiv(rows, tile)))
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
     add_norm_backward_kernel[(programs,)](
-        dy, dr, r, kept, weight, stats, dx, dh, partials, rows, 1 / keep,
+        dy, dr, r, _contiguous(tokens), kept, weight, stats, dx, dh, partials, rows, 1 / keep, len(r),
         D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None,
         HAS_BIAS=bias is not None,
-        CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0,
+        CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0, TABLE=tokens is not None,
     )  # fmt: skip
     return dx, dh, sum_parts(partials, weight.dtype, (weight, bias))
 
 
 @backward_operator.register_fake
 def _(
-    dy: Tensor, dr: Tensor | None, r: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor,
-    keep: float, residual: bool, center: bool, dtype: torch.dtype,
+    dy: Tensor, dr: Tensor | None, r: Tensor, tokens: Tensor | None, kept: Tensor | None, weight: Tensor,
+    bias: Tensor | None, stats: Tensor, keep: float, residual: bool, center: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     ways = 1 if bias is None else 2
-    return *_input_gradients(r.contiguous(), kept, residual, dtype), weight.new_empty(ways * r.shape[-1])
+    return *_input_gradients(dy.contiguous(), r.dtype, kept, residual, dtype), weight.new_empty(ways * r.shape[-1])
 
 
-def _input_gradients(r: Tensor, kept: Tensor | None, residual: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    same = kept is None and dtype == r.dtype
-    dx = torch.empty_like(r) if residual or same else r.new_empty(0)
-    return dx, r.new_empty(0) if same else torch.empty_like(r, dtype=dtype)
+def _input_gradients(
+    dy: Tensor, stream: torch.dtype, kept: Tensor | None, residual: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    same = kept is None and dtype == stream
+    dx = torch.empty_like(dy, dtype=stream) if residual or same else dy.new_empty(0, dtype=stream)
+    return dx, dy.new_empty(0, dtype=dtype) if same else torch.empty_like(dy, dtype=dtype)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -229,7 +238,7 @@ def _gradients(ctx, dy: Tensor | None, dr: Tensor | None, *_: None):
     if dy is None:  # only the sum was used
         dy = torch.zeros_like(r)
     options = ctx.keep, ctx.has_residual, ctx.center, ctx.dtype
-    dx, dh, parameters = backward_operator(dy, None if ctx.same else dr, r, kept, weight, bias, stats, *options)
+    dx, dh, parameters = backward_operator(dy, None if ctx.same else dr, r, None, kept, weight, bias, stats, *options)
     d_weight, d_bias = (parameters, None) if bias is None else parameters.view(2, -1)
     d_residual = dx if ctx.has_residual else None
     return dh if dh.numel() else dx, d_residual, None, None, d_weight, d_bias, None, None, None, None, None
@@ -255,7 +264,7 @@ class _NormAndStream(torch.autograd.Function):
         h, weight, bias, stats = ctx.saved_tensors
         if dy is None:
             return dr, None, None, None, None, None
-        dh, _, sums = backward_operator(dy, dr, h, None, weight, bias, stats, 1.0, False, ctx.center, h.dtype)
+        dh, _, sums = backward_operator(dy, dr, h, None, None, weight, bias, stats, 1.0, False, ctx.center, h.dtype)
         d_weight, d_bias = (sums, None) if bias is None else sums.view(2, -1)
         return dh, d_weight, d_bias, None, None, None
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from .asked import Asked, ask
 from .asked import reference as rows_of
 from .costs import total_bytes, total_flops
+from .embedding import Rows
 
 Norm = tuple[Tensor, Tensor | None]
 
@@ -65,6 +66,7 @@ def block_boundary(
     residual_xD: Tensor,
     norm: Norm,
     *,
+    rows: Rows | None = None,
     first: Norm | None = None,
     center: bool = True,
     eps: float = 1e-5,
@@ -72,13 +74,15 @@ def block_boundary(
 ) -> tuple[Tensor, Tensor]:
     """h, residual (..., D), norms (weight (D,), bias (D,) or None) -> y and the stream s, (..., D).
 
-    Raises ValueError for a bias without centering.
+    `rows`: what `unwritten_embedding_norm` gave beside a stream that it did not write. Raises ValueError for a bias
+    without centering.
     """
     options: dict[str, Any] = {"first": first, "center": center, "eps": eps, "dtype": dtype}
     if _by_kernels(h_xD, residual_xD, norm, center):
         from .block_boundary_triton import block_boundary as by_triton
 
-        return by_triton(h_xD, residual_xD, norm, **options)
+        return by_triton(h_xD, residual_xD, norm, rows=rows, **options)
+    _require_none(rows)
     return reference(h_xD, residual_xD, norm, **options)
 
 
@@ -88,6 +92,7 @@ def last_boundary(
     norm: Norm,
     positions_BK: Tensor,
     *,
+    rows: Rows | None = None,
     first: Norm | None = None,
     center: bool = True,
     eps: float = 1e-5,
@@ -101,8 +106,14 @@ def last_boundary(
     if _by_kernels(h_BLD, residual_BLD, norm, center):
         from .block_boundary_triton import last_boundary as by_triton
 
-        return by_triton(h_BLD, residual_BLD, norm, positions_BK, **options)
+        return by_triton(h_BLD, residual_BLD, norm, positions_BK, rows=rows, **options)
+    _require_none(rows)
     return last_reference(h_BLD, residual_BLD, norm, positions_BK, **options)
+
+
+def _require_none(rows: Rows | None) -> None:
+    if rows is not None:
+        raise ValueError("a stream that was not written goes to the kernels only; h must be on a GPU and not float64")
 
 
 def _by_kernels(h: Tensor, residual: Tensor, norm: Norm, center: bool) -> bool:

@@ -3,7 +3,8 @@
 A row lives in registers. Saved: r in the stream's dtype and the statistics of both norms; the backward forms the rest
 again. As in `add_layer_norm`, the backward's programs are fixed in number and leave one partial sum each of the gains'
 and biases' gradients. With asked positions the forward also finds every token's slot and writes the asked rows there;
-the backward adds what comes back for them to the rows that they are copies of.
+the backward adds what comes back for them to the rows that they are copies of. A stream that is rows of a table
+(`Rows`) is read from the table, by the backward too: it lies in the L2 cache, and neither r nor the stream is written.
 """
 
 # mypy: allow-untyped-defs
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from .asked import Asked
 from .block_boundary import Norm
+from .embedding import Rows
 from .partial_sums_triton import sum_parts
+from .table_rows_triton import table_rows
 
 # Elements of a tile, for four warps. Of a backward with two norms half as many: its programs, with 230 to 255 registers
 # a thread otherwise, then run all at once.
@@ -26,6 +29,20 @@ PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the s
 # Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
 AHEAD = tl.constexpr(3)
 ASKED = tl.constexpr(32)  # positions that tokens are compared with at once
+
+
+@triton.jit
+def _residual(
+    residual, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D: tl.constexpr, HAS_TABLE: tl.constexpr,
+    HAS_KEPT: tl.constexpr,
+):  # fmt: skip
+    """Rows of the stream; with HAS_TABLE those of a table after dropout."""
+    if HAS_TABLE:
+        x = table_rows(residual, tokens, row, column, inside, rows, vocabulary, D)
+        if HAS_KEPT:
+            x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+        return x
+    return tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -89,18 +106,21 @@ def _slots(tile, tokens, length, positions, asked, ROWS: tl.constexpr, ONE_EXAMP
 
 @triton.jit
 def boundary_forward_kernel(
-    h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows, slots, stats, rows, asked, length,
-    eps, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, ONE_EXAMPLE: tl.constexpr,
+    h, residual, tokens, kept, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows, slots, stats, rows,
+    asked, length, vocabulary, scale, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    HAS_TABLE: tl.constexpr, HAS_KEPT: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, ONE_EXAMPLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
     x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    x += _residual(
+        residual, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, HAS_TABLE, HAS_KEPT
+    )  # fmt: skip
     x = x.to(s.dtype.element_ty)
-    if HAS_FIRST or HAS_POSITIONS:
+    if STORE_R:
         tl.store(r + at, x, mask=inside)
     if HAS_FIRST:
         x = x.to(tl.float32)
@@ -128,10 +148,12 @@ def boundary_forward_kernel(
 
 @triton.jit
 def boundary_backward_kernel(
-    dy, ds, d_at_rows, r, slots, first_weight, first_bias, weight, stats, dresidual, dh, partials, rows,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr,
+    dy, ds, d_at_rows, r, table, tokens, kept, slots, first_weight, first_bias, weight, stats, dresidual, dh, partials,
+    rows, vocabulary, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_TABLE: tl.constexpr,
+    HAS_KEPT: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr,
 ):  # fmt: skip
+    """With HAS_TABLE, r is h: the stream that it was added to is taken from the table again."""
     column = tl.arange(0, BLOCK_D)
     gain, _ = _parameters(weight, weight, column, D, False)
     first_gain, first_shift = _parameters(first_weight, first_bias, column, D, HAS_FIRST)
@@ -152,10 +174,13 @@ def boundary_backward_kernel(
         if HAS_AT:
             g += tl.load(d_at_rows + given, mask=back, other=0.0).to(tl.float32)
         x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
+        if HAS_TABLE:
+            x += _residual(table, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, True, HAS_KEPT)
+            x = x.to(dresidual.dtype.element_ty).to(tl.float32)
         s = x
         if HAS_FIRST:
             x, first_rstd = _normalised_again(x, stats + 2 * rows, row, rows, inside, True)
-            s = (s + x * first_gain + first_shift).to(r.dtype.element_ty).to(tl.float32)
+            s = (s + x * first_gain + first_shift).to(dresidual.dtype.element_ty).to(tl.float32)
         normalised, rstd = _normalised_again(s, stats, row, rows, inside, CENTER)
         d_gain += g * normalised
         d_shift += g
@@ -184,40 +209,46 @@ def _shape(width: int, tile: int = TILE, **flags: bool) -> dict[str, Any]:
 
 @torch.library.custom_op("basedbench::block_boundary", mutates_args=())
 def _boundary(
-    h: Tensor, residual: Tensor, positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None,
-    weight: Tensor, bias: Tensor | None, center: bool, eps: float, dtype: torch.dtype,
+    h: Tensor, residual: Tensor, table: Tensor | None, tokens: Tensor | None, kept: Tensor | None,
+    positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    bias: Tensor | None, keep: float, center: bool, eps: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, s, y at the positions, r (empty where it is s), slots, each row's mean and 1 / sqrt(var + eps) of both norms.
-
-    With positions s is there only; without, what belongs to them is empty.
+    """y, s, y at the positions, r (empty where it is s, or can be had again from the table), slots, each row's mean and
+    1 / sqrt(var + eps) of both norms. With positions s is there only; without, what belongs to them is empty.
     """
-    h, residual, positions = h.contiguous(), residual.contiguous(), _contiguous(positions)
-    found = _outputs(h, residual, positions, first_weight, first_bias, weight, bias, center, eps, dtype)
+    h, positions = h.contiguous(), _contiguous(positions)
+    stream = residual.contiguous() if table is None else table.contiguous()
+    found = _outputs(
+        h, residual, table, tokens, kept, positions, first_weight, first_bias, weight, bias, keep, center, eps, dtype
+    )
     y, s, at_rows, r, slots, stats = found
     width, rows = h.shape[-1], stats.shape[1]
     asked, length = (1, 1) if positions is None else (positions.shape[1], h.shape[1])
     shape = _shape(
-        width, HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
-        CENTER=center,
+        width, HAS_TABLE=table is not None, HAS_KEPT=kept is not None, HAS_POSITIONS=positions is not None,
+        HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
     )  # fmt: skip
     if rows:
         boundary_forward_kernel[(triton.cdiv(rows, shape["ROWS"]),)](
-            h, residual, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows, slots, stats, rows,
-            asked, length, eps, **shape, ONE_EXAMPLE=positions is not None and length % shape["ROWS"] == 0,
+            h, stream, _contiguous(tokens), kept, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows,
+            slots, stats, rows, asked, length, len(stream), 1 / keep, eps, **shape,
+            ONE_EXAMPLE=positions is not None and length % shape["ROWS"] == 0,
         )  # fmt: skip
     return found
 
 
 @_boundary.register_fake
 def _outputs(
-    h: Tensor, residual: Tensor, positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None,
-    weight: Tensor, bias: Tensor | None, center: bool, eps: float, dtype: torch.dtype,
+    h: Tensor, residual: Tensor, table: Tensor | None, tokens: Tensor | None, kept: Tensor | None,
+    positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    bias: Tensor | None, keep: float, center: bool, eps: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     stream, width = torch.promote_types(h.dtype, residual.dtype), h.shape[-1]
     given = h.shape if positions is None else (*positions.shape, width)
     s = h.new_empty(given, dtype=stream)
     at_rows = h.new_empty((0,) if positions is None else given, dtype=dtype)
-    r = h.new_empty((0,) if positions is None and first_weight is None else h.shape, dtype=stream)
+    again = table is not None or (positions is None and first_weight is None)
+    r = h.new_empty((0,) if again else h.shape, dtype=stream)
     slots = h.new_empty((0,) if positions is None else h.shape[:-1], dtype=torch.int32)
     stats = h.new_empty((2 if first_weight is None else 4, h.shape[:-1].numel()), dtype=torch.float32)
     return h.new_empty(h.shape, dtype=dtype), s, at_rows, r, slots, stats
@@ -229,17 +260,17 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 @torch.library.custom_op("basedbench::block_boundary_backward", mutates_args=())
 def _boundary_backward(
-    dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, slots: Tensor, first_weight: Tensor | None,
-    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, stream: torch.dtype,
-    dtype: torch.dtype, center: bool,
+    dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, table: Tensor | None, tokens: Tensor | None,
+    kept: Tensor | None, slots: Tensor, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    bias: Tensor | None, stats: Tensor, stream: torch.dtype, dtype: torch.dtype, keep: float, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of residual and h (empty where it is the same), and of the 2 or 4 parameters."""
+    """Gradients of residual and h (empty where it is the same), and of the 2 or 4 parameters. With a table, r is h."""
     dy, ds, d_at_rows, r = dy.contiguous(), _contiguous(ds), _contiguous(d_at_rows), r.contiguous()
     dresidual = torch.empty(r.shape, dtype=stream, device=r.device)
     dh = torch.empty(r.shape if dtype != stream else (0,), dtype=dtype, device=r.device)
     width, rows = r.shape[-1], stats.shape[1]
     flags = _shape(
-        width, TILE if first_weight is None else TWO_NORMS_TILE,
+        width, TILE if first_weight is None else TWO_NORMS_TILE, HAS_TABLE=table is not None, HAS_KEPT=kept is not None,
         HAS_POSITIONS=slots.numel() > 0, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
         CENTER=center, HAS_DS=ds is not None, HAS_AT=d_at_rows is not None and d_at_rows.numel() > 0,
         STORE_DH=dh.numel() > 0,
@@ -249,17 +280,18 @@ def _boundary_backward(
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
     first = (weight, weight) if first_weight is None else (first_weight, first_bias)
     boundary_backward_kernel[(programs,)](
-        dy, ds, d_at_rows, r, slots, *first, weight, stats, dresidual, dh, partials, rows, **flags
-    )
+        dy, ds, d_at_rows, r, _contiguous(table), _contiguous(tokens), kept, slots, *first, weight, stats, dresidual,
+        dh, partials, rows, 0 if table is None else len(table), 1 / keep, **flags,
+    )  # fmt: skip
     sums = sum_parts(partials, weight.dtype, (weight, bias, first_weight, first_bias))
     return dresidual, dh, sums.view(ways, width)
 
 
 @_boundary_backward.register_fake
 def _(
-    dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, slots: Tensor, first_weight: Tensor | None,
-    first_bias: Tensor | None, weight: Tensor, bias: Tensor | None, stats: Tensor, stream: torch.dtype,
-    dtype: torch.dtype, center: bool,
+    dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, table: Tensor | None, tokens: Tensor | None,
+    kept: Tensor | None, slots: Tensor, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    bias: Tensor | None, stats: Tensor, stream: torch.dtype, dtype: torch.dtype, keep: float, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dh = r.new_empty(r.shape if dtype != stream else (0,), dtype=dtype)
     parameters = weight.new_empty((2 if first_weight is None else 4, r.shape[-1]))
@@ -267,22 +299,24 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, _, first_weight, first_bias, weight, bias, ctx.center, _, _ = inputs
+    h, residual, *rows, _, first_weight, first_bias, weight, bias, ctx.keep, ctx.center, _, _ = inputs
     _, s, _, r, slots, stats = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(r, slots, stats)
     ctx.dtypes = residual.dtype, h.dtype
-    ctx.save_for_backward(r if r.numel() else s, slots, first_weight, first_bias, weight, bias, stats)
+    kept = h if rows[0] is not None else r if r.numel() else s
+    ctx.save_for_backward(kept, *rows, slots, first_weight, first_bias, weight, bias, stats)
 
 
 def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, d_at_rows: Tensor | None, *_: None):
     r, *_, bias, _ = saved = ctx.saved_tensors
     if dy is None:  # only the stream was used
         dy = torch.zeros_like(r)
-    dresidual, dh, parameters = _boundary_backward(dy, ds, d_at_rows, *saved, *ctx.dtypes, ctx.center)
+    dresidual, dh, parameters = _boundary_backward(dy, ds, d_at_rows, *saved, *ctx.dtypes, ctx.keep, ctx.center)
     d_first = parameters[2:].unbind() if len(parameters) == 4 else (None, None)
     d_bias = None if bias is None else parameters[1]
-    return dh if dh.numel() else dresidual, dresidual, None, *d_first, parameters[0], d_bias, None, None, None
+    d_h = dh if dh.numel() else dresidual
+    return d_h, dresidual, None, None, None, None, *d_first, parameters[0], d_bias, None, None, None, None
 
 
 _boundary.register_autograd(_gradients, setup_context=_setup)
@@ -303,13 +337,14 @@ def last_boundary(
 
 
 def _apply(
-    h: Tensor, residual: Tensor, norm: Norm, positions: Tensor | None, *, first: Norm | None = None,
-    center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
+    h: Tensor, residual: Tensor, norm: Norm, positions: Tensor | None, *, rows: Rows | None = None,
+    first: Norm | None = None, center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     stream = torch.promote_types(h.dtype, residual.dtype)
     pair = (None, None) if first is None else first
     dtype = dtype or torch.promote_types(stream, norm[0].dtype)
+    *looked, keep = rows or (None, None, None, 1.0)
     found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _boundary(
-        h, residual, positions, *pair, *norm, center, eps, dtype
+        h, residual, *looked, positions, *pair, *norm, keep, center, eps, dtype
     )
     return found

@@ -35,6 +35,18 @@ class Places(NamedTuple):
     cursor: Tensor
 
 
+class Rows(NamedTuple):
+    """A stream (..., D) that is rows of a table after dropout, and need not be written: table_[token] * kept / keep.
+
+    table_VD: detached. tokens_x: int64. kept_xD: uint8, None without dropout.
+    """
+
+    table_VD: Tensor
+    tokens_x: Tensor
+    kept_xD: Tensor | None
+    keep: float
+
+
 def sorted_places(tokens_NL: Tensor, sizes: Sequence[int], vocabulary: int) -> Places | None:
     """The places of batches of these sizes, one after another; None if a token fills too much of one."""
     device, length = tokens_NL.device, tokens_NL.shape[1]

@@ -14,7 +14,7 @@ from .add_layer_norm import add_layer_norm
 from .block_boundary import Norm
 from .costs import total_flops
 from .draws import Draws
-from .embedding import Places, embedding
+from .embedding import Places, Rows, embedding
 
 
 def reference(
@@ -51,12 +51,42 @@ def embedding_norm(
     """
     options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}
     options |= {"places": places, "stream": stream}
-    fitting = weight_VD.is_cuda and torch.float64 not in (weight_VD.dtype, norm[0].dtype, stream)
-    if fitting and tokens_x.numel() and (center or norm[1] is None):
+    if _by_kernels(tokens_x, weight_VD, norm, center) and stream != torch.float64:
         from .embedding_norm_triton import embedding_norm as by_triton
 
-        return by_triton(tokens_x, weight_VD, norm, **options)
+        y_xD, r_xD, _ = by_triton(tokens_x, weight_VD, norm, **options)
+        return y_xD, r_xD
     return reference(tokens_x, weight_VD, norm, **options)
+
+
+def unwritten_embedding_norm(
+    tokens_x: Tensor,
+    weight_VD: Tensor,
+    norm: Norm,
+    *,
+    places: Places | None = None,
+    eps: float = 1e-5,
+    kept_xD: Draws | None = None,
+    keep: float = 1.0,
+    center: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Rows | None]:
+    """`embedding_norm` that leaves the stream unwritten where it can: y, r, and then what r is.
+
+    Then r has no memory of its own: it only takes the gradient, and `block_boundary` reads the rows.
+    """
+    options: dict[str, Any] = {"eps": eps, "kept_xD": kept_xD, "keep": keep, "center": center, "dtype": dtype}
+    options |= {"places": places}
+    if _by_kernels(tokens_x, weight_VD, norm, center) and weight_VD.dtype == torch.float32:
+        from .embedding_norm_triton import embedding_norm as by_triton
+
+        return by_triton(tokens_x, weight_VD, norm, written=False, **options)
+    return *embedding_norm(tokens_x, weight_VD, norm, **options), None
+
+
+def _by_kernels(tokens_x: Tensor, weight_VD: Tensor, norm: Norm, center: bool) -> bool:
+    fitting = weight_VD.is_cuda and torch.float64 not in (weight_VD.dtype, norm[0].dtype)
+    return fitting and tokens_x.numel() > 0 and (center or norm[1] is None)
 
 
 def flops(*, tokens: int, width: int, backward: bool = False) -> int:

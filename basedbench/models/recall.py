@@ -22,8 +22,8 @@ from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding, last_boundary
 from basedbench.kernels.asked import Asked, ask, take_rows
 from basedbench.kernels.draws import Draws
-from basedbench.kernels.embedding import Places
-from basedbench.kernels.embedding_norm import embedding_norm
+from basedbench.kernels.embedding import Places, Rows
+from basedbench.kernels.embedding_norm import embedding_norm, unwritten_embedding_norm
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
 from basedbench.mixers.registry import get_mixer
@@ -195,7 +195,7 @@ class RecallModel(nn.Module):
     ) -> Tensor:
         """What the head reads; `mix(layer, x, asked)` applies a mixer, the last one at `positions_BK` only."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
-        x, residual = _enter(tokens, self.embedding.weight, blocks[0], places)
+        x, residual, rows = _enter(tokens, self.embedding.weight, blocks[0], places, written=len(blocks) == 1)
         asked = None
         if positions_BK is not None and len(blocks) == 1:
             asked = ask(x, positions_BK)
@@ -210,16 +210,17 @@ class RecallModel(nn.Module):
             }
             given = mix(layer, x, asked), residual, _parameters(following)
             if positions_BK is not None and layer == len(blocks) - 2:
-                x, asked, residual = last_boundary(*given, positions_BK, **options)
+                x, asked, residual = last_boundary(*given, positions_BK, rows=rows, **options)
             else:
-                x, residual = block_boundary(*given, **options)
+                x, residual = block_boundary(*given, rows=rows, **options)
+            rows = None
         return x
 
 
 def _enter(
-    tokens: Tensor, table_VD: Tensor, block: LayerNormBlock | MambaBlock, places: Places | None
-) -> tuple[Tensor, Tensor]:
-    """What the first mixer reads, and the stream."""
+    tokens: Tensor, table_VD: Tensor, block: LayerNormBlock | MambaBlock, places: Places | None, written: bool
+) -> tuple[Tensor, Tensor, Rows | None]:
+    """What the first mixer reads, the stream, and what the stream is where it is not `written`."""
     dropout, norm = block.dropout, _parameters(block.entrance)
     options: dict[str, Any] = {
         "eps": NORM_EPS,
@@ -229,9 +230,11 @@ def _enter(
     }
     if dropout.active and dropout.draws is None:
         h = embedding(tokens, table_VD, places)
-        return add_layer_norm(h, None, *norm, kept_xD=dropout.draw(h), **options)
-    draws = dropout.draws if dropout.active else None
-    return embedding_norm(tokens, table_VD, norm, places=places, kept_xD=draws, **options)
+        return *add_layer_norm(h, None, *norm, kept_xD=dropout.draw(h), **options), None
+    options |= {"places": places, "kept_xD": dropout.draws if dropout.active else None}
+    if written:
+        return *embedding_norm(tokens, table_VD, norm, **options), None
+    return unwritten_embedding_norm(tokens, table_VD, norm, **options)
 
 
 def _parameters(norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor | None]:

@@ -134,7 +134,8 @@ def test_registration(randn, device):
     )  # fmt: skip
     positions = torch.tensor([[4, 0], [1, 2]], device=device)
     for chosen, pair in [(None, first), (positions, first), (positions, (None, None))]:
-        torch.library.opcheck(_boundary, (h, residual, chosen, *pair, weight, bias, True, 1e-5, torch.float32))
+        rest = *pair, weight, bias, 1.0, True, 1e-5, torch.float32
+        torch.library.opcheck(_boundary, (h, residual, None, None, None, chosen, *rest))
 
 
 def test_the_public_function_takes_the_kernels_on_cuda(randn, device):

@@ -5,13 +5,20 @@ from importlib import import_module
 import pytest
 import torch
 
+from basedbench.kernels.block_boundary_triton import block_boundary, last_boundary
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import sorted_places
-from basedbench.kernels.embedding_norm_triton import embedding_norm
+from basedbench.kernels.embedding_norm_triton import embedding_norm as by_triton
 
 reference = import_module("basedbench.kernels.embedding_norm").reference
 FLOOR = {torch.float32: 3e-7, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 VOCABULARY, LENGTH = 37, 11
+
+
+def embedding_norm(*args, **options):
+    y, r, rows = by_triton(*args, **options)
+    assert rows is None
+    return y, r
 
 
 def outputs_and_gradients(function, tokens, tensors, signs, **options):
@@ -98,3 +105,37 @@ def test_an_unknown_token_has_no_row(randn, device):
         assert found[0, 1].isnan().all()
         assert found[1, 0].isnan().all()
         assert found[[0, 1], [0, 1]].isfinite().all()
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_unwritten_stream_is_the_written_one(randn, device, dtypes, asked, dropped, center):
+    """To the last bit, through the boundary that reads it: outputs and gradients."""
+    width = 48
+    tokens = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(2)).to(device)
+    positions = torch.stack([torch.randperm(LENGTH)[:4] for _ in range(3)]).to(device) if asked else None
+    leaves = [randn(VOCABULARY, width), randn(width) + 1, randn(3, LENGTH, width), *(randn(width) for _ in range(3))]
+    signs = [randn(3, LENGTH, width).sign().to(device) for _ in range(3)]
+    options = {"keep": 0.75 if dropped else 1.0, "center": center, "dtype": dtypes[-1], "eps": 1e-5, "places": None}
+    options["kept_xD"] = Draws(3, torch.tensor(5, device=device)) if dropped else None
+
+    def run(written):
+        table, weight, h, *parameters = given = [x.detach().clone().to(device).requires_grad_() for x in leaves]
+        x, r, rows = by_triton(tokens, table, (weight, None), written=written, **options)
+        assert written == (rows is None)
+        assert written or r.untyped_storage().nbytes() == r.element_size()
+        first = tuple(parameters[:2]) if center else None
+        boundary = (x.float() + h).to(dtypes[-1]), r, (parameters[2], None)
+        common = {"rows": rows, "first": first, "center": center, "dtype": dtypes[-1]}
+        if asked:
+            y, at, s = last_boundary(*boundary, positions, **common)
+            outputs = [y, at.x_BKD, s]
+        else:
+            outputs = list(block_boundary(*boundary, **common))
+        total = sum((y.float() * sign[:, : y.shape[1]]).sum() for y, sign in zip(outputs, signs, strict=False))
+        used = given if center else [*given[:3], given[5]]
+        return [*outputs, *torch.autograd.grad(total, used)]
+
+    for mine, theirs in zip(run(False), run(True), strict=True):
+        assert torch.equal(mine, theirs)

@@ -1,0 +1,15 @@
+"""Rows of a table that tokens name, for kernels that read an embedding where others would read a tensor."""
+
+# mypy: allow-untyped-defs
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def table_rows(table, tokens, row, column, inside, rows, vocabulary, D: tl.constexpr):
+    """A tile of them in float32, zeros outside; NaN for a token that the table does not have."""
+    token = tl.load(tokens + row, mask=row < rows, other=0)
+    known = inside & ((token >= 0) & (token < vocabulary))[:, None]
+    x = tl.load(table + token[:, None] * D + column[None, :], mask=known, other=float("nan")).to(tl.float32)
+    return tl.where(inside, x, 0.0)
