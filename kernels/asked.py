@@ -24,6 +24,10 @@ class Asked(NamedTuple):
     slots_BL: Tensor
     x_BKD: Tensor
 
+    def rows(self, y_BLE: Tensor) -> Tensor:
+        """Those of another tensor (B,L,E) -> (B,K,E)."""
+        return take_rows(y_BLE, self.positions_BK, self.slots_BL)
+
 
 def slots_of(positions_BK: Tensor, length: int) -> Tensor:
     """The slots (B,L) int32 of `Asked`, from positions (B,K) int64; any device."""

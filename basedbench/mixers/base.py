@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain
-from basedbench.kernels.asked import Asked, take_rows
+from basedbench.kernels.asked import Asked
 from basedbench.kernels.row_linear import row_linear
 
 State = dict[str, Tensor]
@@ -91,7 +91,7 @@ class Mixer(nn.Module):
         whose last projection, queries or gates can do without the other tokens overrides it. It may return no gradient
         for `asked.x_BKD`.
         """
-        return take_rows(self(x_BLD), asked.positions_BK, asked.slots_BL)
+        return asked.rows(self(x_BLD))
 
     def init_state(
         self,

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import delta_inputs, head_norm, layer_delta_rule, layer_delta_rule_step
+from basedbench.kernels.asked import Asked
 from basedbench.kernels.head_norm import Activation
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, project_aligned, require_heads
@@ -71,16 +72,25 @@ class DeltaMixer(Mixer):
         q, k, beta, g = delta_inputs(q, k, beta, *self._decay(further))
         return q, k, v, beta, g
 
-    def _output(self, y_xHV: Tensor, further: list[Tensor]) -> Tensor:
+    def _output(self, y_xHV: Tensor, further: list[Tensor], asked: Asked | None = None) -> Tensor:
         gate_xE, activation = self._gate(further)
+        if asked is not None:
+            y_xHV = asked.rows(y_xHV.flatten(2)).unflatten(-1, y_xHV.shape[2:])
+            gate_xE = None if gate_xE is None else asked.rows(gate_xE)
         options: Any = {"gate_xE": gate_xE, "activation": activation, "dtype": product_dtype(y_xHV)}
         return self.out_proj(head_norm(y_xHV, self.norm.weight, eps=1e-5, **options))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def _recall(self, x_BLD: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Values (B, L, H, V), and what `_gate` reads."""
         projected = project_aligned(self.in_proj, x_BLD)
         q, k, v, *further, beta = self.conv.split(projected, [*self.widths, *self.in_widths[1:]])
-        y_BLHV = layer_delta_rule(*self._rule((q, k, v), beta, further))
-        return self._output(y_BLHV, further)
+        return layer_delta_rule(*self._rule((q, k, v), beta, further)), further
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self._output(*self._recall(x_BLD))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        return self._output(*self._recall(x_BLD), asked)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed, *further, beta = self.in_proj(x_BLD).split(self.in_widths, -1)

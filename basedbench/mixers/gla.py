@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import gated_linear_attention, gated_linear_attention_step, linear
+from basedbench.kernels.asked import Asked
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.head_norm import GatedHeadNorm
@@ -80,11 +81,18 @@ class GLA(Mixer):
         q, k, v = (self._heads(part) for part in qkv_xE.split(self.qkv_widths, -1))
         return q * q.shape[-1] ** -0.5, k, v
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def _attend(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (B, L, H, V) and the gate's logits."""
         qkv_BLE, gate_BLE, g_BLHK = self._project(x_BLD)
         qkv_BLE = qkv_BLE if self.conv is None else self.conv(qkv_BLE)
-        y_BLHV = cast(Tensor, gated_linear_attention(*self._split(qkv_BLE), g_BLHK))
-        return self.out_proj(self.norm(y_BLHV, gate_BLE))
+        return cast(Tensor, gated_linear_attention(*self._split(qkv_BLE), g_BLHK)), gate_BLE
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.out_proj(self.norm(*self._attend(x_BLD)))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        y_BLHV, gate_BLE = self._attend(x_BLD)
+        return self.out_proj(self.norm(self._heads(asked.rows(y_BLHV.flatten(2))), asked.rows(gate_BLE)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         qkv_BLE, gate_BLE, g_BLHK = self._project(x_BLD)

@@ -22,6 +22,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from basedbench.errors import UserError
+from basedbench.kernels.asked import Asked
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, require_heads
 from basedbench.mixers.feature_maps import FEATURE_MAPS, MapName
 from basedbench.mixers.registry import register
@@ -102,10 +103,15 @@ class LinearAttention(Mixer):
                 f"the weights of {self.options.feature_map} end; raise that option."
             )
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def _attend(self, x_BLD: Tensor) -> Tensor:
         self._require(x_BLD.shape[1])
-        y_BLHV, _ = self.feature_map.attend(*self._project(x_BLD))
-        return self.out_proj(y_BLHV.flatten(2))
+        return self.feature_map.attend(*self._project(x_BLD))[0].flatten(2)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.out_proj(self._attend(x_BLD))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        return self.out_proj(asked.rows(self._attend(x_BLD)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         batch, length, _ = x_BLD.shape

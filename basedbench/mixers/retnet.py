@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import retention, rotary, rotary_angles, ssd_step
+from basedbench.kernels.asked import Asked
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, require_heads
 from basedbench.mixers.gla import check_expansions, expanded
 from basedbench.mixers.head_norm import GatedHeadNorm
@@ -77,20 +78,28 @@ class RetNet(Mixer):
         q, k = rotary(q, k, angles(positions_x, q.shape[-1], accumulator_dtype(q.dtype)))
         return q, k, v, gate_xE
 
-    def _retained(self, x_BLD: Tensor, *, return_state: bool) -> tuple[Tensor, Tensor | None]:
+    def _retained(self, x_BLD: Tensor, *, return_state: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (B, L, H, V), the gate's logits, the state if asked for."""
         positions_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         q, k, v, gate_BLE = self._project(x_BLD, positions_L)
         found = retention(q, k, v, log_decays(v), scale=q.shape[-1] ** -0.5, return_state=return_state)
         y_BLHV, state = found if isinstance(found, tuple) else (found, None)
-        return self.out_proj(self.norm(y_BLHV, gate_BLE)), state
+        return y_BLHV, gate_BLE, state
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self._retained(x_BLD, return_state=False)[0]
+        y_BLHV, gate_BLE, _ = self._retained(x_BLD, return_state=False)
+        return self.out_proj(self.norm(y_BLHV, gate_BLE))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        y_BLHV, gate_BLE, _ = self._retained(x_BLD, return_state=False)
+        y_BKHV = asked.rows(y_BLHV.flatten(2)).unflatten(-1, y_BLHV.shape[2:])
+        return self.out_proj(self.norm(y_BKHV, asked.rows(gate_BLE)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
-        y_BLD, state_BHVK = self._retained(x_BLD, return_state=True)
+        y_BLHV, gate_BLE, state_BHVK = self._retained(x_BLD, return_state=True)
         position_B = torch.full(x_BLD.shape[:1], x_BLD.shape[1], dtype=torch.int32, device=x_BLD.device)
-        return y_BLD, {"state": cast(Tensor, state_BHVK).contiguous(), "position": position_B}
+        state = {"state": cast(Tensor, state_BHVK).contiguous(), "position": position_B}
+        return self.out_proj(self.norm(y_BLHV, gate_BLE)), state
 
     def init_state(
         self,

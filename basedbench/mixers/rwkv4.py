@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import token_shift, wkv4, wkv4_step
+from basedbench.kernels.asked import Asked
 from basedbench.kernels.token_shift import mixed
 from basedbench.kernels.wkv4 import empty_state
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype
@@ -86,9 +87,18 @@ class RWKV4(Mixer):
         k_xD, v_xD, r_xD = (proj(x) for proj, x in zip((self.k_proj, self.v_proj, self.r_proj), shifted, strict=True))
         return k_xD, v_xD, r_xD.sigmoid()
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def _read(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs' gate, and what it is multiplied by."""
         k_BLD, v_BLD, r_BLD = self._project(token_shift(x_BLD, self._shares()))
-        return self.out_proj(r_BLD * cast(Tensor, wkv4(k_BLD, v_BLD, negative_exp(self.decay), self.bonus)))
+        return r_BLD, cast(Tensor, wkv4(k_BLD, v_BLD, negative_exp(self.decay), self.bonus))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        r_BLD, y_BLD = self._read(x_BLD)
+        return self.out_proj(r_BLD * y_BLD)
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        r_BLD, y_BLD = self._read(x_BLD)
+        return self.out_proj(asked.rows(r_BLD * y_BLD))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         k_BLD, v_BLD, r_BLD = self._project(token_shift(x_BLD, self._shares()))

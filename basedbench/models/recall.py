@@ -146,7 +146,7 @@ class RecallModel(nn.Module):
         def mix(layer: int, x_BLD: Tensor, asked: Asked | None) -> Tensor:
             y_BLD, part = mixers[layer].prefill(x_BLD, max_length)
             state.update(_prefixed(layer, part))
-            return y_BLD if asked is None else take_rows(y_BLD, asked.positions_BK, asked.slots_BL)
+            return y_BLD if asked is None else asked.rows(y_BLD)
 
         return F.linear(self._hidden(tokens_BL, mix, positions_BK), self.head_weight), state
 
