@@ -2,6 +2,7 @@
 
 from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm
+from .asked_attention import sliding_window_asked, taylor_attention_asked
 from .attention_decode import attention_decode
 from .base_conv import base_conv
 from .block_boundary import block_boundary, last_boundary
@@ -81,12 +82,14 @@ __all__ = [
     "short_conv",
     "short_conv_step",
     "sliding_window",
+    "sliding_window_asked",
     "sliding_window_step",
     "split_conv",
     "ssd",
     "ssd_step",
     "swiglu",
     "taylor_attention",
+    "taylor_attention_asked",
     "taylor_attention_step",
     "taylor_feature_map",
     "token_shift",

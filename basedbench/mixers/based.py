@@ -20,7 +20,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import sliding_window, sliding_window_step, taylor_attention, taylor_attention_step
+from basedbench.kernels import (
+    sliding_window,
+    sliding_window_step,
+    taylor_attention,
+    taylor_attention_asked,
+    taylor_attention_step,
+)
+from basedbench.kernels.asked import Asked
+from basedbench.kernels.linear_asked import linear_asked
 from basedbench.kernels.slices import cut
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, project, require_heads
 from basedbench.mixers.registry import register
@@ -65,6 +73,16 @@ class Based(Mixer):
         if local:
             y_BLHV = y_BLHV + sliding_window(local[0], local[1], local[2], self.options.window)
         return self.out_proj(y_BLHV.flatten(2))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        if self.options.window:
+            return super().forward_asked(x_BLD, asked)
+        keys, heads = self.widths[0], self.options.heads
+        kv_BLE, q_BKE = linear_asked(x_BLD, asked.x_BKD, self.in_proj.weight, None, slice(keys))
+        k_BLHK, v_BLHV = (part.unflatten(-1, (heads, -1)) for part in cut(kv_BLE, self.widths[1:]))
+        q_BKHK = q_BKE.unflatten(-1, (heads, -1))
+        y_BKHV = taylor_attention_asked(q_BKHK, k_BLHK, v_BLHV, asked.positions_BK)
+        return self.out_proj(y_BKHV.flatten(2))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHV, *local = self._project(x_BLD)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from basedbench.kernels import sliding_window, sliding_window_step
+from basedbench.kernels import sliding_window, sliding_window_asked, sliding_window_step
+from basedbench.kernels.asked import Asked
 from basedbench.mixers.base import State
 from basedbench.mixers.registry import register
 from basedbench.mixers.softmax import SoftmaxMixer, SoftmaxOptions, dropped_attention
@@ -43,6 +44,12 @@ class SlidingWindow(SoftmaxMixer):
         else:
             y_BLHK = sliding_window(q_BLHK, k_BLHK, v_BLHK, self.options.window)
         return self._output(y_BLHK)
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        if self.dropout.active:
+            return super().forward_asked(x_BLD, asked)
+        projected = self._project_asked(x_BLD, asked)
+        return self._output(sliding_window_asked(*projected, asked.positions_BK, self.options.window))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)

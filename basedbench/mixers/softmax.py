@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import linear
+from basedbench.kernels.asked import Asked
+from basedbench.kernels.linear_asked import linear_asked
 from basedbench.kernels.slices import cut
 from basedbench.mixers.base import Init, Mixer, MixerOptions, normal_linear_, require_heads, residual_std
 from basedbench.models.dropout import Dropout
@@ -46,6 +48,13 @@ class SoftmaxMixer(Mixer):
         """q, k, v of (..., H, K)."""
         parts = cut(linear(x_xD, self.qkv.weight, self.qkv.bias), [self.d_model] * 3)
         q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in parts)
+        return q, k, v
+
+    def _project_asked(self, x_BLD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """q of (B, K, H, K) at asked tokens; k and v of (B, L, H, K)."""
+        kv, q = linear_asked(x_BLD, asked.x_BKD, self.qkv.weight, self.qkv.bias, slice(self.d_model))
+        k, v = cut(kv, [self.d_model] * 2)
+        q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in (q, k, v))
         return q, k, v
 
     def _output(self, y_xHK: Tensor) -> Tensor:

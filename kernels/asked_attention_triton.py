@@ -1,0 +1,253 @@
+"""`asked_attention` in Triton: a launch forward, a launch backward.
+
+A program has up to 64 queries of one head of one example and walks over the tiles of keys that any of them sees. With
+no more queries than that the backward's program has all of them, so that a tile's gradients are complete when it has
+been walked over, and everything is recomputed from the rows' sums only once. With u = dy / z (softmax: u = dy and
+weights divided by z)
+
+    dw_kj = u_k . v_j - u_k . y_k,   ds = dw times w's slope;   dq = sum ds k,   dk = sum ds q,   dv = w^T u
+"""
+
+# mypy: allow-untyped-defs
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dense_rows import dense_rows
+from .offsets import fit
+from .precision import precision_of
+from .slices import gradients_like
+from .taylor_tiles import load_tile, operand, product, scores
+
+LARGEST_HEAD = 128
+MOST_QUERIES = 64  # of a program, and of an example with gradients
+SMALL_WINDOW = 32
+NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
+
+
+@triton.jit
+def _queries(positions, batch, first, asked, QUERIES: tl.constexpr):
+    """Numbers of queries, and their positions: -1 beyond the last."""
+    query = first + tl.arange(0, QUERIES)
+    return query, tl.load(positions + batch * asked + query, mask=query < asked, other=-1).to(tl.int32)
+
+
+@triton.jit
+def _seen(position, key, WINDOW: tl.constexpr):
+    """Whether a query at a position sees a key, for tensors that broadcast; WINDOW 0: all before it."""
+    if WINDOW == 0:
+        return key <= position
+    return (key <= position) & (position - key <= WINDOW)
+
+
+@triton.jit
+def asked_forward_kernel(
+    q, k, v, positions, y, sums, asked, length, heads, scale, batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v,
+    row_v, head_v, F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y (B,K,H,V), and of each row 1 / z, or with a WINDOW log2 of z (B,H,K). `scale`: then times log2(e)."""
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    query, position = _queries(positions, batch, tl.program_id(0) * QUERIES, asked, QUERIES)
+    c_F, c_V = tl.arange(0, BF), tl.arange(0, BV)
+    q_QF = load_tile(q + batch * batch_q + head * head_q, row_q, query, c_F, asked, F, BF, False)
+    k += batch * batch_k + head * head_k
+    v += batch * batch_v + head * head_v
+    y_QV = tl.zeros([QUERIES, BV], tl.float32)
+    z_Q = tl.zeros([QUERIES], tl.float32)
+    peak_Q = tl.full([QUERIES], NEVER, tl.float32)
+    first = 0
+    if WINDOW > 0:
+        earliest = tl.min(tl.where(query < asked, position, length))
+        first = tl.maximum(earliest - WINDOW, 0) // KEYS * KEYS
+    for start in tl.range(first, tl.max(position) + 1, KEYS):
+        key = start + tl.arange(0, KEYS)
+        k_JF = load_tile(k, row_k, key, c_F, length, F, BF, False)
+        v_JV = operand(load_tile(v, row_v, key, c_V, length, V, BV, False), PRECISION)
+        s = scores(q_QF, k_JF, PRECISION) * scale
+        seen = _seen(position[:, None], key[None, :], WINDOW)
+        if WINDOW == 0:
+            weights = tl.where(seen, (0.5 * s + 1.0) * s + 1.0, 0.0)
+        else:
+            s = tl.where(seen, s, float("-inf"))
+            top_Q = tl.maximum(peak_Q, tl.max(s, 1))
+            weights = tl.exp2(s - top_Q[:, None])
+            shrink_Q = tl.exp2(peak_Q - top_Q)
+            z_Q *= shrink_Q
+            y_QV *= shrink_Q[:, None]
+            peak_Q = top_Q
+        z_Q += tl.sum(weights, 1)
+        y_QV = product(operand(weights, PRECISION), v_JV, y_QV, PRECISION)
+    inverse_Q = 1.0 / z_Q
+    place = ((batch * asked + query) * heads + head)[:, None] * V + c_V[None, :]
+    inside = (query < asked)[:, None] & (c_V < V)[None, :]
+    tl.store(y + place, (y_QV * inverse_Q[:, None]).to(y.dtype.element_ty), mask=inside)
+    kept = inverse_Q if WINDOW == 0 else peak_Q + tl.log2(z_Q)
+    tl.store(sums + tl.program_id(1).to(tl.int64) * asked + query, kept, mask=query < asked)
+
+
+@triton.jit
+def _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW: tl.constexpr, PRECISION: tl.constexpr):
+    """(keys, queries): weights, not divided by their sum for Taylor's, and their derivative by the score over them."""
+    s = scores(k_JF, q_QF, PRECISION) * scale
+    seen = _seen(position[None, :], key[:, None], WINDOW)
+    if WINDOW == 0:
+        return tl.where(seen, (0.5 * s + 1.0) * s + 1.0, 0.0), tl.where(seen, 1.0 + s, 0.0)
+    weights = tl.exp2(tl.where(seen, s - sums_Q[None, :], float("-inf")))
+    return weights, weights
+
+
+@triton.jit
+def asked_backward_kernel(
+    q, k, v, y, dy, positions, sums, dq, dk, dv, asked, length, heads, scale, factor, batch_q, row_q, head_q, batch_k,
+    row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv, F: tl.constexpr,
+    V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """dq (B,K,H,F), dk and dv. `scale` as in the forward, `factor` that of the scores' derivative.
+
+    EXACT: delta is summed again from its terms. The y of a small window is about as large as they are, so that its
+    rounding to half precision would show in dq and dk.
+    """
+    batch, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
+    query, position = _queries(positions, batch, 0, asked, QUERIES)
+    c_F, c_V = tl.arange(0, BF), tl.arange(0, BV)
+    q_QF = load_tile(q + batch * batch_q + head * head_q, row_q, query, c_F, asked, F, BF, False)
+    k += batch * batch_k + head * head_k
+    v += batch * batch_v + head * head_v
+    dk += batch * batch_dk + head * head_dk
+    dv += batch * batch_dv + head * head_dv
+    own = (batch * asked * heads + head) * V
+    given = load_tile(dy + own, heads * V, query, c_V, asked, V, BV, False)
+    sums_Q = tl.load(sums + tl.program_id(0).to(tl.int64) * asked + query, mask=query < asked, other=0.0)
+    dy_QV = operand(given, PRECISION)
+    inverse_Q = sums_Q if WINDOW == 0 else tl.full([QUERIES], 1.0, tl.float32)
+    if EXACT:
+        delta_Q = tl.zeros([QUERIES], tl.float32)
+        for start in tl.range(0, tl.max(position) + 1, KEYS):
+            key = start + tl.arange(0, KEYS)
+            k_JF = load_tile(k, row_k, key, c_F, length, F, BF, False)
+            v_JV = operand(load_tile(v, row_v, key, c_V, length, V, BV, False), PRECISION)
+            weights, _ = _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW, PRECISION)
+            dw = product(v_JV, tl.trans(dy_QV), tl.zeros([KEYS, QUERIES], tl.float32), PRECISION)
+            delta_Q += tl.sum(weights * dw, 0)
+    else:
+        y_QV = load_tile(y + own, heads * V, query, c_V, asked, V, BV, False).to(tl.float32)
+        delta_Q = tl.sum(given.to(tl.float32) * y_QV, 1) * inverse_Q
+    dq_QF = tl.zeros([QUERIES, BF], tl.float32)
+    for start in tl.range(0, length, KEYS):
+        key = start + tl.arange(0, KEYS)
+        k_JF = load_tile(k, row_k, key, c_F, length, F, BF, False)
+        v_JV = operand(load_tile(v, row_v, key, c_V, length, V, BV, False), PRECISION)
+        weights, slopes = _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW, PRECISION)
+        nothing = tl.zeros([KEYS, BV], tl.float32)
+        dv_JV = product(operand(weights * inverse_Q[None, :], PRECISION), dy_QV, nothing, PRECISION)
+        dw = product(v_JV, tl.trans(dy_QV), tl.zeros([KEYS, QUERIES], tl.float32), PRECISION)
+        ds = operand((dw * inverse_Q[None, :] - delta_Q[None, :]) * slopes, PRECISION)
+        dk_JF = product(ds, operand(q_QF, PRECISION), tl.zeros([KEYS, BF], tl.float32), PRECISION)
+        dq_QF = product(tl.trans(ds), operand(k_JF, PRECISION), dq_QF, PRECISION)
+        left = (key < length)[:, None]
+        place = dk + key[:, None] * row_dk + c_F[None, :]
+        tl.store(place, (dk_JF * factor).to(dk.dtype.element_ty), mask=left & (c_F < F)[None, :])
+        place = dv + key[:, None] * row_dv + c_V[None, :]
+        tl.store(place, dv_JV.to(dv.dtype.element_ty), mask=left & (c_V < V)[None, :])
+    place = ((batch * asked + query) * heads + head)[:, None] * F + c_F[None, :]
+    inside = (query < asked)[:, None] & (c_F < F)[None, :]
+    tl.store(dq + place, (dq_QF * factor).to(dq.dtype.element_ty), mask=inside)
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
+    """What both kernels are compiled for."""
+    F, V = q.shape[-1], v.shape[-1]
+    exactly = window > 0 and q.dtype != torch.bfloat16
+    precision = "tf32x3" if exactly else precision_of(q.dtype)
+    wide = max(_padded(F), _padded(V)) > 64
+    return {
+        "F": F, "V": V, "BF": _padded(F), "BV": _padded(V), "QUERIES": min(MOST_QUERIES, _padded(q.shape[1])),
+        "KEYS": 32 if wide and precision != "bf16" else 64, "WINDOW": window, "PRECISION": precision,
+        "num_warps": 8 if wide else 4, "num_stages": 2,
+    }  # fmt: skip
+
+
+@torch.library.custom_op("basedbench::asked_attention", mutates_args=())
+def forward_operator(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """y (B,K,H,V), and of each row 1 / z, or with a window (0: none) log2 of z, (B,H,K) in float32."""
+    q, k, v, positions = dense_rows(q), dense_rows(k), dense_rows(v), positions.contiguous()
+    y, sums = outputs(q, k, v, positions, window, scale)
+    batch, asked, heads, _ = q.shape
+    constants = _constants(q, v, window)
+    asked_forward_kernel[(triton.cdiv(asked, constants["QUERIES"]), batch * heads)](
+        q, k, v, positions, y, sums, asked, k.shape[1], heads, scale * (math.log2(math.e) if window else 1),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], **constants,
+    )  # fmt: skip
+    return y, sums
+
+
+@forward_operator.register_fake
+def outputs(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The outputs, not yet written."""
+    batch, asked, heads, _ = q.shape
+    return v.new_empty((batch, asked, heads, v.shape[-1])), v.new_empty((batch, heads, asked), dtype=torch.float32)
+
+
+@torch.library.custom_op("basedbench::asked_attention_backward", mutates_args=("dq", "dk", "dv"))
+def backward_operator(
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, positions: Tensor, sums: Tensor, window: int, scale: float,
+    dq: Tensor, dk: Tensor, dv: Tensor,
+) -> None:  # fmt: skip
+    """Writes the gradients; those of k and v may be slices of one tensor."""
+    q, k, v, dy, positions = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous(), positions.contiguous()
+    batch, asked, heads, _ = q.shape
+    asked_backward_kernel[(batch * heads,)](
+        q, k, v, y, dy, positions, sums, dq, dk, dv, asked, k.shape[1], heads,
+        scale * (math.log2(math.e) if window else 1), scale, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        *dk.stride()[:3], *dv.stride()[:3], **_constants(q, v, window),
+        EXACT=0 < window < SMALL_WINDOW and q.dtype != torch.float32,
+    )  # fmt: skip
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, positions, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, output[0], positions, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return None, None, None, None, None, None
+    q, k, v, y, positions, sums = ctx.saved_tensors
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk, dv = gradients_like(k, v)
+    backward_operator(q, k, v, y, dy, positions, sums, ctx.window, ctx.scale, dq, dk, dv)
+    return dq, dk, dv, None, None, None
+
+
+forward_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels take these inputs."""
+    known = q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    fitting = 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and min(q.numel(), k.numel(), v.numel()) > 0
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    few = q.shape[1] <= MOST_QUERIES or not differentiated
+    return known and fitting and few and fit(q, k, v) and len(k) * k.shape[2] < 65536
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None, scale: float | None) -> Tensor:
+    """`asked_attention.reference` by the kernels above."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    y: Tensor = forward_operator(q, k, v, positions, window or 0, scale)[0]
+    return y

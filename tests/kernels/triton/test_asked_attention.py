@@ -1,0 +1,71 @@
+"""Attention at asked tokens by the kernels against float64, beside the reference in the same dtypes."""
+
+import pytest
+import torch
+
+from basedbench.kernels.asked_attention import reference
+from basedbench.kernels.asked_attention_triton import attention, backward_operator, forward_operator, supported
+from basedbench.kernels.slices import cut
+
+FLOOR = {torch.float32: 5e-7, torch.float16: 3e-4, torch.bfloat16: 3e-3}
+SHAPES = [(64, 4, 1, 16, 64), (100, 16, 2, 8, 48), (128, 64, 1, 24, 128), (17, 1, 3, 16, 16)]
+
+
+def inputs(randn, device, dtype, shape):
+    """q and the projection that k and v are cut from, and positions in any order."""
+    length, asked, heads, width, values = shape
+    positions = torch.stack([torch.randperm(length, device=device)[:asked] for _ in range(3)])
+    q = randn(3, asked, heads, width).to(device, dtype)
+    return q, randn(3, length, heads * (width + values)).to(device, dtype), positions
+
+
+def outputs_and_gradients(function, q, kv, positions, signs, shape, window):
+    _, _, heads, width, values = shape
+    leaves = [x.detach().clone().requires_grad_() for x in (q, kv)]
+    k, v = (part.unflatten(-1, (heads, -1)) for part in cut(leaves[1], [heads * width, heads * values]))
+    if function is reference:
+        y = reference(leaves[0], k, v, positions, window=window)
+    else:
+        y = attention(leaves[0], k, v, positions, window, None)
+    return [y.detach(), *torch.autograd.grad((y.double() * signs).sum(), leaves)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 8, 1024])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_outputs_and_gradients(randn, relative_error, device, dtypes, shape, window):
+    for dtype in dtypes:
+        q, kv, positions = inputs(randn, device, dtype, shape)
+        signs = randn(*q.shape[:3], shape[-1]).sign().to(device).double()
+        rest = positions, signs, shape, window
+        exact = outputs_and_gradients(reference, q.double(), kv.double(), *rest)
+        theirs = outputs_and_gradients(reference, q, kv, *rest)
+        ours = outputs_and_gradients(attention, q, kv, *rest)
+        for mine, other, true in zip(ours, theirs, exact, strict=True):
+            assert mine.dtype == other.dtype
+            assert relative_error(mine, true) <= 2 * relative_error(other, true) + FLOOR[dtype]
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_many_queries_without_gradients(randn, relative_error, device, dtypes, window):
+    """Several tiles of queries, the last one not full; with gradients they go to the reference."""
+    shape = (150, 100, 2, 16, 32)
+    for dtype in dtypes:
+        q, kv, positions = inputs(randn, device, dtype, shape)
+        k, v = (part.unflatten(-1, (2, -1)) for part in kv.split([32, 64], -1))
+        assert supported(q, k, v)
+        assert not supported(q.requires_grad_(), k, v)
+        with torch.no_grad():
+            found = attention(q, k, v, positions, window, None)
+            exact = reference(q.double(), k.double(), v.double(), positions, window=window)
+            other = reference(q, k, v, positions, window=window)
+        assert relative_error(found, exact) <= 2 * relative_error(other, exact) + FLOOR[dtype]
+
+
+def test_registration(randn, device):
+    q, kv, positions = inputs(randn, device, torch.float32, (17, 3, 1, 16, 16))
+    k, v = (part.unflatten(-1, (1, -1)).clone().requires_grad_() for part in kv.split([16, 16], -1))
+    torch.library.opcheck(forward_operator, (q.requires_grad_(), k, v, positions, 4, 0.25))
+    y, sums = forward_operator(q, k, v, positions, 4, 0.25)
+    given = [x.detach() for x in (q, k, v, y, torch.ones_like(y))]
+    room = [torch.empty_like(x) for x in given[:3]]
+    torch.library.opcheck(backward_operator, (*given, positions, sums.detach(), 4, 0.25, *room))
