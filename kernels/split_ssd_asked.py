@@ -89,15 +89,16 @@ def split_ssd_asked(
 
     On CUDA what `split_ssd_asked_triton.unsupported` has a reason against takes the rows of a whole scan.
     """
-    rates, sizes = (A_H, D_H, dt_bias_H), {"head_dim": head_dim, "groups": groups}
+    rates = A_H, D_H, dt_bias_H
     if not p_BLF.is_cuda:
-        return reference(z_BKE, p_BLF, asked.positions_BK, weight_DW, bias_D, *rates, **sizes)
+        positions_BK = asked.positions_BK
+        return reference(z_BKE, p_BLF, positions_BK, weight_DW, bias_D, *rates, head_dim=head_dim, groups=groups)
     if on_triton(p_BLF, weight_DW):
         from . import split_ssd_asked_triton as kernels
 
         if kernels.unsupported(z_BKE, p_BLF, weight_DW, *rates, head_dim, groups) is None:
             return kernels.split_ssd_asked(z_BKE, p_BLF, asked, weight_DW, bias_D, *rates, head_dim, groups)
-    return by_whole_scan(z_BKE, p_BLF, asked, weight_DW, bias_D, *rates, **sizes)
+    return by_whole_scan(z_BKE, p_BLF, asked, weight_DW, bias_D, *rates, head_dim=head_dim, groups=groups)
 
 
 def by_whole_scan(

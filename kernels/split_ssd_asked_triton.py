@@ -61,7 +61,7 @@ def _sizes(z: Tensor, p: Tensor, weight: Tensor, A: Tensor, groups: int) -> tupl
 def _matrix(shape: dict[str, Any], p: Tensor) -> dict[str, Any]:
     """What kernels with products are specialised by besides."""
     precision = precision_of(p.dtype)
-    return {**shape, "EVEN": p.shape[1] % shape["T"] == 0, "PRECISION": precision, "num_warps": 4}
+    return {**shape, "EVEN": p.shape[1] % shape["T"] == 0, "PRECISION": precision, "num_warps": 4, "num_stages": 2}
 
 
 def _attend(
@@ -85,7 +85,7 @@ def _attend(
     kept = y.new_empty((batch, len(A), tiles, asked) if keep else (0,), dtype=torch.float32)
     asked_output_kernel[(batch * len(A) * triton.cdiv(asked, shape["Q"]),)](
         convolved, dt, A, D, dt_bias, z, positions, y, ungated, kept, convolved.shape[-1], dt.stride(0), dt.stride(1),
-        *numbers, **_matrix(shape, p), KEEP=keep, num_stages=2,
+        *numbers, **_matrix(shape, p), KEEP=keep,
     )  # fmt: skip
     return y, ungated, kept
 
@@ -119,16 +119,16 @@ def backward(
         convolved.new_empty(convolved.shape),
     )
     dC_parts = kept.new_empty((batch, tiles, groups, asked, shape["N"]))
-    pair_sums, token_sums = kept.new_empty(kept.shape), kept.new_empty((2, batch, heads, length))
+    pair_sums, token_sums = kept.new_empty(kept.shape), kept.new_empty((batch, heads, length))
     partials = kept.new_empty((batch, 3, heads))
     asked_gradient_kernel[(batch * tiles * groups,)](
         convolved, dt, A, D, dt_bias, z, dy, positions, kept, d_convolved, dC_parts, pair_sums, token_sums,
-        width, dt.stride(0), dt.stride(1), *numbers, batch, **_matrix(shape, p), num_stages=2,
+        width, dt.stride(0), dt.stride(1), *numbers, **_matrix(shape, p),
     )  # fmt: skip
     more = p.shape[-1] - width - heads
     asked_sums_kernel[(batch * heads,)](
         convolved, dt, A, dt_bias, z, dy, ungated, positions, slots, dC_parts, pair_sums, token_sums,
-        d_convolved, dp[..., width:], dz, partials, width, dt.stride(0), dt.stride(1), dp.stride(1), *numbers, batch,
+        d_convolved, dp[..., width:], dz, partials, width, dt.stride(0), dt.stride(1), dp.stride(1), *numbers,
         **shape, MORE=more, BM=triton.next_power_of_2(max(1, more)), num_warps=4,
     )  # fmt: skip
     parameter_kernel[(heads, 3)](

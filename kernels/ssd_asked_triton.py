@@ -9,10 +9,13 @@ Gradients, with W_jq = x_j . dy_q (dy before the gate), s_jq = B_j . C_q, E the 
     dx_j = dt_j sum_q s E dy_q + D dy      dB_j = dt_j sum_q W E C_q       dC_q = sum_j dt_j W E B_j
     d(dt A)_m = sum of M_jq over j < m <= p_q
 
-One launch takes every tile of keys by itself, with the heads of a group in turn, so that dB is summed in registers.
-It leaves what other tiles' sums need: M's sums over its keys, of each query, and of d(dt A) what pairs inside the
-tile and keys inside with queries behind it add. A small launch puts them together: what comes from keys before a tile
-is a sum over its queries, not a difference of sums over the sequence, whose terms would cancel.
+One launch takes every tile of keys by itself, with the heads of a group in turn, so that dB is summed in registers,
+and leaves M's sums over the tile's keys, of each query, and over queries, of each key. A small launch has the rest. In
+
+    d(dt A)_m = sum over p_q >= m of (M of keys up to the end of m's tile) - sum over j >= m in the tile of M_j
+
+terms cancel within a tile only, not over the sequence. A token's own part of M is in neither: it would cancel in these
+sums, its rounding would not.
 """
 
 # mypy: allow-untyped-defs
@@ -23,6 +26,8 @@ import triton.language as tl
 from .exponentials_triton import LOG2E, sigmoid
 from .ssd_tiles_triton import chunk_steps, last_of, load_steps, step_sizes
 from .taylor_tiles import load_tile, operand, product
+
+SMALLEST = tl.constexpr(1e-30)
 
 
 @triton.jit
@@ -81,11 +86,10 @@ def asked_output_kernel(
         own = tl.where(local < T, here - end, behind)
         if KEEP:
             tl.store(kept + tile * asked + q, own, mask=q < asked)
+        scores = product(C, tl.trans(B), tl.zeros([Q, T], tl.float32), PRECISION) * dt[None, :]
         exponent = own[:, None] + (end - total)[None, :]
-        weights = tl.exp2(tl.where(t[None, :] < local[:, None], exponent, float("-inf")))
-        weights = tl.where(same, 1.0, weights) * dt[None, :]
-        weights *= product(C, tl.trans(B), tl.zeros([Q, T], tl.float32), PRECISION)
-        weights += tl.where(same, D, 0.0)
+        weights = tl.exp2(tl.where(t[None, :] < local[:, None], exponent, float("-inf"))) * scores
+        weights = tl.where(same, scores + D, weights)
         y = product(operand(weights, PRECISION), operand(x, PRECISION), y, PRECISION)
         behind = tl.where(local < T, here, behind + end)
     place = ((batch * asked + q) * heads + head)[:, None] * P + channels[None, :]
@@ -96,18 +100,18 @@ def asked_output_kernel(
     tl.store(y_pointer + place, (y * z * sigmoid(z)).to(y_pointer.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups", "batches"])
+@triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups"])
 def asked_gradient_kernel(
     convolved, dt_pointer, A_pointer, D_pointer, bias_pointer, z_pointer, dy_pointer, positions, kept,
     d_convolved, dC_parts, pair_sums, token_sums,
-    width, dt_batch, dt_row, length, asked, heads, per_group, groups, batches,
+    width, dt_batch, dt_row, length, asked, heads, per_group, groups,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx and dB, side by side (B,L,width); what the tile adds to dC (B,tiles,G,K,N), of queries not before it.
 
-    pair_sums (B,H,tiles,K): M's over the tile's keys; token_sums (2,B,H,L): of d(dt A) what the tile knows, and what dt
-    gets beside it. Program: batch, tile, group.
+    pair_sums (B,H,tiles,K) and token_sums (B,H,L): M's over the tile's keys, and over queries. Program: batch, tile,
+    group.
     """
     tiles = tl.cdiv(length, T)
     program = tl.program_id(0)
@@ -125,7 +129,7 @@ def asked_gradient_kernel(
     d_convolved += (batch * length + start) * width
     B = operand(load_tile(convolved + B_at, width, t, states, left, N, BN, EVEN), PRECISION)
     scores = product(B, tl.trans(C), tl.zeros([T, Q], tl.float32), PRECISION)
-    same, late = t[:, None] == local[None, :], (local >= T)[None, :]
+    same = t[:, None] == local[None, :]
     dB, dC = tl.zeros([T, BN], tl.float32), tl.zeros([Q, BN], tl.float32)
     row = (batch * asked + q)[:, None] * heads * P + channels[None, :]
     given = (q < asked)[:, None] & (channels < P)[None, :]
@@ -143,25 +147,17 @@ def asked_gradient_kernel(
         sequence = batch * heads + head
         pair = (sequence * tiles + tile) * asked + q
         behind = tl.load(kept + pair, mask=q < asked, other=0.0)
-        # Strictly after: a token's own part of M would cancel in d(dt A), but not its rounding.
         exponent = behind[None, :] + (end - total)[:, None]
-        decay = tl.exp2(tl.where(t[:, None] < local[None, :], exponent, float("-inf")))
+        factor = tl.exp2(tl.where(t[:, None] < local[None, :], exponent, float("-inf"))) * dt[:, None]
         products = product(x, tl.trans(inner), tl.zeros([T, Q], tl.float32), PRECISION)
-        both = products * (scores * decay)
-        tl.store(pair_sums + pair, tl.sum(both * dt[:, None], 0), mask=q < asked)
-        behind_it = tl.sum(tl.where(late, both, 0.0), 1)
-        inside = tl.sum(tl.where(late, 0.0, both), 1)
-        direct = behind_it + inside + tl.sum(tl.where(same, products * scores, 0.0), 1)
-        from_behind = behind_it * dt
-        known = tl.cumsum(from_behind, 0) - from_behind - tl.cumsum(inside * dt, 0, reverse=True)
-        token = token_sums + sequence * length + start + t
-        tl.store(token, known, mask=t < left)
-        tl.store(token + batches.to(tl.int64) * heads * length, direct, mask=t < left)
-        decay = tl.where(same, 1.0, decay) * dt[:, None]
-        products = operand(products * decay, PRECISION)
+        weights = scores * factor
+        both = products * weights
+        tl.store(pair_sums + pair, tl.sum(both, 0), mask=q < asked)
+        tl.store(token_sums + sequence * length + start + t, tl.sum(both, 1), mask=t < left)
+        products = operand(products * tl.where(same, dt[:, None], factor), PRECISION)
         dB = product(products, C, dB, PRECISION)
         dC = product(tl.trans(products), B, dC, PRECISION)
-        weights = scores * decay + tl.where(same, D, 0.0)
+        weights = tl.where(same, scores * dt[:, None] + D, weights)
         dx = product(operand(weights, PRECISION), inner, tl.zeros([T, BP], tl.float32), PRECISION)
         exists = (t < left)[:, None] & (channels < P)[None, :]
         into = d_convolved + head * P + t[:, None] * width + channels[None, :]
@@ -174,11 +170,11 @@ def asked_gradient_kernel(
     tl.store(dC_parts + part[:, None] * N + states[None, :], dC, mask=exists)
 
 
-@triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups", "batches"])
+@triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups"])
 def asked_sums_kernel(
     convolved, dt_pointer, A_pointer, bias_pointer, z_pointer, dy_pointer, ungated, positions, slots,
     dC_parts, pair_sums, token_sums, d_convolved, ddt_pointer, dz_pointer, partials,
-    width, dt_batch, dt_row, ddt_row, length, asked, heads, per_group, groups, batches,
+    width, dt_batch, dt_row, ddt_row, length, asked, heads, per_group, groups,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
     MORE: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -206,7 +202,11 @@ def asked_sums_kernel(
     dz = y * (by_gate + inner * (1.0 - opened))
     tl.store(dz_pointer + place, dz.to(dz_pointer.dtype.element_ty), mask=given)
     partials += batch * 3 * heads + head
-    tl.store(partials + 2 * heads, tl.sum(tl.sum(inner * x, 1), 0))
+    own = tl.sum(inner * x, 1)
+    tl.store(partials + 2 * heads, tl.sum(own, 0))
+    keys = convolved + heads * P + group * N
+    B = _rows_at(keys, width, position, states, N).to(tl.float32)
+    own *= tl.sum(B * _rows_at(keys + groups * N, width, position, states, N).to(tl.float32), 1)
 
     A, bias = tl.load(A_pointer + head).to(tl.float32), tl.load(bias_pointer + head).to(tl.float32)
     dt_pointer += batch * dt_batch + head
@@ -216,20 +216,21 @@ def asked_sums_kernel(
         start = tile * T
         local = position - start
         exists = start + t < length
-        pairs = tl.load(pair_sums + (sequence * tiles + tile) * asked + q, mask=q < asked, other=0.0)
-        reached = before + tl.where(local < T, pairs, 0.0)
-        token = token_sums + sequence * length + start + t
-        known = tl.load(token, mask=exists, other=0.0)
-        known += tl.sum(tl.where(local[None, :] >= t[:, None], reached[None, :], 0.0), 1)
-        direct = tl.load(token + batches.to(tl.int64) * heads * length, mask=exists, other=0.0)
+        before += tl.load(pair_sums + (sequence * tiles + tile) * asked + q, mask=q < asked, other=0.0)
+        direct = tl.sum(tl.where(local[None, :] == t[:, None], own[None, :], 0.0), 1)
+        sums = tl.sum(tl.where(local[None, :] >= t[:, None], before[None, :], 0.0), 1)
+        keys_sums = tl.load(token_sums + sequence * length + start + t, mask=exists, other=0.0)
+        sums -= tl.cumsum(keys_sums, 0, reverse=True)
         raw = load_steps(dt_pointer, dt_row, start, length, T)
-        ddt = (known * A + direct) * sigmoid(raw.to(tl.float32) + bias)
+        dt = step_sizes(raw, bias, start, length, True)
+        # Of a step so small that it is no divisor, the gradient passes through a softplus as flat as it is small.
+        direct += tl.where(dt > SMALLEST, keys_sums / tl.maximum(dt, SMALLEST), 0.0)
+        ddt = (sums * A + direct) * sigmoid(raw.to(tl.float32) + bias)
         ddt = tl.where(exists, ddt, 0.0)
         into = ddt_pointer + (start + t).to(tl.int64) * ddt_row + head
         tl.store(into, ddt.to(ddt_pointer.dtype.element_ty), mask=exists)
-        sum_A += known * step_sizes(raw, bias, start, length, True)
+        sum_A += sums * dt
         sum_bias += ddt
-        before += pairs
     tl.store(partials, tl.sum(sum_A, 0))
     tl.store(partials + heads, tl.sum(sum_bias, 0))
 

@@ -123,8 +123,8 @@ class Mamba2(Mixer):
         p_BLF, z_BKE = linear_asked(x_BLD, asked.x_BKD, weight, None, slice(0, inner))
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias
-        sizes = {"head_dim": self.options.head_dim, "groups": self.options.groups}
-        return self._output(split_ssd_asked(z_BKE, p_BLF, asked, *convolution, *scan, **sizes))
+        head_dim, groups = self.options.head_dim, self.options.groups
+        return self._output(split_ssd_asked(z_BKE, p_BLF, asked, *convolution, *scan, head_dim=head_dim, groups=groups))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)
