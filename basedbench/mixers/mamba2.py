@@ -22,9 +22,13 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm, ssd, ssd_step
+from basedbench.kernels.asked import Asked
+from basedbench.kernels.linear_asked import linear_asked
 from basedbench.kernels.precision import negative_exp, product_dtype
 from basedbench.kernels.split_ssd import split_ssd
+from basedbench.kernels.split_ssd_asked import split_ssd_asked
 from basedbench.mixers.base import (
+    ALIGNED,
     Init,
     Mixer,
     MixerOptions,
@@ -110,6 +114,17 @@ class Mamba2(Mixer):
         head_dim, groups = self.options.head_dim, self.options.groups
         y_BLHP = split_ssd(project_aligned(self.in_proj, x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
         return self._output(y_BLHP)
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        """z, the scan's outputs, norm and W_out at asked tokens only; x, B, C and dt, which those read, at all."""
+        inner, weight = self.in_widths[0], self.in_proj.weight
+        missing = (inner - len(weight)) % ALIGNED  # see `project_aligned`
+        weight = torch.cat([weight, weight.detach()[:missing]]) if missing else weight
+        p_BLF, z_BKE = linear_asked(x_BLD, asked.x_BKD, weight, None, slice(0, inner))
+        convolution = self.conv.weight, self.conv.bias
+        scan = negative_exp(self.A_log), self.D, self.dt_bias
+        head_dim, groups = self.options.head_dim, self.options.groups
+        return self._output(split_ssd_asked(z_BKE, p_BLF, asked, *convolution, *scan, head_dim=head_dim, groups=groups))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         z_BLE, xBC, dt_BLH = self.in_proj(x_BLD).split(self.in_widths, -1)

@@ -1,0 +1,183 @@
+"""`split_ssd_asked` on a GPU: convolution, attention at the asked tokens, and one backward for both.
+
+The gradients of x, B and C lie side by side, as the convolution's backward reads them; those of dt go straight into the
+projection's gradient, into which that backward writes the rest.
+"""
+
+# mypy: allow-untyped-defs
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .asked import Asked
+from .short_conv_triton import convolution, launch_backward, parameter_gradients
+from .split_conv import cut
+from .split_ssd_asked import asked_widths, in_heads
+from .ssd_asked_triton import asked_gradient_kernel, asked_output_kernel, asked_sums_kernel
+from .ssd_backward_triton import parameter_kernel
+from .ssd_plan import padded, precision_of
+from .ssd_triton import unsupported as not_by_ssd
+
+QUERIES = 64  # of a program, at most; the gradients take all of an example in one
+WIDEST_STATES = 64
+TILE, NARROW_TILE = 64, 32  # keys of a tile; of float32, whose operands are larger, half as many
+
+
+def unsupported(
+    z: Tensor, p: Tensor, weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, head_dim: int, groups: int
+) -> str | None:
+    """Why the kernels do not take these inputs, or None if they do."""
+    if z.dtype != p.dtype or not z.numel():
+        return "z and p must share a dtype, and somebody must ask"
+    x, B, C, dt = in_heads(cut(p, p, asked_widths(weight, len(A), head_dim), 0), head_dim, groups)
+    if padded(B.shape[-1]) > WIDEST_STATES:
+        return f"states must be at most {WIDEST_STATES}"
+    tensors = (z, p, weight, A, D, dt_bias)
+    if z.shape[1] > QUERIES and torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
+        return f"gradients take at most {QUERIES} asked tokens"
+    return not_by_ssd(x, dt, A, B, C, D, dt_bias)
+
+
+def _sizes(z: Tensor, p: Tensor, weight: Tensor, A: Tensor, groups: int) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """What kernels are specialised by, their numbers, and the tiles of a sequence."""
+    heads, length = len(A), p.shape[1]
+    head_dim = z.shape[-1] // heads
+    states = (len(weight) - z.shape[-1]) // (2 * groups)
+    tile = TILE if precision_of(p.dtype) == "bf16" else NARROW_TILE
+    shape = {
+        "P": head_dim,
+        "N": states,
+        "BP": padded(head_dim),
+        "BN": padded(states),
+        "T": tile,
+        "Q": min(QUERIES, padded(z.shape[1])),
+    }
+    return shape, (length, z.shape[1], heads, heads // groups, groups), triton.cdiv(length, tile)
+
+
+def _matrix(shape: dict[str, Any], p: Tensor) -> dict[str, Any]:
+    """What kernels with products are specialised by besides."""
+    precision = precision_of(p.dtype)
+    return {**shape, "EVEN": p.shape[1] % shape["T"] == 0, "PRECISION": precision, "num_warps": 4, "num_stages": 2}
+
+
+def _attend(
+    z: Tensor,
+    p: Tensor,
+    convolved: Tensor,
+    positions: Tensor,
+    weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    groups: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B,K,H,P), and with `keep` y before the gate and what queries have behind each tile (B,H,tiles,K)."""
+    shape, numbers, tiles = _sizes(z, p, weight, A, groups)
+    batch, asked, _ = z.shape
+    dt = p[..., len(weight) :]
+    y = z.new_empty((batch, asked, len(A), shape["P"]))
+    ungated = y.new_empty(y.shape if keep else (0,))
+    kept = y.new_empty((batch, len(A), tiles, asked) if keep else (0,), dtype=torch.float32)
+    asked_output_kernel[(batch * len(A) * triton.cdiv(asked, shape["Q"]),)](
+        convolved, dt, A, D, dt_bias, z, positions, y, ungated, kept, convolved.shape[-1], dt.stride(0), dt.stride(1),
+        *numbers, **_matrix(shape, p), KEEP=keep,
+    )  # fmt: skip
+    return y, ungated, kept
+
+
+@torch.library.custom_op("basedbench::split_ssd_asked_backward", mutates_args=())
+def backward(
+    dy: Tensor,
+    z: Tensor,
+    p: Tensor,
+    convolved: Tensor,
+    ungated: Tensor,
+    kept: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    groups: int,
+) -> list[Tensor]:
+    """Gradients of z, p, of the convolution's parameters in one, of A, D and the bias of dt."""
+    grads = _gradients_like(dy, z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias, groups)
+    dz, dp, _, dA, dD, d_bias = grads
+    shape, numbers, tiles = _sizes(z, p, weight, A, groups)
+    (batch, length, _), asked, heads, width = p.shape, z.shape[1], len(A), convolved.shape[-1]
+    dy, slots, dt, d_convolved = (
+        dy.contiguous(),
+        slots.contiguous(),
+        p[..., width:],
+        convolved.new_empty(convolved.shape),
+    )
+    dC_parts = kept.new_empty((batch, tiles, groups, asked, shape["N"]))
+    pair_sums, token_sums = kept.new_empty(kept.shape), kept.new_empty((batch, heads, length))
+    partials = kept.new_empty((batch, 3, heads))
+    asked_gradient_kernel[(batch * tiles * groups,)](
+        convolved, dt, A, D, dt_bias, z, dy, positions, kept, d_convolved, dC_parts, pair_sums, token_sums,
+        width, dt.stride(0), dt.stride(1), *numbers, **_matrix(shape, p),
+    )  # fmt: skip
+    more = p.shape[-1] - width - heads
+    asked_sums_kernel[(batch * heads,)](
+        convolved, dt, A, dt_bias, z, dy, ungated, positions, slots, dC_parts, pair_sums, token_sums,
+        d_convolved, dp[..., width:], dz, partials, width, dt.stride(0), dt.stride(1), dp.stride(1), *numbers,
+        **shape, MORE=more, BM=triton.next_power_of_2(max(1, more)), num_warps=4,
+    )  # fmt: skip
+    parameter_kernel[(heads, 3)](
+        partials, dA, d_bias, dD, batch, heads, HAS_BIAS=True, HAS_D=True, ROWS=1024, BLOCK=1, num_warps=8
+    )
+    into = dp[..., :width]
+    d_conv = launch_backward([d_convolved], p[..., :width], None, weight, bias, None, None, True, into, into)
+    return [dz, dp, d_conv, dA, dD, d_bias]
+
+
+@backward.register_fake
+def _gradients_like(dy, z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias, groups):
+    sums = weight.numel() + (0 if bias is None else len(bias))
+    rates = (part.new_empty(part.shape) for part in (A, D, dt_bias))
+    return [z.new_empty(z.shape), p.new_empty(p.shape), weight.new_empty(sums), *rates]
+
+
+class _SplitSSDAsked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, p, positions, slots, weight, bias, A, D, dt_bias, groups, keep):
+        z, positions, A, D, dt_bias = (one.contiguous() for one in (z, positions, A, D, dt_bias))
+        convolved = convolution(p[..., : len(weight)], None, weight, bias, None, None, True)
+        y, ungated, kept = _attend(z, p, convolved, positions, weight, A, D, dt_bias, groups, keep)
+        ctx.save_for_backward(z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias)
+        ctx.groups = groups
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        weight, bias = ctx.saved_tensors[7:9]
+        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups)
+        d_weight, d_bias, _ = parameter_gradients(sums, weight, bias)
+        return dz, dp, None, None, d_weight, d_bias, dA, dD, d_dt_bias, None, None
+
+
+def split_ssd_asked(
+    z: Tensor,
+    p: Tensor,
+    asked: Asked,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    head_dim: int,
+    groups: int,
+) -> Tensor:
+    """`split_ssd_asked.reference` by the kernels, for inputs that `unsupported` has no reason against."""
+    tensors = (z, p, weight, bias, A, D, dt_bias)
+    keep = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    p = p if p.stride(-1) == 1 else p.contiguous()
+    return _SplitSSDAsked.apply(z, p, asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep)
