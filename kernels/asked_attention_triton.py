@@ -170,11 +170,13 @@ def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
     F, V = q.shape[-1], v.shape[-1]
     exactly = window > 0 and q.dtype != torch.bfloat16
     precision = "tf32x3" if exactly else precision_of(q.dtype)
-    wide = max(_padded(F), _padded(V)) > 64
+    queries, wide = min(MOST_QUERIES, _padded(q.shape[1])), max(_padded(F), _padded(V)) > 64
+    few_keys = wide and (precision != "bf16" or (window > 0 and queries > 16))
+    many_warps = wide and not few_keys and queries > 32
     return {
-        "F": F, "V": V, "BF": _padded(F), "BV": _padded(V), "QUERIES": min(MOST_QUERIES, _padded(q.shape[1])),
-        "KEYS": 32 if wide and precision != "bf16" else 64, "WINDOW": window, "PRECISION": precision,
-        "num_warps": 8 if wide else 4, "num_stages": 2,
+        "F": F, "V": V, "BF": _padded(F), "BV": _padded(V), "QUERIES": queries, "KEYS": 32 if few_keys else 64,
+        "WINDOW": window, "PRECISION": precision, "num_warps": 8 if many_warps else 4,
+        "num_stages": 2 if many_warps else 3,
     }  # fmt: skip
 
 

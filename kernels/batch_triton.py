@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
+LOSSES = 8192  # summed at once, by 16 warps: with few a batch of 16,384 is a chain of loads, each waiting for the last
 
 
 @triton.jit
@@ -55,4 +56,7 @@ def take_batch(tables: Sequence[Tensor], order_N: Tensor, cursor: Tensor, size: 
 
 def count_step(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int, steps: Tensor) -> None:
     """`batch.count_reference` by the kernel above."""
-    count_step_kernel[(1,)](loss_N, total, cursor, steps, loss_N.numel(), size, BLOCK=BLOCK, num_warps=4)
+    block = min(LOSSES, triton.next_power_of_2(max(BLOCK, loss_N.numel())))
+    count_step_kernel[(1,)](
+        loss_N, total, cursor, steps, loss_N.numel(), size, BLOCK=block, num_warps=16 if block > BLOCK else 4
+    )

@@ -43,6 +43,8 @@ from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
+MOST_AS_ATTENTION = 32  # asked tokens
+
 
 class Mamba2Options(MixerOptions):
     d_state: int = Field(16, ge=1, description="State numbers per channel (N).")
@@ -108,15 +110,24 @@ class Mamba2(Mixer):
         )
         return project(self.out_proj, normed)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def _scan(self, x_BLD: Tensor) -> Tensor:
+        """The gated y (B, L, H, P)."""
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias
         head_dim, groups = self.options.head_dim, self.options.groups
-        y_BLHP = split_ssd(project_aligned(self.in_proj, x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
-        return self._output(y_BLHP)
+        return split_ssd(project_aligned(self.in_proj, x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self._output(self._scan(x_BLD))
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
-        """z, the scan's outputs, norm and W_out at asked tokens only; x, B, C and dt, which those read, at all."""
+        """z, the scan's outputs, norm and W_out at asked tokens only; x, B, C and dt, which those read, at all.
+
+        Of many tokens the whole scan: then it is faster than attention is.
+        """
+        if asked.positions_BK.shape[1] > MOST_AS_ATTENTION:
+            y_BLHP = self._scan(x_BLD)
+            return self._output(self._heads(asked.rows(y_BLHP.flatten(2))))
         inner, weight = self.in_widths[0], self.in_proj.weight
         missing = (inner - len(weight)) % ALIGNED  # see `project_aligned`
         weight = torch.cat([weight, weight.detach()[:missing]]) if missing else weight

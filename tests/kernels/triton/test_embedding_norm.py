@@ -111,7 +111,7 @@ def test_an_unknown_token_has_no_row(randn, device):
 @pytest.mark.parametrize("dropped", [True, False])
 @pytest.mark.parametrize("asked", [True, False])
 def test_an_unwritten_stream_is_the_written_one(randn, device, dtypes, asked, dropped, center):
-    """To the last bit, through the boundary that reads it: outputs and gradients."""
+    """Through the boundary that reads it, outputs and gradients; to the last bit but for what dropout multiplies."""
     width = 48
     tokens = torch.randint(VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(2)).to(device)
     positions = torch.stack([torch.randperm(LENGTH)[:4] for _ in range(3)]).to(device) if asked else None
@@ -121,7 +121,9 @@ def test_an_unwritten_stream_is_the_written_one(randn, device, dtypes, asked, dr
     options["kept_xD"] = Draws(3, torch.tensor(5, device=device)) if dropped else None
 
     def run(written):
-        table, weight, h, *parameters = given = [x.detach().clone().to(device).requires_grad_() for x in leaves]
+        table, weight, h, *parameters = given = [
+            x.to(device, torch.float32, copy=True).requires_grad_() for x in leaves
+        ]
         x, r, rows = by_triton(tokens, table, (weight, None), written=written, **options)
         assert written == (rows is None)
         assert written or r.untyped_storage().nbytes() == r.element_size()
@@ -138,4 +140,8 @@ def test_an_unwritten_stream_is_the_written_one(randn, device, dtypes, asked, dr
         return [*outputs, *torch.autograd.grad(total, used)]
 
     for mine, theirs in zip(run(False), run(True), strict=True):
-        assert torch.equal(mine, theirs)
+        if dropped:  # x * scale + h is rounded once
+            spacing = torch.finfo(mine.dtype).eps
+            torch.testing.assert_close(mine, theirs, rtol=4 * spacing, atol=16 * spacing)
+        else:
+            assert torch.equal(mine, theirs)
