@@ -102,9 +102,8 @@ def recall(
     say_outdated([case.label for case in outdated(todo, store)], "runs")
     borrow(store, todo.borrowed)
     places = given.places(devices, jobs)
-    pace = pace_of_runs(
-        places, cases, limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
-    )
+    known = limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
+    pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
     deadline = Deadline(limit_s, began, pace)
     engine = partial(LocalEngine, places, str(out), plugins=[str(file) for file in plugin or []], deadline=deadline)
     left = _run(todo, engine, deadline, out, limit, quiet)

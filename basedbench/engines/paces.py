@@ -13,12 +13,15 @@ Row = Mapping[str, Any]
 PREPARE_S = 2.0  # of a case: building, checking, first call; most take less, those with kernels to tune far more
 
 
-def pace_of_runs(places: Sequence[Place], cases: Sequence[RecallCase], stored: Iterable[Row]) -> Pace[RecallCase]:
+def pace_of_runs(
+    places: Sequence[Place], cases: Sequence[RecallCase], left: int, stored: Iterable[Row]
+) -> Pace[RecallCase]:
     """For recall: guesses are those of `--dry-run`; `stored` are the suite's rows from this device.
 
-    Both are a run's share of the device; with others beside it, it takes as many times longer.
+    Both are a run's share of the device; with others beside it, it takes as many times longer: as many as fit, or as
+    there are `left`.
     """
-    device, beside = places[0].device, max(1, min(places[0].slots, len(cases)))
+    device, beside = places[0].device, max(1, min(places[0].slots, -(-left // len(places))))
     pace: Pace[RecallCase] = Pace(
         lambda case: beside * estimate(case, device).seconds,
         lambda case: ((case.model_label, case.layer_mixers), case.mixer),

@@ -104,14 +104,17 @@ def test_the_block_ends_when_the_time_is_up() -> None:
 def test_runs_are_guessed_as_the_dry_run_does_and_learnt_from_rows() -> None:
     models = [{"mixer": name, "grid": {"d_model": [16, 32]}} for name in ("based", "attention")]
     cases = recall_cases(tiny_suite(models, learning_rates=[0.01, 0.02]))
-    beside = pace_of_runs([Place("cuda:0", slots=4)], cases, [])
+    beside = pace_of_runs([Place("cuda:0", slots=4)], cases, len(cases), [])
     assert beside.seconds(cases[0]) == pytest.approx(4 * estimate(cases[0], "cuda:0").seconds)
     row = {"status": "ok", "case_id": cases[0].case_id, "train_s": 8.0}
     rows = [row, row | {"case_id": "of another recipe", "train_s": 1e6}, row | {"status": "oom", "train_s": 1e6}]
-    pace = pace_of_runs([Place("cuda:0", slots=4)], cases, rows)
+    pace = pace_of_runs([Place("cuda:0", slots=4)], cases, len(cases), rows)
     assert pace.seconds(cases[1]) == pytest.approx(32)  # the same model at another learning rate
     ratio = estimate(cases[2], "cuda:0").seconds / estimate(cases[0], "cuda:0").seconds
     assert pace.seconds(cases[2]) == pytest.approx(32 * ratio)
+    two = [Place(f"cuda:{index}", slots=4) for index in range(2)]
+    last = pace_of_runs(two, cases, 3, rows)
+    assert last.seconds(cases[1]) == pytest.approx(16)  # of the three that are left two share a device
 
 
 def test_cases_are_alike_until_some_are_known() -> None:
