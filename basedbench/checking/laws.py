@@ -27,6 +27,8 @@ from basedbench.checking.subject import (
     steps,
 )
 from basedbench.errors import place_of, printable
+from basedbench.kernels.asked import ask
+from basedbench.kernels.asked import reference as rows_of
 from basedbench.mixers import get_mixer
 
 CHANGED = 20  # from this position on causality's two inputs differ
@@ -91,6 +93,26 @@ def forward_prefill_and_steps_agree(subject: Subject) -> Iterator[Breach]:
             stepped_BLD, _ = steps(mixer, x_BLD, mixer.init_state(BATCH, length, torch.float64))
             yield from differences(f"prefill of {length} tokens", mixer.prefill(x_BLD)[0], y_BLD)
             yield from differences(f"{length} steps", stepped_BLD, y_BLD)
+
+
+def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
+    """forward_asked gives forward's outputs at the asked tokens, in any order, and the same gradients."""
+    for asked in (1, 5, LENGTH):
+        mixer, x_BLD = subject.build(), subject.inputs().requires_grad_()
+        positions_BK = torch.rand(BATCH, LENGTH, generator=torch.Generator().manual_seed(2)).argsort(1)[:, :asked]
+        found_BKD = mixer.forward_asked(x_BLD, ask(x_BLD, positions_BK))
+        rows_BKD = rows_of(mixer(x_BLD), positions_BK)
+        yield from differences(f"forward_asked of {asked} tokens", found_BKD.detach(), rows_BKD.detach(), tokens=False)
+        weights_BKD = torch.randn(rows_BKD.shape, dtype=x_BLD.dtype, generator=torch.Generator().manual_seed(3))
+        named = {"the input": x_BLD, **{key: p for key, p in mixer.named_parameters() if p.requires_grad}}
+        gradients = [
+            torch.autograd.grad((y_BKD * weights_BKD).sum(), list(named.values()), allow_unused=True)
+            for y_BKD in (found_BKD, rows_BKD)
+        ]
+        for key, mine, right in zip(named, *gradients, strict=True):
+            if right is not None:
+                given = torch.zeros_like(right) if mine is None else mine
+                yield from differences(f"the gradient of {key} at {asked} asked tokens", given, right, tokens=False)
 
 
 def prefill_then_steps(subject: Subject) -> Iterator[Breach]:
@@ -255,6 +277,7 @@ LAWS = (
     Law(inputs_are_left_as_they_are, "No x.mul_(), x += or x[...] =, and none of .data: work on a new tensor."),
     Law(causal, "Look for a mean, norm or convolution over the whole length, and for masks that are off by one."),
     Law(forward_prefill_and_steps_agree, "Compare forward and step at the first position named; mind the first token."),
+    Law(asked_outputs_are_rows_of_forward, "Only what a token does for itself may be left out: queries, gates, norms."),
     Law(prefill_then_steps, "prefill must leave the state as its last token left it, with room for max_length tokens."),
     Law(
         prefill_leaves_the_state_of_steps, "prefill should fill every tensor of init_state, in shape, dtype and value."
