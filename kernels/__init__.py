@@ -27,7 +27,7 @@ from .retention import retention
 from .rotary import rotary, rotary_angles
 from .row_argmax import row_argmax
 from .selective_scan import selective_scan, selective_scan_step
-from .selective_ssm import selective_ssm
+from .selective_ssm import selective_ssm, selective_ssm_asked
 from .shift_filter import shift_filter
 from .short_conv import short_conv, short_conv_step
 from .sliding_window import sliding_window, sliding_window_step
@@ -77,6 +77,7 @@ __all__ = [
     "selective_scan",
     "selective_scan_step",
     "selective_ssm",
+    "selective_ssm_asked",
     "shared_delta_rule",
     "shift_filter",
     "short_conv",

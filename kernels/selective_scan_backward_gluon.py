@@ -27,13 +27,16 @@ from .selective_scan_tiles_gluon import (
     QUAD,
     ROWS,
     T,
+    asked_inside,
     barrier,
     columns,
     columns_layout,
     decay,
     load_columns,
     load_constant,
+    load_either,
     load_rows,
+    load_slots,
     parts_layout,
     parts_places,
     power_of_two,
@@ -51,21 +54,22 @@ from .selective_scan_tiles_gluon import (
 
 @gluon.jit
 def _load_tile(
-    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B: gl.constexpr,
+    u, delta, B, C, z, open_y, dy, kept, tile, slot, tt, tn, d, n, n3, d3, L, row_B: gl.constexpr,
     row_C: gl.constexpr, channels: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr, row_z: gl.constexpr,
     row_dy: gl.constexpr, N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, HAS_Z: gl.constexpr,
+    ASKED: gl.constexpr,
 ):  # fmt: skip
     """Of a sequence's tile: delta, u, dy, z and y before the gate (or dy), B and C, as in memory; the states before."""
     GROUP: gl.constexpr = LANES * SN
     t = tile * T
     delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
     u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
-    dy_TD = load_rows(dy, t + tt, d, L, row_dy, channels, BLOCK_D)
+    dy_TD = load_either(dy, t + tt, slot, d, L, row_dy, channels, BLOCK_D, ASKED)
     z_TD = dy_TD
     y_TD = dy_TD
     if HAS_Z:
-        z_TD = load_rows(z, t + tt, d, L, row_z, channels, BLOCK_D)
-        y_TD = load_rows(open_y, t + tt, d, L, channels, channels, BLOCK_D)
+        z_TD = load_either(z, t + tt, slot, d, L, row_z, channels, BLOCK_D, ASKED)
+        y_TD = load_either(open_y, t + tt, slot, d, L, channels, channels, BLOCK_D, ASKED)
     B_TN = load_columns(B, t + tn, n, L, row_B, N, n.shape[0])
     C_TN = load_columns(C, t + tn, n, L, row_C, N, n.shape[0])
     inside = d3 >= 0
@@ -81,19 +85,20 @@ def _load_tile(
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
-    u, delta, A, B, C, D_skip, z, bias, kept, open_y, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
+    u, delta, A, B, C, D_skip, z, bias, kept, open_y, asked, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
     L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, batch_dy,
     channels: gl.constexpr, ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr,
     row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, row_dz: gl.constexpr, N: gl.constexpr,
     SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
-    STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr,
+    STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr, ASKED: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
     BATCH groups of states walk together; their DECAYS are kept for the way back, or computed again. Segments are `span`
     tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and STATE_D. dconstants
-    (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state.
+    (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state. ASKED: as in the forward, for
+    dy and dz too.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -120,11 +125,14 @@ def backward(
     delta += b * batch_delta
     B = gl.multiple_of(B + b * batch_B, ALIGNED)
     C = gl.multiple_of(C + b * batch_C, ALIGNED)
-    dy += b * batch_dy
-    if HAS_Z:
-        z += b * batch_z
-        open_y += b * L * channels
-        dz += b * L * row_dz
+    if ASKED:
+        asked += b * L
+    else:
+        dy += b * batch_dy
+        if HAS_Z:
+            z += b * batch_z
+            open_y += b * L * channels
+            dz += b * L * row_dz
     du += b * L * channels
     ddelta += b * L * channels
     dconstants += slot * (N + 2) * channels
@@ -163,9 +171,11 @@ def backward(
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
     tile = end - 1
+    slot_T = load_slots(asked, tile * T + tt, L, ASKED)
+    next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)
     next_tile = _load_tile(
-        u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
-        row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+        u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+        row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z, ASKED,
     )  # fmt: skip
     for _ in range(begin, end):
         t = tile * T
@@ -184,8 +194,12 @@ def backward(
             z_TD = z_TD.to(gl.float32)
             gate_TD = sigmoid(z_TD)
             dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD)) * y_TD.to(gl.float32)
-            dz_places = dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :]
-            gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
+            if ASKED:
+                dz_places = dz + slot_T[:, None].to(gl.int64) * row_dz + d[None, :]
+                gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=asked_inside(slot_T, d, channels, BLOCK_D))
+            else:
+                dz_places = dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :]
+                gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
             dy_TD *= z_TD * gate_TD
         dy_shared.store(dy_TD)
         dD_TD += dy_TD * u_TD
@@ -256,9 +270,11 @@ def backward(
                 store_parts(dstep_shared, quad * QUAD, last_first(dstep_rows, 0, 1))
             if group + BATCH == GROUPS:  # states no longer take registers
                 tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
+                slot_T = next_slot_T
+                next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)
                 next_tile = _load_tile(
-                    u, delta, B, C, z, open_y, dy, kept, tile, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
-                    row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z,
+                    u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+                    row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z, ASKED,
                 )  # fmt: skip
             for j in gl.static_range(BATCH):
                 gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))

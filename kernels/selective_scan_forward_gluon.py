@@ -11,12 +11,15 @@ from .selective_scan_tiles_gluon import (
     QUAD,
     ROWS,
     T,
+    asked_inside,
     columns,
     columns_layout,
     decay,
     load_columns,
     load_constant,
+    load_either,
     load_rows,
+    load_slots,
     parts_layout,
     parts_places,
     power_of_two,
@@ -34,18 +37,19 @@ from .selective_scan_tiles_gluon import (
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
-    u, delta, A, B, C, D_skip, z, bias, initial, y, last, kept, open_y, L, tiles, slots, span,
+    u, delta, A, B, C, D_skip, z, bias, initial, asked, y, last, kept, open_y, L, tiles, slots, span,
     batch_u, batch_delta, batch_B, batch_C, batch_z, channels: gl.constexpr,
     ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr,
     row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
-    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr, ASKED: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles, and open_y, y before
     the gate.
 
-    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D.
+    Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D. ASKED: z, y
+    and open_y are rows of the tokens that `asked` (B,L) has a place for.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -69,10 +73,13 @@ def forward(
     delta += b * batch_delta
     B = gl.multiple_of(B + b * batch_B, ALIGNED)
     C = gl.multiple_of(C + b * batch_C, ALIGNED)
-    if HAS_Z:
-        z += b * batch_z
-    y += b * L * channels
-    open_y += b * L * channels
+    if ASKED:
+        asked += b * L
+    else:
+        if HAS_Z:
+            z += b * batch_z
+        y += b * L * channels
+        open_y += b * L * channels
     n3, d3 = state_places(first, SN, BLOCK_D, S3)
     d3_inside = d3 >= 0
     if channels % BLOCK_D != 0:
@@ -100,6 +107,7 @@ def forward(
     next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
     next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
     next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+    next_slot_T = load_slots(asked, t + tt, L, ASKED)
     for tile in range(begin, end):
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
@@ -114,8 +122,10 @@ def forward(
         next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
         next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
         next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+        slot_T = next_slot_T
+        next_slot_T = load_slots(asked, t + tt, L, ASKED)
         if HAS_Z:
-            z_TD = load_rows(z, t - T + tt, d, L, row_z, channels, BLOCK_D).to(gl.float32)
+            z_TD = load_either(z, t - T + tt, slot_T, d, L, row_z, channels, BLOCK_D, ASKED).to(gl.float32)
         if KEEP:
             here = kept + (b * tiles + tile) * (N * channels) + d3
             for i in gl.static_range(GROUPS):
@@ -142,6 +152,9 @@ def forward(
                 rows = ()
         y_TD = sum_of_lanes(y_shared, LSD, TD) + skip_D[None, :] * u_TD
         here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
+        if ASKED:
+            here_TD = slot_T[:, None].to(gl.int64) * channels + d[None, :]
+            inside_TD = asked_inside(slot_T, d, channels, BLOCK_D)
         if HAS_Z:
             if KEEP:
                 gl.store(open_y + here_TD, y_TD.to(open_y.dtype.element_ty), mask=inside_TD)

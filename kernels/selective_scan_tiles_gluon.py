@@ -86,6 +86,35 @@ def load_rows(pointer, t, d, L, row: gl.constexpr, channels: gl.constexpr, BLOCK
 
 
 @gluon.jit
+def load_slots(asked, t, L, ASKED: gl.constexpr):
+    """(T,) of a sequence: the rows of asked tokens, -1 for others; without ASKED nothing that is used."""
+    slot = t * 0
+    if ASKED:
+        slot = gl.load(asked + t, mask=t < L, other=-1)
+    return slot
+
+
+@gluon.jit
+def asked_inside(slot, d, channels: gl.constexpr, BLOCK_D: gl.constexpr):
+    """`rows_inside` of rows that are asked for."""
+    inside = (slot >= 0)[:, None] & (d >= 0)[None, :]
+    if channels % BLOCK_D != 0:
+        inside = inside & (d < channels)[None, :]
+    return inside
+
+
+@gluon.jit
+def load_either(
+    pointer, t, slot, d, L, row: gl.constexpr, channels: gl.constexpr, BLOCK_D: gl.constexpr, ASKED: gl.constexpr
+):
+    """(T,D) of a sequence, zeros outside; ASKED: of rows that slots name, zeros for tokens without."""
+    if ASKED:
+        places = slot[:, None].to(gl.int64) * row + d[None, :]
+        return gl.load(pointer + places, mask=asked_inside(slot, d, channels, BLOCK_D), other=0.0)
+    return load_rows(pointer, t, d, L, row, channels, BLOCK_D)
+
+
+@gluon.jit
 def rows_inside(t, d, L, channels: gl.constexpr, BLOCK_D: gl.constexpr):
     """Channels are only compared where a program may be cut off: a comparison would hinder wide loads."""
     inside = (t < L)[:, None] & (d >= 0)[None, :]

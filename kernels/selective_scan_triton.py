@@ -161,21 +161,33 @@ def _batch(states: int) -> int:
     return groups if groups * _group(states) <= 24 else 1
 
 
-def forward_into(found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | None, softplus: bool) -> None:
-    """Write what `forward_operator` returns."""
+def _rows_of(asked: Tensor | None, channels: int, *more: str) -> dict[str, Any]:
+    """Constants of a kernel whose z, and more, are dense rows of asked tokens."""
+    return {"ASKED": asked is not None} | ({} if asked is None else dict.fromkeys(("row_z", *more), channels))
+
+
+def forward_into(
+    found: tuple[Tensor, ...], inputs: Inputs, initial: Tensor | None, softplus: bool, asked: Tensor | None = None
+) -> None:
+    """Write what `forward_operator` returns.
+
+    `asked` (B,L) int32, the slots of module `asked`: then z, y and y before the gate are dense rows of those tokens.
+    """
     y, last, kept, open_y = found
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
     block, span = _plan(batch, channels, tiles)
+    span = span if asked is None else tiles
     slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
         initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
         place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
-        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, y, last, kept,
-        open_y, length, tiles, slots, span, *inputs.strides, HAS_D=inputs.D is not None, HAS_STATE=initial is not None,
-        STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0, KEEP=kept.numel() > 0, num_warps=1,
-        maxnreg=_forward_registers(states), **inputs.rows, **inputs.constants(block, softplus),
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, asked, y, last,
+        kept, open_y, length, tiles, slots, span, *inputs.strides, HAS_D=inputs.D is not None,
+        HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
+        KEEP=kept.numel() > 0, num_warps=1, maxnreg=_forward_registers(states), **inputs.rows,
+        **inputs.constants(block, softplus) | _rows_of(asked, channels),
     )  # fmt: skip
 
 
@@ -198,13 +210,20 @@ def outputs(
     initial: Tensor | None, softplus: bool, state: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The outputs, not yet written."""
+    return room(u, A, u.shape, gated=z is not None, state=state, keep=keep)
+
+
+def room(
+    u: Tensor, A: Tensor, shape: torch.Size, *, gated: bool, state: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the outputs, y and y before a gate of that shape."""
     batch, length, channels = u.shape
     states, tiles = A.shape[1], (length + TILE - 1) // TILE
     last = u.new_empty((batch, channels, states) if state else 0, dtype=torch.float32)
     kept = last.new_empty((batch, tiles, states, channels) if keep else 0)
     # float16 would not hold all that a gate makes small again
     wide = u.dtype if u.dtype == torch.bfloat16 else torch.float32
-    return u.new_empty(u.shape), last, kept, u.new_empty(u.shape if keep and z is not None else 0, dtype=wide)
+    return u.new_empty(shape), last, kept, u.new_empty(shape if keep and gated else 0, dtype=wide)
 
 
 def backward_into(
@@ -215,8 +234,12 @@ def backward_into(
     open_y: Tensor,
     inputs: Inputs,
     softplus: bool,
+    asked: Tensor | None = None,
 ) -> None:
-    """Write the gradients that `backward_operator` returns. Those of B, C and z may be slices of wider tensors."""
+    """Write the gradients that `backward_operator` returns. Those of B, C and z may be slices of wider tensors.
+
+    `asked` as in `forward_into`, for dy and dz too.
+    """
     batch, length, channels, states, tiles = inputs.shape
     D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
@@ -224,7 +247,7 @@ def backward_into(
     walk, width = _walk(states, batch * channels), triton.cdiv(states, _group(states)) * _group(states)
     block = walk.warps * walk.channels
     blocks = triton.cdiv(channels, block)
-    span = _span(batch * blocks * walk.warps, 2 * ENOUGH, tiles)
+    span = _span(batch * blocks * walk.warps, 2 * ENOUGH, tiles) if asked is None else tiles
     slots, place = triton.cdiv(tiles, span), (1, states)
     if slots > 1:
         dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)
@@ -232,13 +255,13 @@ def backward_into(
     dconstants = kept.new_empty(batch * slots, states + 2, channels)
     dBC = kept.new_empty(blocks, batch, tiles * TILE, 2, width)
     backward[(blocks, batch, slots)](
-        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, dy, dlast,
-        du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
-        row_dy=dy.stride(1), row_dz=channels if z is None else dz.stride(1), HAS_D=D is not None,
-        HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
+        inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, kept, open_y, asked, dy,
+        dlast, du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
+        HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
         WARPS=walk.warps, num_warps=walk.warps, maxnreg=walk.registers, **inputs.rows,
-        **inputs.constants(block, softplus),
+        **inputs.constants(block, softplus) | {"row_dy": dy.stride(1)}
+        | {"row_dz": channels if z is None else dz.stride(1)} | _rows_of(asked, channels, "row_dy", "row_dz"),
     )  # fmt: skip
     parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
     steps = around.SUMMED // (parts * places)

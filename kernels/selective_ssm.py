@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor
 
+from .asked import Asked
 from .gluon_modules import usable
 from .precision import negative_exp, product_dtype
 from .selective_scan import reference as scan_reference
@@ -28,10 +29,15 @@ from .split_conv import split_conv
 def _compose(
     split: Callable[..., tuple[Tensor, ...]], scan: Callable[..., Any], xz_BLE: Tensor, *parameters: Any
 ) -> Tensor:
-    conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D = parameters
-    channels, states = A_log_DN.shape
-    x_BLD, z_BLD = split(xz_BLE, [channels] * 2, conv_DW, conv_bias_D, activation="silu")
-    dt, B, C = F.linear(x_BLD, x_weight_FD).split([dt_weight_DR.shape[1], states, states], -1)
+    conv_DW, conv_bias_D, *rest = parameters
+    x_BLD, z_BLD = split(xz_BLE, [len(conv_DW)] * 2, conv_DW, conv_bias_D, activation="silu")
+    return _scanned(scan, x_BLD, z_BLD, *rest)
+
+
+def _scanned(scan: Callable[..., Any], x_BLD: Tensor, z_BLD: Tensor | None, *parameters: Any) -> Tensor:
+    """y of the convolved x, behind the gate if z is there."""
+    x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D = parameters
+    dt, B, C = F.linear(x_BLD, x_weight_FD).split([dt_weight_DR.shape[1], *[A_log_DN.shape[1]] * 2], -1)
     options = {"D_D": D_D, "z_BLD": z_BLD, "delta_bias_D": dt_bias_D, "delta_softplus": True}
     return cast(Tensor, scan(x_BLD, F.linear(dt, dt_weight_DR), negative_exp(A_log_DN), B, C, **options))
 
@@ -69,6 +75,34 @@ def selective_ssm(
     if on_triton(xz_BLE, conv_DW) and usable("selective_scan_triton", "selective_scan"):
         from . import selective_ssm_triton as fused
 
-        if product_dtype(xz_BLE) in (None, xz_BLE.dtype) and fused.supported(xz_BLE, A_log_DN, *parameters):
+        if product_dtype(xz_BLE) in (None, xz_BLE.dtype) and fused.supported(xz_BLE, None, A_log_DN, *parameters):
             return fused.selective_ssm(xz_BLE, *parameters)
     return _compose(split_conv, selective_scan, xz_BLE, *parameters)
+
+
+def selective_ssm_asked(
+    x_BLD: Tensor,
+    z_BKD: Tensor,
+    asked: Asked,
+    conv_DW: Tensor,
+    conv_bias_D: Tensor | None,
+    x_weight_FD: Tensor,
+    dt_weight_DR: Tensor,
+    dt_bias_D: Tensor,
+    A_log_DN: Tensor,
+    D_D: Tensor,
+) -> Tensor:
+    """As `selective_ssm`, from x (B,L,D) and z (B,K,D) of the asked tokens -> their y (B,K,D).
+
+    The kernels read z and write y, and what the backward reads of them, as rows of those tokens: nothing else of the
+    gate is in memory.
+    """
+    parameters = conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
+    if on_triton(x_BLD, conv_DW) and usable("selective_scan_triton", "selective_scan"):
+        from . import selective_ssm_triton as fused
+
+        if product_dtype(x_BLD) in (None, x_BLD.dtype) and fused.supported(x_BLD, z_BKD, A_log_DN, *parameters):
+            return fused.selective_ssm_asked(x_BLD, z_BKD, asked.slots_BL, *parameters)
+    (x_BLD,) = split_conv(x_BLD, [len(conv_DW)], conv_DW, conv_bias_D, activation="silu")
+    open_BKD = asked.rows(_scanned(selective_scan, x_BLD, None, *parameters[2:]))
+    return (open_BKD * F.silu(z_BKD)).to(z_BKD.dtype)

@@ -31,10 +31,13 @@ def narrowed(x_weight: Tensor, dt_weight: Tensor, rank: int) -> tuple[Tensor, Te
 
 
 class _SelectiveSSM(torch.autograd.Function):
-    """Keeps what the parts would keep: xz, the convolution's output, dt, B and C, step sizes, states before tiles."""
+    """Keeps what the parts would keep: xz, the convolution's output, dt, B and C, step sizes, states before tiles.
+
+    With slots, xz is x alone, and z and y are rows of asked tokens.
+    """
 
     @staticmethod
-    def forward(ctx, keep, xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
+    def forward(ctx, keep, xz, z, slots, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
         channels, states = A_log.shape
         ctx.rank = dt_weight.shape[1]
         weights = widened(x_weight.to(xz.dtype), dt_weight.to(xz.dtype))
@@ -43,11 +46,12 @@ class _SelectiveSSM(torch.autograd.Function):
         projected = F.linear(x, weights[0])
         delta = F.linear(projected[..., :rank], weights[1])
         B, C = projected[..., rank:].split(states, -1)
-        given = x, delta, A_log, B, C, D, xz[..., channels:], dt_bias
-        y, _, kept, open_y = found = scan.outputs(*given, None, True, False, keep)
-        scan.forward_into(found, scan.inputs_of(*given, log_A=True), None, True)
+        given = x, delta, A_log, B, C, D, xz[..., channels:] if z is None else z, dt_bias
+        shape = x.shape if z is None else z.shape
+        y, _, kept, open_y = found = scan.room(x, A_log, shape, gated=True, state=False, keep=keep)
+        scan.forward_into(found, scan.inputs_of(*given, log_A=True), None, True, slots)
         ctx.save_for_backward(
-            xz, x, projected, delta, kept, open_y, A_log, *weights, dt_bias, D, conv_weight, conv_bias
+            xz, z, slots, x, projected, delta, kept, open_y, A_log, *weights, dt_bias, D, conv_weight, conv_bias
         )
         ctx.dtypes = x_weight.dtype, dt_weight.dtype
         return y
@@ -55,16 +59,17 @@ class _SelectiveSSM(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        xz, x, projected, delta, kept, open_y, A_log, *parameters = ctx.saved_tensors
+        xz, z, slots, x, projected, delta, kept, open_y, A_log, *parameters = ctx.saved_tensors
         x_weight, dt_weight, dt_bias, D, weight, bias = parameters
         (channels, states), rank = A_log.shape, dt_weight.shape[1]
         B, C = projected[..., rank:].split(states, -1)
         like = xz, projected, x, delta, A_log, D, dt_bias
         dxz, dprojected, dx, ddelta, dA_log, dD, dbias = (tensor.new_empty(tensor.shape) for tensor in like)
         dB, dC = dprojected[..., rank:].split(states, -1)
-        found = dx, ddelta, dA_log, dB, dC, dD, dxz[..., channels:], dbias, kept.new_empty(0)
-        inputs = scan.inputs_of(x, delta, A_log, B, C, D, xz[..., channels:], dt_bias, log_A=True)
-        scan.backward_into(found, dy, None, kept, open_y, inputs, True)
+        gate, dz = (xz[..., channels:], dxz[..., channels:]) if z is None else (z, torch.empty_like(z))
+        found = dx, ddelta, dA_log, dB, dC, dD, dz, dbias, kept.new_empty(0)
+        inputs = scan.inputs_of(x, delta, A_log, B, C, D, gate, dt_bias, log_A=True)
+        scan.backward_into(found, dy if slots is None else dy.contiguous(), None, kept, open_y, inputs, True, slots)
         x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
         torch.mm(ddelta, dt_weight, out=dprojected[:, :rank])
         dx_rows.addmm_(dprojected, x_weight)
@@ -73,16 +78,27 @@ class _SelectiveSSM(torch.autograd.Function):
         d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
         weights = narrowed(dprojected.t() @ x, ddelta.t() @ projected[:, :rank], ctx.rank)
         dx_weight, ddt_weight = (weight.to(dtype) for weight, dtype in zip(weights, ctx.dtypes, strict=True))
-        return None, dxz, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
+        d_gate = None if z is None else dz
+        return None, dxz, d_gate, None, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
 
 
-def supported(xz_BLE: Tensor, A_log_DN: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether the kernels take these inputs."""
-    halves = xz_BLE.is_contiguous() and xz_BLE.shape[-1] == 2 * len(A_log_DN)
-    return halves and scan.supported(xz_BLE, A_log_DN, *parameters)
+def supported(xz_BLE: Tensor, z_BKD: Tensor | None, A_log_DN: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether the kernels take these inputs: both halves, or x and rows of z."""
+    halves = xz_BLE.shape[-1] == (2 if z_BKD is None else 1) * len(A_log_DN)
+    rows = z_BKD is None or (z_BKD.dtype == xz_BLE.dtype and z_BKD.numel() > 0)
+    return halves and rows and xz_BLE.is_contiguous() and scan.supported(xz_BLE, A_log_DN, *parameters)
 
 
-def selective_ssm(*tensors: Tensor | None) -> Tensor:
+def selective_ssm(xz_BLE: Tensor, *parameters: Tensor | None) -> Tensor:
     """`selective_ssm.reference` by the kernels of its parts."""
+    return _applied(xz_BLE, None, None, *parameters)
+
+
+def selective_ssm_asked(x_BLD: Tensor, z_BKD: Tensor, slots_BL: Tensor, *parameters: Tensor | None) -> Tensor:
+    """`selective_ssm.selective_ssm_asked` by the kernels of its parts; slots as in `Asked`."""
+    return _applied(x_BLD, z_BKD.contiguous(), slots_BL.contiguous(), *parameters)
+
+
+def _applied(*tensors: Tensor | None) -> Tensor:
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     return _SelectiveSSM.apply(keep, *tensors)

@@ -13,13 +13,15 @@ State: per channel d_state numbers, always in fp32 (fp64 for fp64), and the last
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from basedbench.kernels import selective_scan, selective_scan_step, selective_ssm
+from basedbench.kernels import selective_scan, selective_scan_step, selective_ssm, selective_ssm_asked
+from basedbench.kernels.asked import Asked
+from basedbench.kernels.linear_asked import linear_asked
 from basedbench.kernels.precision import negative_exp
 from basedbench.kernels.row_linear import row_linear
 from basedbench.mixers.base import (
@@ -72,9 +74,18 @@ class Mamba(Mixer):
     def _constants(self) -> dict[str, Any]:
         return {"D_D": self.D, "delta_bias_D": self.dt_proj.bias, "delta_softplus": True}
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def _between(self) -> tuple[Tensor, ...]:
+        """Of what lies between the two projections."""
         weights = self.conv.weight, self.conv.bias, self.x_proj.weight, self.dt_proj.weight
-        return self.out_proj(selective_ssm(self.in_proj(x_BLD), *weights, self.dt_proj.bias, self.A_log, self.D))
+        return cast(tuple[Tensor, ...], (*weights, self.dt_proj.bias, self.A_log, self.D))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.out_proj(selective_ssm(self.in_proj(x_BLD), *self._between()))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        inner = len(self.A_log)
+        x_BLE, z_BKE = linear_asked(x_BLD, asked.x_BKD, self.in_proj.weight, None, slice(inner, None))
+        return self.out_proj(selective_ssm_asked(x_BLE, z_BKE, asked, *self._between()))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         x_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, -1)

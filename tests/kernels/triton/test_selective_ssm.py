@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from basedbench.kernels import selective_ssm_triton as kernels
+from basedbench.kernels.asked import reference as rows_of
+from basedbench.kernels.asked import slots_of
 
+FLOOR = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 reference = importlib.import_module("basedbench.kernels.selective_ssm").reference
 
 
@@ -39,6 +42,36 @@ def test_outputs_and_gradients(randn, relative_error, device, size, bias):
         assert relative_error(one, truth) <= 2 * relative_error(other, truth) + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("size", "asked"),
+    [((2, 11, 8, 3, 2), 4), ((1, 9, 4, 16, 4), 1), ((2, 20, 40, 8, 8), 20), ((1, 40, 16, 24, 4), 5)],
+    ids=str,
+)
+def test_rows_of_asked_tokens(randn, relative_error, device, dtypes, size, asked):
+    """z in, y out, and the gradients of both, as rows of tokens in any order; against rows of the whole in float64."""
+    batch, length, channels = size[:3]
+    positions = torch.stack([torch.randperm(length, device=device)[:asked] for _ in range(batch)])
+    slots, dy = slots_of(positions, length), randn(batch, asked, channels).to(device)
+    for dtype in dtypes:
+        xz, *parameters = make_inputs(randn, device, dtype, *size, True)
+        inputs = [xz[..., :channels].contiguous(), rows_of(xz[..., channels:], positions), *parameters]
+
+        def ours(x, z, *parameters, slots=slots):
+            return kernels.selective_ssm_asked(x, z, slots, *parameters)
+
+        def whole(x, z, *parameters, positions=positions, length=length):
+            rest = positions[..., None].expand(-1, -1, z.shape[-1])
+            given = torch.cat([x, z.new_zeros(x.shape).scatter(1, rest, z)], -1)
+            return rows_of(reference(given, *parameters), positions)
+
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            mine, theirs = results(ours, inputs, dy), results(whole, inputs, dy)
+        exact = results(whole, [x.double() for x in inputs], dy)
+        for one, other, truth in zip(mine, theirs, exact, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+
+
 def test_half_precision_under_autocast(randn, relative_error, device):
     """Products in half precision, the parameters' gradients in their own."""
     inputs = make_inputs(randn, device, torch.float16, 2, 11, 8, 3, 2, True)
@@ -53,20 +86,25 @@ def test_half_precision_under_autocast(randn, relative_error, device):
 
 def test_what_the_kernels_take(randn, device):
     inputs = make_inputs(randn, device, torch.float32, 1, 5, 4, 3, 2, True)
-    assert kernels.supported(inputs[0], inputs[6])
-    assert not kernels.supported(inputs[0][..., :7], inputs[6])
-    assert not kernels.supported(inputs[0].double(), inputs[6])
+    x, z = inputs[0][..., :4].contiguous(), inputs[0][:, :2, 4:]
+    assert kernels.supported(inputs[0], None, inputs[6])
+    assert kernels.supported(x, z, inputs[6])
+    assert not kernels.supported(inputs[0], z, inputs[6])
+    assert not kernels.supported(inputs[0][..., :4], z, inputs[6])
+    assert not kernels.supported(x, z.double(), inputs[6])
+    assert not kernels.supported(inputs[0][..., :7], None, inputs[6])
+    assert not kernels.supported(inputs[0].double(), None, inputs[6])
 
 
 def test_nothing_is_kept_without_gradients(randn, device, monkeypatch):
     inputs = [x.requires_grad_() for x in make_inputs(randn, device, torch.float32, 1, 5, 4, 3, 2, True)]
-    kept, outputs = [], kernels.scan.outputs
+    kept, room = [], kernels.scan.room
 
-    def watched(*given):
-        kept.append(given[-1])
-        return outputs(*given)
+    def watched(*given, keep, **options):
+        kept.append(keep)
+        return room(*given, keep=keep, **options)
 
-    monkeypatch.setattr(kernels.scan, "outputs", watched)
+    monkeypatch.setattr(kernels.scan, "room", watched)
     with torch.no_grad():
         y = kernels.selective_ssm(*inputs)
     assert torch.equal(kernels.selective_ssm(*inputs), y)
