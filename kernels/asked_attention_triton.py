@@ -171,12 +171,11 @@ def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
     exactly = window > 0 and q.dtype != torch.bfloat16
     precision = "tf32x3" if exactly else precision_of(q.dtype)
     queries, wide = min(MOST_QUERIES, _padded(q.shape[1])), max(_padded(F), _padded(V)) > 64
-    few_keys = wide and (precision != "bf16" or (window > 0 and queries > 16))
-    many_warps = wide and not few_keys and queries > 32
+    half = precision == "bf16"
+    keys = (32 if wide and window > 0 and queries > 16 else 64) if half else 16 if wide else 32
     return {
-        "F": F, "V": V, "BF": _padded(F), "BV": _padded(V), "QUERIES": queries, "KEYS": 32 if few_keys else 64,
-        "WINDOW": window, "PRECISION": precision, "num_warps": 8 if many_warps else 4,
-        "num_stages": 2 if many_warps else 3,
+        "F": F, "V": V, "BF": _padded(F), "BV": _padded(V), "QUERIES": queries, "KEYS": keys, "WINDOW": window,
+        "PRECISION": precision, "num_warps": 4 if half or not (wide or queries > 32) else 8, "num_stages": 3 if half else 1,
     }  # fmt: skip
 
 
@@ -244,7 +243,9 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     known = q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
     fitting = 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and min(q.numel(), k.numel(), v.numel()) > 0
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    few = q.shape[1] <= MOST_QUERIES or not differentiated
+    # Operands of products that keep float32's digits, of 64 queries and 128 columns, do not fit into shared memory.
+    most = MOST_QUERIES if q.dtype == torch.bfloat16 or max(_padded(q.shape[-1]), _padded(v.shape[-1])) <= 64 else 32
+    few = q.shape[1] <= most or not differentiated
     return known and fitting and few and fit(q, k, v) and len(k) * k.shape[2] < 65536
 
 

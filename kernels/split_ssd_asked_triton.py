@@ -23,7 +23,6 @@ from .ssd_triton import unsupported as not_by_ssd
 
 QUERIES = 64  # of a program, at most; the gradients take all of an example in one
 WIDEST_STATES = 64
-MANY_WARPS = 8  # where there are more than 32 queries; with four their registers spill
 TILE, NARROW_TILE = 64, 32  # keys of a tile; of float32, whose operands are larger, half as many
 
 
@@ -67,7 +66,7 @@ def _matrix(shape: dict[str, Any], p: Tensor) -> dict[str, Any]:
         "EVEN": p.shape[1] % shape["T"] == 0,
         "PRECISION": precision,
         "num_stages": 2,
-        "num_warps": MANY_WARPS if shape["Q"] > 32 else 4,
+        "num_warps": 4,
     }
 
 

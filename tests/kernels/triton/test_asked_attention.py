@@ -8,7 +8,7 @@ from basedbench.kernels.asked_attention_triton import attention, backward_operat
 from basedbench.kernels.slices import cut
 
 FLOOR = {torch.float32: 5e-7, torch.float16: 3e-4, torch.bfloat16: 3e-3}
-SHAPES = [(64, 4, 1, 16, 64), (100, 16, 2, 8, 48), (128, 64, 1, 24, 128), (17, 1, 3, 16, 16)]
+SHAPES = [(64, 4, 1, 16, 64), (100, 16, 2, 8, 48), (128, 64, 1, 24, 64), (70, 30, 1, 128, 128), (17, 1, 3, 16, 16)]
 
 
 def inputs(randn, device, dtype, shape):
@@ -59,6 +59,21 @@ def test_many_queries_without_gradients(randn, relative_error, device, dtypes, w
             exact = reference(q.double(), k.double(), v.double(), positions, window=window)
             other = reference(q, k, v, positions, window=window)
         assert relative_error(found, exact) <= 2 * relative_error(other, exact) + FLOOR[dtype]
+
+
+def test_what_the_kernels_take(randn, device):
+    """With gradients no more queries than one program has room for; float32's digits take more of it."""
+    for dtype, width, asked, expected in (
+        (torch.bfloat16, 128, 64, True),
+        (torch.bfloat16, 128, 65, False),
+        (torch.float32, 128, 32, True),
+        (torch.float32, 128, 33, False),
+        (torch.float32, 64, 64, True),
+        (torch.float64, 16, 4, False),
+        (torch.float32, 136, 4, False),
+    ):
+        q, k = (randn(2, rows, 1, width).to(device, dtype).requires_grad_() for rows in (asked, 70))
+        assert supported(q, k, k) == expected
 
 
 def test_registration(randn, device):
