@@ -173,9 +173,10 @@ def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
     queries, wide = min(MOST_QUERIES, _padded(q.shape[1])), max(_padded(F), _padded(V)) > 64
     half = precision == "bf16"
     keys = (32 if wide and window > 0 and queries > 16 else 64) if half else 16 if wide else 32
+    warps = 4 if half or not (wide or queries > 32) else 8
     return {
         "F": F, "V": V, "BF": _padded(F), "BV": _padded(V), "QUERIES": queries, "KEYS": keys, "WINDOW": window,
-        "PRECISION": precision, "num_warps": 4 if half or not (wide or queries > 32) else 8, "num_stages": 3 if half else 1,
+        "PRECISION": precision, "num_warps": warps, "num_stages": 3 if half else 1,
     }  # fmt: skip
 
 
