@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
@@ -11,6 +12,8 @@ from basedbench.timing.timeline import noted
 LIBRARY = "libcuda.so.1"
 # Imported by the first backward pass, in half a second; there by now where processes are forked (see `preloaded`).
 FIRST_BACKWARD = "torch.fx.experimental.symbolic_shapes"
+# Said once by every process whose first product is in a backward pass; PyTorch then takes the device's own context.
+NO_CONTEXT_YET = "Attempting to run cuBLAS, but there was no current CUDA context"
 
 
 def open_device(device: str) -> None:
@@ -21,6 +24,7 @@ def open_device(device: str) -> None:
     """
     import torch
 
+    warnings.filterwarnings("ignore", message=NO_CONTEXT_YET)
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # as torch does, but before older drivers first look
     with noted("device"):
         with ThreadPoolExecutor(1) as beside:

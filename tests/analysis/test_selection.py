@@ -97,6 +97,15 @@ def test_suites_that_ask_for_the_same_are_one_experiment():
     assert sorted(select(frame(*untold))["seeds"]) == [1, 2]
 
 
+def test_of_a_run_that_suites_share_the_newest_row_counts():
+    asked = {"task": "{}", "recipe": '{"epochs": 32}', "case_id": "a"}
+    old, new = (pd.Timestamp(f"2026-01-0{day}", tz="UTC") for day in (1, 2))
+    again = run(1e-2, 0, 0.7, suite="parity", created_at=new, **asked)
+    before = run(1e-2, 0, 0.5, suite="figure2", created_at=old, **asked)
+    for rows in ((again, before), (before, again)):
+        assert select(frame(*rows))["accuracy"].tolist() == [0.7]
+
+
 def test_selection_on_the_validation_split():
     chosen = run(1e-3, 0, 0.6, select_split="validation", validation_accuracy=0.9)
     better_on_test = run(1e-2, 0, 0.8, select_split="validation", validation_accuracy=0.7)

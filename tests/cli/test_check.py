@@ -171,14 +171,14 @@ def test_what_the_user_can_mend_is_one_sentence(run_cli, arguments, message):
 def test_a_registered_mixer_keeps_the_contract(run_cli):
     outcome = run_cli("check", "mixer", "based", "--d-model", 16, "--feature-dim", 4)
     assert outcome.exit_code == 0
-    assert outcome.stdout.splitlines()[-1] == "based keeps all 13 laws."
+    assert outcome.stdout.splitlines()[-1] == "based keeps all 14 laws."
     assert "kept    causal" in outcome.stdout
 
 
 def test_a_plugins_mixer_without_a_stated_size(run_cli, mixer_plugin):
     outcome = run_cli("check", "mixer", "sound_one", "--plugin", mixer_plugin)
     assert outcome.exit_code == 0
-    assert "sound_one keeps all 13 laws." in outcome.stdout
+    assert "sound_one keeps all 14 laws." in outcome.stdout
     assert "states no size of the state" in outcome.stdout
 
 
