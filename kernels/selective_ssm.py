@@ -42,6 +42,19 @@ def _scanned(scan: Callable[..., Any], x_BLD: Tensor, z_BLD: Tensor | None, *par
     return cast(Tensor, scan(x_BLD, F.linear(dt, dt_weight_DR), negative_exp(A_log_DN), B, C, **options))
 
 
+def _asked(
+    split: Callable[..., tuple[Tensor, ...]],
+    scan: Callable[..., Any],
+    x_BLD: Tensor,
+    z_BKD: Tensor,
+    asked: Asked,
+    *parameters: Any,
+) -> Tensor:
+    conv_DW, conv_bias_D, *rest = parameters
+    (x_BLD,) = split(x_BLD, [len(conv_DW)], conv_DW, conv_bias_D, activation="silu")
+    return (asked.rows(_scanned(scan, x_BLD, None, *rest)) * F.silu(z_BKD)).to(z_BKD.dtype)
+
+
 def reference(
     xz_BLE: Tensor,
     conv_DW: Tensor,
@@ -80,6 +93,12 @@ def selective_ssm(
     return _compose(split_conv, selective_scan, xz_BLE, *parameters)
 
 
+def asked_reference(x_BLD: Tensor, z_BKD: Tensor, asked: Asked, **parameters: Tensor | None) -> Tensor:
+    """`selective_ssm_asked` in PyTorch: differentiable once, any device."""
+    names = ["conv_DW", "conv_bias_D", "x_weight_FD", "dt_weight_DR", "dt_bias_D", "A_log_DN", "D_D"]
+    return _asked(split_reference, scan_reference, x_BLD, z_BKD, asked, *(parameters[name] for name in names))
+
+
 def selective_ssm_asked(
     x_BLD: Tensor,
     z_BKD: Tensor,
@@ -103,6 +122,4 @@ def selective_ssm_asked(
 
         if product_dtype(x_BLD) in (None, x_BLD.dtype) and fused.supported(x_BLD, z_BKD, A_log_DN, *parameters):
             return fused.selective_ssm_asked(x_BLD, z_BKD, asked.slots_BL, *parameters)
-    (x_BLD,) = split_conv(x_BLD, [len(conv_DW)], conv_DW, conv_bias_D, activation="silu")
-    open_BKD = asked.rows(_scanned(selective_scan, x_BLD, None, *parameters[2:]))
-    return (open_BKD * F.silu(z_BKD)).to(z_BKD.dtype)
+    return _asked(split_conv, selective_scan, x_BLD, z_BKD, asked, *parameters)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from basedbench.kernels import rotary_angles
 from basedbench.kernels.adamw import Coefficients, Moments
+from basedbench.kernels.asked import Asked, slots_of
 from basedbench.kernels.batch import count_reference, count_step, take_batch, take_reference
 
 Function = Callable[..., Any]
@@ -50,6 +51,17 @@ def of_head_norm(function: Function) -> Function:
         **options: Any,
     ) -> Any:
         return function(y_xHV, bonus=None if r_xHV is None else (r_xHV, k_xHV, rho_HV, v_xHV), **options)
+
+    return call
+
+
+def of_asked(function: Function, whole: str) -> Function:
+    """Positions of asked tokens instead of all that is known of them; `whole` has a row for every token."""
+
+    def call(*arguments: Tensor, positions_BK: Tensor, **named: Any) -> Any:
+        length = named[whole].shape[1] if whole in named else arguments[0].shape[1]
+        asked = Asked(positions_BK, slots_of(positions_BK, length), arguments[0])  # the rows of x are read by nobody
+        return function(*arguments, asked=asked, **named)
 
     return call
 

@@ -79,6 +79,23 @@ def sliding_window(source: Source) -> Arguments:
     return heads(source) | {"window": source.size["W"]}
 
 
+def asked_heads(source: Source) -> Arguments:
+    """q (B,K,H,F) of asked tokens, k (B,L,H,F) and v (B,L,H,V) as slices of one projection, and where it is asked."""
+    count, width, values = (source.size[name] for name in ("H", "F", "V"))
+    positions_BK = _positions(source)
+    given: Arguments = {"q_BKHF": source.normal(*positions_BK.shape, count, width)}
+    parts = source.rows(count * (width + values)).split([count * width, count * values], -1)
+    given |= {name: x.unflatten(-1, (count, -1)) for name, x in zip(("k_BLHF", "v_BLHV"), parts, strict=True)}
+    given["positions_BK"] = positions_BK
+    return given | ({"window": source.size["W"]} if "W" in source.size else {})
+
+
+def _positions(source: Source) -> Tensor:
+    """Distinct tokens of each sequence, in any order."""
+    order_BL = source.uniform(0, 1, BATCH, source.length).argsort(1)
+    return order_BL[:, : source.size["A"]].contiguous()
+
+
 def selective_scan(source: Source) -> Arguments:
     """Mamba's scan; B and C are slices of one projection."""
     channels, states = source.size["D"], source.size["N"]
@@ -217,6 +234,32 @@ def selective_ssm(source: Source) -> Arguments:
         "dt_bias_D": source.step_bias(channels),
         "A_log_DN": torch.arange(1.0, states + 1).log().repeat(channels, 1),
         "D_D": source.normal(channels, dtype=torch.float32),
+    }
+
+
+def selective_ssm_asked(source: Source) -> Arguments:
+    """x of all tokens, z of those that are asked for, and the parameters of `selective_ssm`."""
+    given, positions_BK = selective_ssm(source), _positions(source)
+    x_BLD = given.pop("xz_BLE")[..., : source.size["D"]].contiguous()
+    z_BKD = source.normal(*positions_BK.shape, source.size["D"])
+    return {"x_BLD": x_BLD, "z_BKD": z_BKD, "positions_BK": positions_BK} | given
+
+
+def split_ssd_asked(source: Source) -> Arguments:
+    """z of the asked tokens, and x, B, C and dt of all, as an initialised layer of Mamba-2 has them."""
+    count, width, states, groups = (source.size[name] for name in ("H", "P", "N", "G"))
+    inner, positions_BK = count * width + 2 * groups * states, _positions(source)
+    return {
+        "z_BKE": source.normal(*positions_BK.shape, count * width),
+        "p_BLF": source.rows(inner + count),
+        "positions_BK": positions_BK,
+        "weight_DW": source.normal(inner, 4) / 2,
+        "bias_D": source.normal(inner),
+        "A_H": -source.uniform(1, 16, count),
+        "D_H": source.normal(count, dtype=torch.float32),
+        "dt_bias_H": source.step_bias(count),
+        "head_dim": width,
+        "groups": groups,
     }
 
 

@@ -13,6 +13,7 @@ from basedbench.checking.draws import Arguments, Source
 from basedbench.checking.problems import Problem
 from basedbench.kernels.adamw import reference as adamw_reference
 from basedbench.kernels.add_layer_norm import reference as norm_reference
+from basedbench.kernels.asked_attention import reference as asked_reference
 from basedbench.kernels.attention_decode import reference as decode_reference
 from basedbench.kernels.base_conv import reference as base_conv_reference
 from basedbench.kernels.block_boundary import last_reference as last_boundary_reference
@@ -40,11 +41,14 @@ from basedbench.kernels.retention import reference as retention_reference
 from basedbench.kernels.rotary import reference as rotary_reference
 from basedbench.kernels.row_argmax import reference as argmax_reference
 from basedbench.kernels.selective_scan import reference as scan_reference
+from basedbench.kernels.selective_ssm import asked_reference as asked_ssm_reference
 from basedbench.kernels.selective_ssm import reference as ssm_reference
 from basedbench.kernels.shift_filter import reference as shift_filter_reference
 from basedbench.kernels.short_conv import reference as conv_reference
 from basedbench.kernels.sliding_window import reference as window_reference
 from basedbench.kernels.split_conv import reference as split_conv_reference
+from basedbench.kernels.split_ssd_asked import reference as asked_ssd_reference
+from basedbench.kernels.split_ssd_asked import split_ssd_asked
 from basedbench.kernels.ssd import reference as ssd_reference
 from basedbench.kernels.swiglu import reference as swiglu_reference
 from basedbench.kernels.taylor_attention import reference as taylor_reference
@@ -87,6 +91,8 @@ FORMS: dict[str, Form] = {
     "sliding_window": Form(
         draws.sliding_window, kernels.sliding_window, window_reference, kernels.sliding_window_step, "ring"
     ),
+    "taylor_attention_asked": Form(draws.asked_heads, kernels.taylor_attention_asked, asked_reference),
+    "sliding_window_asked": Form(draws.asked_heads, kernels.sliding_window_asked, asked_reference),
     "selective_scan": Form(
         draws.selective_scan, kernels.selective_scan, scan_reference, kernels.selective_scan_step, "state_BDN"
     ),
@@ -113,6 +119,12 @@ FORMS: dict[str, Form] = {
     "wkv4": Form(draws.wkv4, kernels.wkv4, wkv4_reference, kernels.wkv4_step, "state_B3D"),
     "short_conv": Form(draws.short_conv, kernels.short_conv, conv_reference, kernels.short_conv_step, "state_BDS"),
     "selective_ssm": Form(draws.selective_ssm, kernels.selective_ssm, ssm_reference),
+    "selective_ssm_asked": Form(
+        draws.selective_ssm_asked,
+        adapters.of_asked(kernels.selective_ssm_asked, "x_BLD"),
+        adapters.of_asked(asked_ssm_reference, "x_BLD"),
+    ),
+    "split_ssd_asked": Form(draws.split_ssd_asked, adapters.of_asked(split_ssd_asked, "p_BLF"), asked_ssd_reference),
     "split_conv": Form(draws.split_conv, kernels.split_conv, split_conv_reference),
     "conv_gate": Form(draws.conv_gate, kernels.conv_gate, conv_gate_reference, kernels.conv_gate_step, "state_BDS"),
     "base_conv": Form(draws.base_conv, kernels.base_conv, base_conv_reference),

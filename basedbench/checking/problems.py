@@ -110,6 +110,24 @@ COVERAGE: dict[str, Coverage] = {
         ),
         wide=({"H": 128, "K": 64, "V": 64, "W": 128},),
     ),
+    "taylor_attention_asked": Coverage(
+        (
+            {"H": 2, "F": 16, "V": 64, "A": 16},
+            {"H": 1, "F": 24, "V": 128, "A": 64},
+            {"H": 1, "F": 16, "V": 128, "A": 32},
+            {"H": 2, "F": 8, "V": 48, "A": 4},
+        ),
+        modes=("fwd", "gradients"),
+    ),
+    "sliding_window_asked": Coverage(
+        (
+            {"H": 1, "F": 64, "V": 64, "W": 64, "A": 16},
+            {"H": 1, "F": 128, "V": 128, "W": 64, "A": 64},
+            {"H": 1, "F": 128, "V": 128, "W": 16, "A": 32},
+            {"H": 2, "F": 48, "V": 48, "W": 100, "A": 4},
+        ),
+        modes=("fwd", "gradients"),
+    ),
     "selective_scan": Coverage(
         ({"D": 64, "N": 16}, {"D": 40, "N": 8}),
         (_MAMBA, (), (*_MAMBA, "initial state"), (*_MAMBA, "initial state", "last state")),
@@ -151,6 +169,19 @@ COVERAGE: dict[str, Coverage] = {
     ),
     "selective_ssm": Coverage(
         ({"D": 64, "N": 16, "R": 2}, {"D": 40, "N": 8, "R": 3}), (("bias",), ()), modes=("fwd", "gradients")
+    ),
+    "selective_ssm_asked": Coverage(
+        ({"D": 64, "N": 16, "R": 2, "A": 16}, {"D": 40, "N": 8, "R": 3, "A": 5}),
+        (("bias",), ()),
+        modes=("fwd", "gradients"),
+    ),
+    "split_ssd_asked": Coverage(
+        (
+            {"H": 4, "P": 64, "N": 16, "G": 1, "A": 16},
+            {"H": 4, "P": 64, "N": 24, "G": 1, "A": 32},
+            {"H": 4, "P": 32, "N": 8, "G": 2, "A": 5},
+        ),
+        modes=("fwd", "gradients"),
     ),
     "split_conv": Coverage(({"D": 64, "W": 4}, {"D": 40, "W": 3}), (("bias", "silu"), ()), modes=("fwd", "gradients")),
     "conv_gate": Coverage(({"D": 64, "W": 3}, {"D": 40, "W": 4}), ((), ("initial state", "last state"))),

@@ -14,7 +14,7 @@ from basedbench.checking.problems import COVERAGE, DTYPES, LENGTHS, Problem, pro
 
 STEPPING = [name for name, form in FORMS.items() if form.step]
 # Names of basedbench.kernels that have no kernel.
-OTHERS = {"taylor_feature_map", "rotary_angles", "plane_linear"}
+OTHERS = {"taylor_feature_map", "rotary_angles", "plane_linear"} | {"last_boundary"}  # an option of block_boundary
 WITHOUT_GRADIENTS = {"adamw_step", "take_batch", "attention_decode", "cache_append", "row_argmax"}
 
 
