@@ -27,6 +27,8 @@ from .taylor_tiles import load_tile, operand, product, scores
 LARGEST_HEAD = 128
 MOST_QUERIES = 64  # of a program, and of an example with gradients
 SMALL_WINDOW = 32
+# With 163 kB of shared memory for a program, or more; others have 99, and the largest tiles take 147.
+ROOMY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
 
@@ -247,7 +249,11 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     # Operands of products that keep float32's digits, of 64 queries and 128 columns, do not fit into shared memory.
     most = MOST_QUERIES if q.dtype == torch.bfloat16 or max(_padded(q.shape[-1]), _padded(v.shape[-1])) <= 64 else 32
     few = q.shape[1] <= most or not differentiated
-    return known and fitting and few and fit(q, k, v) and len(k) * k.shape[2] < 65536
+    return known and fitting and few and fit(q, k, v) and len(k) * k.shape[2] < 65536 and _roomy(q)
+
+
+def _roomy(x: Tensor) -> bool:
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device) in ROOMY
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None, scale: float | None) -> Tensor:
