@@ -33,6 +33,12 @@ NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be 
 
 
 @triton.jit
+def _place(x, batch, head, batch_stride, head_stride, UNIT: tl.constexpr):
+    """Where a head of an example begins, for strides in units."""
+    return x + (batch * batch_stride + head * head_stride) * UNIT
+
+
+@triton.jit
 def _queries(positions, batch, first, asked, QUERIES: tl.constexpr):
     """Numbers of queries, and their positions: -1 beyond the last."""
     query = first + tl.arange(0, QUERIES)
@@ -51,15 +57,19 @@ def _seen(position, key, WINDOW: tl.constexpr):
 def asked_forward_kernel(
     q, k, v, positions, y, sums, asked, length, heads, scale, batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v,
     row_v, head_v, F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """y (B,K,H,V), and of each row 1 / z, or with a WINDOW log2 of z (B,H,K). `scale`: then times log2(e)."""
+    """y (B,K,H,V), and of each row 1 / z, or with a WINDOW log2 of z (B,H,K). `scale`: then times log2(e).
+
+    Strides are in units of UNIT numbers, see `_strides`.
+    """
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     query, position = _queries(positions, batch, tl.program_id(0) * QUERIES, asked, QUERIES)
     c_F, c_V = tl.arange(0, BF), tl.arange(0, BV)
-    q_QF = load_tile(q + batch * batch_q + head * head_q, row_q, query, c_F, asked, F, BF, False)
-    k += batch * batch_k + head * head_k
-    v += batch * batch_v + head * head_v
+    q = _place(q, batch, head, batch_q, head_q, UNIT)
+    k = _place(k, batch, head, batch_k, head_k, UNIT)
+    v = _place(v, batch, head, batch_v, head_v, UNIT)
+    q_QF = load_tile(q, row_q * UNIT, query, c_F, asked, F, BF, False)
     y_QV = tl.zeros([QUERIES, BV], tl.float32)
     z_Q = tl.zeros([QUERIES], tl.float32)
     peak_Q = tl.full([QUERIES], NEVER, tl.float32)
@@ -69,8 +79,8 @@ def asked_forward_kernel(
         first = tl.maximum(earliest - WINDOW, 0) // KEYS * KEYS
     for start in tl.range(first, tl.max(position) + 1, KEYS):
         key = start + tl.arange(0, KEYS)
-        k_JF = load_tile(k, row_k, key, c_F, length, F, BF, False)
-        v_JV = operand(load_tile(v, row_v, key, c_V, length, V, BV, False), PRECISION)
+        k_JF = load_tile(k, row_k * UNIT, key, c_F, length, F, BF, False)
+        v_JV = operand(load_tile(v, row_v * UNIT, key, c_V, length, V, BV, False), PRECISION)
         s = scores(q_QF, k_JF, PRECISION) * scale
         seen = _seen(position[:, None], key[None, :], WINDOW)
         if WINDOW == 0:
@@ -109,7 +119,7 @@ def asked_backward_kernel(
     q, k, v, y, dy, positions, sums, dq, dk, dv, asked, length, heads, scale, factor, batch_q, row_q, head_q, batch_k,
     row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv, F: tl.constexpr,
     V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dq (B,K,H,F), dk and dv. `scale` as in the forward, `factor` that of the scores' derivative.
 
@@ -119,11 +129,12 @@ def asked_backward_kernel(
     batch, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
     query, position = _queries(positions, batch, 0, asked, QUERIES)
     c_F, c_V = tl.arange(0, BF), tl.arange(0, BV)
-    q_QF = load_tile(q + batch * batch_q + head * head_q, row_q, query, c_F, asked, F, BF, False)
-    k += batch * batch_k + head * head_k
-    v += batch * batch_v + head * head_v
-    dk += batch * batch_dk + head * head_dk
-    dv += batch * batch_dv + head * head_dv
+    q = _place(q, batch, head, batch_q, head_q, UNIT)
+    k = _place(k, batch, head, batch_k, head_k, UNIT)
+    v = _place(v, batch, head, batch_v, head_v, UNIT)
+    q_QF = load_tile(q, row_q * UNIT, query, c_F, asked, F, BF, False)
+    dk = _place(dk, batch, head, batch_dk, head_dk, UNIT)
+    dv = _place(dv, batch, head, batch_dv, head_dv, UNIT)
     own = (batch * asked * heads + head) * V
     given = load_tile(dy + own, heads * V, query, c_V, asked, V, BV, False)
     sums_Q = tl.load(sums + tl.program_id(0).to(tl.int64) * asked + query, mask=query < asked, other=0.0)
@@ -133,8 +144,8 @@ def asked_backward_kernel(
         delta_Q = tl.zeros([QUERIES], tl.float32)
         for start in tl.range(0, tl.max(position) + 1, KEYS):
             key = start + tl.arange(0, KEYS)
-            k_JF = load_tile(k, row_k, key, c_F, length, F, BF, False)
-            v_JV = operand(load_tile(v, row_v, key, c_V, length, V, BV, False), PRECISION)
+            k_JF = load_tile(k, row_k * UNIT, key, c_F, length, F, BF, False)
+            v_JV = operand(load_tile(v, row_v * UNIT, key, c_V, length, V, BV, False), PRECISION)
             weights, _ = _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW, PRECISION)
             dw = product(v_JV, tl.trans(dy_QV), tl.zeros([KEYS, QUERIES], tl.float32), PRECISION)
             delta_Q += tl.sum(weights * dw, 0)
@@ -144,8 +155,8 @@ def asked_backward_kernel(
     dq_QF = tl.zeros([QUERIES, BF], tl.float32)
     for start in tl.range(0, length, KEYS):
         key = start + tl.arange(0, KEYS)
-        k_JF = load_tile(k, row_k, key, c_F, length, F, BF, False)
-        v_JV = operand(load_tile(v, row_v, key, c_V, length, V, BV, False), PRECISION)
+        k_JF = load_tile(k, row_k * UNIT, key, c_F, length, F, BF, False)
+        v_JV = operand(load_tile(v, row_v * UNIT, key, c_V, length, V, BV, False), PRECISION)
         weights, slopes = _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW, PRECISION)
         nothing = tl.zeros([KEYS, BV], tl.float32)
         dv_JV = product(operand(weights * inverse_Q[None, :], PRECISION), dy_QV, nothing, PRECISION)
@@ -154,9 +165,9 @@ def asked_backward_kernel(
         dk_JF = product(ds, operand(q_QF, PRECISION), tl.zeros([KEYS, BF], tl.float32), PRECISION)
         dq_QF = product(tl.trans(ds), operand(k_JF, PRECISION), dq_QF, PRECISION)
         left = (key < length)[:, None]
-        place = dk + key[:, None] * row_dk + c_F[None, :]
+        place = dk + key[:, None] * (row_dk * UNIT) + c_F[None, :]
         tl.store(place, (dk_JF * factor).to(dk.dtype.element_ty), mask=left & (c_F < F)[None, :])
-        place = dv + key[:, None] * row_dv + c_V[None, :]
+        place = dv + key[:, None] * (row_dv * UNIT) + c_V[None, :]
         tl.store(place, dv_JV.to(dv.dtype.element_ty), mask=left & (c_V < V)[None, :])
     place = ((batch * asked + query) * heads + head)[:, None] * F + c_F[None, :]
     inside = (query < asked)[:, None] & (c_F < F)[None, :]
@@ -165,6 +176,18 @@ def asked_backward_kernel(
 
 def _padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
+
+
+def _strides(*tensors: Tensor) -> tuple[tuple[int, ...], int]:
+    """Strides, and the numbers that are a unit of them: all that 16 bytes hold if rows are whole pieces of those.
+
+    Triton knows multiples of 16 only. Rows of 8 or 24 keys beside 64 values are none, and were read number by number.
+    """
+    strides = [stride for x in tensors for stride in x.stride()[:3]]
+    piece = 16 // tensors[0].element_size()
+    known = all(stride % 16 == 0 for stride in strides)
+    unit = 1 if known or any(stride % piece for stride in strides) else piece
+    return tuple(stride // unit for stride in strides), unit
 
 
 def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
@@ -191,9 +214,10 @@ def forward_operator(
     y, sums = outputs(q, k, v, positions, window, scale)
     batch, asked, heads, _ = q.shape
     constants = _constants(q, v, window)
+    strides, unit = _strides(q, k, v)
     asked_forward_kernel[(triton.cdiv(asked, constants["QUERIES"]), batch * heads)](
         q, k, v, positions, y, sums, asked, k.shape[1], heads, scale * (math.log2(math.e) if window else 1),
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], **constants,
+        *strides, **constants, UNIT=unit,
     )  # fmt: skip
     return y, sums
 
@@ -213,10 +237,10 @@ def backward_operator(
     """Writes the gradients; those of k and v may be slices of one tensor."""
     q, k, v, dy, positions = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous(), positions.contiguous()
     batch, asked, heads, _ = q.shape
+    strides, unit = _strides(q, k, v, dk, dv)
     asked_backward_kernel[(batch * heads,)](
         q, k, v, y, dy, positions, sums, dq, dk, dv, asked, k.shape[1], heads,
-        scale * (math.log2(math.e) if window else 1), scale, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        *dk.stride()[:3], *dv.stride()[:3], **_constants(q, v, window),
+        scale * (math.log2(math.e) if window else 1), scale, *strides, **_constants(q, v, window), UNIT=unit,
         EXACT=0 < window < SMALL_WINDOW and q.dtype != torch.float32,
     )  # fmt: skip
 
