@@ -46,6 +46,16 @@ def _queries(positions, batch, first, asked, QUERIES: tl.constexpr):
 
 
 @triton.jit
+def _first_tile(position, length, KEYS: tl.constexpr, WINDOW: tl.constexpr):
+    """Where the first tile of keys begins that a query at one of these positions sees."""
+    first = 0
+    if WINDOW > 0:
+        earliest = tl.min(tl.where(position >= 0, position, length))
+        first = tl.maximum(earliest - WINDOW, 0) // KEYS * KEYS
+    return first
+
+
+@triton.jit
 def _seen(position, key, WINDOW: tl.constexpr):
     """Whether a query at a position sees a key, for tensors that broadcast; WINDOW 0: all before it."""
     if WINDOW == 0:
@@ -73,11 +83,7 @@ def asked_forward_kernel(
     y_QV = tl.zeros([QUERIES, BV], tl.float32)
     z_Q = tl.zeros([QUERIES], tl.float32)
     peak_Q = tl.full([QUERIES], NEVER, tl.float32)
-    first = 0
-    if WINDOW > 0:
-        earliest = tl.min(tl.where(query < asked, position, length))
-        first = tl.maximum(earliest - WINDOW, 0) // KEYS * KEYS
-    for start in tl.range(first, tl.max(position) + 1, KEYS):
+    for start in tl.range(_first_tile(position, length, KEYS, WINDOW), tl.max(position) + 1, KEYS):
         key = start + tl.arange(0, KEYS)
         k_JF = load_tile(k, row_k * UNIT, key, c_F, length, F, BF, False)
         v_JV = operand(load_tile(v, row_v * UNIT, key, c_V, length, V, BV, False), PRECISION)
@@ -142,7 +148,7 @@ def asked_backward_kernel(
     inverse_Q = sums_Q if WINDOW == 0 else tl.full([QUERIES], 1.0, tl.float32)
     if EXACT:
         delta_Q = tl.zeros([QUERIES], tl.float32)
-        for start in tl.range(0, tl.max(position) + 1, KEYS):
+        for start in tl.range(_first_tile(position, length, KEYS, WINDOW), tl.max(position) + 1, KEYS):
             key = start + tl.arange(0, KEYS)
             k_JF = load_tile(k, row_k * UNIT, key, c_F, length, F, BF, False)
             v_JV = operand(load_tile(v, row_v * UNIT, key, c_V, length, V, BV, False), PRECISION)
