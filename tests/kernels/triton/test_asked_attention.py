@@ -61,6 +61,46 @@ def test_many_queries_without_gradients(randn, relative_error, device, dtypes, w
         assert relative_error(found, exact) <= 2 * relative_error(other, exact) + FLOOR[dtype]
 
 
+@pytest.mark.parametrize("window", [None, 8, 40])
+@pytest.mark.parametrize("shape", [(100, 16, 2, 8, 48), (90, 30, 1, 16, 64)], ids=str)
+def test_every_element_is_written_and_the_same_again(randn, device, poisoned, window, shape):
+    """All buffers start as NaN; queries are in the middle: keys before their windows and behind them get zeros."""
+    _, asked, heads, width, values = shape
+    q, kv, _ = inputs(randn, device, torch.float32, shape)
+    positions = (50 + torch.randperm(asked, device=device)).expand(3, -1)
+    k, v = (part.unflatten(-1, (heads, -1)) for part in kv.split([heads * width, heads * values], -1))
+    dy, scale = randn(3, asked, heads, values).to(device, torch.float32), width**-0.5
+    results = []
+    for _ in range(2):
+        y, sums = forward_operator(q, k, v, positions, window or 0, scale)
+        dq, whole = torch.full_like(q, torch.nan), torch.full_like(kv, torch.nan)
+        parts = whole.split([heads * width, heads * values], -1)
+        dk, dv = (part.unflatten(-1, (heads, -1)) for part in parts)
+        backward_operator(q, k, v, y, dy, positions, sums, window or 0, scale, dq, dk, dv)
+        results.append([y, sums, dq, whole])
+    first, again = results
+    assert all(x.isfinite().all() for x in first)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    earliest, latest = int(positions.min()), int(positions.max())
+    seen_from = 0 if window is None else max(0, earliest - window)
+    assert not first[3][:, :seen_from].any()
+    assert not first[3][:, latest + 1 :].any()
+    assert first[3][:, seen_from : latest + 1].any(-1).all()
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("width", [4, 8, 16, 20, 24])
+def test_strides_do_not_matter(randn, device, window, width):
+    """Rows that are multiples of 16 numbers, of 16 bytes, and of neither, against contiguous keys and values."""
+    for dtype in (torch.float32, torch.float16):
+        q, kv, positions = inputs(randn, device, dtype, (40, 5, 2, width, 16))
+        k, v = (part.unflatten(-1, (2, -1)) for part in kv.split([2 * width, 32], -1))
+        found = attention(q, k, v, positions, window, None)
+        assert torch.equal(found, attention(q, k.contiguous(), v.contiguous(), positions, window, None))
+        turned = k.transpose(1, 3).contiguous().transpose(1, 3)
+        assert torch.equal(found, attention(q, turned, v, positions, window, None))
+
+
 def test_what_the_kernels_take(randn, device):
     """With gradients no more queries than one program has room for; float32's digits take more of it."""
     for dtype, width, asked, expected in (
