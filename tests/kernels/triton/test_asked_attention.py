@@ -6,6 +6,7 @@ import torch
 from basedbench.kernels.asked_attention import reference
 from basedbench.kernels.asked_attention_triton import attention, backward_operator, forward_operator, supported
 from basedbench.kernels.slices import cut
+from tests.kernels.triton.conftest import interpreted
 
 FLOOR = {torch.float32: 5e-7, torch.float16: 3e-4, torch.bfloat16: 3e-3}
 SHAPES = [(64, 4, 1, 16, 64), (100, 16, 2, 8, 48), (128, 64, 1, 24, 64), (70, 30, 1, 128, 128), (17, 1, 3, 16, 16)]
@@ -33,7 +34,7 @@ def outputs_and_gradients(function, q, kv, positions, signs, shape, window):
 @pytest.mark.parametrize("window", [None, 1, 8, 1024])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_outputs_and_gradients(randn, relative_error, device, dtypes, shape, window):
-    for dtype in dtypes:
+    for dtype in dtypes[:1] if interpreted and shape[0] > 64 else dtypes:
         q, kv, positions = inputs(randn, device, dtype, shape)
         signs = randn(*q.shape[:3], shape[-1]).sign().to(device).double()
         rest = positions, signs, shape, window
