@@ -29,11 +29,13 @@ def part_widths(weight_DW: Tensor, heads: int, head_dim: int) -> list[int]:
 
 
 def heads_and_groups(parts: tuple[Tensor, ...], head_dim: int, groups: int) -> tuple[Tensor, ...]:
-    """z, x (B,L,H,P), B, C (B,L,G,N) and dt, which stays (B,L,H)."""
-    z, x, B, C, dt = parts
-    z, x = (part.unflatten(-1, (-1, head_dim)) for part in (z, x))
-    B, C = (part.unflatten(-1, (groups, -1)) for part in (B, C))
-    return z, x, B, C, dt
+    """z, x (B,L,H,P), B, C (B,L,G,N) and dt, which stays (B,L,H); z may be missing."""
+    *inner, B, C, dt = parts
+    return (
+        *(part.unflatten(-1, (-1, head_dim)) for part in inner),
+        *(part.unflatten(-1, (groups, -1)) for part in (B, C)),
+        dt,
+    )
 
 
 def _composed(

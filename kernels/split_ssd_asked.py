@@ -15,27 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .asked import Asked, take_rows
+from .asked import Asked
 from .asked import reference as rows_of
 from .precision import accumulation_dtype, without_autocast
 from .short_conv import on_triton
 from .split_conv import reference as split_reference
 from .split_conv import split_conv
+from .split_ssd import heads_and_groups, part_widths
 from .ssd import ssd
 
 
 def asked_widths(weight_DW: Tensor, heads: int, head_dim: int) -> list[int]:
     """Of x, B, C and dt."""
-    inner = heads * head_dim
-    keys = (len(weight_DW) - inner) // 2
-    return [inner, keys, keys, heads]
-
-
-def in_heads(parts: tuple[Tensor, ...], head_dim: int, groups: int) -> tuple[Tensor, ...]:
-    """x (B,L,H,P), B, C (B,L,G,N) and dt, which stays (B,L,H)."""
-    x, B, C, dt = parts
-    B, C = (part.unflatten(-1, (groups, -1)) for part in (B, C))
-    return x.unflatten(-1, (-1, head_dim)), B, C, dt
+    return part_widths(weight_DW, heads, head_dim)[1:]
 
 
 @without_autocast
@@ -55,7 +47,7 @@ def reference(
     """`split_ssd_asked` in PyTorch: differentiable, any device."""
     dtype = accumulation_dtype(p_BLF.dtype)
     parts = split_reference(p_BLF, asked_widths(weight_DW, len(A_H), head_dim), weight_DW, bias_D, activation="silu")
-    x, B, C, dt = (part.to(dtype) for part in in_heads(parts, head_dim, groups))
+    x, B, C, dt = (part.to(dtype) for part in heads_and_groups(parts, head_dim, groups))
     B, C = (part.repeat_interleave(len(A_H) // groups, 2) for part in (B, C))
     dt = F.softplus(dt + dt_bias_H.to(dtype))
     total_BLH = (dt * A_H.to(dtype)).cumsum(1)
@@ -116,7 +108,6 @@ def by_whole_scan(
 ) -> Tensor:
     """`split_ssd_asked` by rows of the outputs of all tokens."""
     parts = split_conv(p_BLF, asked_widths(weight_DW, len(A_H), head_dim), weight_DW, bias_D, activation="silu")
-    x, B, C, dt = in_heads(parts, head_dim, groups)
+    x, B, C, dt = heads_and_groups(parts, head_dim, groups)
     y_BLHP = cast(Tensor, ssd(x, dt, A_H, B, C, D_H=D_H, dt_bias_H=dt_bias_H, dt_softplus=True))
-    y_BKE = take_rows(y_BLHP.flatten(2), asked.positions_BK, asked.slots_BL)
-    return (y_BKE * F.silu(z_BKE)).unflatten(-1, (-1, head_dim))
+    return (asked.rows(y_BLHP.flatten(2)) * F.silu(z_BKE)).unflatten(-1, (-1, head_dim))

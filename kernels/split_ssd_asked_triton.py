@@ -15,7 +15,8 @@ from torch import Tensor
 from .asked import Asked
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
-from .split_ssd_asked import asked_widths, in_heads
+from .split_ssd import heads_and_groups
+from .split_ssd_asked import asked_widths
 from .ssd_asked_triton import asked_gradient_kernel, asked_output_kernel, asked_sums_kernel
 from .ssd_backward_triton import parameter_kernel
 from .ssd_plan import padded, precision_of
@@ -32,7 +33,7 @@ def unsupported(
     """Why the kernels do not take these inputs, or None if they do."""
     if z.dtype != p.dtype or not z.numel():
         return "z and p must share a dtype, and somebody must ask"
-    x, B, C, dt = in_heads(cut(p, p, asked_widths(weight, len(A), head_dim), 0), head_dim, groups)
+    x, B, C, dt = heads_and_groups(cut(p, p, asked_widths(weight, len(A), head_dim), 0), head_dim, groups)
     if padded(B.shape[-1]) > WIDEST_STATES:
         return f"states must be at most {WIDEST_STATES}"
     tensors = (z, p, weight, A, D, dt_bias)

@@ -8,7 +8,7 @@ no more. A new mixer defines `name`, `Options`, `forward`, `init_state` and `ste
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -144,8 +144,13 @@ def project_aligned(linear: nn.Linear, x_xD: Tensor) -> Tensor:
 
     Rows of other widths, which a few heads' step sizes make, are read in small pieces and multiplied by slower kernels.
     """
-    weight, missing = linear.weight, -linear.out_features % ALIGNED
-    return F.linear(x_xD, torch.cat([weight, weight.detach()[:missing]])) if missing else cast(Tensor, linear(x_xD))
+    return F.linear(x_xD, aligned(linear.weight, linear.out_features))
+
+
+def aligned(weight_ED: Tensor, outputs: int) -> Tensor:
+    """The weight, with its first rows again behind it where `outputs` of it are no multiple of 16."""
+    missing = -outputs % ALIGNED
+    return torch.cat([weight_ED, weight_ED.detach()[:missing]]) if missing else weight_ED
 
 
 def normal_linear_(linear: nn.Linear, std: float = 0.02) -> None:

@@ -28,12 +28,12 @@ from basedbench.kernels.precision import negative_exp, product_dtype
 from basedbench.kernels.split_ssd import split_ssd
 from basedbench.kernels.split_ssd_asked import split_ssd_asked
 from basedbench.mixers.base import (
-    ALIGNED,
     Init,
     Mixer,
     MixerOptions,
     State,
     accumulator_dtype,
+    aligned,
     normal_linear_,
     project,
     project_aligned,
@@ -128,9 +128,8 @@ class Mamba2(Mixer):
         if asked.positions_BK.shape[1] > MOST_AS_ATTENTION:
             y_BLHP = self._scan(x_BLD)
             return self._output(self._heads(asked.rows(y_BLHP.flatten(2))))
-        inner, weight = self.in_widths[0], self.in_proj.weight
-        missing = (inner - len(weight)) % ALIGNED  # see `project_aligned`
-        weight = torch.cat([weight, weight.detach()[:missing]]) if missing else weight
+        inner = self.in_widths[0]
+        weight = aligned(self.in_proj.weight, self.in_proj.out_features - inner)  # see `project_aligned`
         p_BLF, z_BKE = linear_asked(x_BLD, asked.x_BKD, weight, None, slice(0, inner))
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias

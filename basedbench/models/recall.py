@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding, last_boundary
-from basedbench.kernels.asked import Asked, ask, take_rows
+from basedbench.kernels.asked import Asked, ask
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places, Rows
 from basedbench.kernels.embedding_norm import embedding_norm, unwritten_embedding_norm
@@ -199,7 +199,7 @@ class RecallModel(nn.Module):
         asked = None
         if positions_BK is not None and len(blocks) == 1:
             asked = ask(x, positions_BK)
-            residual = take_rows(residual, positions_BK, asked.slots_BL)
+            residual = asked.rows(residual)
         for layer, block in enumerate(blocks):
             following = self.norm if layer == len(blocks) - 1 else blocks[layer + 1].entrance
             options: dict[str, Any] = {
