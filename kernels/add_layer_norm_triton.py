@@ -17,7 +17,7 @@ from .dependents_triton import follow
 from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
-from .table_rows_triton import table_rows
+from .table_rows_triton import kept_rows, table_rows
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
 FEW, FEW_WARPS = 512, 8  # up to so many rows, as in a decode step, twice the threads: fewer loads behind one another
@@ -96,9 +96,7 @@ def add_norm_backward_kernel(
         at = row.to(tl.int64)[:, None] * D + column[None, :]
         g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if TABLE:
-            x = table_rows(r, tokens, row, column, inside, rows, vocabulary, D)
-            if HAS_KEPT:
-                x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+            x = kept_rows(r, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, HAS_KEPT)
         else:
             x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(stats + rows + row, mask=row < rows, other=0.0)

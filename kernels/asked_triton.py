@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
+
 TILE = 2048  # elements
 
 
@@ -45,7 +47,7 @@ def _shape(width: int) -> dict[str, int]:
 @torch.library.custom_op("basedbench::take_rows", mutates_args=())
 def take_rows(x: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
     """`asked.take_rows` by the kernel above."""
-    x, positions = x if x.stride(-1) == 1 else x.contiguous(), positions.contiguous()
+    x, positions = dense_rows(x), positions.contiguous()
     out = _rows(x, positions, slots)
     shape = _shape(x.shape[-1])
     if out.numel():

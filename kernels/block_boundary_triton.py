@@ -20,7 +20,7 @@ from .asked import Asked
 from .block_boundary import Norm
 from .embedding import Rows
 from .partial_sums_triton import sum_parts
-from .table_rows_triton import table_rows
+from .table_rows_triton import kept_rows
 
 # Elements of a tile, for four warps. Of a backward with two norms half as many: its programs, with 230 to 255 registers
 # a thread otherwise, then run all at once.
@@ -38,10 +38,7 @@ def _residual(
 ):  # fmt: skip
     """Rows of the stream; with HAS_TABLE those of a table after dropout."""
     if HAS_TABLE:
-        x = table_rows(residual, tokens, row, column, inside, rows, vocabulary, D)
-        if HAS_KEPT:
-            x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
-        return x
+        return kept_rows(residual, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, HAS_KEPT)
     return tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -175,7 +172,7 @@ def boundary_backward_kernel(
             g += tl.load(d_at_rows + given, mask=back, other=0.0).to(tl.float32)
         x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
         if HAS_TABLE:
-            x += _residual(table, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, True, HAS_KEPT)
+            x += kept_rows(table, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, HAS_KEPT)
             x = x.to(dresidual.dtype.element_ty).to(tl.float32)
         s = x
         if HAS_FIRST:

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from .asked import Asked
+from .dense_rows import dense_rows
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
 from .split_ssd import heads_and_groups
@@ -186,5 +187,6 @@ def split_ssd_asked(
     """`split_ssd_asked.reference` by the kernels, for inputs that `unsupported` has no reason against."""
     tensors = (z, p, weight, bias, A, D, dt_bias)
     keep = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
-    p = p if p.stride(-1) == 1 else p.contiguous()
-    return _SplitSSDAsked.apply(z, p, asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep)
+    return _SplitSSDAsked.apply(
+        z, dense_rows(p), asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep
+    )

@@ -13,3 +13,14 @@ def table_rows(table, tokens, row, column, inside, rows, vocabulary, D: tl.const
     known = inside & ((token >= 0) & (token < vocabulary))[:, None]
     x = tl.load(table + token[:, None] * D + column[None, :], mask=known, other=float("nan")).to(tl.float32)
     return tl.where(inside, x, 0.0)
+
+
+@triton.jit
+def kept_rows(
+    table, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D: tl.constexpr, HAS_KEPT: tl.constexpr
+):  # fmt: skip
+    """`table_rows` after dropout: `kept` says what stays, `at` where that stands for the tile."""
+    x = table_rows(table, tokens, row, column, inside, rows, vocabulary, D)
+    if HAS_KEPT:
+        x = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, x * scale, 0.0)
+    return x
