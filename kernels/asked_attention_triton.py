@@ -26,6 +26,9 @@ from .taylor_tiles import load_tile, operand, product, scores
 
 LARGEST_HEAD = 128
 MOST_QUERIES = 64  # of a program, and of an example with gradients
+# Of heads wider than 64 in other dtypes than bfloat16. With 64, operands do not fit into the backward's shared memory,
+# and the forward becomes warpgroup products that ptxas makes wrong code of.
+FEW_QUERIES = 32
 SMALL_WINDOW = 32
 # With 163 kB of shared memory for a program, or more; others have 99, and the largest tiles take 147.
 ROOMY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
@@ -99,8 +102,10 @@ def asked_forward_kernel(
             z_Q *= shrink_Q
             y_QV *= shrink_Q[:, None]
             peak_Q = top_Q
-        z_Q += tl.sum(weights, 1)
-        y_QV = product(operand(weights, PRECISION), v_JV, y_QV, PRECISION)
+        # Summed as they are multiplied: then y is v exactly where one key is seen, and dq nothing.
+        weights = operand(weights, PRECISION)
+        z_Q += tl.sum(weights.to(tl.float32), 1)
+        y_QV = product(weights, v_JV, y_QV, PRECISION)
     inverse_Q = 1.0 / z_Q
     place = ((batch * asked + query) * heads + head)[:, None] * V + c_V[None, :]
     inside = (query < asked)[:, None] & (c_V < V)[None, :]
@@ -184,6 +189,15 @@ def _padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
+def _wide(q: Tensor, v: Tensor) -> bool:
+    return max(_padded(q.shape[-1]), _padded(v.shape[-1])) > 64
+
+
+def _most_queries(q: Tensor, v: Tensor) -> int:
+    """Of a program, which in the backward has all of an example."""
+    return FEW_QUERIES if _wide(q, v) and q.dtype != torch.bfloat16 else MOST_QUERIES
+
+
 def _strides(*tensors: Tensor) -> tuple[tuple[int, ...], int]:
     """Strides, and the numbers that are a unit of them: all that 16 bytes hold if rows are whole pieces of those.
 
@@ -201,7 +215,7 @@ def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
     F, V = q.shape[-1], v.shape[-1]
     exactly = window > 0 and q.dtype != torch.bfloat16
     precision = "tf32x3" if exactly else precision_of(q.dtype)
-    queries, wide = min(MOST_QUERIES, _padded(q.shape[1])), max(_padded(F), _padded(V)) > 64
+    queries, wide = min(_most_queries(q, v), _padded(q.shape[1])), _wide(q, v)
     half = precision == "bf16"
     keys = (32 if wide and window > 0 and queries > 16 else 64) if half else 16 if wide else 32
     warps = 4 if half or not (wide or queries > 32) else 8
@@ -276,9 +290,7 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     known = q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
     fitting = 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and min(q.numel(), k.numel(), v.numel()) > 0
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    # Operands of products that keep float32's digits, of 64 queries and 128 columns, do not fit into shared memory.
-    most = MOST_QUERIES if q.dtype == torch.bfloat16 or max(_padded(q.shape[-1]), _padded(v.shape[-1])) <= 64 else 32
-    few = q.shape[1] <= most or not differentiated
+    few = q.shape[1] <= _most_queries(q, v) or not differentiated
     return known and fitting and few and fit(q, k, v) and len(k) * k.shape[2] < 65536 and _roomy(q)
 
 
