@@ -178,7 +178,7 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
         (["--sweep", "--d-model", "64"], ["--d-model does not go with --sweep"]),
         (["--mixer", "based", "--feature-dim", "[1"], ["--feature-dim '[1'", "a list such as [8,16]"]),
         (["--sweep", "--seed", "99999999999999999999"], ["train.seeds[0]", "less than"]),
-        (["--mixer", "based", "--d-model", "1000000000", "--dry-run"], ["d_model=1000000000", "cannot be built"]),
+        (["--mixer", "based", "--d-model", "9" * 13, "--dry-run"], ["d_model=" + "9" * 13, "cannot be built"]),
         (["--sweep", "--suite", ""], ["no suite is called ''"]),
         (["--sweep", "--time-limit", "9 minutes"], ["--time-limit '9 minutes'", "90s, 9m"]),
     ],

@@ -1,8 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -102,16 +98,6 @@ def test_what_has_the_steps_first_may_take_them():
     run = RecallRun(case, recall_data(case, "cpu"), "cpu")
     run.rehearse(lambda steps: taken.extend([steps(), steps()]))
     assert len(taken) == 2
-
-
-def test_a_rehearsal_does_nothing_with_what_kernels_did_not_write():
-    """Of any mixer: no index is read from it, nothing waits for it. A GPU would stop, and compile nothing more."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.training.dry_rehearsal"]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
-    )
-    assert not done.stdout
 
 
 def test_a_model_is_waited_for_while_it_is_in_hand_and_one_to_come_only_beside_others():

@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_process_that_trains_has_nothing_left_to_import_on_a_machine_with_a_gpu() -> None:
-    """Neither to begin with nor for its first steps; and torch's compiler is nobody's."""
+    """Neither to begin with nor for its first steps; and torch's compiler is nobody's.
+
+    Nor does a rehearsal of any mixer do anything with what kernels did not write: no index is read from it, nothing
+    waits for it. A GPU would stop, and compile nothing more.
+    """
     code = """
 import subprocess, sys
 import torch

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import torch
 
 from basedbench.config.throughput import MeasureSection
+from basedbench.timing.clock import WallClock
 from basedbench.timing.cross_check import device_time_ms
 from basedbench.timing.session import Session
-from tests.timing.conftest import MockClock, make_case
+from tests.timing.conftest import make_case
 
 
 def test_only_what_ran_on_the_device_counts() -> None:
@@ -18,6 +19,6 @@ def test_only_what_ran_on_the_device_counts() -> None:
 
 
 def test_a_cpu_case_has_no_other_tools() -> None:
-    session = Session(make_case(), MeasureSection(cross_check=True), "cpu", MockClock())
+    session = Session(make_case(), MeasureSection(cross_check=True), "cpu", WallClock())
     session.prepare()
     assert session.close() == {}

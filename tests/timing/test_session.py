@@ -136,10 +136,8 @@ def test_what_was_found_right_ahead_is_not_checked_again(clock: MockClock) -> No
     assert found[0]["compile_s"] == pytest.approx(2.0 - 0.005)  # of the call that compiled
 
 
-def test_what_lacked_memory_in_company_is_checked_in_full_alone(
-    clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, lacking = correctness._check, [True]
+def test_what_lacked_memory_in_company_is_checked_in_full_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, original, lacking = WallClock(), correctness._check, [True]
 
     def full(case: Case, *more: object) -> correctness.Verdict:
         if case.batch > 1 and lacking:
