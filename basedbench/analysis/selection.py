@@ -70,11 +70,11 @@ def _of_one_experiment(runs: pd.DataFrame) -> pd.DataFrame:
     """Suites with the same task and recipe under one name, and a run that several share once: its newest row."""
     if runs.empty or not {"task", "recipe", "case_id"} <= set(runs.columns):
         return runs
+    if "created_at" in runs.columns:
+        runs = runs.sort_values("created_at", kind="stable")
     told = runs["task"].notna() & runs["recipe"].notna()
     first = runs[told].groupby(["task", "recipe"])["suite"].transform("min")
     runs = runs.assign(suite=first.reindex(runs.index).fillna(runs["suite"]))
-    if "created_at" in runs.columns:
-        runs = runs.sort_values("created_at", kind="stable")
     return runs[~(told & runs.duplicated(["case_id"], keep="last"))]
 
 
