@@ -124,8 +124,13 @@ def attention_step(features_q: Tensor, features_k: Tensor, v_BHV: Tensor, state_
     """One token: adds features(k) [v, 1] to the state in place, then reads it with features(q). Returns y (B,H,V)."""
     v = _with_ones(v_BHV.to(state_BHFW.dtype))
     state_BHFW += features_k.unsqueeze(-1) * v.unsqueeze(-2)
-    sums = (features_q.unsqueeze(-2) @ state_BHFW).squeeze(-2)
-    return (sums[..., :-1] / (sums[..., -1:] + EPSILON)).to(v_BHV.dtype)
+    return read_state(features_q, state_BHFW[..., :-1], state_BHFW[..., -1]).to(v_BHV.dtype)
+
+
+def read_state(features_q: Tensor, state_BHFV: Tensor, sums_BHF: Tensor) -> Tensor:
+    """y (B,H,V): what features (B,H,F) of a query find in a state, over what they find in its sums."""
+    found_BHV = (features_q.unsqueeze(-2) @ state_BHFV).squeeze(-2)
+    return found_BHV / ((features_q * sums_BHF).sum(-1, keepdim=True) + EPSILON)
 
 
 def attention_flops(tokens: int, length: int, key_dim: int, value_dim: int, features: int, state: bool) -> int:

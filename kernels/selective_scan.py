@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from .costs import total_bytes, total_flops
 from .gluon_modules import usable
 from .precision import accumulation_dtype, negative_exp, without_autocast
+from .rounding import accumulated, store
 
 # Elements in a block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
 BLOCK_ELEMENTS = {"cpu": 2**19}
@@ -191,10 +192,12 @@ def selective_scan_step(
     delta_bias_D: Tensor | None = None,
     delta_softplus: bool = False,
     log_A: bool = False,
+    count_B: Tensor | None = None,
 ) -> Tensor:
-    """One decode step. Updates `state_BDN` in place; returns y (B,D) in the dtype of u.
+    """One decode step. Updates `state_BDN` in place, of 32 bits or bfloat16 (`rounding`); y (B,D) in the dtype of u.
 
     With `log_A`, `A_DN` holds log(-A), as models keep it: its exponential costs no launch of its own.
+    `count_B` (B,) int32, the tokens before this one, makes a state in bfloat16 be rounded another way each time.
 
     On CUDA a Triton kernel computes it, except for gradients, and states in float64 or not contiguous.
     """
@@ -203,8 +206,8 @@ def selective_scan_step(
         from . import selective_scan_step_triton as fused
 
         if fused.supported(*tensors):
-            return fused.step(*tensors, delta_softplus, log_A)
-    return step_reference(*tensors, delta_softplus, log_A)
+            return fused.step(*tensors, delta_softplus, log_A, count_B)
+    return step_reference(*tensors, delta_softplus, log_A, count_B)
 
 
 @without_autocast
@@ -220,15 +223,18 @@ def step_reference(
     delta_bias_D: Tensor | None = None,
     delta_softplus: bool = False,
     log_A: bool = False,
+    count_B: Tensor | None = None,
 ) -> Tensor:
     """`selective_scan_step` in PyTorch."""
-    dtype = state_BDN.dtype
+    h_BDN = accumulated(state_BDN)
+    dtype = h_BDN.dtype
     A_DN = negative_exp(A_DN) if log_A else A_DN
     u = u_BD.to(dtype)
     delta = _step_sizes(delta_BD, delta_bias_D, delta_softplus, dtype)
-    state_BDN *= (delta.unsqueeze(-1) * A_DN.to(dtype)).exp()
-    state_BDN += (delta * u).unsqueeze(-1) * B_BN.to(dtype).unsqueeze(1)
-    y = (state_BDN @ C_BN.to(dtype).unsqueeze(-1)).squeeze(-1)
+    h_BDN = (delta.unsqueeze(-1) * A_DN.to(dtype)).exp() * h_BDN
+    h_BDN += (delta * u).unsqueeze(-1) * B_BN.to(dtype).unsqueeze(1)
+    store(state_BDN, h_BDN, count_B)
+    y = (h_BDN @ C_BN.to(dtype).unsqueeze(-1)).squeeze(-1)
     return _output(y, u, D_D, z_BD).to(u_BD.dtype)
 
 

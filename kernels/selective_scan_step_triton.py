@@ -10,6 +10,8 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
+from .rounding import STATE_DTYPES
+from .rounding_triton import counted, stored
 from .selective_scan_tiles_triton import LOG2E, load_constant, sigmoid, softplus
 
 ELEMENTS = 2048  # of the state in a program: 16 per thread
@@ -18,9 +20,10 @@ WARPS = 4
 
 @triton.jit
 def step_kernel(
-    u, delta, A, B, C, D_skip, z, bias, state, y, channels, row_u, row_delta, row_z, row_B, row_C,
+    u, delta, A, B, C, D_skip, z, bias, state, count, y, channels, row_u, row_delta, row_z, row_B, row_C,
     N: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr, EARLY: tl.constexpr = False,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, LOG_A: tl.constexpr, HAS_COUNT: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """State (B,D,N) in place; LOG_A: A holds log(-A).
 
@@ -33,7 +36,7 @@ def step_kernel(
     inside_DN = inside[:, None] & (n < N)[None, :]
     place_DN = d[:, None] * N + n[None, :]
     state += b * channels * N
-    state_DN = tl.load(state + place_DN, mask=inside_DN, other=0.0)
+    state_DN = tl.load(state + place_DN, mask=inside_DN, other=0.0).to(tl.float32)
     A_DN = tl.load(A + place_DN, mask=inside_DN, other=0.0).to(tl.float32)
     if LOG_A:
         A_DN = -tl.exp(A_DN)
@@ -47,7 +50,8 @@ def step_kernel(
     if SOFTPLUS:
         step_D = softplus(step_D)
     state_DN = tl.exp2(step_D[:, None] * A_DN) * state_DN + (step_D * u_D)[:, None] * B_N[None, :]
-    tl.store(state + place_DN, state_DN, mask=inside_DN)
+    kept_DN = stored(state_DN, place_DN, counted(count, b, HAS_COUNT), state.dtype.element_ty)
+    tl.store(state + place_DN, kept_DN, mask=inside_DN)
     y_D = tl.sum(state_DN * C_N[None, :], 1) + load_constant(D_skip, d, inside, HAS_D) * u_D
     if HAS_Z:
         z_D = tl.load(z + b * row_z + d, mask=inside, other=0.0).to(tl.float32)
@@ -58,9 +62,9 @@ def step_kernel(
 @torch.library.custom_op("basedbench::selective_scan_step", mutates_args=("state",))
 def step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, D: Tensor | None, z: Tensor | None,
-    bias: Tensor | None, softplus: bool, log_A: bool = False,
+    bias: Tensor | None, softplus: bool, log_A: bool = False, count: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """y (B,D) in the dtype of u; `state` (B,D,N), float32 and contiguous, takes the token in."""
+    """y (B,D) in the dtype of u; `state` (B,D,N), contiguous, takes the token in."""
     gated = z is not None
     u, delta, B, C, z = (dense_rows(x) for x in (u, delta, B, C, u if z is None else z))
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
@@ -69,15 +73,16 @@ def step(
     block = max(1, ELEMENTS // padded)
     y = u.new_empty(u.shape)
     step_kernel[(batch, triton.cdiv(channels, block))](
-        u, delta, A.contiguous(), B, C, D, z, bias, state, y, channels, *(x.stride(0) for x in (u, delta, z, B, C)),
+        u, delta, A.contiguous(), B, C, D, z, bias, state, count, y, channels,
+        *(x.stride(0) for x in (u, delta, z, B, C)),
         N=states, STATES=padded, BLOCK_D=block, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=gated,
-        HAS_BIAS=bias is not None, LOG_A=log_A, num_warps=WARPS, **dependent(),
+        HAS_BIAS=bias is not None, LOG_A=log_A, HAS_COUNT=count is not None, num_warps=WARPS, **dependent(),
     )  # fmt: skip
     return y
 
 
 @step.register_fake
-def _(u, delta, A, B, C, state, D, z, bias, softplus, log_A=False):
+def _(u, delta, A, B, C, state, D, z, bias, softplus, log_A=False, count=None):
     return u.new_empty(u.shape)
 
 
@@ -90,7 +95,7 @@ def supported(
         return False
     known = (torch.float32, torch.float16, torch.bfloat16)
     return (
-        state_BDN.dtype == torch.float32
+        state_BDN.dtype in STATE_DTYPES
         and state_BDN.is_contiguous()
         and state_BDN.numel() > 0
         and state_BDN.shape[2] <= ELEMENTS // 4

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, negative_exp, without_autocast
+from .rounding import accumulated, store
 
 
 def _decays(total: Tensor) -> Tensor:
@@ -156,18 +157,28 @@ def ssd_step(
     dt_bias_H: Tensor | None = None,
     dt_softplus: bool = False,
     log_A: bool = False,
+    count_B: Tensor | None = None,
 ) -> Tensor:
-    """One decode step. Updates `state_BHPN` in place; returns y (B,H,P) in the dtype of x.
+    """One decode step. Updates `state_BHPN` in place, of 32 bits or bfloat16 (`rounding`); y (B,H,P) in the dtype of x.
 
     With `log_A`, `A_H` holds log(-A), as models keep it: its exponential costs no launch of its own.
+    `count_B` (B,) int32, the tokens before this one, makes a state in bfloat16 be rounded another way each time.
     """
     tensors = x_BHP, dt_BH, A_H, B_BGN, C_BGN, state_BHPN
     if state_BHPN.is_cuda:
         from . import ssd_step_triton as kernels
 
         if kernels.unsupported(*tensors, D_H, z_BHP, dt_bias_H) is None:
-            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus, log_A)
-    return step_reference(*tensors, D_H=D_H, z_BHP=z_BHP, dt_bias_H=dt_bias_H, dt_softplus=dt_softplus, log_A=log_A)
+            return kernels.step(*tensors, D_H, z_BHP, dt_bias_H, dt_softplus, log_A, count_B)
+    return step_reference(
+        *tensors,
+        D_H=D_H,
+        z_BHP=z_BHP,
+        dt_bias_H=dt_bias_H,
+        dt_softplus=dt_softplus,
+        log_A=log_A,
+        count_B=count_B,
+    )
 
 
 @without_autocast
@@ -184,17 +195,20 @@ def step_reference(
     dt_bias_H: Tensor | None = None,
     dt_softplus: bool = False,
     log_A: bool = False,
+    count_B: Tensor | None = None,
 ) -> Tensor:
     """`ssd_step` in PyTorch."""
-    dtype = state_BHPN.dtype
+    h_BHPN = accumulated(state_BHPN)
+    dtype = h_BHPN.dtype
     A_H = negative_exp(A_H) if log_A else A_H
     x = x_BHP.to(dtype)
     dt = _step_sizes(dt_BH, dt_bias_H, dt_softplus, dtype)
     repeats = x.shape[1] // B_BGN.shape[1]
     B_BHN, C_BHN = (tensor.to(dtype).repeat_interleave(repeats, dim=1) for tensor in (B_BGN, C_BGN))
-    state_BHPN *= (dt * A_H.to(dtype)).exp()[..., None, None]
-    state_BHPN += (x * dt.unsqueeze(-1)).unsqueeze(-1) * B_BHN.unsqueeze(2)
-    y = (state_BHPN @ C_BHN.unsqueeze(-1)).squeeze(-1)
+    h_BHPN = (dt * A_H.to(dtype)).exp()[..., None, None] * h_BHPN
+    h_BHPN += (x * dt.unsqueeze(-1)).unsqueeze(-1) * B_BHN.unsqueeze(2)
+    store(state_BHPN, h_BHPN, count_B)
+    y = (h_BHPN @ C_BHN.unsqueeze(-1)).squeeze(-1)
     return _output(y, x, D_H, z_BHP).to(x_BHP.dtype)
 
 

@@ -9,8 +9,9 @@ at least (t + 1) / 2.
 phi(x) is packed (`taylor_features`): F = 1 + K + K (K + 1) / 2 features (153 for K = 16) where the published code
 keeps 1 + K + K^2 (273).
 
-The state (B,H,F,V+1) holds sum_j phi(k_j) [v_j, 1] in float32 (float64 for float64 inputs): in bfloat16 the constant
-feature would stop counting tokens at 256.
+The state (B,H,F,V+1) holds sum_j phi(k_j) [v_j, 1] in float32 (float64 for float64 inputs). A decode step has its
+columns apart: a state (B,H,F,V), which may be bfloat16 (`rounding`), and sums of features (B,H,F), which may not, for
+they divide everything. Both may be slices of one tensor.
 
 `order` 1 and 3 cut the series one term earlier or later. Both polynomials have a real root: A and the normaliser can be
 negative, and are used as they are.
@@ -22,9 +23,10 @@ states.
 
 from torch import Tensor
 
-from .chunked import attention_flops, attention_step, chunked_attention
+from .chunked import attention_flops, chunked_attention, read_state
 from .costs import total_bytes, total_flops
 from .precision import without_autocast
+from .rounding import accumulated, store
 from .taylor_features import KERNELS, feature_count
 
 
@@ -79,21 +81,45 @@ def taylor_attention(
     )
 
 
-def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, *, order: int = 2) -> Tensor:
-    """One decode step. Adds the token to `state_BHFW` (B,H,F,V+1) in place; returns y (B,H,V) in the dtype of v."""
-    if state_BHFW.is_cuda and order == 2:
+def taylor_attention_step(
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    state_BHFV: Tensor,
+    sums_BHF: Tensor,
+    *,
+    count_B: Tensor | None = None,
+    order: int = 2,
+) -> Tensor:
+    """One decode step: y (B,H,V) in the dtype of v. `state_BHFV` and `sums_BHF` take the token in, in place.
+
+    `count_B` (B,) int32, the tokens before this one, makes a state in bfloat16 be rounded another way each time.
+    """
+    if state_BHFV.is_cuda and order == 2:
         from . import taylor_step_triton as kernels
 
-        if kernels.unsupported(q_BHK, k_BHK, v_BHV, state_BHFW) is None:
-            return kernels.step(q_BHK, k_BHK, v_BHV, state_BHFW)
-    return step_reference(q_BHK, k_BHK, v_BHV, state_BHFW, order=order)
+        if kernels.unsupported(q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF) is None:
+            return kernels.step(q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF, count_B)
+    return step_reference(q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF, count_B=count_B, order=order)
 
 
 @without_autocast
-def step_reference(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, *, order: int = 2) -> Tensor:
+def step_reference(
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    state_BHFV: Tensor,
+    sums_BHF: Tensor,
+    *,
+    count_B: Tensor | None = None,
+    order: int = 2,
+) -> Tensor:
     """`taylor_attention_step` in PyTorch."""
-    q, k = (KERNELS[order].features(x.to(state_BHFW.dtype)) for x in (q_BHK, k_BHK))
-    return attention_step(q, k, v_BHV, state_BHFW)
+    q, k = (KERNELS[order].features(x.to(sums_BHF.dtype)) for x in (q_BHK, k_BHK))
+    sums_BHF += k
+    rows_BHFV = accumulated(state_BHFV) + k.unsqueeze(-1) * v_BHV.to(sums_BHF.dtype).unsqueeze(-2)
+    store(state_BHFV, rows_BHFV, count_B)
+    return read_state(q, rows_BHFV, sums_BHF).to(v_BHV.dtype)
 
 
 def flops(

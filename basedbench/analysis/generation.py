@@ -56,11 +56,13 @@ def published_table(rows: pd.DataFrame) -> str:
     known = pd.concat([generation, prefill])
     lines = []
     for model, prompt, *printed in PUBLISHED:
-        for contender in known.loc[known["model"] == model, "contender"].unique():
-            ours = [_pick(prefill, model=model, contender=contender, length=prompt)]
-            ours += [_pick(generation, model=model, contender=contender, length=at) for at in contexts]
+        found = known.loc[known["model"] == model, ["contender", "changes"]].drop_duplicates()
+        for contender, changes in found.itertuples(index=False):
+            same = {"model": model, "contender": contender, "changes": changes}
+            ours = [_pick(prefill, **same, length=prompt), *(_pick(generation, **same, length=at) for at in contexts)]
             theirs = printed if contender == PAPER_CONTENDERS.get(model, OURS) else ("-", "-")
-            lines.append([model, contender, f"{prompt:,}", *map(str, theirs), *map(_per_ms, ours)])
+            name = f"{model} {changes}".strip()
+            lines.append([name, contender, f"{prompt:,}", *map(str, theirs), *map(_per_ms, ours)])
     heading = ["model", "by", "prompt", "prefill, published", "generation, published", "prefill, here"]
     heading += [f"generation, here, context {length:,}" for length in contexts]
     rates = _table(rows, PAPER_SUITE, "tokens per millisecond", heading, lines)
@@ -73,13 +75,18 @@ def _published_ratios(rows: pd.DataFrame, generation: pd.DataFrame, prefill: pd.
     lines = []
     for (attention, contender), (based, prompt, *_) in zip(PAPER_CONTENDERS.items(), PUBLISHED[1::3], strict=True):
         pairs = [(prefill, prompt), *((generation, length) for length in contexts)]
-        here = [
-            _times(_pick(part, model=attention, contender=contender, length=at), _pick(part, model=based, length=at))
-            for part, at in pairs
-        ]
         theirs = [f"{a / b:.2f}" for a, b in zip(printed[based], printed[attention], strict=True)]
-        if any(text != "-" for text in here):
-            lines.append([f"{based} over {attention} by {contender}", *theirs, *here])
+        for changes in generation.loc[generation["model"] == based, "changes"].unique():
+            here = [
+                _times(
+                    _pick(part, model=attention, contender=contender, length=at),
+                    _pick(part, model=based, changes=changes, length=at),
+                )
+                for part, at in pairs
+            ]
+            if any(text != "-" for text in here):
+                name = f"{based} {changes}".strip()
+                lines.append([f"{name} over {attention} by {contender}", *theirs, *here])
     heading = ["ratio", "prefill, published", "generation, published", "prefill, here"]
     heading += [f"generation, here, context {length:,}" for length in contexts]
     return _table(rows, PAPER_SUITE, "times as fast", heading, lines)

@@ -39,6 +39,18 @@ def of_retention(function: Function) -> Function:
     return call
 
 
+def of_taylor_step(function: Function) -> Function:
+    """With a state that has its sums as the last column."""
+
+    def call(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Any:
+        state_BHFV, sums_BHF = state_BHFW[..., :-1].contiguous(), state_BHFW[..., -1].contiguous()
+        y_BHV = function(q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF)
+        state_BHFW.copy_(torch.cat([state_BHFV, sums_BHF[..., None]], -1))
+        return y_BHV
+
+    return call
+
+
 def of_head_norm(function: Function) -> Function:
     """The bonus's tensors one by one."""
 

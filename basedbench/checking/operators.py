@@ -73,7 +73,12 @@ class Form:
 
 FORMS: dict[str, Form] = {
     "taylor_attention": Form(
-        draws.heads, kernels.taylor_attention, taylor_reference, kernels.taylor_attention_step, "state_BHFW", False
+        draws.heads,
+        kernels.taylor_attention,
+        taylor_reference,
+        adapters.of_taylor_step(kernels.taylor_attention_step),
+        "state_BHFW",
+        False,
     ),
     "linear_attention": Form(
         draws.heads, kernels.linear_attention, linear_reference, kernels.linear_attention_step, "state_BHKW"

@@ -35,8 +35,12 @@ def attention_step(draw: Draw) -> dict[str, Tensor]:
 
 
 def taylor_attention_step(draw: Draw) -> dict[str, Tensor]:
-    """One token and a state (B,H,F,V+1)."""
-    return _token(draw) | {"state_BHFW": _state_of(kernels.taylor_attention, draw)}
+    """One token, a state (B,H,F,V) and its sums (B,H,F)."""
+    state_BHFW = _state_of(kernels.taylor_attention, draw)
+    return _token(draw) | {
+        "state_BHFV": state_BHFW[..., :-1].contiguous(),
+        "sums_BHF": state_BHFW[..., -1].contiguous(),
+    }
 
 
 def linear_attention_step(draw: Draw) -> dict[str, Tensor]:

@@ -100,7 +100,11 @@ _SEQUENCES = {
 _STEPS = {
     "attention": Operator(inputs.attention_step, None, attention_step_reference, states=("k_BLHK", "v_BLHV")),
     "taylor_attention": Operator(
-        inputs.taylor_attention_step, kernels.taylor_attention_step, steps.taylor_attention_step, 4, ("state_BHFW",)
+        inputs.taylor_attention_step,
+        kernels.taylor_attention_step,
+        steps.taylor_attention_step,
+        4,
+        ("state_BHFV", "sums_BHF"),
     ),
     "linear_attention": Operator(
         inputs.linear_attention_step, kernels.linear_attention_step, steps.linear_attention_step, 4, ("state_BHKW",)

@@ -21,9 +21,13 @@ from basedbench.kernels.taylor_attention import reference as taylor_reference
 from basedbench.kernels.wkv4 import reference as wkv4_reference
 
 
-def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:
+def taylor_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFV: Tensor, sums_BHF: Tensor) -> Tensor:
     """`basedbench.kernels.taylor_attention_step`."""
-    return _one_token(taylor_reference, state_BHFW, *_sequences(q_BHK, k_BHK, v_BHV))
+    state_BHFW = torch.cat([state_BHFV, sums_BHF.unsqueeze(-1)], -1)
+    y_BHV = _one_token(taylor_reference, state_BHFW, *_sequences(q_BHK, k_BHK, v_BHV))
+    state_BHFV.copy_(state_BHFW[..., :-1])
+    sums_BHF.copy_(state_BHFW[..., -1])
+    return y_BHV
 
 
 def linear_attention_step(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHKW: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Based(Mixer):
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHV, *local = self._project(x_BLD)
         y_BLHV, state_BHFW = taylor_attention(q_BLHK, k_BLHK, v_BLHV, return_state=True)
-        state = {"state": state_BHFW}
+        state = {"state": state_BHFW[..., :-1].contiguous(), "sums": state_BHFW[..., -1].contiguous()}
         if local:
             y_BLHV = y_BLHV + sliding_window(local[0], local[1], local[2], self.options.window)
             state |= filled_ring(local[1], local[2], self.options.window)
@@ -102,15 +102,15 @@ class Based(Mixer):
     ) -> State:
         heads, window, features = self.options.heads, self.options.window, packed_features(self.options.feature_dim)
         width = self.d_model // heads
-        shape = (batch_size, heads, features, width + 1)
-        state = {"state": torch.zeros(shape, dtype=accumulator_dtype(dtype), device=device)}
+        sums = torch.zeros(batch_size, heads, features, dtype=accumulator_dtype(dtype), device=device)
+        state = {"state": sums.new_zeros(*sums.shape, width), "sums": sums}
         if window:
             state |= empty_ring((batch_size, window, heads, width), dtype, device)
         return state
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         q_BHK, k_BHK, v_BHV, *local = self._project(x_BD)
-        y_BHV = taylor_attention_step(q_BHK, k_BHK, v_BHV, state["state"])
+        y_BHV = taylor_attention_step(q_BHK, k_BHK, v_BHV, state["state"], state["sums"], count_B=state.get("count"))
         if local:
             q_BHK, k_BHK, v_BHV = local
             y_BHV = y_BHV + sliding_window_step(q_BHK, k_BHK, v_BHV, state["k"], state["v"], state["position"])

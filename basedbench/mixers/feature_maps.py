@@ -277,7 +277,8 @@ class Taylor(FeatureMap):
     def step(
         self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor | None
     ) -> Tensor:
-        return taylor_attention_step(q_BHK, k_BHK, v_BHV, state_BHFW, order=self.order)
+        state = state_BHFW[..., :-1], state_BHFW[..., -1]
+        return taylor_attention_step(q_BHK, k_BHK, v_BHV, *state, order=self.order)
 
 
 FEATURE_MAPS: dict[str, Callable[[int, int, int, int], FeatureMap]] = {

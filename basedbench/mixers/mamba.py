@@ -112,7 +112,9 @@ class Mamba(Mixer):
         x_BE, z_BE = project(self.in_proj, x_BD).chunk(2, -1)
         x_BE = self.conv.step(x_BE, state["conv"])
         inputs = self._scan_inputs(x_BE, log_A=True)
-        y_BE = selective_scan_step(x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, **self._constants())
+        y_BE = selective_scan_step(
+            x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, count_B=state.get("count"), **self._constants()
+        )
         return project(self.out_proj, y_BE), state
 
     def zoology_elements(self, length: int) -> int:

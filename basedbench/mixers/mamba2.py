@@ -161,7 +161,7 @@ class Mamba2(Mixer):
         z_BE, xBC, dt_BH = project(self.in_proj, x_BD).split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
-        y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, **options)
+        y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, count_B=state.get("count"), **options)
         return self._output(y_BHP), state
 
     def zoology_elements(self, length: int) -> int:

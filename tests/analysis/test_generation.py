@@ -44,6 +44,7 @@ def test_published_numbers_stand_beside_the_same_conditions() -> None:
             language_row("attention-1.3b", 128, 1024, 128.0, **PAPER),
             language_row("attention-1.3b", 128, 1024, 12.8, **PAPER, contender="ours"),
             language_row("based-1.3b", 128, 1024, 5.12, **PAPER),
+            language_row("based-1.3b", 128, 1024, 4.0, **PAPER, config='{"preset": "based-1.3b", "state_dtype": "bf16"}'),
             language_row("based-1.3b", 2, 4096, 50.0, **PAPER, mode="prefill", tokens_per_s=160e3),
             language_row("attention-1.3b", 2, 4096, 80.0, **PAPER, mode="prefill", tokens_per_s=100e3),
         ]
@@ -52,7 +53,9 @@ def test_published_numbers_stand_beside_the_same_conditions() -> None:
     assert "| attention-1.3b | sdpa-flash | 4,096 | 103.5 | 0.99 | 100 | 1 |" in table
     assert "| attention-1.3b | ours | 4,096 | - | - | - | 10 |" in table
     assert "| based-1.3b | ours | 4,096 | 161.71 | 24.28 | 160 | 25 |" in table
+    assert "| based-1.3b state_dtype=bf16 | ours | 4,096 | 161.71 | 24.28 | - | 32 |" in table
     assert "| based-1.3b over attention-1.3b by sdpa-flash | 1.56 | 24.53 | 1.60 | 25.00 |" in table
+    assert "| based-1.3b state_dtype=bf16 over attention-1.3b by sdpa-flash | 1.56 | 24.53 | - | 32.00 |" in table
     assert "360m" not in table
 
 

@@ -36,7 +36,10 @@ PARALLEL = {
 }
 TOKEN = [(B, H, K)] * 3
 STEPS = {
-    "taylor_attention": (kernels.taylor_attention_step, [*TOKEN, (B, H, 1 + K + K * (K + 1) // 2, K + 1)]),
+    "taylor_attention": (
+        kernels.taylor_attention_step,
+        [*TOKEN, (B, H, 1 + K + K * (K + 1) // 2, K), (B, H, 1 + K + K * (K + 1) // 2)],
+    ),
     "linear_attention": (kernels.linear_attention_step, [*TOKEN, (B, H, K, K + 1)]),
     "gated_linear_attention": (
         lambda q, k, v, g, s: kernels.gated_linear_attention_step(q, k, v, -g.abs(), s),

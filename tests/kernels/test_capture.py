@@ -93,7 +93,7 @@ PARALLEL = {
 }
 FEATURES = 1 + K + K * (K + 1) // 2
 STEPS = {
-    "taylor_attention": (kernels.taylor_attention_step, ATTENTION, [(B, H, FEATURES, V + 1)]),
+    "taylor_attention": (kernels.taylor_attention_step, ATTENTION, [(B, H, FEATURES, V), (B, H, FEATURES)]),
     "linear_attention": (kernels.linear_attention_step, ATTENTION, [(B, H, K, V + 1)]),
     "gated_linear_attention": (
         lambda q, k, v, g, s: kernels.gated_linear_attention_step(q, k, v, F.logsigmoid(g), s),

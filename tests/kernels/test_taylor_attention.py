@@ -83,7 +83,8 @@ def test_steps_give_the_parallel_form(randn):
     inputs = shapes(randn, 17, key_dim=24, value_dim=48)
     whole, last = taylor_attention(*inputs, return_state=True)
     state = torch.zeros_like(last)
-    steps = [taylor_attention_step(*(x[:, t] for x in inputs), state) for t in range(17)]
+    columns = state[..., :-1], state[..., -1]
+    steps = [taylor_attention_step(*(x[:, t] for x in inputs), *columns) for t in range(17)]
     torch.testing.assert_close(torch.stack(steps, 1), whole)
     torch.testing.assert_close(state, last)
 
@@ -106,7 +107,8 @@ def test_other_orders(randn, monkeypatch, relative_error, order, limit):
 
     assert torch.autograd.gradcheck(run, tuple(x.detach().requires_grad_() for x in (q, k, v, state)))
     stepped = torch.zeros_like(state)
-    steps = [taylor_attention_step(*(x[:, t] for x in (q, k, v)), stepped, order=order) for t in range(7)]
+    columns = stepped[..., :-1], stepped[..., -1]
+    steps = [taylor_attention_step(*(x[:, t] for x in (q, k, v)), *columns, order=order) for t in range(7)]
     torch.testing.assert_close(torch.stack(steps, 1), y)
     torch.testing.assert_close(stepped, state)
 

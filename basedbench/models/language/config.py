@@ -43,6 +43,10 @@ class LanguageConfig(BaseModel):
     d_conv: int = Field(default=4, ge=2, le=64, description="Tokens under the convolution of mamba and mamba2 layers.")
     expand: int = Field(default=2, ge=1, description="Channels per unit of d_model in mamba and mamba2 layers.")
     ssm_head_dim: int = Field(default=64, ge=1, description="Channels per head of mamba2 layers.")
+    state_dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="What decoding keeps states of linear, mamba and mamba2 layers in; bf16 is rounded stochastically.",
+    )
 
     @classmethod
     def checked(cls, **options: Any) -> Self:

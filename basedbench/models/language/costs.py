@@ -1,7 +1,7 @@
 """What decoding carries and moves per sequence, by formula; the state itself is measured (models/state.py).
 
-    kind        recurrent (fp32)                 cached (dtype of the weights)
-    linear      F (d + heads)                    -               F = 1 + f + f (f + 1) / 2
+    kind        recurrent (fp32 or state_dtype)  cached (dtype of the weights)
+    linear      F d, and F heads sums in fp32    -               F = 1 + f + f (f + 1) / 2
     window      -                                2 d window
     conv        -                                2 d (conv_width - 1)
     attention   -                                2 d length
@@ -21,8 +21,7 @@ from basedbench.models.language.config import LanguageConfig, LayerKind
 
 def state_size(config: LanguageConfig, length: int, dtype: torch.dtype) -> int:
     """Bytes per sequence with room for `length` tokens."""
-    kinds, wide, narrow = config.layers, accumulator_dtype(dtype).itemsize, dtype.itemsize
-    return sum(wide * recurrent(config, kind) + narrow * cached(config, kind, length) for kind in kinds)
+    return sum(_kept_bytes(config, kind, length, dtype) for kind in config.layers)
 
 
 def state_traffic(config: LanguageConfig, context: int, dtype: torch.dtype) -> int:
@@ -34,14 +33,20 @@ def _layer_traffic(config: LanguageConfig, kind: LayerKind, context: int, dtype:
     if kind in ("window", "attention"):
         past = context - 1 if kind == "attention" else min(context - 1, config.window)
         return dtype.itemsize * 2 * config.d_model * (past + 1)
-    both = accumulator_dtype(dtype).itemsize * recurrent(config, kind) + dtype.itemsize * cached(config, kind, context)
-    return 2 * both
+    return 2 * _kept_bytes(config, kind, context, dtype)
+
+
+def _kept_bytes(config: LanguageConfig, kind: LayerKind, length: int, dtype: torch.dtype) -> int:
+    exact = accumulator_dtype(dtype).itemsize
+    wide = torch.bfloat16.itemsize if config.state_dtype == "bf16" else exact
+    sums = packed_features(config.feature_dim) * config.heads if kind == "linear" else 0
+    return wide * recurrent(config, kind) + exact * sums + dtype.itemsize * cached(config, kind, length)
 
 
 def recurrent(config: LanguageConfig, kind: LayerKind) -> int:
-    """Numbers that sum over time, kept in float32."""
+    """Numbers of the state that sums over time, without the sums of linear attention's features."""
     if kind == "linear":
-        return packed_features(config.feature_dim) * (config.d_model + config.heads)
+        return packed_features(config.feature_dim) * config.d_model
     return config.inner * config.d_state if kind in ("mamba", "mamba2") else 0
 
 

@@ -6,17 +6,19 @@
 
 (arXiv 2402.18668, section 6; RMSNorm arXiv 1910.07467, eps 1e-5.) The stream r is float32 whatever the weights are, as
 in the released models. Four forms, as for a mixer: `forward`, `prefill`, `init_state`, `step`. A state is a flat dict
-of tensors, batch first, named "layer.name"; "position" (int32) counts the tokens where a layer has to know.
+of tensors, batch first, named "layer.name"; "position" (int32) counts the tokens where a layer has to know, or where
+states are rounded by them.
 
     config = preset("based-360m")
     model = LanguageModel(config, device="cuda", dtype=torch.bfloat16)
     logits_BV, state = model.prefill(tokens_BL, max_length=1024)
     logits_BV, state = model.step(logits_BV.argmax(-1), state)
 
-Recurrent states are kept in float32: in bfloat16 the constant feature of linear attention stops counting at 256. Caches
-of keys, values and convolution inputs have the dtype of the weights. Per sequence, at 16 bits and 1,024 tokens, that is
-5.9 MB for based-360m (5.7 as published: 273 features in 16 bits where here 153 have 32), 6.6 MB for mamba-360m (3.8)
-and 100.7 MB for attention-360m (the same).
+Recurrent states are kept in float32. With `state_dtype` bf16 they take half, as in the released code, but rounded
+stochastically (kernels/rounding.py), and without the sums of linear attention's features, which divide everything.
+Caches of keys, values and convolution inputs have the dtype of the weights. Per sequence, with weights of 16 bits and
+1,024 tokens, that is 5.9 MB for based-360m (5.7 as published: 273 features in 16 bits where here 153 have 32), 6.6 MB
+for mamba-360m (3.8) and 100.7 MB for attention-360m (the same).
 """
 
 from collections import defaultdict
@@ -41,6 +43,7 @@ from basedbench.models.state import state_bytes
 
 NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
+RECURRENT = {"linear", "mamba", "mamba2"}
 FLOAT32 = ("A_log", "D", "dt_bias")
 
 
@@ -89,6 +92,11 @@ class LanguageModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """That of the weights."""
         return self.embedding.weight.dtype
+
+    @property
+    def _rounded(self) -> bool:
+        """Whether recurrent states are kept in bfloat16."""
+        return self.config.state_dtype == "bf16" and bool(RECURRENT & set(self.config.layers))
 
     @property
     def attention(self) -> str:
@@ -159,8 +167,10 @@ class LanguageModel(nn.Module):
         state: State = {}
         for layer in range(len(self.blocks)):
             part = self._mixer(layer)[0].init_state(batch_size, max_length, dtype, device)
+            if "state" in part and self._rounded:
+                part["state"] = part["state"].to(torch.bfloat16)
             state |= {f"{layer}.{name}": tensor for name, tensor in part.items()}
-        if POSITIONED & set(self.config.layers):
+        if POSITIONED & set(self.config.layers) or self._rounded:
             state["position"] = torch.zeros(batch_size, dtype=torch.int32, device=device)
         return state
 
@@ -172,6 +182,9 @@ class LanguageModel(nn.Module):
         """
         positions = self._positions(state["position"], extent) if "position" in state else None
         parts = _by_layer(state)
+        if self._rounded:
+            for part in parts.values():
+                part["count"] = state["position"]
 
         def mix(layer: int, x_BD: Tensor) -> Tensor:
             mixer, extra = self._mixer(layer, positions)

@@ -10,7 +10,7 @@ from basedbench.kernels.precision import precision_of
 from basedbench.kernels.slices import cut
 from basedbench.kernels.taylor_attention import reference, step_reference
 from basedbench.kernels.taylor_features import feature_count
-from basedbench.kernels.taylor_step_triton import step
+from basedbench.kernels.taylor_step_triton import step, unsupported
 
 FLOOR = 2e-6
 
@@ -123,8 +123,8 @@ def test_state_is_the_packed_one_of_the_reference(randn, relative_error, device,
 
 
 def test_without_gradients_nothing_is_kept_for_them(randn, device):
-    tensors = inputs(randn, device, torch.float32, 70, 16, 16)
-    options = (initial_state(randn, device, 16, 16), False, precision_of(torch.float32))
+    tensors = inputs(randn, device, torch.float32, 17, 8, 16)
+    options = (initial_state(randn, device, 8, 16), False, precision_of(torch.float32))
     y, inverse, _, _ = triton_form.attention(*tensors, *options)
     alone, nothing, _, _ = triton_form.attention(*tensors, *options, False)
     assert torch.equal(alone, y)
@@ -147,7 +147,9 @@ def test_the_plain_kernels_keep_no_states(randn, device, monkeypatch):
     assert slots.shape == taylor_gluon.slots_shape(taylor_gluon.plan(1, 257, 1, 16))
     assert slots.numel() > 0
     assert (slots == torch.inf).all()
-    torch.library.opcheck(triton_form.attention, (*(x.detach().requires_grad_() for x in tensors), *options))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    torch.library.opcheck(triton_form.attention, (*leaves, *options), test_utils=checks)
 
 
 def test_large_norms_in_half_precision(randn, relative_error, device):
@@ -162,8 +164,11 @@ def test_operators_keep_torchs_rules(randn, device):
     q, k, v = (x.detach().requires_grad_() for x in inputs(randn, device, torch.float32, 17, 8, 16))
     torch.library.opcheck(triton_form.attention, (q, k, v, None, False, "tf32x3"))
     q, k, v = (x.detach()[:, 0] for x in (q, k, v))
-    state = torch.zeros(1, 2, feature_count(8), 17, device=device)
-    torch.library.opcheck(step, (q, k, v, state))
+    state, sums = (
+        torch.zeros(1, 2, feature_count(8), 16, device=device),
+        torch.zeros(1, 2, feature_count(8), device=device),
+    )
+    torch.library.opcheck(step, (q, k, v, state, sums))
 
 
 def test_what_the_kernels_leave_to_the_reference(randn, device):
@@ -185,14 +190,29 @@ def test_what_the_kernels_leave_to_the_reference(randn, device):
 )
 def test_decode_steps(randn, relative_error, device, key_dim, value_dim, batch):
     """Small and padded widths, one block of features and several."""
-    state = torch.zeros(batch, 2, feature_count(key_dim), value_dim + 1, device=device)
-    exact_state = state.double()
+    sums = torch.zeros(batch, 2, feature_count(key_dim), device=device)
+    state = sums.new_zeros(*sums.shape, value_dim)
+    exact_state, exact_sums = state.double(), sums.double()
     for _ in range(3):
         q, k, v = (randn(batch, 2, width).to(device, torch.float32) for width in (key_dim, key_dim, value_dim))
-        y = step(q, k, v, state)
-        exact = step_reference(q.double(), k.double(), v.double(), exact_state)
+        y = step(q, k, v, state, sums)
+        exact = step_reference(q.double(), k.double(), v.double(), exact_state, exact_sums)
         assert relative_error(y, exact) < 1e-6
     assert relative_error(state, exact_state) < 1e-6
+    assert relative_error(sums, exact_sums) < 1e-6
+
+
+def test_a_decode_step_of_a_state_that_has_its_sums_in_the_last_column(randn, relative_error, device):
+    state = randn(2, 3, feature_count(8), 17).abs().to(device, torch.float32)
+    apart = state[..., :-1].contiguous(), state[..., -1].contiguous()
+    q, k, v = (randn(2, 3, width).to(device, torch.float32) for width in (8, 8, 16))
+    assert unsupported(q, k, v, state[..., :-1], state[..., -1]) is None
+    y = step(q, k, v, state[..., :-1], state[..., -1])
+    assert torch.equal(y, step(q, k, v, *apart))
+    assert torch.equal(state, torch.cat([apart[0], apart[1][..., None]], -1))
+    assert "row behind row" in unsupported(q, k, v, state[..., :-1].transpose(0, 1), state[..., -1])
+    assert "row behind row" in unsupported(q, k, v, apart[0], apart[1].transpose(0, 1))
+    assert "float32" in unsupported(q, k, v, apart[0].half(), apart[1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="too slow to interpret")
@@ -200,7 +220,8 @@ def test_a_prefix_and_many_steps_give_the_whole(randn, relative_error, device):
     """4,096 steps after 1,000 tokens; the normaliser does not drift."""
     tensors = inputs(randn, device, torch.float32, 1000 + 4096, 16, 64)
     _, state = triton_form.taylor_attention(*(x[:, :1000] for x in tensors), return_state=True)
-    steps = [step(*(x[:, t] for x in tensors), state) for t in range(1000, 5096)]
+    columns = state[..., :-1], state[..., -1]
+    steps = [step(*(x[:, t] for x in tensors), *columns) for t in range(1000, 5096)]
     exact, exact_state = reference(*(x.double() for x in tensors), return_state=True)
     assert relative_error(torch.stack(steps, 1), exact[:, 1000:]) < 1e-5
     assert relative_error(state, exact_state) < 1e-5

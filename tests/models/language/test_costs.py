@@ -8,13 +8,15 @@ from basedbench.models.language.costs import state_size, state_traffic
 
 
 def positions_bytes(config):
-    return 4 * bool({"window", "attention"} & set(config.layers))
+    rounded = {"linear", "mamba", "mamba2"} if config.state_dtype == "bf16" else set()
+    return 4 * bool(({"window", "attention"} | rounded) & set(config.layers))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 9, 100])
-def test_formula_is_the_measured_state(tiny, family, length, dtype):
-    model = tiny(family, dtype)
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16"])
+def test_formula_is_the_measured_state(tiny, family, length, dtype, state_dtype):
+    model = tiny(family, dtype, state_dtype=state_dtype)
     assert state_size(model.config, length, dtype) + positions_bytes(model.config) == model.state_bytes(length)
 
 

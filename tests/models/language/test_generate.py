@@ -58,8 +58,9 @@ def test_limits(tiny, tokens):
 
 @pytest.mark.gpu
 @CUDA
-def test_a_graph_gives_the_same_tokens(tiny, tokens, family):
-    model, prompt_BL = tiny(family, torch.float32).cuda(), tokens(length=7).cuda()
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16"])
+def test_a_graph_gives_the_same_tokens(tiny, tokens, family, state_dtype):
+    model, prompt_BL = tiny(family, torch.float32, state_dtype=state_dtype).cuda(), tokens(length=7).cuda()
     found = []
     for graph in (True, False):
         generator = Generator(model, 3, 40, graph=graph)
