@@ -5,7 +5,7 @@ it is right on average (stochastic rounding, arXiv 1502.02551). With r from 0 to
 
     stored = the upper half of bits(x) + r,   the next number away from zero in (lower half of x) / 2^16 of cases
 
-r is a hash (MurmurHash3's finaliser) of x's own bits, of its place in the sequence's state and of the tokens so far: no
+r is a hash (half of MurmurHash3's finaliser) of x's bits, its place in the sequence's state and the tokens so far: no
 generator to carry, and equal on every device, beside any other sequences, in a CUDA graph and without one. Without the
 tokens a step that adds the same number again and again would be rounded the same way each time, and stand still after
 all.
@@ -41,9 +41,7 @@ def _rounded(x: Tensor, count_B: Tensor | None) -> Tensor:
     place = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:]) * 0x9E3779B1
     if count_B is not None:
         place = place + count_B.long().view(-1, *[1] * (x.dim() - 1)) * 0x85EBCA77
-    mixed = bits ^ (place & _BITS)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed = (mixed ^ mixed >> shift) * factor & _BITS
-    mixed ^= mixed >> 16
+    mixed = (bits ^ (place & _BITS)) * 0x85EBCA6B & _BITS
+    mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 & _BITS
     upper = (bits + (mixed >> 16) & _BITS) >> 16 << 16
     return (upper - (upper >> 31 << 32)).to(torch.int32).view(torch.float32)

@@ -20,10 +20,8 @@ def stored(x, place, count, dtype: tl.constexpr):
     if dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         count = tl.cast(count, tl.uint32)
-        mixed = bits ^ (place.to(tl.uint32) * 0x9E3779B1 + count * 0x85EBCA77)
-        mixed = (mixed ^ (mixed >> 16)) * 0x85EBCA6B
+        mixed = (bits ^ (place.to(tl.uint32) * 0x9E3779B1 + count * 0x85EBCA77)) * 0x85EBCA6B
         mixed = (mixed ^ (mixed >> 13)) * 0xC2B2AE35
-        mixed ^= mixed >> 16
         upper = ((bits + (mixed >> 16)) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
         rounded = tl.where(x == x, upper, x.to(tl.bfloat16))
     else:

@@ -102,10 +102,12 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor, sums: Tensor, count: Te
     values, features = v.shape[-1], state.shape[2]
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     block = min(256, max(32, triton.next_power_of_2(features)))
+    # Three programs a multiprocessor, not two; wider heads would spill for it.
+    most = {"maxnreg": 80} if state.dtype == torch.bfloat16 and values <= 64 else {}
     step_kernel[(batch * heads,)](
         q, k, v, y, state, sums, count, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
         K=keys, V=values, ROW=state.stride(2), SUMS_ROW=sums.stride(2), TILE=min(64, triton.next_power_of_2(values)),
-        BLOCK=block, HAS_COUNT=count is not None, num_warps=block // 32, **dependent(),
+        BLOCK=block, HAS_COUNT=count is not None, num_warps=block // 32, **most, **dependent(),
     )  # fmt: skip
     return y
 
