@@ -17,14 +17,12 @@ from .dependents_triton import follow
 from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
+from .row_walks import walk_of_norm
 from .table_rows_triton import kept_rows, table_rows
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
 FEW, FEW_WARPS = 512, 8  # up to so many rows, as in a decode step, twice the threads: fewer loads behind one another
 TOGETHER = tl.constexpr(GROUP)
-PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
-# Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
-AHEAD = tl.constexpr(3)
 
 
 @triton.jit
@@ -84,6 +82,7 @@ def add_norm_backward_kernel(
     dy, dr, r, tokens, kept, weight, stats, dx, dh, partials, rows, scale, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_DX: tl.constexpr, STORE_DH: tl.constexpr, TABLE: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """With TABLE, r is a table: what the forward normalised is taken from it again."""
     column = tl.arange(0, BLOCK_D)
@@ -191,15 +190,12 @@ def backward_operator(
     width = r.shape[-1]
     rows, ways = dy.numel() // width, 1 if bias is None else 2
     dx, dh = _input_gradients(dy, r.dtype, kept, residual, dtype)
-    block = triton.next_power_of_2(width)
-    tile = max(1, TILE // block)
-    programs = max(1, min(PROGRAMS, triton.cdiv(rows, tile)))
-    partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
-    add_norm_backward_kernel[(programs,)](
+    walk = walk_of_norm(rows, width)
+    partials = torch.empty((walk.programs, ways * width), dtype=torch.float32, device=r.device)
+    add_norm_backward_kernel[(walk.programs,)](
         dy, dr, r, _contiguous(tokens), kept, weight, stats, dx, dh, partials, rows, 1 / keep, len(r),
-        D=width, BLOCK_D=block, ROWS=tile, HAS_DR=dr is not None, HAS_KEPT=kept is not None,
-        HAS_BIAS=bias is not None,
-        CENTER=center, STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0, TABLE=tokens is not None,
+        D=width, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center,
+        STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0, TABLE=tokens is not None, **walk.constants,
     )  # fmt: skip
     return dx, dh, sum_parts(partials, weight.dtype, (weight, bias))
 

@@ -116,11 +116,15 @@ def asked_forward_kernel(
 
 @triton.jit
 def _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW: tl.constexpr, PRECISION: tl.constexpr):
-    """(keys, queries): weights, not divided by their sum for Taylor's, and their derivative by the score over them."""
+    """(keys, queries): weights and their derivative by the score, over them for a WINDOW.
+
+    Taylor's are not divided by their sum, and rounded as the forward's products had them: a token's only key keeps all.
+    """
     s = scores(k_JF, q_QF, PRECISION) * scale
     seen = _seen(position[None, :], key[:, None], WINDOW)
     if WINDOW == 0:
-        return tl.where(seen, (0.5 * s + 1.0) * s + 1.0, 0.0), tl.where(seen, 1.0 + s, 0.0)
+        weights = operand(tl.where(seen, (0.5 * s + 1.0) * s + 1.0, 0.0), PRECISION)
+        return weights.to(tl.float32), tl.where(seen, 1.0 + s, 0.0)
     weights = tl.exp2(tl.where(seen, s - sums_Q[None, :], float("-inf")))
     return weights, weights
 

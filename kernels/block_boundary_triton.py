@@ -20,14 +20,10 @@ from .asked import Asked
 from .block_boundary import Norm
 from .embedding import Rows
 from .partial_sums_triton import sum_parts
+from .row_walks import walk_of_boundary
 from .table_rows_triton import kept_rows
 
-# Elements of a tile, for four warps. Of a backward with two norms half as many: its programs, with 230 to 255 registers
-# a thread otherwise, then run all at once.
-TILE, TWO_NORMS_TILE = 2048, 1024
-PROGRAMS = 512  # of the backward; fixed, so that the order of its sums is the same on every device
-# Tiles of the backward: one in work, the others on their way to shared memory, for no load passes a store by itself.
-AHEAD = tl.constexpr(3)
+TILE = 2048  # elements of a tile of the forward, for four warps
 ASKED = tl.constexpr(32)  # positions that tokens are compared with at once
 
 
@@ -148,7 +144,7 @@ def boundary_backward_kernel(
     dy, ds, d_at_rows, r, table, tokens, kept, slots, first_weight, first_bias, weight, stats, dresidual, dh, partials,
     rows, vocabulary, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_TABLE: tl.constexpr,
     HAS_KEPT: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr,
-    CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr,
+    CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """With HAS_TABLE, r is h: the stream that it was added to is taken from the table again."""
     column = tl.arange(0, BLOCK_D)
@@ -199,11 +195,6 @@ def boundary_backward_kernel(
         tl.store(part + 3 * D, tl.sum(d_first_shift, axis=0), mask=column < D)
 
 
-def _shape(width: int, tile: int = TILE, **flags: bool) -> dict[str, Any]:
-    block = triton.next_power_of_2(width)
-    return {"D": width, "BLOCK_D": block, "ROWS": max(1, tile // block), **flags}
-
-
 @torch.library.custom_op("basedbench::block_boundary", mutates_args=())
 def _boundary(
     h: Tensor, residual: Tensor, table: Tensor | None, tokens: Tensor | None, kept: Tensor | None,
@@ -221,15 +212,15 @@ def _boundary(
     y, s, at_rows, r, slots, stats = found
     width, rows = h.shape[-1], stats.shape[1]
     asked, length = (1, 1) if positions is None else (positions.shape[1], h.shape[1])
-    shape = _shape(
-        width, HAS_TABLE=table is not None, HAS_KEPT=kept is not None, HAS_POSITIONS=positions is not None,
-        HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
-    )  # fmt: skip
+    block = triton.next_power_of_2(width)
+    tile = max(1, TILE // block)
     if rows:
-        boundary_forward_kernel[(triton.cdiv(rows, shape["ROWS"]),)](
+        boundary_forward_kernel[(triton.cdiv(rows, tile),)](
             h, stream, _contiguous(tokens), kept, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows,
-            slots, stats, rows, asked, length, len(stream), 1 / keep, eps, **shape,
-            ONE_EXAMPLE=positions is not None and length % shape["ROWS"] == 0,
+            slots, stats, rows, asked, length, len(stream), 1 / keep, eps, D=width, BLOCK_D=block, ROWS=tile,
+            HAS_TABLE=table is not None, HAS_KEPT=kept is not None, HAS_POSITIONS=positions is not None,
+            HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
+            ONE_EXAMPLE=positions is not None and length % tile == 0,
         )  # fmt: skip
     return found
 
@@ -266,19 +257,16 @@ def _boundary_backward(
     dresidual = torch.empty(r.shape, dtype=stream, device=r.device)
     dh = torch.empty(r.shape if dtype != stream else (0,), dtype=dtype, device=r.device)
     width, rows = r.shape[-1], stats.shape[1]
-    flags = _shape(
-        width, TILE if first_weight is None else TWO_NORMS_TILE, HAS_TABLE=table is not None, HAS_KEPT=kept is not None,
-        HAS_POSITIONS=slots.numel() > 0, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
-        CENTER=center, HAS_DS=ds is not None, HAS_AT=d_at_rows is not None and d_at_rows.numel() > 0,
-        STORE_DH=dh.numel() > 0,
-    )  # fmt: skip
-    programs = max(1, min(PROGRAMS, triton.cdiv(rows, flags["ROWS"])))
+    walk = walk_of_boundary(rows, width)
     ways = 2 if first_weight is None else 4
-    partials = torch.empty((programs, ways * width), dtype=torch.float32, device=r.device)
+    partials = torch.empty((walk.programs, ways * width), dtype=torch.float32, device=r.device)
     first = (weight, weight) if first_weight is None else (first_weight, first_bias)
-    boundary_backward_kernel[(programs,)](
+    boundary_backward_kernel[(walk.programs,)](
         dy, ds, d_at_rows, r, _contiguous(table), _contiguous(tokens), kept, slots, *first, weight, stats, dresidual,
-        dh, partials, rows, 0 if table is None else len(table), 1 / keep, **flags,
+        dh, partials, rows, 0 if table is None else len(table), 1 / keep, D=width, HAS_TABLE=table is not None,
+        HAS_KEPT=kept is not None, HAS_POSITIONS=slots.numel() > 0, HAS_FIRST=first_weight is not None,
+        HAS_BIAS=bias is not None, CENTER=center, HAS_DS=ds is not None,
+        HAS_AT=d_at_rows is not None and d_at_rows.numel() > 0, STORE_DH=dh.numel() > 0, **walk.constants,
     )  # fmt: skip
     sums = sum_parts(partials, weight.dtype, (weight, bias, first_weight, first_bias))
     return dresidual, dh, sums.view(ways, width)

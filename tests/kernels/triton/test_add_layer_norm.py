@@ -7,6 +7,7 @@ from basedbench.kernels import add_layer_norm as public
 from basedbench.kernels.add_layer_norm import reference
 from basedbench.kernels.add_layer_norm_triton import _add_norm, add_layer_norm
 from basedbench.kernels.draws import Draws
+from basedbench.kernels.row_walks import Walk
 
 # Beyond twice the reference's own error: what is left where the reference happens to be exact.
 FLOOR = {torch.float32: 2e-7, torch.float16: 2e-4, torch.bfloat16: 2e-3}
@@ -82,8 +83,10 @@ def test_half_precision_mixer_on_a_float32_stream(randn, relative_error, device,
         compare(randn, relative_error, tensors, dtype=dtype)
 
 
-def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch):
-    monkeypatch.setattr("basedbench.kernels.add_layer_norm_triton.PROGRAMS", 3)
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch, ahead):
+    walk = Walk(3, {"BLOCK_D": 64, "ROWS": 16, "AHEAD": ahead, "num_warps": 2})
+    monkeypatch.setattr("basedbench.kernels.add_layer_norm_triton.walk_of_norm", lambda rows, width: walk)
     compare(randn, relative_error, inputs(randn, 300, 64, torch.float32, device))
 
 

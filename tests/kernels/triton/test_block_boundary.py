@@ -8,6 +8,7 @@ import torch
 from basedbench.kernels import block_boundary as public
 from basedbench.kernels.asked import slots_of
 from basedbench.kernels.block_boundary_triton import _boundary, block_boundary, last_boundary
+from basedbench.kernels.row_walks import Walk
 
 module = import_module("basedbench.kernels.block_boundary")
 reference, last_reference = module.reference, module.last_reference
@@ -98,8 +99,10 @@ def test_half_precision_mixers_on_a_float32_stream(randn, relative_error, device
         compare(randn, relative_error, tensors)
 
 
-def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch):
-    monkeypatch.setattr("basedbench.kernels.block_boundary_triton.PROGRAMS", 3)
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch, ahead):
+    walk = Walk(3, {"BLOCK_D": 64, "ROWS": 16, "AHEAD": ahead, "num_warps": 2})
+    monkeypatch.setattr("basedbench.kernels.block_boundary_triton.walk_of_boundary", lambda rows, width: walk)
     compare(randn, relative_error, inputs(randn, (300, 64), torch.float32, device))
 
 
