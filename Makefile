@@ -4,7 +4,7 @@ BIN := .venv/bin
 RESULTS ?= results/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit format clean
+.PHONY: help install demo test lint types unit interpreted format clean
 
 help:
 	@echo "make demo     train the quick recall sweep, time the quick kernels, draw the frontier"
@@ -32,7 +32,7 @@ demo: install
 	@echo "Figures: $(RESULTS)/pareto.png and $(RESULTS)/throughput.png"
 	@echo "Next:    $(BIN)/basedbench --help"
 
-test: lint types unit
+test: lint types unit interpreted
 
 lint: install
 	$(BIN)/ruff check .
@@ -46,6 +46,14 @@ types: install
 
 unit: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The kernels' own tests by Triton's interpreter, which is chosen when Triton is imported; with a GPU `unit` ran them on it.
+interpreted: install
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+		echo "interpreted: left out, for there is a GPU"; \
+	else \
+		TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/kernels/triton; \
+	fi
 
 format: install
 	$(BIN)/ruff format .

@@ -5,8 +5,8 @@
 
 Loshchilov & Hutter, arXiv 1711.05101: the decay is decoupled from the gradient. Everything is float32, whatever the
 gradients' dtype. The buffers hold the tensors one after another, each beginning at a multiple of `ALIGNMENT`, so that a
-kernel's block never sees two of them. `copy`, if there is one, receives the new parameters in its own dtype: what
-half-precision products read is then never cast again.
+kernel's block never sees two of them, with zeros in between. `copy`, if there is one, receives the new parameters in
+its own dtype: what half-precision products read is then never cast again.
 """
 
 from collections.abc import Sequence

@@ -25,6 +25,11 @@ def adamw_kernel(
     """gradients: a tuple of tensors, each with its place in the flat buffers and its size. Logarithms of base 2."""
     block = tl.program_id(0) * BLOCK
     column = tl.arange(0, BLOCK)
+    # Blocks are whole in the buffers, with zeros behind a tensor's end: nothing here waits for whose block it is.
+    at = block + column
+    p = tl.load(parameters + at)
+    m = tl.load(first + at)
+    v = tl.load(second + at)
     g = tl.zeros([BLOCK], tl.float32)
     left = 0
     for i in tl.static_range(TERMS):
@@ -32,23 +37,18 @@ def adamw_kernel(
         if (offset >= 0) & (offset < sizes[i]):
             left = sizes[i] - offset
             g += tl.load(gradients[i] + offset + column, mask=column < left, other=0.0).to(tl.float32)
-    inside = column < left
-    at = block + column
     t = (tl.load(steps) + 1).to(tl.float64)
     correction1 = (1.0 - tl.exp2(t * log_beta1)).to(tl.float32)
     correction2 = (1.0 - tl.exp2(t * log_beta2)).to(tl.float32)
     rate = tl.load(learning_rate)
-    p = tl.load(parameters + at, mask=inside, other=0.0)
-    m = tl.load(first + at, mask=inside, other=0.0)
-    v = tl.load(second + at, mask=inside, other=0.0)
     m += (g - m) * (1.0 - beta1)
     v = beta2 * v + (1.0 - beta2) * g * g
     p = p * (1.0 - rate * decay) - rate / correction1 * m / (tl.sqrt(v) / tl.sqrt(correction2) + eps)
-    tl.store(parameters + at, p, mask=inside)
-    tl.store(first + at, m, mask=inside)
-    tl.store(second + at, v, mask=inside)
+    tl.store(parameters + at, p)
+    tl.store(first + at, m)
+    tl.store(second + at, v)
     if HAS_COPY:
-        tl.store(copy + at, p.to(copy.dtype.element_ty), mask=inside)
+        tl.store(copy + at, p.to(copy.dtype.element_ty))
 
 
 def adamw_step(

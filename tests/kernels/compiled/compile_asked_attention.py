@@ -1,4 +1,6 @@
-"""Compile the kernels of asked attention for an H200 as Figure 2 trains them; a JSON line for each.
+"""Compile the kernels of asked attention for an H200 as Figure 2 trains them, and wide forwards in other dtypes.
+
+A JSON line for each.
 
 python -m tests.kernels.compiled.compile_asked_attention
 """
@@ -16,9 +18,9 @@ from basedbench.kernels.slices import cut
 from tests.kernels.compiled.compile_variants import TOOL, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
 
-# Window (0: Taylor), width of keys, width of values.
-CELLS = ((0, 8, 48), (0, 16, 64), (0, 24, 128), (8, 128, 128), (64, 128, 128))
-LENGTH, ASKED = 256, (16, 32, 64)
+# Window (0: Taylor), width of keys, width of values; the narrowest Taylor is one of `compile_variants`.
+CELLS = ((0, 8, 48), (0, 24, 128), (64, 128, 128))
+LENGTH, ASKED = 256, (16, 64)
 
 
 def examined(kernel: Any) -> dict[str, Any]:
@@ -37,25 +39,29 @@ def examined(kernel: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def asked_of(window: int, keys: int, values: int, asked: int, dtype: torch.dtype, gradients: bool) -> None:
     """One example is enough: what is compiled does not depend on their number."""
+    q = torch.zeros(1, asked, 1, keys, dtype=dtype, requires_grad=gradients)
+    kv = torch.zeros(1, LENGTH, keys + values, dtype=dtype, requires_grad=gradients)
+    k, v = (part.unflatten(-1, (1, -1)) for part in cut(kv, [keys, values]))
+    positions = torch.arange(asked)[None]
+    y = sliding_window_asked(q, k, v, positions, window) if window else taylor_attention_asked(q, k, v, positions)
+    if gradients:
+        y.sum().backward()
+
+
+def main() -> None:
     compiled = pretend()
     torch.set_num_threads(1)
-    for window, keys, values in CELLS:
-        for asked in ASKED:
-            compiled.clear()
-            q = torch.zeros(1, asked, 1, keys, dtype=torch.bfloat16, requires_grad=True)
-            kv = torch.zeros(1, LENGTH, keys + values, dtype=torch.bfloat16, requires_grad=True)
-            k, v = (part.unflatten(-1, (1, -1)) for part in cut(kv, [keys, values]))
-            positions = torch.arange(asked)[None]
-            if window:
-                y = sliding_window_asked(q, k, v, positions, window)
-            else:
-                y = taylor_attention_asked(q, k, v, positions)
-            y.sum().backward()
-            cell = {"window": window, "keys": keys, "values": values, "asked": asked}
-            for name, kernel in compiled.values():
-                print(json.dumps({"kernel": name, **cell, **examined(kernel)}), flush=True)
+    trained = [(*cell, asked, torch.bfloat16, True) for cell in CELLS for asked in ASKED]
+    # The products of these were wrong code once, with 64 queries a program.
+    wide = [(*cell, 64, dtype, False) for cell in CELLS[1:] for dtype in (torch.float16, torch.float32)]
+    for window, keys, values, asked, dtype, gradients in (*trained, *wide):
+        compiled.clear()
+        asked_of(window, keys, values, asked, dtype, gradients)
+        cell = {"window": window, "keys": keys, "values": values, "asked": asked, "trained": gradients}
+        for name, kernel in compiled.values():
+            print(json.dumps({"kernel": name, **cell, **examined(kernel)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ LAYERS = {
     "mamba-1.3b": ("mamba",),
     "mamba2-1.3b": ("mamba2",),
 }
-BATCHES = (1, 32, 128)
+BATCHES = (1, 128)
 
 
 def examined(name: str, kernel: Any) -> dict[str, Any]:
@@ -59,12 +59,16 @@ def examined(name: str, kernel: Any) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
-def step(name: str, batch: int, *, chained: bool) -> None:
-    """A decode step of a model of the preset's widths."""
-    dependents.ENABLED = chained
+def model_of(name: str) -> LanguageModel:
+    """One of the preset's widths."""
     config = preset(name).model_copy(update={"layers": LAYERS[name], "vocab_size": 64})
-    model = LanguageModel(config, dtype=torch.bfloat16, attention="ours")
+    return LanguageModel(config, dtype=torch.bfloat16, attention="ours")
+
+
+@torch.inference_mode()
+def step(model: LanguageModel, batch: int, *, chained: bool) -> None:
+    """A decode step."""
+    dependents.ENABLED = chained
     state = model.init_state(batch, 1024, torch.bfloat16)
     with dependents.dependents(torch.device("cpu")):
         logits, _ = model.step(torch.zeros(batch, dtype=torch.int64), state)
@@ -80,9 +84,10 @@ def main() -> None:
     dependents.capable = lambda device: True  # type: ignore[assignment]
     seen: set[str] = set()
     for name in LAYERS:
+        model = model_of(name)
         for batch in BATCHES:
             for chained in (False, True):
-                step(name, batch, chained=chained)
+                step(model, batch, chained=chained)
                 for key in compiled.keys() - seen:
                     print(json.dumps({"model": f"{name} {batch}", **examined(*compiled[key])}), flush=True)
                 seen = set(compiled)

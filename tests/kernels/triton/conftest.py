@@ -1,4 +1,4 @@
-"""Tests of the Triton kernels: on a GPU, or interpreted on the CPU by `tests/kernels/test_interpreted.py`.
+"""Tests of the Triton kernels: on a GPU, or interpreted on the CPU (`make interpreted`).
 
 Triton reads TRITON_INTERPRET once, when it is imported; so the rest of the suite, which runs in one process with
 other users of Triton, leaves this folder out. Interpreted dots of bfloat16 are wrong: skip that dtype there.

@@ -111,7 +111,7 @@ def test_ring(randn, relative_error, device, dtypes, width, window):
 # Interpreted, a program runs alone, whatever its warps.
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("many", [1] if interpreted else [1, 1 << 20], ids="from {} programs".format)
-@pytest.mark.parametrize("rotated", [0, 12, 32, "all"])
+@pytest.mark.parametrize("rotated", [0, 12, pytest.param(32, marks=pytest.mark.slow), "all"])
 @pytest.mark.parametrize(("heads", "widths", "slots"), RINGS)
 def test_whole_rings(randn, relative_error, device, monkeypatch, heads, widths, slots, rotated, many):
     """By two warps and by four, and by the kernel of rings that do not fit: the same state, to the last bit."""

@@ -41,7 +41,7 @@ def outputs_and_gradients(function, tensors, signs, **options):
     ("batch", "length", "heads", "channels", "shift", "bias", "order"),
     [
         (3, 17, 6, 1, 0, False, "kqv"),
-        (35, 50, 3, 1, 0, True, "kqv"),
+        pytest.param(35, 50, 3, 1, 0, True, "kqv", marks=pytest.mark.slow),
         (3, 33, 5, 2, 7, True, "qkv"),
         (20, 40, 2, 2, 33, False, "qkv"),
         (2, 1, 40, 1, 3, True, "vqk"),

@@ -94,7 +94,7 @@ def test_errors_of_outputs_states_and_gradients(randn, relative_error, device, d
 @pytest.mark.parametrize(
     "size", [(1, 41, 5, 2), (2, 50, 3, 3)] if interpreted else [(1, 4097, 40, 16), (2, 1000, 33, 24)]
 )
-@pytest.mark.parametrize("longest", [1, 3])
+@pytest.mark.parametrize("longest", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_segments_of_few_sequences(randn, relative_error, device, monkeypatch, size, longest):
     """Several segments, the last one shorter, with a state before the first; few tiles in each."""
     batch, length, channels, states = size

@@ -129,7 +129,7 @@ def walks(monkeypatch):
 WALKED = [(1, 2, 1, 16, 8), (17, 4, 2, 24, 12), (64, 2, 1, 64, 16), (50, 2, 2, 16, 24)]
 
 
-@pytest.mark.parametrize("count", [5, 6, 9])
+@pytest.mark.parametrize("count", [5, pytest.param(6, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("shape", WALKED)
 def test_walks(randn, device, walks, shape, count):
     compare(randn, inputs(randn, device, torch.float32, *shape)[:count])
@@ -141,7 +141,7 @@ def test_walks_in_half_precision(randn, device, dtypes, walks, shape):
         compare(randn, inputs(randn, device, dtype, *shape))
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-9, 1e12])
+@pytest.mark.parametrize("size", [pytest.param(1.0, marks=pytest.mark.slow), 1e-9, 1e12])
 def test_heads_add_to_keys_in_half_precision(randn, relative_error, device, walks, monkeypatch, size):
     """What a walk leaves of each head in 16 bits is as good as those, however small or large gradients are."""
     tensors = inputs(randn, device, torch.float32, 50, 4, 2, 16, 24)

@@ -48,7 +48,7 @@ def packed(k_NLK: Tensor, v_NLV: Tensor) -> Tensor:
     return taylor_feature_map(k_NLK).transpose(1, 2) @ v
 
 
-@pytest.mark.parametrize("with_initial", [False, True])
+@pytest.mark.parametrize("with_initial", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("value_dim", "segments"), [(64, 3), (48, 6), (112, 1), (128, 2)])
 def test_slots_run_from_the_packed_state_to_the_packed_state(randn, device, value_dim, segments, with_initial):
     """Segments of five tokens in two sequences; the last slot is what the serial kernel would write."""

@@ -46,7 +46,7 @@ def compare(relative_error, parts) -> None:
         assert relative_error(one, truth) <= limit, (index, relative_error(one, truth), limit)
 
 
-@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("with_state", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 def test_outputs_states_and_gradients(randn, relative_error, device, dtypes, shape, with_state):
     for dtype in dtypes:
