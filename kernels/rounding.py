@@ -21,15 +21,17 @@ _BITS = 0xFFFFFFFF
 
 
 def accumulated(state: Tensor) -> Tensor:
-    """The state in the dtype that sums are made in: itself, unless it is kept in fewer bits."""
+    """The state in the dtype that sums are made in, to be changed in place: itself, unless it is kept in fewer bits."""
     return state.to(accumulation_dtype(state.dtype))
 
 
 def store(state: Tensor, value: Tensor, count_B: Tensor | None) -> None:
     """Write `value` into `state` (B,...), by chance up or down where that is bfloat16 and the value float32.
 
-    `count_B` are the tokens before this one (none: 0).
+    `count_B` are the tokens before this one (none: 0). Nothing is to be done if the value is the state (`accumulated`).
     """
+    if value is state:
+        return
     if state.dtype == torch.bfloat16 and value.dtype == torch.float32:
         value = torch.where(value.isnan(), value, _rounded(value, count_B))
     state.copy_(value)

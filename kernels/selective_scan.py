@@ -231,7 +231,7 @@ def step_reference(
     A_DN = negative_exp(A_DN) if log_A else A_DN
     u = u_BD.to(dtype)
     delta = _step_sizes(delta_BD, delta_bias_D, delta_softplus, dtype)
-    h_BDN = (delta.unsqueeze(-1) * A_DN.to(dtype)).exp() * h_BDN
+    h_BDN *= (delta.unsqueeze(-1) * A_DN.to(dtype)).exp()
     h_BDN += (delta * u).unsqueeze(-1) * B_BN.to(dtype).unsqueeze(1)
     store(state_BDN, h_BDN, count_B)
     y = (h_BDN @ C_BN.to(dtype).unsqueeze(-1)).squeeze(-1)

@@ -205,7 +205,7 @@ def step_reference(
     dt = _step_sizes(dt_BH, dt_bias_H, dt_softplus, dtype)
     repeats = x.shape[1] // B_BGN.shape[1]
     B_BHN, C_BHN = (tensor.to(dtype).repeat_interleave(repeats, dim=1) for tensor in (B_BGN, C_BGN))
-    h_BHPN = (dt * A_H.to(dtype)).exp()[..., None, None] * h_BHPN
+    h_BHPN *= (dt * A_H.to(dtype)).exp()[..., None, None]
     h_BHPN += (x * dt.unsqueeze(-1)).unsqueeze(-1) * B_BHN.unsqueeze(2)
     store(state_BHPN, h_BHPN, count_B)
     y = (h_BHPN @ C_BHN.unsqueeze(-1)).squeeze(-1)

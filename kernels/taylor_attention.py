@@ -117,7 +117,8 @@ def step_reference(
     """`taylor_attention_step` in PyTorch."""
     q, k = (KERNELS[order].features(x.to(sums_BHF.dtype)) for x in (q_BHK, k_BHK))
     sums_BHF += k
-    rows_BHFV = accumulated(state_BHFV) + k.unsqueeze(-1) * v_BHV.to(sums_BHF.dtype).unsqueeze(-2)
+    rows_BHFV = accumulated(state_BHFV)
+    rows_BHFV += k.unsqueeze(-1) * v_BHV.to(rows_BHFV.dtype).unsqueeze(-2)
     store(state_BHFV, rows_BHFV, count_B)
     return read_state(q, rows_BHFV, sums_BHF).to(v_BHV.dtype)
 

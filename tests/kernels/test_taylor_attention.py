@@ -108,6 +108,7 @@ def test_other_orders(randn, monkeypatch, relative_error, order, limit):
     assert torch.autograd.gradcheck(run, tuple(x.detach().requires_grad_() for x in (q, k, v, state)))
     stepped = torch.zeros_like(state)
     columns = stepped[..., :-1], stepped[..., -1]
+    q, k, v = (x.detach() for x in (q, k, v))
     steps = [taylor_attention_step(*(x[:, t] for x in (q, k, v)), *columns, order=order) for t in range(7)]
     torch.testing.assert_close(torch.stack(steps, 1), y)
     torch.testing.assert_close(stepped, state)
