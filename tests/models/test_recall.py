@@ -149,9 +149,8 @@ def test_decoding_from_nothing(layers):
 def test_state_names_carry_the_layer():
     layers = [BASED] * 10 + [ATTENTION, ATTENTION]
     state = build(layers).init_state(2, 8)
-    assert set(state) == {f"{i}.state" for i in range(10)} | {
-        f"{i}.{n}" for i in (10, 11) for n in ("k", "v", "position")
-    }
+    based = {f"{i}.{n}" for i in range(10) for n in ("state", "sums")}
+    assert set(state) == based | {f"{i}.{n}" for i in (10, 11) for n in ("k", "v", "position")}
 
 
 def conv_parameters(d):

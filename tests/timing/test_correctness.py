@@ -126,10 +126,10 @@ def test_wrong_gradients_are_refused_by_name() -> None:
 
 def test_a_state_left_behind_is_refused() -> None:
     def forget(y, tensors):
-        tensors["state_BHFW"].mul_(0.5)
+        tensors["state_BHFV"].mul_(0.5)
         return y
 
-    assert verdict(forget, mode="decode").reason.startswith("state_BHFW: relative error")
+    assert verdict(forget, mode="decode").reason.startswith("state_BHFV: relative error")
 
 
 def test_wrong_shapes_and_missing_outputs_are_refused() -> None:
