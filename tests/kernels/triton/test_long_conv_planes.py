@@ -44,7 +44,7 @@ def outputs_and_gradients(function, tensors, signs, **options):
         pytest.param(35, 50, 3, 1, 0, True, "kqv", marks=pytest.mark.slow),
         (3, 33, 5, 2, 7, True, "qkv"),
         (20, 40, 2, 2, 33, False, "qkv"),
-        (2, 1, 40, 1, 3, True, "vqk"),
+        (2, 1, 18, 1, 3, True, "vqk"),
     ],
 )
 def test_outputs_and_gradients(
