@@ -81,6 +81,11 @@ def taylor_attention(
     )
 
 
+def apart(state_BHFW: Tensor) -> tuple[Tensor, Tensor]:
+    """A sequence's last state (B,H,F,V+1) as a decode step takes it: the state (B,H,F,V) and its sums (B,H,F)."""
+    return state_BHFW[..., :-1].contiguous(), state_BHFW[..., -1].contiguous()
+
+
 def taylor_attention_step(
     q_BHK: Tensor,
     k_BHK: Tensor,

@@ -13,6 +13,7 @@ from basedbench.kernels import rotary_angles
 from basedbench.kernels.adamw import Coefficients, Moments
 from basedbench.kernels.asked import Asked, slots_of
 from basedbench.kernels.batch import count_reference, count_step, take_batch, take_reference
+from basedbench.kernels.taylor_attention import apart
 
 Function = Callable[..., Any]
 ADAMW = Coefficients(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
@@ -43,7 +44,7 @@ def of_taylor_step(function: Function) -> Function:
     """With a state that has its sums as the last column."""
 
     def call(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Any:
-        state_BHFV, sums_BHF = state_BHFW[..., :-1].contiguous(), state_BHFW[..., -1].contiguous()
+        state_BHFV, sums_BHF = apart(state_BHFW)
         y_BHV = function(q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF)
         state_BHFW.copy_(torch.cat([state_BHFV, sums_BHF[..., None]], -1))
         return y_BHV

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from basedbench import kernels
 from basedbench.contenders.draw import Draw
+from basedbench.kernels.taylor_attention import apart
 
 # Tokens behind a linear-attention state: it only has to be one that can arise.
 PREFIX = 64
@@ -36,11 +37,8 @@ def attention_step(draw: Draw) -> dict[str, Tensor]:
 
 def taylor_attention_step(draw: Draw) -> dict[str, Tensor]:
     """One token, a state (B,H,F,V) and its sums (B,H,F)."""
-    state_BHFW = _state_of(kernels.taylor_attention, draw)
-    return _token(draw) | {
-        "state_BHFV": state_BHFW[..., :-1].contiguous(),
-        "sums_BHF": state_BHFW[..., -1].contiguous(),
-    }
+    state_BHFV, sums_BHF = apart(_state_of(kernels.taylor_attention, draw))
+    return _token(draw) | {"state_BHFV": state_BHFV, "sums_BHF": sums_BHF}
 
 
 def linear_attention_step(draw: Draw) -> dict[str, Tensor]:

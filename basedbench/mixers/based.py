@@ -30,6 +30,7 @@ from basedbench.kernels import (
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.linear_asked import linear_asked
 from basedbench.kernels.slices import cut
+from basedbench.kernels.taylor_attention import apart
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype, project, require_heads
 from basedbench.mixers.registry import register
 from basedbench.mixers.sliding_window import empty_ring, filled_ring
@@ -87,7 +88,7 @@ class Based(Mixer):
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHV, *local = self._project(x_BLD)
         y_BLHV, state_BHFW = taylor_attention(q_BLHK, k_BLHK, v_BLHV, return_state=True)
-        state = {"state": state_BHFW[..., :-1].contiguous(), "sums": state_BHFW[..., -1].contiguous()}
+        state = dict(zip(("state", "sums"), apart(state_BHFW), strict=True))
         if local:
             y_BLHV = y_BLHV + sliding_window(local[0], local[1], local[2], self.options.window)
             state |= filled_ring(local[1], local[2], self.options.window)
