@@ -19,7 +19,7 @@ from .gluon_modules import gluon_module
 
 MODULE = "row_linear_gluon"
 MOST_ROWS = 128
-SHARED_BYTES = 227 * 1024 - 1024  # of two rings; the rest for barriers
+SHARED_BYTES = 227 * 1024 - 3072  # of two rings; the rest for barriers, and for sums over rows
 
 
 class Plan(NamedTuple):
@@ -99,7 +99,7 @@ def row_linear(
 
     With a plan by that wherever it can be; `early`: then too as a dependent of the kernel in front.
     """
-    plan = plan or _chosen(x_BD, weight_ED)
+    plan = plan or chosen(x_BD, weight_ED)
     if plan is not None and x_BD.is_cuda and unsupported(x_BD, weight_ED, bias_E, plan) is None:
         from .row_linear_launch import operator
 
@@ -108,8 +108,11 @@ def row_linear(
     return reference(x_BD, weight_ED, bias_E)
 
 
-def _chosen(x_BD: Tensor, weight_ED: Tensor) -> Plan | None:
-    """The plan of a product among dependents, if it has one and there are counters for its tiles."""
+def chosen(x_BD: Tensor, weight_ED: Tensor) -> Plan | None:
+    """The plan of a product among dependents, if it has one and there are counters for its tiles.
+
+    Of x only the rows and the device count.
+    """
     if not (in_block() and x_BD.is_cuda and x_BD.dim() == 2 and 0 < len(x_BD) <= LARGEST_CHOSEN):
         return None
     outputs, width = weight_ED.shape

@@ -28,22 +28,28 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .row_linear_ends_gluon import (
+    convolved,
+    halves_layout,
+    inverse_rms,
+    rows_layout,
+    store_rows,
+    store_stream,
+    two_of_pairs,
+)
+
 barrier = getattr(gl, "thread_barrier", None) or gl.barrier  # Triton 3.7 renamed it
 
 
-@gluon.constexpr_function
-def _layout(rows, tile, warps):
-    """Of rows whose outputs lie side by side: up to 16 bytes a thread."""
-    vector = min(4, max(1, rows * tile // (32 * warps)))
-    lanes = min(32, tile // vector)
-    along = min(warps, tile // (vector * lanes))
-    return gl.BlockedLayout([1, vector], [32 // lanes, lanes], [warps // along, along], [1, 0])
-
-
 @gluon.jit
-def _fetch_weight(weight_map, ring, bar, tile, step, TILE: gl.constexpr, WIDTH: gl.constexpr, pred):
+def _fetch_weight(
+    weight_map, ring, bar, tile, step, TILE: gl.constexpr, WIDTH: gl.constexpr, PAIRS: gl.constexpr, pred
+):
     mbarrier.expect(bar, TILE * WIDTH * 2, pred=pred)
-    tma.async_copy_global_to_shared(weight_map, [tile * TILE, step * WIDTH], bar, ring, pred=pred)
+    if PAIRS:
+        tma.async_copy_global_to_shared(weight_map, [tile * (TILE // 2), 0, step * WIDTH], bar, ring, pred=pred)
+    else:
+        tma.async_copy_global_to_shared(weight_map, [tile * TILE, step * WIDTH], bar, ring, pred=pred)
 
 
 @gluon.jit
@@ -75,17 +81,6 @@ def _seen(counter):
 
 
 @gluon.jit
-def _store_rows(y, bias, y_BE, row, first, rows, outputs, HAS_BIAS: gl.constexpr, LAYOUT: gl.constexpr):
-    """Rows from `row` and outputs from `first` on, as far as there are any."""
-    b = row + gl.arange(0, y_BE.shape[0], layout=gl.SliceLayout(1, LAYOUT))
-    e = first + gl.arange(0, y_BE.shape[1], layout=gl.SliceLayout(0, LAYOUT))
-    if HAS_BIAS:
-        y_BE += gl.load(bias + e, mask=e < outputs, other=0.0).to(gl.float32)[None, :]
-    inside = (b < rows)[:, None] & (e < outputs)[None, :]
-    gl.store(y + (b[:, None] * outputs + e[None, :]), y_BE.to(y.dtype.element_ty), mask=inside)
-
-
-@gluon.jit
 def _sum_of_parts(
     parts, row, SHARE: gl.constexpr, BATCH: gl.constexpr, TILE: gl.constexpr, SPLIT: gl.constexpr, LAYOUT: gl.constexpr
 ):
@@ -99,42 +94,84 @@ def _sum_of_parts(
     return total
 
 
-@gluon.jit(do_not_specialize=["rows", "steps"])
+@gluon.jit(do_not_specialize=["rows", "steps", "square_parts", "width"])
 def product_kernel(
-    x_map, weight_map, bias, y, parts, counters, rows, outputs, steps,
+    x_map, weight_map, bias, y, parts, counters, squares, residual, gain, new_residual, new_squares, taps, taps_bias,
+    state, rows, outputs, steps, square_parts, width, eps,
     TILE: gl.constexpr, WIDTH: gl.constexpr, BATCH: gl.constexpr, SPLIT: gl.constexpr, WEIGHT_STAGES: gl.constexpr,
     X_STAGES: gl.constexpr, MEET: gl.constexpr, HAS_BIAS: gl.constexpr, EARLY: gl.constexpr, WARPS: gl.constexpr,
+    PARTS: gl.constexpr, END: gl.constexpr, HAS_TAPS_BIAS: gl.constexpr,
 ):  # fmt: skip
-    """`steps` of WIDTH make the width; BATCH: rows with those that are not there. EARLY: as a dependent."""
+    """`steps` of WIDTH make the width; BATCH: rows with those that are not there. EARLY: as a dependent.
+
+    PARTS, of a norm that is not applied yet, the sums of squares of each row, with those that are not there; 0: x is
+    normalised. END: "" stores the sums, "gate" and "conv" what pairs of them make, "add" the stream.
+    """
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BATCH, 16])
+    PAIRS: gl.constexpr = END == "gate" or END == "conv"
+    ROWS: gl.constexpr = BATCH // SPLIT if SPLIT > 1 and MEET else BATCH  # that a program ends
+    LAYOUT: gl.constexpr = rows_layout(ROWS, TILE, WARPS, PAIRS)
+    HALF: gl.constexpr = halves_layout(ROWS, TILE, WARPS)
+    LATE: gl.constexpr = SPLIT > 1 and not MEET  # who writes the state is not known before the end
     dtype: gl.constexpr = weight_map.dtype
     tile, part = gl.program_id(0), gl.program_id(1)
     begin = part * steps // SPLIT
     count = (part + 1) * steps // SPLIT - begin
-    ws = gl.allocate_shared_memory(dtype, [WEIGHT_STAGES, TILE, WIDTH], weight_map.layout)
+    SHAPE: gl.constexpr = [WEIGHT_STAGES, TILE // 2, 2, WIDTH] if PAIRS else [WEIGHT_STAGES, TILE, WIDTH]
+    ws = gl.allocate_shared_memory(dtype, SHAPE, weight_map.layout)
     xs = gl.allocate_shared_memory(dtype, [X_STAGES, BATCH, WIDTH], x_map.layout)
     w_bars, x_bars = _barriers(WEIGHT_STAGES), _barriers(X_STAGES)
     fence_async_shared()
     barrier()
     for i in gl.static_range(WEIGHT_STAGES):
-        _fetch_weight(weight_map, ws.index(i), w_bars.index(i), tile, begin + i, TILE, WIDTH, i < count)
+        _fetch_weight(weight_map, ws.index(i), w_bars.index(i), tile, begin + i, TILE, WIDTH, PAIRS, i < count)
+    row = part * ROWS if SPLIT > 1 and MEET else 0
+    b = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    e = tile * TILE + gl.arange(0, TILE, layout=gl.SliceLayout(0, LAYOUT))
+    if HAS_BIAS:
+        at = (e % 2) * (outputs // 2) + e // 2 if PAIRS else e
+        bias_E = gl.load(bias + at, mask=e < outputs, other=0.0).to(gl.float32)
+    if END == "add":
+        gain_E = gl.load(gain + e, mask=e < outputs, other=0.0).to(gl.float32)
+    if END == "conv":
+        j = tile * (TILE // 2) + gl.arange(0, TILE // 2, layout=gl.SliceLayout(0, HALF))
+        half_b = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, HALF))
+        here = (half_b < rows)[:, None] & (j < outputs // 2)[None, :]
+        slot = state + (half_b[:, None] * (outputs // 2) + j[None, :])
+        if not LATE:
+            words = gl.load(slot, mask=here, other=0)
+        taps_0 = gl.load(taps + 3 * j, mask=j < outputs // 2, other=0.0).to(gl.float32)
+        taps_1 = gl.load(taps + 3 * j + 1, mask=j < outputs // 2, other=0.0).to(gl.float32)
+        taps_2 = gl.load(taps + 3 * j + 2, mask=j < outputs // 2, other=0.0).to(gl.float32)
+        offset = gl.zeros([TILE // 2], gl.float32, gl.SliceLayout(0, HALF))
+        if HAS_TAPS_BIAS:
+            offset = gl.load(taps_bias + j, mask=j < outputs // 2, other=0.0).to(gl.float32)
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
     for i in gl.static_range(X_STAGES):
         _fetch_x(x_map, xs.index(i), x_bars.index(i), begin + i, BATCH, WIDTH, i < count)
+    if PARTS:
+        scale = inverse_rms(squares, row, rows, square_parts, width, eps, ROWS, PARTS, WARPS, LAYOUT)
+    if END == "add":
+        inside = (b < rows)[:, None] & (e < outputs)[None, :]
+        residual_BE = gl.load(residual + (b[:, None] * outputs + e[None, :]), mask=inside, other=0.0).to(gl.float32)
     y_EB = gl.zeros([TILE, BATCH], gl.float32, SUMS)
     w_stage, w_phase, w_freed = 0, 0, WEIGHT_STAGES - 1
     x_stage, x_phase, x_freed = 0, 0, X_STAGES - 1
     for step in range(count):
         mbarrier.wait(w_bars.index(w_stage), w_phase)
         mbarrier.wait(x_bars.index(x_stage), x_phase)
-        y_EB = warpgroup_mma(ws.index(w_stage), xs.index(x_stage).permute((1, 0)), y_EB, is_async=True)
+        weights = ws.index(w_stage)
+        if PAIRS:
+            weights = weights._reinterpret(dtype, [TILE, WIDTH], x_map.layout)
+        y_EB = warpgroup_mma(weights, xs.index(x_stage).permute((1, 0)), y_EB, is_async=True)
         y_EB = warpgroup_mma_wait(1, [y_EB])  # the product of the step before is done
         barrier()
         w_later, x_later = step + WEIGHT_STAGES - 1, step + X_STAGES - 1
         more = (step > 0) & (w_later < count)
-        _fetch_weight(weight_map, ws.index(w_freed), w_bars.index(w_freed), tile, begin + w_later, TILE, WIDTH, more)
+        freed = ws.index(w_freed), w_bars.index(w_freed)
+        _fetch_weight(weight_map, freed[0], freed[1], tile, begin + w_later, TILE, WIDTH, PAIRS, more)
         more = (step > 0) & (x_later < count)
         _fetch_x(x_map, xs.index(x_freed), x_bars.index(x_freed), begin + x_later, BATCH, WIDTH, more)
         w_freed, x_freed = w_stage, x_stage
@@ -142,25 +179,46 @@ def product_kernel(
         x_stage, x_phase = _next(x_stage, x_phase, X_STAGES)
     y_EB = warpgroup_mma_wait(0, [y_EB])
     barrier()  # what follows takes the rings' place: the compiler does not see that the other warps' products read them
+    mine = True
     if SPLIT == 1:
-        WHOLE: gl.constexpr = _layout(BATCH, TILE, WARPS)
-        _store_rows(y, bias, gl.convert_layout(y_EB.trans(), WHOLE), 0, tile * TILE, rows, outputs, HAS_BIAS, WHOLE)
+        total = gl.convert_layout(y_EB.trans(), LAYOUT)
     else:
         parts += tile * (SPLIT * BATCH * TILE)
-        e = gl.arange(0, TILE, layout=gl.SliceLayout(1, SUMS))
-        b = gl.arange(0, BATCH, layout=gl.SliceLayout(0, SUMS))
-        gl.store(parts + (part * (BATCH * TILE) + e[:, None] + b[None, :] * TILE), y_EB)
+        sums_e = gl.arange(0, TILE, layout=gl.SliceLayout(1, SUMS))
+        sums_b = gl.arange(0, BATCH, layout=gl.SliceLayout(0, SUMS))
+        gl.store(parts + (part * (BATCH * TILE) + sums_e[:, None] + sums_b[None, :] * TILE), y_EB)
         barrier()
         ticket = gl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
-        SHARE: gl.constexpr = BATCH // SPLIT if MEET else BATCH
-        SHARES: gl.constexpr = _layout(SHARE, TILE, WARPS)
-        row = 0
-        last = ticket % SPLIT == SPLIT - 1
         if MEET:
-            row = part * SHARE
             while _seen(counters + tile) - (ticket // SPLIT + 1) * SPLIT < 0:
                 pass
             barrier()
-        if MEET or last:
-            total = _sum_of_parts(parts, row, SHARE, BATCH, TILE, SPLIT, SHARES)
-            _store_rows(y, bias, total, row, tile * TILE, rows, outputs, HAS_BIAS, SHARES)
+        else:
+            mine = ticket % SPLIT == SPLIT - 1
+        total = gl.zeros([ROWS, TILE], gl.float32, LAYOUT)
+        if mine:
+            total = _sum_of_parts(parts, row, ROWS, BATCH, TILE, SPLIT, LAYOUT)
+    if mine:
+        if PARTS:
+            total *= scale[:, None]
+        if HAS_BIAS:
+            total += bias_E[None, :]
+        if END == "":
+            store_rows(y, total, row, tile * TILE, rows, outputs, LAYOUT)
+        elif END == "add":
+            store_stream(
+                total, residual_BE, gain_E, y, new_residual, new_squares, row, tile, rows, outputs, TILE, LAYOUT
+            )  # fmt: skip
+        else:
+            first, second = two_of_pairs(total, HALF)
+            if END == "gate":
+                made = first * (second / (1 + gl.exp(-second)))
+            else:
+                if LATE:
+                    words = gl.load(slot, mask=here, other=0)
+                made, new = convolved(
+                    first.to(dtype), words, taps_0[None, :], taps_1[None, :], taps_2[None, :], offset[None, :]
+                )
+                gl.store(slot, new, mask=here)
+                made *= second
+            store_rows(y, made, row, tile * (TILE // 2), rows, outputs // 2, HALF)

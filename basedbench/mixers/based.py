@@ -65,8 +65,10 @@ class Based(Mixer):
 
     def _project(self, x_xD: Tensor) -> tuple[Tensor, ...]:
         """q, k, v of the linear attention, then those of the window branch if there is one, each (..., H, K)."""
-        parts = cut(project(self.in_proj, x_xD), self.widths)
-        return tuple(part.unflatten(-1, (self.options.heads, -1)) for part in parts)
+        return self._split(project(self.in_proj, x_xD))
+
+    def _split(self, p_xE: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.unflatten(-1, (self.options.heads, -1)) for part in cut(p_xE, self.widths))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         q_BLHK, k_BLHK, v_BLHV, *local = self._project(x_BLD)
@@ -110,12 +112,16 @@ class Based(Mixer):
         return state
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        q_BHK, k_BHK, v_BHV, *local = self._project(x_BD)
+        return project(self.out_proj, self.step_between(project(self.in_proj, x_BD), state)), state
+
+    def step_between(self, p_BE: Tensor, state: State) -> Tensor:
+        """A step from the outputs of `in_proj` to the inputs of `out_proj`."""
+        q_BHK, k_BHK, v_BHV, *local = self._split(p_BE)
         y_BHV = taylor_attention_step(q_BHK, k_BHK, v_BHV, state["state"], state["sums"], count_B=state.get("count"))
         if local:
             q_BHK, k_BHK, v_BHV = local
             y_BHV = y_BHV + sliding_window_step(q_BHK, k_BHK, v_BHV, state["k"], state["v"], state["position"])
-        return project(self.out_proj, y_BHV.flatten(1)), state
+        return y_BHV.flatten(1)
 
     def zoology_elements(self, length: int) -> int:
         linear = packed_features(self.options.feature_dim) * (self.d_model + self.options.heads)

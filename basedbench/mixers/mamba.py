@@ -109,13 +109,16 @@ class Mamba(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        x_BE, z_BE = project(self.in_proj, x_BD).chunk(2, -1)
+        return project(self.out_proj, self.step_between(project(self.in_proj, x_BD), state)), state
+
+    def step_between(self, p_BE: Tensor, state: State) -> Tensor:
+        """A step from the outputs of `in_proj` to the inputs of `out_proj`."""
+        x_BE, z_BE = p_BE.chunk(2, -1)
         x_BE = self.conv.step(x_BE, state["conv"])
         inputs = self._scan_inputs(x_BE, log_A=True)
-        y_BE = selective_scan_step(
+        return selective_scan_step(
             x_BE, *inputs, state["state"], z_BD=z_BE, log_A=True, count_B=state.get("count"), **self._constants()
         )
-        return project(self.out_proj, y_BE), state
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

@@ -104,11 +104,14 @@ class Mamba2(Mixer):
 
     def _output(self, y_xHP: Tensor) -> Tensor:
         """W_out rmsnorm(y) of the gated y."""
+        return project(self.out_proj, self._normed(y_xHP))
+
+    def _normed(self, y_xHP: Tensor) -> Tensor:
         y_xE, eps = y_xHP.flatten(-2), self.norm.eps or 0.0
         normed, _ = add_layer_norm(
             y_xE, None, self.norm.weight, eps=eps, center=False, dtype=product_dtype(y_xE) or y_xE.dtype
         )
-        return project(self.out_proj, normed)
+        return normed
 
     def _scan(self, x_BLD: Tensor) -> Tensor:
         """The gated y (B, L, H, P)."""
@@ -158,11 +161,15 @@ class Mamba2(Mixer):
         }
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        z_BE, xBC, dt_BH = project(self.in_proj, x_BD).split(self.in_widths, -1)
+        return project(self.out_proj, self.step_between(project(self.in_proj, x_BD), state)), state
+
+    def step_between(self, p_BE: Tensor, state: State) -> Tensor:
+        """A step from the outputs of `in_proj` to the inputs of `out_proj`."""
+        z_BE, xBC, dt_BH = p_BE.split(self.in_widths, -1)
         x, B, C = self._split_heads(self.conv.step(xBC, state["conv"]))
         options = {"z_BHP": self._heads(z_BE), **self._constants()}
         y_BHP = ssd_step(x, dt_BH, self.A_log, B, C, state["state"], log_A=True, count_B=state.get("count"), **options)
-        return self._output(y_BHP), state
+        return self._normed(y_BHP)
 
     def zoology_elements(self, length: int) -> int:
         return self.options.expand * self.d_model * self.options.d_state

@@ -162,6 +162,9 @@ class Shared:
     def index(self, index: Any) -> "Shared":
         return Shared(self.data[_number(index)], self.dtype)
 
+    def _reinterpret(self, dtype: Any, shape: Any, layout: Any) -> "Shared":
+        return Shared(self.data.reshape([_number(n) for n in shape]), dtype)
+
     def permute(self, order: Any) -> "Shared":
         return Shared(self.data.transpose([_number(i) for i in order]), self.dtype)
 
@@ -177,11 +180,11 @@ def _language() -> types.ModuleType:
     """`triton.language`, looked up at every call, for the interpreter patches it while a kernel runs."""
     module = types.ModuleType(NAMES[1])
     here: Any = module
-    for name in ("float32", "int64", "int32", "bfloat16", "float16"):
+    for name in ("float32", "int64", "int32", "int16", "bfloat16", "float16"):
         setattr(module, name, getattr(tl, name))
     for name in (
         *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
-        *("max", "sum", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
+        *("max", "sum", "sqrt", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
         *("multiple_of", "max_contiguous", "atomic_add"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))

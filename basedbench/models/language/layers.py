@@ -42,13 +42,13 @@ class RotaryMixer(nn.Module):
 
     def project(self, x_xD: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """q and k turned, and v, each (..., H, K)."""
-        q, k, v = self.heads_of(x_xD)
+        q, k, v = self.heads_of(project(self.qkv, x_xD))
         angles = self.angles(positions)
         return (q, k, v) if angles is None else (*rotary(q, k, angles), v)
 
-    def heads_of(self, x_xD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads_of(self, p_xE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as projected, each (..., H, K)."""
-        q, k, v = project(self.qkv, x_xD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+        q, k, v = p_xE.unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
         return q, k, v
 
     def angles(self, positions: Positions) -> Angles | None:
@@ -58,6 +58,13 @@ class RotaryMixer(nn.Module):
     def output(self, y_xHK: Tensor) -> Tensor:
         """(..., H, K) -> (..., D)."""
         return project(self.out_proj, y_xHK.flatten(-2))
+
+    def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
+        return project(self.out_proj, self.step_between(project(self.qkv, x_BD), state, positions)), state
+
+    def step_between(self, p_BE: Tensor, state: State, positions: Positions) -> Tensor:
+        """A step from the outputs of `qkv` to the inputs of `out_proj`."""
+        raise NotImplementedError
 
 
 class RotaryAttention(RotaryMixer):
@@ -79,11 +86,10 @@ class RotaryAttention(RotaryMixer):
         shape = (batch_size, max_length, self.heads, self.head_dim)
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
 
-    def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
-        heads, angles = self.heads_of(x_BD), self.angles(positions)
+    def step_between(self, p_BE: Tensor, state: State, positions: Positions) -> Tensor:
+        heads, angles = self.heads_of(p_BE), self.angles(positions)
         if self.implementation == OURS:
-            y_BHK = attention_decode(*heads, state["k"], state["v"], positions.tensor, angles=angles)
-            return self.output(y_BHK), state
+            return attention_decode(*heads, state["k"], state["v"], positions.tensor, angles=angles).flatten(1)
         q_BHK = cache_append(*heads, state["k"], state["v"], positions.tensor, angles=angles)
         y_BHK = attention_step(
             q_BHK,
@@ -93,7 +99,7 @@ class RotaryAttention(RotaryMixer):
             implementation=self.implementation,
             extent=positions.extent,
         )
-        return self.output(y_BHK), state
+        return y_BHK.flatten(1)
 
 
 class RotaryWindow(RotaryMixer):
@@ -117,10 +123,10 @@ class RotaryWindow(RotaryMixer):
         shape = (batch_size, self.window, self.heads, self.head_dim)
         return _without_position(empty_ring(shape, dtype, device))
 
-    def step(self, x_BD: Tensor, state: State, positions: Positions) -> tuple[Tensor, State]:
-        heads, angles = self.heads_of(x_BD), self.angles(positions)
+    def step_between(self, p_BE: Tensor, state: State, positions: Positions) -> Tensor:
+        heads, angles = self.heads_of(p_BE), self.angles(positions)
         ring = state["k"], state["v"], positions.tensor
-        return self.output(sliding_window_step(*heads, *ring, angles=angles, count=False)), state
+        return sliding_window_step(*heads, *ring, angles=angles, count=False).flatten(1)
 
 
 def _without_position(ring: State) -> State:
@@ -167,6 +173,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_xD: Tensor) -> Tensor:
         return project(self.fc2, swiglu(project(self.fc1, x_xD)))
+
+
+def first_linear(mixer: nn.Module) -> nn.Linear:
+    """The projection that reads a mixer's input."""
+    return cast(nn.Linear, mixer.qkv if isinstance(mixer, RotaryMixer) else mixer.in_proj)
 
 
 def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:

@@ -33,11 +33,19 @@ from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm
 from basedbench.kernels.dependents import dependents
 from basedbench.kernels.embedding_norm import embedding_norm
+from basedbench.kernels.row_stream import Rows, enter, enter_conv, enter_gated, leave
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
 from basedbench.models.language.config import STATE_SPACE, LanguageConfig, LayerKind
-from basedbench.models.language.layers import RotaryAttention, RotaryMixer, SwiGLU, build_mixer
+from basedbench.models.language.layers import (
+    LanguageConv,
+    RotaryAttention,
+    RotaryMixer,
+    SwiGLU,
+    build_mixer,
+    first_linear,
+)
 from basedbench.models.language.positions import Positions
 from basedbench.models.state import state_bytes
 
@@ -186,13 +194,11 @@ class LanguageModel(nn.Module):
             for part in parts.values():
                 part["count"] = state["position"]
 
-        def mix(layer: int, x_BD: Tensor) -> Tensor:
-            mixer, extra = self._mixer(layer, positions)
-            y_BD, _ = mixer.step(x_BD, parts[layer], *extra)
-            return y_BD
-
         with dependents(tokens_B.device):
-            logits_BV = self._head(*self._stream(tokens_B, mix))
+            rows = self._embedded(tokens_B)
+            for layer in range(len(self.blocks)):
+                rows = self._step_block(layer, rows, parts[layer], positions)
+            logits_BV = F.linear(rows.x_BD, self.embedding.weight)
         if positions is not None:
             state["position"] += 1
         return logits_BV, state
@@ -218,12 +224,41 @@ class LanguageModel(nn.Module):
     def _positions(self, tensor: Tensor, extent: int | None = None) -> Positions:
         return Positions(tensor, self.config.rotary_base, self.dtype, extent)
 
-    def _stream(self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """What the last block adds and the stream before it; `mix(layer, x)` applies a layer's mixer."""
-        first, *others = [cast(Block, block).norm1 for block in self.blocks]
+    def _step_block(self, layer: int, rows: Rows, state: State, positions: Positions | None) -> Rows:
+        """A decode step of one block, from its norm to the next one's."""
+        block = cast(Block, self.blocks[layer])
+        mixer, extra = self._mixer(layer, positions)
+        first = first_linear(mixer)
+        if isinstance(mixer, LanguageConv):
+            taps, state_BES = mixer.conv, state["conv"]
+            y = enter_conv(rows, first.weight, first.bias, taps.weight, taps.bias, state_BES, eps=NORM_EPS)
+        else:
+            y = mixer.step_between(enter(rows, first.weight, first.bias, eps=NORM_EPS), state, *extra)
+        last = mixer.out_proj
+        if self.config.has_mlp(block.kind):
+            rows = self._leave(y, last, rows, block.norm2, block.mlp.fc1)
+            y, last = enter_gated(rows, block.mlp.fc1.weight, eps=NORM_EPS), block.mlp.fc2
+        if layer + 1 == len(self.blocks):
+            return self._leave(y, last, rows, self.norm, None)
+        following = cast(Block, self.blocks[layer + 1])
+        return self._leave(y, last, rows, following.norm1, first_linear(following.mixer))
+
+    def _leave(self, y: Tensor, last: nn.Linear, rows: Rows, norm: nn.RMSNorm, reader: nn.Linear | None) -> Rows:
+        """The stream with the product added and on its way through the norm to the product that reads it."""
+        reader_ED = None if reader is None else reader.weight
+        return leave(y, last.weight, last.bias, rows.r_BD, norm.weight, eps=NORM_EPS, reader_ED=reader_ED)
+
+    def _embedded(self, tokens: Tensor) -> Rows:
+        """The stream at its beginning."""
+        norm = cast(Block, self.blocks[0]).norm1
         options: dict[str, Any] = {"eps": NORM_EPS, "center": False, "dtype": self.dtype}
         options["stream"] = accumulator_dtype(self.dtype)
-        x, r = embedding_norm(tokens, self.embedding.weight, (first.weight, None), **options)
+        return Rows(*embedding_norm(tokens, self.embedding.weight, (norm.weight, None), **options))
+
+    def _stream(self, tokens: Tensor, mix: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What the last block adds and the stream before it; `mix(layer, x)` applies a layer's mixer."""
+        x, r, _ = self._embedded(tokens)
+        _, *others = [cast(Block, block).norm1 for block in self.blocks]
         h, r = self._block(0, x, r, mix)
         for layer, norm in enumerate(others, start=1):
             h, r = self._block(layer, *self._add_norm(h, r, norm), mix)

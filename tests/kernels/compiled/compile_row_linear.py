@@ -3,7 +3,7 @@
     python -m tests.kernels.compiled.compile_row_linear
 
 A JSON line for each: its plan, its stack, what is suspicious about it, its shared memory, and the positions of its
-first bulk copy, its wait for the kernel in front, and its first other access to global memory.
+first bulk copy, its wait for the kernel in front, and its first write to global memory.
 """
 
 import json
@@ -28,7 +28,14 @@ PLANS = [
     (1, Plan(128, 256, 8, 3, 3, True)),
     (8, Plan(64, 128, 4, 6, 4, False)),
 ]
-PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "access": "LDG|STG|LDGSTS|ATOMG|RED"}
+WITH_ENDS = [
+    (128, Plan(64, 64, 1, 12, 6, True)),
+    (128, Plan(64, 64, 4, 7, 7, True)),
+    (32, Plan(128, 128, 1, 5, 4, True)),
+    (8, Plan(64, 128, 4, 4, 4, False)),
+    (1, Plan(64, 128, 1, 10, 4, False)),
+]
+PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "write": "STG|ATOMG|RED|REDG"}
 
 
 def examined(kernel: Any) -> dict[str, Any]:
@@ -41,6 +48,7 @@ def examined(kernel: Any) -> dict[str, Any]:
     first = {word: re.search(rf"\b(?:{pattern})\b", dump) for word, pattern in PATTERNS.items()}
     return {
         "early": kernel.metadata.launch_pdl,
+        "registers": max(int(count) for count in re.findall(r"REG:(\d+)", dump)),
         "stack": stack_bytes(dump),
         "suspicions": [str(one) for one in unwritten_reads(dump)],
         "shared": kernel.metadata.shared,
@@ -48,8 +56,18 @@ def examined(kernel: Any) -> dict[str, Any]:
     }
 
 
+def ends(rows: int, plan: Plan) -> None:
+    """The kernel with all that can stand between two products: norm and gate, norm and convolution, addition."""
+    x, weight = torch.zeros((rows, 1792), dtype=torch.bfloat16), torch.zeros((1792, 1792), dtype=torch.bfloat16)
+    stream, squares, bias = torch.zeros((rows, 1792)), torch.zeros((28, rows)), weight[0]
+    taps, state = torch.zeros((896, 3), dtype=x.dtype), torch.zeros((rows, 896, 2), dtype=x.dtype)
+    row_linear_launch.operator(x, weight, None, *plan, True, squares, 1e-5, True)
+    row_linear_launch.conv_operator(x, weight, bias, taps, taps[:, 0].contiguous(), state, *plan, True, squares, 1e-5)
+    row_linear_launch.onto_operator(x, weight, None, stream, bias, *plan, True)
+
+
 def main() -> None:
-    """Each plan as a dependent, with a bias, and one of them neither."""
+    """Each plan as a dependent, with a bias, and one of them neither; some with all ends."""
     compiled = pretend()
     torch.set_num_threads(1)
     weight, bias = torch.zeros((1792, 1792), dtype=torch.bfloat16), torch.zeros(1792, dtype=torch.bfloat16)
@@ -60,6 +78,12 @@ def main() -> None:
             row_linear_launch.operator(x, weight, bias if early else None, *plan, early)
             ((_, kernel),) = compiled.values()
             found = {"plan": str((rows, *plan)), "rings": shared_bytes(rows, plan), **examined(kernel)}
+            print(json.dumps(found), flush=True)
+    for rows, plan in WITH_ENDS:
+        compiled.clear()
+        ends(rows, plan)
+        for end, (_, kernel) in zip(("gate", "conv", "add"), compiled.values(), strict=True):
+            found = {"plan": f"{end} {(rows, *plan)}", "rings": shared_bytes(rows, plan), **examined(kernel)}
             print(json.dumps(found), flush=True)
 
 

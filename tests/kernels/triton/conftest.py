@@ -23,7 +23,7 @@ if interpreted:
     interpreted_gluon.load(
         [
             f"basedbench.kernels.{name}_gluon"
-            for name in (*scans, *walks, "long_conv", "row_linear", "sliding_window_step", "wkv4")
+            for name in (*scans, *walks, "long_conv", "row_linear_ends", "row_linear", "sliding_window_step", "wkv4")
         ],
     )
 
