@@ -34,7 +34,9 @@ class Plan(NamedTuple):
 
 
 LARGEST_CHOSEN = 128  # rows, up to which dependents take this kernel: whole steps were faster with 8, 32 and 128
-ENOUGH, MOST_PARTS = 80, 8  # programs that keep the memory busy, and parts of a width
+STAGE = 128  # numbers of a row
+ENOUGH, ENOUGH_WHOLE = 64, 48  # programs that keep the memory busy; fewer do where none has to wait for another's part
+MOST_PARTS = 8  # of a width
 ROWS_TO_MEET = 16  # rows from which programs meet; with fewer the last one adds up little, and nobody waits for others
 
 
@@ -64,22 +66,21 @@ def plan_of(rows: int, outputs: int, width: int, processors: int) -> Plan | None
 
     With more than 64 rows tiles of 128 outputs are too few programs: PyTorch's product is faster then.
 
-    Stages of 128 numbers for up to 64 rows, else of 64, in rings that fill shared memory; as few parts of the width as
-    give enough programs.
+    Stages of 128 numbers in rings that fill shared memory; as few parts of the width as give enough programs.
     """
     if rows > MOST_ROWS:
         return None
-    batch, stage = batch_of(rows), 128 if rows <= 64 else 64
+    batch = batch_of(rows)
     tile = next((size for size in ((64, 128) if rows <= 64 else (64,)) if -(-outputs // size) <= processors), None)
     if tile is None:
         return None
-    tiles, steps = -(-outputs // tile), -(-width // stage)
+    tiles, steps = -(-outputs // tile), -(-width // STAGE)
     parts = [n for n in (1, 2, 4, MOST_PARTS) if n <= min(steps, batch) and tiles * n <= processors]
-    split = next((n for n in parts if tiles * n >= ENOUGH), parts[-1])
+    split = next((n for n in parts if tiles * n >= (ENOUGH if n > 1 else ENOUGH_WHOLE)), parts[-1])
     most = -(-steps // split)
-    x_stages = max(2, min(most, 4 if stage == 128 else 8))
-    weight_stages = max(2, min(most, 10, (SHARED_BYTES // (2 * stage) - x_stages * batch) // tile))
-    return Plan(tile, stage, split, weight_stages, x_stages, rows >= ROWS_TO_MEET)
+    x_stages = max(2, min(most, 4))
+    weight_stages = max(2, min(most, 10, (SHARED_BYTES // (2 * STAGE) - x_stages * batch) // tile))
+    return Plan(tile, STAGE, split, weight_stages, x_stages, rows >= ROWS_TO_MEET)
 
 
 def reference(x_BD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

@@ -39,7 +39,8 @@ def halves_layout(rows, tile, warps):
 def squares_layout(rows, warps):
     """Of sums of squares, (parts, rows)."""
     lanes = min(32, rows)
-    return gl.BlockedLayout([1, 1], [32 // lanes, lanes], [warps, 1], [1, 0])
+    along = min(warps, rows // lanes)
+    return gl.BlockedLayout([1, 1], [32 // lanes, lanes], [warps // along, along], [1, 0])
 
 
 @gluon.jit

@@ -58,7 +58,7 @@ def enter_gated(rows: Rows, weight_ED: Tensor, *, eps: float) -> Tensor:
     """a silu(b), (B,E/2)."""
     plan = _plan(rows.x_BD, weight_ED, None)
     if plan is None:
-        return swiglu(row_linear(normalised(rows, eps), weight_ED))
+        return swiglu(enter(rows, weight_ED, eps=eps))
     from .row_linear_launch import operator
 
     y_BI: Tensor = operator(rows.x_BD, weight_ED, None, *plan, bool(dependent()), rows.squares_PB, eps, True)
@@ -73,7 +73,7 @@ def enter_conv(
     plan = _plan(rows.x_BD, weight_ED, bias_E)
     words = state_BIS.shape[2] == CONV_STATE and state_BIS.is_contiguous() and taps_IW.is_contiguous()
     if plan is None or not words or not state_BIS.dtype == taps_IW.dtype == weight_ED.dtype:
-        return conv_gate_step(row_linear(normalised(rows, eps), weight_ED, bias_E), taps_IW, taps_bias_I, state_BIS)
+        return conv_gate_step(enter(rows, weight_ED, bias_E, eps=eps), taps_IW, taps_bias_I, state_BIS)
     from .row_linear_launch import conv_operator
 
     given = (taps_IW, taps_bias_I, state_BIS, *plan, bool(dependent()), rows.squares_PB, eps)

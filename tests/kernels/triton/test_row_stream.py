@@ -54,7 +54,7 @@ def rms(x, squares):
 @pytest.mark.parametrize("normed", [False, True])
 def test_norm_and_gate(drawn, randn, relative_error, device, plan, rows, normed):
     x, weight = drawn(rows, D), drawn(2 * INNER, D) / D**0.5
-    squares = randn(5, rows).square().to(device) * D / 5 if normed else None
+    squares = randn(5, rows).float().square().to(device) * D / 5 if normed else None
     y = row_linear_launch.operator(x, weight, None, *plan, False, squares, EPS, True)
     p = x.double() @ weight.double().T
     value, gate = (p / rms(x, squares) if normed else p).chunk(2, -1)
@@ -64,7 +64,7 @@ def test_norm_and_gate(drawn, randn, relative_error, device, plan, rows, normed)
 @pytest.mark.parametrize("bias", [False, True])
 def test_norm_and_bias(drawn, randn, relative_error, device, plan, bias):
     x, weight = drawn(17, D), drawn(INNER, D) / D**0.5
-    squares, b = randn(3, 17).square().to(device) * D / 3, drawn(INNER) if bias else None
+    squares, b = randn(3, 17).float().square().to(device) * D / 3, drawn(INNER) if bias else None
     y = row_linear_launch.operator(x, weight, b, *plan, False, squares, EPS)
     close(relative_error, y, x.double() @ weight.double().T / rms(x, squares) + (b.double() if bias else 0))
 
@@ -74,7 +74,7 @@ def test_convolution(drawn, randn, relative_error, device, plan, bias):
     rows = 9
     x, weight, taps, state = drawn(rows, D), drawn(2 * INNER, D) / D**0.5, drawn(INNER, 3), drawn(rows, INNER, 2)
     b, taps_bias = (drawn(2 * INNER), drawn(INNER)) if bias else (None, None)
-    squares, before = randn(5, rows).square().to(device) * D / 5, state.clone()
+    squares, before = randn(5, rows).float().square().to(device) * D / 5, state.clone()
     y = row_linear_launch.conv_operator(x, weight, b, taps, taps_bias, state, *plan, False, squares, EPS)
     p = x.double() @ weight.double().T / rms(x, squares) + (b.double() if bias else 0)
     u, gate = p.chunk(2, -1)
@@ -87,7 +87,7 @@ def test_convolution(drawn, randn, relative_error, device, plan, bias):
 @pytest.mark.parametrize(("rows", "bias"), [(1, False), (17, True)])
 def test_stream(drawn, randn, relative_error, device, plan, rows, bias):
     x, weight, gain, b = drawn(rows, D), drawn(INNER, D) / D**0.5, drawn(INNER), drawn(INNER) if bias else None
-    stream = randn(rows, INNER).to(device)
+    stream = randn(rows, INNER).float().to(device)
     before = stream.clone()
     y, new, squares = row_linear_launch.onto_operator(x, weight, b, stream, gain, *plan, False)
     exact = before.double() + x.double() @ weight.double().T + (b.double() if bias else 0)
@@ -99,10 +99,10 @@ def test_stream(drawn, randn, relative_error, device, plan, rows, bias):
 
 def test_registration(drawn, randn, device):
     x, weight, plan = drawn(3, D), drawn(64, D), PLANS["halves"]
-    squares, state = randn(2, 3).square().to(device), drawn(3, 32, 2)
+    squares, state = randn(2, 3).float().square().to(device), drawn(3, 32, 2)
     torch.library.opcheck(row_linear_launch.operator, (x, weight, None, *plan, False, squares, EPS, True))
     given = (x, weight, None, drawn(32, 3), None, state, *plan, False, squares, EPS)
     torch.library.opcheck(row_linear_launch.conv_operator, given)
     torch.library.opcheck(
-        row_linear_launch.onto_operator, (x, weight, None, randn(3, 64).to(device), weight[:, 0], *plan, False)
+        row_linear_launch.onto_operator, (x, weight, None, randn(3, 64).float().to(device), weight[:, 0], *plan, False)
     )
