@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import interpreted_gluon
+from tests.kernels import interpreted_gluon, quick_interpreter
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 if interpreted:
+    quick_interpreter.hasten()
     interpreted_gluon.know_reciprocals()
     interpreted_gluon.know_dependents()
     scans = [f"selective_scan_{part}" for part in ("tiles", "sums", "ends", "forward", "backward")]
