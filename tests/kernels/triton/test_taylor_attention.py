@@ -208,8 +208,9 @@ def test_a_decode_step_of_a_state_that_has_its_sums_in_the_last_column(randn, re
     q, k, v = (randn(2, 3, width).to(device, torch.float32) for width in (8, 8, 16))
     assert unsupported(q, k, v, state[..., :-1], state[..., -1]) is None
     y = step(q, k, v, state[..., :-1], state[..., -1])
-    assert torch.equal(y, step(q, k, v, *apart))
-    assert torch.equal(state, torch.cat([apart[0], apart[1][..., None]], -1))
+    # Not to the bit: rows that begin at no multiple of 16 bytes are added up in another order.
+    assert relative_error(y, step(q, k, v, *apart).double()) < 1e-6
+    assert relative_error(state, torch.cat([apart[0], apart[1][..., None]], -1).double()) < 1e-6
     assert "row behind row" in unsupported(q, k, v, state[..., :-1].transpose(0, 1), state[..., -1])
     assert "row behind row" in unsupported(q, k, v, apart[0], apart[1].transpose(0, 1))
     assert "float32" in unsupported(q, k, v, apart[0].half(), apart[1])
