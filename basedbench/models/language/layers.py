@@ -175,11 +175,6 @@ class SwiGLU(nn.Module):
         return project(self.fc2, swiglu(project(self.fc1, x_xD)))
 
 
-def first_linear(mixer: nn.Module) -> nn.Linear:
-    """The projection that reads a mixer's input."""
-    return cast(nn.Linear, mixer.qkv if isinstance(mixer, RotaryMixer) else mixer.in_proj)
-
-
 def build_mixer(config: LanguageConfig, kind: LayerKind) -> nn.Module:
     """The mixer of a layer of this kind."""
     d_model = config.d_model

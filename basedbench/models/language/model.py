@@ -33,39 +33,19 @@ from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm
 from basedbench.kernels.dependents import dependents
 from basedbench.kernels.embedding_norm import embedding_norm
-from basedbench.kernels.row_stream import Rows, enter, enter_conv, enter_gated, leave
+from basedbench.kernels.row_stream import Rows
 from basedbench.mixers.base import Mixer, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.models.language import costs
 from basedbench.models.language.attention_step import resolve
-from basedbench.models.language.config import STATE_SPACE, LanguageConfig, LayerKind
-from basedbench.models.language.layers import (
-    LanguageConv,
-    RotaryAttention,
-    RotaryMixer,
-    SwiGLU,
-    build_mixer,
-    first_linear,
-)
+from basedbench.models.language.blocks import NORM_EPS, Block
+from basedbench.models.language.config import STATE_SPACE, LanguageConfig
+from basedbench.models.language.layers import RotaryAttention, RotaryMixer
 from basedbench.models.language.positions import Positions
 from basedbench.models.state import state_bytes
 
-NORM_EPS = 1e-5
 POSITIONED = {"window", "attention"}
 RECURRENT = {"linear", "mamba", "mamba2"}
 FLOAT32 = ("A_log", "D", "dt_bias")
-
-
-class Block(nn.Module):
-    """A mixer and, if the config has one for its kind, an MLP, each behind a norm."""
-
-    def __init__(self, config: LanguageConfig, kind: LayerKind) -> None:
-        super().__init__()
-        self.kind = kind
-        self.norm1 = nn.RMSNorm(config.d_model, eps=NORM_EPS)
-        self.mixer = build_mixer(config, kind)
-        if config.has_mlp(kind):
-            self.norm2 = nn.RMSNorm(config.d_model, eps=NORM_EPS)
-            self.mlp = SwiGLU(config.d_model, config.mlp_inner)
 
 
 class LanguageModel(nn.Module):
@@ -196,8 +176,10 @@ class LanguageModel(nn.Module):
 
         with dependents(tokens_B.device):
             rows = self._embedded(tokens_B)
-            for layer in range(len(self.blocks)):
-                rows = self._step_block(layer, rows, parts[layer], positions)
+            blocks = cast(list[Block], [*self.blocks])
+            for layer, (block, following) in enumerate(zip(blocks, [*blocks[1:], None], strict=True)):
+                norm, reader = (self.norm, None) if following is None else (following.norm1, following.reader)
+                rows = block.step(rows, parts[layer], positions, norm, reader)
             logits_BV = F.linear(rows.x_BD, self.embedding.weight)
         if positions is not None:
             state["position"] += 1
@@ -224,30 +206,6 @@ class LanguageModel(nn.Module):
     def _positions(self, tensor: Tensor, extent: int | None = None) -> Positions:
         return Positions(tensor, self.config.rotary_base, self.dtype, extent)
 
-    def _step_block(self, layer: int, rows: Rows, state: State, positions: Positions | None) -> Rows:
-        """A decode step of one block, from its norm to the next one's."""
-        block = cast(Block, self.blocks[layer])
-        mixer, extra = self._mixer(layer, positions)
-        first = first_linear(mixer)
-        if isinstance(mixer, LanguageConv):
-            taps, state_BES = mixer.conv, state["conv"]
-            y = enter_conv(rows, first.weight, first.bias, taps.weight, taps.bias, state_BES, eps=NORM_EPS)
-        else:
-            y = mixer.step_between(enter(rows, first.weight, first.bias, eps=NORM_EPS), state, *extra)
-        last = mixer.out_proj
-        if self.config.has_mlp(block.kind):
-            rows = self._leave(y, last, rows, block.norm2, block.mlp.fc1)
-            y, last = enter_gated(rows, block.mlp.fc1.weight, eps=NORM_EPS), block.mlp.fc2
-        if layer + 1 == len(self.blocks):
-            return self._leave(y, last, rows, self.norm, None)
-        following = cast(Block, self.blocks[layer + 1])
-        return self._leave(y, last, rows, following.norm1, first_linear(following.mixer))
-
-    def _leave(self, y: Tensor, last: nn.Linear, rows: Rows, norm: nn.RMSNorm, reader: nn.Linear | None) -> Rows:
-        """The stream with the product added and on its way through the norm to the product that reads it."""
-        reader_ED = None if reader is None else reader.weight
-        return leave(y, last.weight, last.bias, rows.r_BD, norm.weight, eps=NORM_EPS, reader_ED=reader_ED)
-
     def _embedded(self, tokens: Tensor) -> Rows:
         """The stream at its beginning."""
         norm = cast(Block, self.blocks[0]).norm1
@@ -267,7 +225,7 @@ class LanguageModel(nn.Module):
     def _block(self, layer: int, x: Tensor, r: Tensor, mix: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """What the block adds last, and the stream before that."""
         block, h = cast(Block, self.blocks[layer]), mix(layer, x)
-        if self.config.has_mlp(block.kind):
+        if block.mlp is not None:
             x, r = self._add_norm(h, r, block.norm2)
             h = block.mlp(x)
         return h, r

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from basedbench.kernels import row_linear_launch
 from basedbench.kernels.row_linear_launch import operator
-from tests.kernels import interpreted_gluon
 from tests.kernels.triton.conftest import interpreted
+
+pytestmark = pytest.mark.usefixtures("tensor_maps")
 
 PLANS = {  # tile, width of a stage, parts, stages of both rings
     "whole": (64, 64, 1, 2, 3),
@@ -15,15 +15,6 @@ PLANS = {  # tile, width of a stage, parts, stages of both rings
     "halves": (64, 64, 2, 2, 3),
     "quarters": (128, 64, 4, 3, 2),
 }
-
-
-@pytest.fixture(autouse=True)
-def maps(monkeypatch, device):
-    if interpreted:
-        stand_in = lambda x, *more: interpreted_gluon.Map(x, *more)  # noqa: E731
-        monkeypatch.setattr(row_linear_launch, "tensor_map", stand_in)
-    elif torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("written for Hopper")
 
 
 def problem(randn, device, rows, outputs, width, bias):

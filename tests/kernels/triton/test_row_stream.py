@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from basedbench.kernels import row_linear_launch
-from tests.kernels import interpreted_gluon
 from tests.kernels.triton.conftest import interpreted
+
+pytestmark = pytest.mark.usefixtures("tensor_maps")
 
 PLANS = {  # tile, width of a stage, parts, stages of both rings, whether programs meet
     "whole": (64, 64, 1, 2, 3, False),
@@ -16,15 +17,6 @@ PLANS = {  # tile, width of a stage, parts, stages of both rings, whether progra
 }
 EPS, D, INNER = 1e-5, 320, 208  # neither a number of whole stages, nor of whole tiles
 DTYPE = torch.float16 if interpreted else torch.bfloat16
-
-
-@pytest.fixture(autouse=True)
-def maps(monkeypatch, device):
-    if interpreted:
-        stand_in = lambda x, *more: interpreted_gluon.Map(x, *more)  # noqa: E731
-        monkeypatch.setattr(row_linear_launch, "tensor_map", stand_in)
-    elif torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("written for Hopper")
 
 
 @pytest.fixture(params=PLANS)

@@ -87,7 +87,7 @@ def test_attention_turns_half_of_an_odd_head(tiny, tokens):
 def test_state_space_blocks_are_a_mixer_alone(tiny, tokens, name):
     model = tiny(name, layers=(name,))
     (block,) = model.blocks
-    assert not hasattr(block, "mlp")
+    assert block.mlp is None
     e = model.embedding.weight[tokens()]
     r = e + block.mixer(rms(e, block.norm1.weight))
     torch.testing.assert_close(model(tokens()), rms(r, model.norm.weight) @ model.embedding.weight.T)
