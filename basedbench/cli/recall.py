@@ -77,7 +77,7 @@ def recall(
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, determinism, resolve_devices
     from basedbench.engines.deadline import Deadline
-    from basedbench.engines.paces import pace_of_runs
+    from basedbench.engines.paces import fewer_at_once, pace_of_runs
     from basedbench.plugins import load_plugins
     from basedbench.store import Store, device_name
     from basedbench.store.dataset import rows
@@ -102,6 +102,7 @@ def recall(
     say_outdated([case.label for case in outdated(todo, store)], "runs")
     borrow(store, todo.borrowed)
     places = given.places(devices, jobs)
+    places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
     known = limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
     pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
     deadline = Deadline(limit_s, began, pace)

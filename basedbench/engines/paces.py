@@ -1,6 +1,7 @@
 """What a sweep under a time limit knows of how long its runs or cases take, before and while it goes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from basedbench.config.throughput import AnyCase, MeasureSection
@@ -30,6 +31,22 @@ def pace_of_runs(
         if row["train_s"]:
             pace.learn(case, beside * row["train_s"])
     return pace
+
+
+def fewer_at_once(places: Sequence[Place], cases: Sequence[RecallCase], limit_s: float) -> list[Place]:
+    """Under a time limit as many runs at once as would end within half of it; `places` as they are without one.
+
+    All that begin together end together: eight long ones may take until just after the limit, and nothing is done. Four
+    fill a device nearly as well. Runs that would not end in time by themselves do not count.
+    """
+    shares = [estimate(case, place.device).seconds for place in places[:1] for case in cases]
+    longest = max((share for share in shares if share <= limit_s / 2), default=0.0)
+
+    def slots(place: Place) -> int:
+        halved = (place.slots >> times for times in range(place.slots.bit_length()))
+        return next((count for count in halved if count * longest <= limit_s / 2), 1)
+
+    return [replace(place, slots=slots(place)) for place in places]
 
 
 def pace_of_cases(measure: MeasureSection, cases: Sequence[AnyCase], stored: Iterable[Row]) -> Pace[AnyCase]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from basedbench.config import load_suite
 from basedbench.engines import LocalEngine, Place
 from basedbench.engines.deadline import Deadline, Pace, TimeUp, seconds_of, unlimited
-from basedbench.engines.paces import PREPARE_S, pace_of_cases, pace_of_runs
+from basedbench.engines.paces import PREPARE_S, fewer_at_once, pace_of_cases, pace_of_runs
 from basedbench.errors import UserError
 from basedbench.store import load
 from basedbench.training.cases import RecallCase, recall_cases
@@ -115,6 +116,26 @@ def test_runs_are_guessed_as_the_dry_run_does_and_learnt_from_rows() -> None:
     two = [Place(f"cuda:{index}", slots=4) for index in range(2)]
     last = pace_of_runs(two, cases, 3, rows)
     assert last.seconds(cases[1]) == pytest.approx(16)  # of the three that are left two share a device
+
+
+def test_under_a_limit_no_more_run_at_once_than_end_in_half_of_it() -> None:
+    by_seconds = sorted(recall_cases(load_suite("figure2")), key=lambda case: estimate(case, "cuda:0").seconds)
+    cases = [by_seconds[0], by_seconds[-1]]
+    short, long = (estimate(case, "cuda:0").seconds for case in cases)
+    assert long > 7 * short
+    places = [Place("cuda:0", slots=8, threads=3), Place("cuda:1", slots=3)]
+
+    def slots(limit_s: float) -> list[int]:
+        return [place.slots for place in fewer_at_once(places, cases, limit_s)]
+
+    assert fewer_at_once(places, cases, math.inf) == places
+    assert slots(16.1 * long) == [8, 3]
+    assert slots(15.9 * long) == [4, 3]
+    assert slots(4.1 * long) == [2, 1]
+    assert slots(2.1 * long) == [1, 1]
+    assert slots(13.9 * short) == [4, 3]  # the long one would not end anyway
+    assert slots(0.1 * short) == [8, 3]  # nor any: nothing begins
+    assert fewer_at_once(places, cases, 5 * long)[0] == Place("cuda:0", slots=2, threads=3)
 
 
 def test_cases_are_alike_until_some_are_known() -> None:
