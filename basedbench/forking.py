@@ -4,6 +4,7 @@ A GPU's context does not survive a fork, so the server has none, and each proces
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, get_all_start_methods, get_context
@@ -45,9 +46,14 @@ def driver_is_there() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
+def training_forks(device: str) -> bool:
+    """Whether processes that train on this device are forked; a CPU's libraries may mind that, but for Linux."""
+    return sys.platform == "linux" if device == "cpu" else driver_is_there()
+
+
 def start_training(device: str, target: Callable[..., object], arguments: Sequence[Any]) -> BaseProcess:
-    """A process that trains, or helps to, started; on a GPU by the server, on a CPU as a program of its own."""
-    context = server_context(TRAINING) if device != "cpu" and driver_is_there() else get_context("spawn")
+    """A process that trains, or helps to, started: by the server, or as a program of its own."""
+    context = server_context(TRAINING) if training_forks(device) else get_context("spawn")
     process = context.Process(target=_enter, args=(dict(os.environ), target, tuple(arguments)), daemon=True)
     with ctrl_c_ignored():
         process.start()

@@ -65,11 +65,11 @@ def recall(
     The same command again goes on where the last one stopped.
     """
     began = time.monotonic()
-    from basedbench.forking import TRAINING, driver_is_there, start_server
+    from basedbench.forking import TRAINING, driver_is_there, start_server, training_forks
     from basedbench.timing.timeline import note
 
     note("the command begins")
-    if device != "cpu" and not dry_run and driver_is_there():
+    if not dry_run and training_forks(device if driver_is_there() else "cpu"):
         start_server(TRAINING)  # it imports what workers need while this process does
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits

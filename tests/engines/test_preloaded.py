@@ -62,3 +62,14 @@ def test_a_forked_process_has_the_environment_of_the_command_as_it_is_now(
 
 def write_environment(path: str) -> None:
     Path(path).write_text(f"{os.environ.get('BASEDBENCH_GONE')} {os.environ.get('BASEDBENCH_NEW')}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a program of its own")
+def test_a_process_that_trains_on_a_cpu_is_forked_with_all_imports_done(tmp_path: Path) -> None:
+    process = forking.start_training("cpu", write_whether_loaded, (str(tmp_path / "seen"),))
+    process.join()
+    assert (tmp_path / "seen").read_text() == "True"
+
+
+def write_whether_loaded(path: str) -> None:
+    Path(path).write_text(str("basedbench.training.run" in sys.modules))
