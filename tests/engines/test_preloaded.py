@@ -48,7 +48,6 @@ def test_a_forked_process_has_the_environment_of_the_command_as_it_is_now(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(forking, "driver_is_there", lambda: True)
-    monkeypatch.setattr(forking, "TRAINING", ())
     monkeypatch.setenv("BASEDBENCH_GONE", "1")
     seen = []
     for changed in ({"BASEDBENCH_NEW": "2"}, {"BASEDBENCH_NEW": "3"}):
@@ -66,8 +65,12 @@ def write_environment(path: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a program of its own")
 def test_a_process_that_trains_on_a_cpu_is_forked_with_all_imports_done(tmp_path: Path) -> None:
-    process = forking.start_training("cpu", write_whether_loaded, (str(tmp_path / "seen"),))
-    process.join()
+    code = f"""
+from basedbench import forking
+from tests.engines.test_preloaded import write_whether_loaded
+forking.start_training("cpu", write_whether_loaded, ({str(tmp_path / "seen")!r},)).join()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert (tmp_path / "seen").read_text() == "True"
 
 
