@@ -3,7 +3,8 @@
 Memory bound: W is read once for a few rows. The products are PyTorch's. Beside them, for Hopper, stands a kernel whose
 weights are on their way before the kernel in front has ended (row_linear_gluon.py). It is taken in blocks of dependents
 (dependents.py), where a decode step's other kernels do not wait for each other's ends either: by itself it is no faster
-than PyTorch's. Accumulation in float32, in an order that depends on the plan alone. Not for training.
+than PyTorch's. What stands between two products of a step may be inside it (row_stream.py). Accumulation in float32, in
+an order that depends on the plan alone. Not for training.
 """
 
 from functools import cache

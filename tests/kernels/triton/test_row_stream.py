@@ -15,6 +15,9 @@ PLANS = {  # tile, width of a stage, parts, stages of both rings, whether progra
     "quarters meet": (128, 64, 4, 3, 2, True),
     "whole wide": (128, 128, 1, 2, 2, False),
 }
+if not interpreted:
+    PLANS |= {"of many rows": (64, 128, 1, 6, 4, True), "of many rows, in parts": (64, 128, 2, 6, 4, True)}
+ROWS = [1, 17] if interpreted else [1, 17, 100]
 EPS, D, INNER = 1e-5, 320, 208  # neither a number of whole stages, nor of whole tiles
 DTYPE = torch.float16 if interpreted else torch.bfloat16
 
@@ -42,7 +45,7 @@ def rms(x, squares):
     return (squares.double().sum(0) / x.shape[1] + EPS).sqrt()[:, None]
 
 
-@pytest.mark.parametrize("rows", [1, 17])
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("normed", [False, True])
 def test_norm_and_gate(drawn, randn, relative_error, device, plan, rows, normed):
     x, weight = drawn(rows, D), drawn(2 * INNER, D) / D**0.5
@@ -76,7 +79,8 @@ def test_convolution(drawn, randn, relative_error, device, plan, bias):
     close(relative_error, y, F.silu(c + (taps_bias.double() if bias else 0)) * gate)
 
 
-@pytest.mark.parametrize(("rows", "bias"), [(1, False), (17, True)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", ROWS)
 def test_stream(drawn, randn, relative_error, device, plan, rows, bias):
     x, weight, gain, b = drawn(rows, D), drawn(INNER, D) / D**0.5, drawn(INNER), drawn(INNER) if bias else None
     stream = randn(rows, INNER).float().to(device)
