@@ -15,7 +15,8 @@ _LONG = 8
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Sequence[str] = ()) -> None:
     """Print rows under their headings. Numbers stand to the right; they and the columns in `whole` are never broken.
 
-    Unless the table would be too wide: then columns may be that are wider than their share. Nothing is ever cut off.
+    Unless the table would be too wide: then those of several words may be, between them; where that is not enough, all
+    that are wider than their share. Nothing is ever cut off.
     """
     from rich import box
     from rich.console import Console
@@ -29,16 +30,26 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     lines = [list(row) for row in rows]
     texts = [[Text(cell(value)) for value in line] for line in lines]
     widths = [max([len(name), *(line[index].cell_len for line in texts)]) for index, name in enumerate(columns)]
-    too_wide = sum(widths) + len(widths) + 1 > console.width
+    words = [
+        max(map(_longest_word, [name, *(line[index].plain for line in texts)])) for index, name in enumerate(columns)
+    ]
+    room = console.width - len(widths) - 1
+    too_wide, between_words = sum(widths) > room, sum(words) <= room
     for index, name in enumerate(columns):
         number = any(isinstance(line[index], int | float) for line in lines)
         number &= not any(isinstance(line[index], str | bool) for line in lines)
         broken = not number and name not in whole
-        broken |= too_wide and widths[index] * len(widths) > console.width
+        broken |= too_wide and (
+            words[index] < widths[index] if between_words else widths[index] * len(widths) > console.width
+        )
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not broken)
     for line in texts:
         table.add_row(*line)
     console.print(table)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -57,9 +57,12 @@ def autocorrelation_time(samples: Sequence[float]) -> float:
 
 
 def round_interval(medians: Sequence[float]) -> tuple[float, float, float]:
-    """(estimate, low, high): the mean of the rounds' medians and its 95 % t-interval; nan ends below two rounds."""
+    """(estimate, low, high): the mean of the rounds' medians and its 95 % t-interval; nan ends below two rounds.
+
+    No time is below zero, where few and unlike rounds would have it reach.
+    """
     low, high = t_interval(medians)
-    return fmean(medians), low, high
+    return fmean(medians), max(low, 0.0), high
 
 
 def outliers(rounds: Sequence[Sequence[float]]) -> int:

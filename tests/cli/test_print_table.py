@@ -26,3 +26,14 @@ def test_columns_that_fit_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     name = "a column that is wider than its share of all, though all fit"
     print_table("", ("name", "b", "c", "d"), [(name, "1", "2", "3")], whole=("name",))
     assert name in capsys.readouterr().out
+
+
+def test_a_name_stays_whole_while_other_columns_can_be_folded_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = ("contender", "95 % interval", *(f"column {index}" for index in range(7)))
+    lines = [("taylor_attention/flash-linear-attention", "0.1145 - 0.1835", *("12 345" for _ in range(7)))]
+    print_table("", columns, lines, whole=columns)
+    shown = capsys.readouterr().out
+    assert all(len(line) <= WIDTH for line in shown.splitlines())
+    words = shown.split()
+    for word in (lines[0][0], "0.1145", "0.1835"):
+        assert word in words

@@ -55,6 +55,7 @@ def test_the_published_interval_is_a_t_interval_over_rounds() -> None:
     expected = stats.t.interval(0.95, 3, np.mean(medians), stats.sem(medians))
     assert (middle, low, high) == pytest.approx((np.mean(medians), *expected))
     assert math.isnan(round_interval([1.0])[1])
+    assert stats.t.interval(0.95, 1, 0.55, stats.sem([1.0, 0.1]))[0] < 0 == round_interval([1.0, 0.1])[1]
 
 
 def test_outliers_are_counted_within_their_round() -> None:
