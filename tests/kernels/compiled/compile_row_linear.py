@@ -31,9 +31,7 @@ PLANS = [
 WITH_ENDS = [
     (128, Plan(64, 128, 1, 6, 4, True)),
     (128, Plan(64, 128, 4, 6, 4, True)),
-    (32, Plan(128, 128, 1, 5, 4, True)),
     (8, Plan(64, 128, 4, 4, 4, False)),
-    (1, Plan(64, 128, 1, 10, 4, False)),
 ]
 PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "write": "STG|ATOMG|RED|REDG"}
 
