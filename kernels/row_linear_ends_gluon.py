@@ -69,7 +69,7 @@ def _high(word, dtype: gl.constexpr):
 
 
 @gluon.jit
-def _silu(x):
+def silu(x):
     return x / (1 + gl.exp(-x))
 
 
@@ -79,7 +79,7 @@ def convolved(u, words, taps_0, taps_1, taps_2, taps_bias):
     dtype: gl.constexpr = u.dtype
     y = _low(words, dtype) * taps_0 + _high(words, dtype) * taps_1 + u.to(gl.float32) * taps_2 + taps_bias
     new = ((words >> 16) & 0xFFFF) | (u.to(gl.int16, bitcast=True).to(gl.int32) << 16)
-    return _silu(y), new
+    return silu(y), new
 
 
 @gluon.jit
@@ -100,19 +100,9 @@ def store_rows(y, total, row, first, rows, outputs, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def store_stream(
-    total,
-    residual,
-    gain,
-    y,
-    new_residual,
-    new_squares,
-    row,
-    tile,
-    rows,
-    outputs,
-    TILE: gl.constexpr,
+    total, residual, gain, y, new_residual, new_squares, row, tile, rows, outputs, TILE: gl.constexpr,
     LAYOUT: gl.constexpr,
-):
+):  # fmt: skip
     """r + sum is the stream, times the next norm's gain what the next product reads; its squares are summed by rows."""
     new = residual + total
     store_rows(new_residual, new, row, tile * TILE, rows, outputs, LAYOUT)

@@ -33,6 +33,7 @@ from .row_linear_ends_gluon import (
     halves_layout,
     inverse_rms,
     rows_layout,
+    silu,
     store_rows,
     store_stream,
     two_of_pairs,
@@ -212,7 +213,7 @@ def product_kernel(
         else:
             first, second = two_of_pairs(total, HALF)
             if END == "gate":
-                made = first * (second / (1 + gl.exp(-second)))
+                made = first * silu(second)
             else:
                 if LATE:
                     words = gl.load(slot, mask=here, other=0)
