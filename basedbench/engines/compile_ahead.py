@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain, count, zip_longest
 from multiprocessing.process import BaseProcess
@@ -55,21 +56,25 @@ class Rehearsed:
 
 
 class Ahead:
-    """The processes for all models, started; none on CPUs, and where cores or memory do not suffice."""
+    """The processes for all models; none on CPUs, and where cores or memory do not suffice."""
 
     def __init__(
         self, cases: Sequence[RecallCase], devices: Sequence[str], cores: int, plugins: Sequence[str] = ()
     ) -> None:
         models = distinct_models(cases)
-        places = seats(devices, cores)[: len(models)]
-        self.rehearsed = Rehearsed(models if places else [])
-        self.processes: dict[BaseProcess, list[RecallCase]] = {}
-        for index, device in enumerate(places):
-            own = models[index :: len(places)]
+        self._places = seats(devices, cores)[: len(models)]
+        self._plugins = tuple(plugins)
+        self._shares = [models[index :: len(self._places)] for index in range(len(self._places))]
+        self.rehearsed = Rehearsed(models if self._places else [])
+        for own in self._shares:
             self.rehearsed.set(own[0], IN_HAND)
-            arguments = (own, device, tuple(plugins), self.rehearsed, index, len(places))
-            process = start_training(device, rehearse, arguments)
-            self.processes[process] = own
+        self.processes: dict[BaseProcess, list[RecallCase]] = {}
+
+    def start(self) -> None:
+        """Begin; after the workers have, since the driver makes contexts one after the other, 0.3 s each."""
+        for index, (device, own) in enumerate(zip(self._places, self._shares, strict=True)):
+            arguments = (own, device, self._plugins, self.rehearsed, index, len(self._places))
+            self.processes[start_training(device, rehearse, arguments)] = own
 
     def settle(self) -> None:
         """What an ended process leaves nobody waits for."""
@@ -84,10 +89,28 @@ def most_processes(device: str, cores: int) -> int:
 
 
 def seats(devices: Sequence[str], cores: int) -> list[str]:
-    """The device of each process: one after the other, while it has memory; a core is left to each one's worker."""
+    """The device of each process: one after the other, while it has memory.
+
+    A core is left to each device's worker, and each process has two: its threads keep them busy.
+    """
     rooms = [[device] * most_processes(device, cores) for device in devices]
     in_turn = [device for device in chain.from_iterable(zip_longest(*rooms)) if device]
-    return in_turn[: max(0, cores - 1 - len(devices))]
+    return in_turn[: max(0, min(cores // 2, cores - 1 - len(devices)))]
+
+
+def few_examples(case: RecallCase) -> RecallCase:
+    """The case with one batch of each size that an epoch has: the same kinds of steps, and the same kernels.
+
+    Kernels depend on whether a number is a multiple of 16, so the number of examples stays what it is beyond whole
+    batches. A dozen processes that share a device would else make all of the data at the same time.
+    """
+    batch, segments = case.train.batch_size, case.train.segments
+    few = [part.model_copy(update={"examples": _few(part.examples or 0, batch)}) for part in segments]
+    return replace(case, train=case.train.model_copy(update={"segments": few}))
+
+
+def _few(examples: int, batch: int) -> int:
+    return min(examples, batch + examples % batch)
 
 
 def rehearse(
@@ -129,7 +152,8 @@ def rehearse(
         if device != "cpu":
             _yield_to_earlier(rank)
         with noted(f"rehearsal of {case.label}"), suppress(Exception):
-            RecallRun(case, recall_data(case, device), device).rehearse(*before)
+            few = few_examples(case)
+            RecallRun(few, recall_data(few, device), device).rehearse(*before)
         rehearsed.set(case, DONE)
         if device != "cpu":
             torch.cuda.empty_cache()  # the next model may be a small one

@@ -91,15 +91,15 @@ class LocalEngine:
         soon = [case for case in self._queue if self.deadline.in_time(case)]
         devices = [place.device for place in self.places if place.device != "cpu"]
         self._ahead = Ahead(soon, devices, cores(), self.plugins)
-        helpers = list(self._ahead.processes)
         try:
             self._workers = [self._hire(place) for place in self.places[: len(soon)]]
+            self._ahead.start()
             while self._workers:
                 for worker in self._workers:
                     self._feed(worker)
                 self._listen()
         finally:
-            processes = [*helpers, *(worker.process for worker in self._workers)]
+            processes = [*self._ahead.processes, *(worker.process for worker in self._workers)]
             for process in processes:
                 process.terminate()
             for process in processes:

@@ -3,7 +3,8 @@
 The call is made once with launches that only note what they were given: what it computes then is garbage, but what it
 would launch is known. Threads compile that, one kernel each, and load it; of a kernel that is tuned each takes one of
 its dozens of configurations. Triton's compiler and the tools that it calls leave Python to the others meanwhile. What a
-kernel was given is not held until then, only what Triton asks of it.
+kernel was given is not held until then, only what Triton asks of it. A kernel that another process is compiling waits
+until the others are done.
 
 Garbage goes nowhere: the call has a subject of its own, with inputs and states that nobody else sees. So what is done
 between kernels must not depend on what those wrote: no index is read from it (PyTorch would stop the device where one
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from functools import partial
+from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
@@ -23,6 +25,7 @@ from torch.utils._pytree import tree_map
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, Case
 from basedbench.contenders.costs import bytes_of
+from basedbench.timing.claims import ClaimedError, claiming
 from basedbench.timing.subject import subject_of
 from basedbench.timing.timeline import noted
 from basedbench.timing.tuning import every_choice
@@ -70,7 +73,8 @@ def compile_beside(call: Callable[[], object], device: str, launched: Collection
         noted(f"{len(found)} kernels"),
         ThreadPoolExecutor(MOST_THREADS, initializer=partial(_enter, device)) as threads,
     ):
-        list(threads.map(_compile, found))
+        elsewhere = chain.from_iterable(threads.map(_compile, found))
+        list(threads.map(_compile_at_last, list(elsewhere)))
 
 
 def _launches_of(call: Callable[[], object], launched: Collection[str]) -> list[list[Launch]]:
@@ -135,11 +139,24 @@ def _enter(device: str) -> None:
         torch.cuda.set_device(device)
 
 
-def _compile(launches: list[Launch]) -> None:
-    """All variants of one kernel, and what launches each."""
-    for launch in launches:
-        with suppress(Exception):
-            _load(launch())
+def _compile(launches: list[Launch]) -> list[Launch]:
+    """All variants of one kernel, and what launches each; returned are those that other processes are compiling."""
+    elsewhere: list[Launch] = []
+    with claiming(patient=False):
+        for launch in launches:
+            try:
+                _load(launch())
+            except ClaimedError:
+                elsewhere.append(launch)
+            except Exception:
+                pass
+    return elsewhere
+
+
+def _compile_at_last(launch: Launch) -> None:
+    """A kernel that another process had in hand: found on disk, or compiled here if that process failed."""
+    with suppress(Exception), claiming(patient=True):
+        _load(launch())
 
 
 def _load(kernel: Any) -> None:

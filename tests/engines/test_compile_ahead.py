@@ -1,9 +1,11 @@
 import signal
+from dataclasses import replace
 
 import pytest
 
 from basedbench.engines import compile_ahead as module
 from basedbench.training.cases import recall_cases
+from basedbench.training.data import recall_data, split_sizes
 from tests.training.conftest import tiny_suite
 
 
@@ -31,6 +33,8 @@ def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
     monkeypatch.setattr(module, "free_memory", lambda device: memory * 2**30)
     monkeypatch.setattr(module, "rehearse", print)  # ends at once, whatever it is given
     ahead = module.Ahead(cases(), ["cuda:0"], cores)
+    assert not ahead.processes  # workers come first
+    ahead.start()
     processes = list(ahead.processes)
     for process in processes:
         process.terminate()
@@ -50,7 +54,8 @@ def test_processes_go_round_the_devices_that_have_room(monkeypatch):
         *("cuda:0", "cuda:1", "cuda:2"),
         *("cuda:1", "cuda:2", "cuda:1"),
     ]
-    assert len(module.seats(["cuda:1", "cuda:1"], 10)) == 10 - 1 - 2
+    assert len(module.seats(["cuda:1", "cuda:1"], 10)) == 10 // 2
+    assert len(module.seats(["cuda:1"] * 4, 8)) == 8 - 1 - 4
     assert module.seats(["cuda:0", "cuda:1"], 2) == module.seats([], 64) == []
 
 
@@ -66,6 +71,26 @@ def test_a_case_that_fails_does_not_keep_the_next_from_its_turn(monkeypatch):
     monkeypatch.setattr(RecallRun, "rehearse", rehearse)
     module.rehearse(cases()[:5:4], "cpu", ())
     assert seen == [16, 32]
+
+
+@pytest.mark.parametrize("examples", [100_000, 20_000, 512, 300, 256, 255, 7])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_few_examples_have_the_same_kinds_of_steps(examples, fresh):
+    """And what kernels are compiled for, of numbers that they are given: whether those are multiples of 16."""
+    from basedbench.training.run import RecallRun
+
+    def kinds(case):
+        return list(dict.fromkeys(RecallRun(case, recall_data(case, "cpu"), "cpu").schedule(0)))
+
+    case = cases()[0]
+    segments = [part.model_copy(update={"examples": examples}) for part in case.train.segments]
+    whole = replace(case, train=case.train.model_copy(update={"segments": segments, "batch_size": 256, "fresh": fresh}))
+    few = module.few_examples(whole)
+    counts = [part.examples for part in few.train.segments]
+    assert all(count <= min(examples, 511) and count % 16 == examples % 16 for count in counts)
+    sizes = [list(dict.fromkeys(split_sizes(count, 256))) for count in (examples, *counts)]
+    assert sizes == [sizes[0]] * len(sizes)
+    assert kinds(few) == [(index, size) for index in range(len(counts)) for size in sizes[0]]
 
 
 def test_every_kind_of_step_is_taken(monkeypatch):

@@ -1,4 +1,4 @@
-"""Compiling a run's kernels side by side, on a GPU: what computes with garbage meanwhile harms nothing."""
+"""Compiling a run's kernels side by side, on a GPU: none is missing, and what computes with garbage harms nothing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from basedbench.config import load_suite
-from basedbench.engines.compile_ahead import READ_BY_PYTORCH, distinct_models
+from basedbench.engines.compile_ahead import READ_BY_PYTORCH, distinct_models, few_examples
 from basedbench.engines.worker import device_answers, set_precision
 from basedbench.timing.beside import compile_beside
 from basedbench.training.cases import RecallCase, recall_cases
@@ -41,13 +41,14 @@ def test_every_step_of_a_run_is_compiled_for_nothing_first(
 ) -> None:
     case = replace(CASES[mixer], train=CASES[mixer].train.model_copy(update={"precision": precision}))
     set_precision(precision)
-    run, missing = RecallRun(case, recall_data(case, DEVICE), DEVICE), list[str]()
+    few, missing = few_examples(case), list[str]()
 
     def before(steps: Callable[[], Any]) -> None:
         compile_beside(steps, DEVICE, READ_BY_PYTORCH)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **asked: missing.append(asked["repr"]))
 
-    run.rehearse(before)
+    RecallRun(few, recall_data(few, DEVICE), DEVICE).rehearse(before)
+    RecallRun(case, recall_data(case, DEVICE), DEVICE).rehearse()
     torch.cuda.synchronize()
     assert device_answers(DEVICE)
     assert not missing
