@@ -24,7 +24,8 @@ from .partial_sums_triton import sum_parts
 
 # By the channels of a head: tokens of a tile, sources of a block, sequences of a program and its warps. Sums of R R
 # products are in registers; with more sequences a tile of the filter is read for more of them.
-TILES = {1: (64, 32, 128, 8), 2: (32, 32, 64, 4)}
+TILES = {1: (64, 32, 64, 4), 2: (64, 32, 32, 4)}
+BACKWARD_TILES = TILES | {1: (64, 64, 64, 4)}
 LAGS, LAG_SEQUENCES = 64, {1: 64, 2: 32}  # of a tile of the filter's gradient, and at a time in its sum
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
 LAG_WARPS, STAGES = 4, 2
@@ -41,9 +42,9 @@ def _rows(usual: int, sequences: int) -> int:
     return usual if sequences > SMALLEST else SMALLEST
 
 
-def _tiles(x: Tensor, parts: int) -> dict[str, Any]:
-    """The tiles of a convolution of planes like x; a head has so many channels."""
-    tile, sources, sequences, warps = TILES[parts]
+def _tiles(x: Tensor, usual: tuple[int, int, int, int]) -> dict[str, Any]:
+    """The tiles of a convolution of planes like x, where these are those of large ones."""
+    tile, sources, sequences, warps = usual
     return {
         "TILE": _fitting(tile, x.shape[2]),
         "SOURCES": _fitting(sources, x.shape[2]),
@@ -122,7 +123,7 @@ def _gated(
     if not y.numel():
         return y, c, shifted, table, shift_table
     if shift is not None:
-        tiles = _tiles(y, 1)
+        tiles = _tiles(y, TILES[1])
         _fill(shift_table, shift, shift_skip)
         plain_kernel[_grid(y, width, tiles)](
             k, k_bias, shift_table, shifted, None, sequences, length, shift.shape[1], shift_table.shape[3], 0,
@@ -130,7 +131,7 @@ def _gated(
         )  # fmt: skip
         k, k_bias = shifted, None
     heads, reach = taps.shape
-    tiles = _tiles(y, width // heads)
+    tiles = _tiles(y, TILES[width // heads])
     _fill(table, taps, skip)
     forward_kernel[_grid(y, heads, tiles)](
         q, q_bias, k, k_bias, v, v_bias, table, y, c, sequences, length, reach, table.shape[3], H=heads,
@@ -163,7 +164,7 @@ def _gated_backward(
         return dx, d_bias.zero_(), d_taps.zero_(), d_shift.zero_()
     width, sequences, length = dy.shape
     heads, reach = taps.shape
-    tiles = _tiles(dy, width // heads)
+    tiles = _tiles(dy, BACKWARD_TILES[width // heads])
     grid = _grid(dy, heads, tiles)
     (q, k, v), (dq, dk, dv), (q_bias, k_bias, v_bias) = (_thirds(part, order) for part in (x, dx, bias))
     (dq_sums, dk_sums, dv_sums), sums = _bias_sums(grid, bias, order)

@@ -26,6 +26,7 @@ def small_tiles(monkeypatch):
     """Several tiles in few tokens and sequences, where no compiler minds."""
     if interpreted:
         monkeypatch.setattr(planes, "TILES", {1: (32, 16, 16, 4), 2: (16, 32, 32, 4)})
+        monkeypatch.setattr(planes, "BACKWARD_TILES", {1: (32, 32, 16, 4), 2: (16, 32, 32, 4)})
         monkeypatch.setattr(planes, "LAGS", 16)
         monkeypatch.setattr(planes, "LAG_SEQUENCES", {1: 32, 2: 16})
 
