@@ -71,16 +71,25 @@ class Ahead:
         self.processes: dict[BaseProcess, list[RecallCase]] = {}
 
     def start(self) -> None:
-        """Begin; after the workers have, since the driver makes contexts one after the other, 0.3 s each."""
+        """Begin; after the workers have, since the driver makes contexts one after the other, 0.3 s each.
+
+        A model whose process cannot be started is compiled for by the worker itself.
+        """
         for index, (device, own) in enumerate(zip(self._places, self._shares, strict=True)):
             arguments = (own, device, self._plugins, self.rehearsed, index, len(self._places))
-            self.processes[start_training(device, rehearse, arguments)] = own
+            try:
+                self.processes[start_training(device, rehearse, arguments)] = own
+            except OSError:
+                self._give_up(own)
 
     def settle(self) -> None:
         """What an ended process leaves nobody waits for."""
         for process in [process for process in self.processes if not process.is_alive()]:
-            for case in self.processes.pop(process):
-                self.rehearsed.set(case, DONE)
+            self._give_up(self.processes.pop(process))
+
+    def _give_up(self, cases: Sequence[RecallCase]) -> None:
+        for case in cases:
+            self.rehearsed.set(case, DONE)
 
 
 def most_processes(device: str, cores: int) -> int:

@@ -47,6 +47,19 @@ def test_processes_fit_the_machine(monkeypatch, cores, memory, count):
     assert not any(ahead.rehearsed.awaited(case, busy=True) for case in cases())
 
 
+def test_where_no_process_can_be_started_workers_compile_themselves(monkeypatch):
+    def refuse(*_):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(module, "free_memory", lambda device: 100 * 2**30)
+    monkeypatch.setattr(module, "start_training", refuse)
+    ahead = module.Ahead(cases(), ["cuda:0"], 16)
+    assert ahead.rehearsed.awaited(cases()[0], busy=False)
+    ahead.start()
+    assert not ahead.processes
+    assert not any(ahead.rehearsed.awaited(case, busy=True) for case in cases())
+
+
 def test_processes_go_round_the_devices_that_have_room(monkeypatch):
     room = {"cuda:0": 7, "cuda:1": 100, "cuda:2": 13}
     monkeypatch.setattr(module, "free_memory", lambda device: room[device] * 2**30)
