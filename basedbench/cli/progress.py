@@ -30,7 +30,8 @@ def watch(todo: Sequence[RecallCase], ready: int, quiet: bool) -> Iterator[Liste
         with Live(live.render(), console=console, refresh_per_second=4, get_renderable=live.render):
             yield live
     else:
-        console.print(f"Runs to do: {len(todo)}; already done: {ready}", highlight=False)
+        precision = todo[0].train.precision
+        console.print(f"Runs to do: {len(todo)}; already done: {ready}; precision: {precision}", highlight=False)
         view = PlainView(todo, console)
         with repeated(view.report, EVERY_S):
             yield view

@@ -39,7 +39,9 @@ def recall(
     lr: Annotated[str | None, typer.Option(help="Learning rates, separated by commas, instead of the suite's.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds, separated by commas, instead of the suite's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs, instead of the suite's.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, tf32 or bf16, instead of the suite's.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, tf32 or bf16, instead of the suite's. auto: bf16 on GPUs, fp32 on CPUs.")
+    ] = None,
     filter: Annotated[str | None, typer.Option(help="Only runs whose label this regular expression finds.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0, ...")] = "auto",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once on each device.")] = None,
@@ -88,6 +90,7 @@ def recall(
     load_plugins(plugin or [])
     devices = resolve_devices(device)
     chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
+    chosen = given.settle_precision(chosen, devices)
     chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args, options_of(context.command))
     cases = recall_cases(chosen)
     cases = cases if filter is None else matching(cases, filter, "runs")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from basedbench.config import RecallSuite, load_suite
 from basedbench.config.load import explain
 from basedbench.engines import Place, cores
+from basedbench.engines.devices import default_precision
 from basedbench.errors import UserError, nearest
 from basedbench.mixers import get_mixer
 
@@ -41,6 +42,14 @@ def choose_suite(
         changes["precision"] = precision
     models = [section.model_dump() | ({"learning_rates": None} if lr is not None else {}) for section in suite.models]
     return _rebuilt(suite, {"train": suite.train.model_dump() | changes, "models": models}) if changes else suite
+
+
+def settle_precision(suite: RecallSuite, devices: Sequence[str]) -> RecallSuite:
+    """The suite with a precision for these devices, where it leaves that open."""
+    if suite.train.precision != "auto":
+        return suite
+    train = suite.train.model_copy(update={"precision": default_precision(devices)})
+    return suite.model_copy(update={"train": train})
 
 
 def narrow(

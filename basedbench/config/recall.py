@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from basedbench.config.grid import axis_values, expand_grid
 from basedbench.config.section import Count, Section, Seed, Suite
 
-Precision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 
 class TaskSection(Section):
@@ -46,7 +46,10 @@ LearningRates = Annotated[list[float], BeforeValidator(_series), AfterValidator(
 
 
 class TrainSection(Section):
-    """The recipe. The defaults are those of the paper's Figure 2."""
+    """The recipe. The defaults are those of the paper's Figure 2.
+
+    `precision: auto` is the fastest that was shown equal (docs/PARITY.md): bf16 on GPUs that have it, fp32 elsewhere.
+    """
 
     segments: Annotated[list[Segment], Field(min_length=1)]
     batch_size: Count = 256
@@ -55,7 +58,7 @@ class TrainSection(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     stop_accuracy: Annotated[float, Field(gt=0)] = 0.99
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     init: Literal["published", "correct"] = "published"
     embed_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     shuffle: bool = False

@@ -1,6 +1,7 @@
 """Which devices a sweep runs on."""
 
 import os
+from collections.abc import Sequence
 
 from basedbench.errors import UserError
 
@@ -27,6 +28,14 @@ def resolve_devices(name: str) -> list[str]:
     if name not in gpus:
         raise UserError(f"there is no device {name!r} here; valid: {', '.join(gpus)}.")
     return [name]
+
+
+def default_precision(devices: Sequence[str]) -> str:
+    """What `precision: auto` means: bf16 if all devices are GPUs with bfloat16 products, else fp32."""
+    import torch
+
+    able = all(device != "cpu" and torch.cuda.get_device_capability(device) >= (8, 0) for device in devices)
+    return "bf16" if able else "fp32"
 
 
 def cores() -> int:

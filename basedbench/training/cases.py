@@ -142,10 +142,11 @@ def recall_cases(suite: RecallSuite) -> list[RecallCase]:
 
 
 def _settled(train: TrainSection, layers: Iterable[LayerSpec]) -> TrainSection:
-    """The recipe with the init that a run goes by: one for both, where they are the same run."""
-    if any(get_mixer(layer.mixer).init_matters(layer.options) for layer in layers):
-        return train
-    return train.model_copy(update={"init": TrainSection.model_fields["init"].default})
+    """The recipe that a run goes by: one init for both where they are the same run, fp32 where no device has a say."""
+    settled = {"precision": "fp32"} if train.precision == "auto" else {}
+    if not any(get_mixer(layer.mixer).init_matters(layer.options) for layer in layers):
+        settled["init"] = TrainSection.model_fields["init"].default
+    return train.model_copy(update=settled)
 
 
 def _models(

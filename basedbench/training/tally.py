@@ -78,7 +78,8 @@ def device_seconds(rows: Iterable[Row]) -> float:
 def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> list[SuiteTally]:
     """The suite as it stands, unless only other precisions have rows; then at those that have."""
     mine = [row for row in rows if row["suite"] == suite.name]
-    own = suite.train.precision
+    undecided = suite.train.precision == "auto"  # then what has rows is named by its precision
+    own = "fp32" if undecided else suite.train.precision
     planned: dict[str, list[RecallCase]] = {}
     for precision in [own, *sorted({row["precision"] for row in mine if row["precision"]} - {own})]:
         train = suite.train.model_copy(update={"precision": precision})
@@ -86,6 +87,9 @@ def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> lis
     seen = {case.case_id for cases in planned.values() for case in cases}
     other_rows = sum(row["case_id"] not in seen for row in mine)
     as_written = _tallied(suite.name, None, planned.pop(own), rows, ("--suite", name_or_path))
+    if undecided and as_written.total.left < as_written.total.runs:
+        arguments = (*as_written.arguments, "--precision", own)
+        as_written = replace(as_written, precision=own, arguments=arguments)
     others = [
         _tallied(suite.name, precision, cases, rows, ("--suite", name_or_path, "--precision", precision))
         for precision, cases in planned.items()

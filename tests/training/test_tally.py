@@ -32,7 +32,7 @@ def test_several_commands_add_up() -> None:
     rows = [row(case, 20.0) for case in of("based")[:4]] + [row(case, 5.0) for case in of("attention")]
     rows += [row(of("h3")[0], 1.0, status="oom"), row(of("h3")[1], 2.0, status="diverged")]
     tally = tallies(rows, None)[0]
-    assert (tally.suite, tally.precision, tally.other_rows) == ("figure2", None, 0)
+    assert (tally.suite, tally.precision, tally.other_rows) == ("figure2", "fp32", 0)
     assert family(tally, "based") == Tally("based", 36, 4, {}, 32, 80.0, 20.0, 640.0)
     assert family(tally, "attention") == Tally("attention", 8, 8, {}, 0, 40.0, 5.0, 0.0)
     assert family(tally, "h3") == Tally("h3", 12, 0, {"diverged": 1, "oom": 1}, 10, 3.0, None, None)
@@ -43,7 +43,7 @@ def test_the_commands_run_exactly_what_is_left() -> None:
     done = [row(case) for case in FIGURE2 if case.mixer != "mamba" or case.seed]
     tally = tallies(done, "figure2")[0]
     assert tally.commands("--out", "my results") == [
-        "basedbench recall --sweep --suite figure2 --filter '^mamba ' --out 'my results'"
+        "basedbench recall --sweep --suite figure2 --precision fp32 --filter '^mamba ' --out 'my results'"
     ]
     found = [case for case in FIGURE2 if case.label.startswith("mamba ")]
     assert found == of("mamba")  # and nothing of mamba2
@@ -59,12 +59,18 @@ def test_runs_at_another_precision_are_a_sweep_of_their_own() -> None:
     train = suite.train.model_copy(update={"precision": "bf16"})
     half = [case for case in recall_cases(suite.model_copy(update={"train": train})) if case.mixer == "based"]
     found = tallies([row(case) for case in (*of("based"), *half[:6])], None)
-    assert [(one.precision, family(one, "based").done) for one in found] == [(None, 36), ("bf16", 6)]
+    assert [(one.precision, family(one, "based").done) for one in found] == [("fp32", 36), ("bf16", 6)]
     assert found[1].commands()[1] == "basedbench recall --sweep --suite figure2 --precision bf16 --filter '^based '"
     assert [one.other_rows for one in found] == [0, 0]
     stranger = row(of("based")[1], case_id="0123456789ab")
     (alone,) = tallies([*(row(case) for case in half[:6]), stranger], None)
     assert (alone.precision, family(alone, "based").done, alone.other_rows) == ("bf16", 6, 1)
+
+
+def test_what_has_no_rows_leaves_the_precision_to_the_device() -> None:
+    (tally,) = tallies([], "figure2")
+    assert tally.precision is None
+    assert tally.commands()[0] == "basedbench recall --sweep --suite figure2 --filter '^attention '"
 
 
 def test_rows_of_other_runs_are_counted_apart() -> None:
