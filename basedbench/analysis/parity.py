@@ -14,6 +14,7 @@ from basedbench.analysis.intervals import Welch
 from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.selection import MODEL
+from basedbench.analysis.suites import runs_of_suites
 from basedbench.config import expand_grid, load_suite
 from basedbench.config.recall import RecallSuite
 
@@ -29,7 +30,10 @@ _VISIBLE = 0.0005
 def parity_table(frame: pd.DataFrame | None) -> str:
     """A line per model and learning rate, then a sentence on the runs that are missing."""
     suite = load_suite(SUITE, "recall")
-    runs = pd.DataFrame() if frame is None else frame[(frame["suite"] == SUITE) & (frame["status"] == "ok")]
+    runs = pd.DataFrame()
+    if frame is not None and (frame["suite"] == SUITE).any():
+        runs = runs_of_suites(frame, [SUITE])
+        runs = runs[runs["status"] == "ok"]
     if runs.empty:
         return f"{NOTHING} {_missing(runs, suite)}"
     return "\n\n".join(filter(None, [table(COLUMNS, _lines(runs)), _missing(runs, suite)]))

@@ -74,7 +74,7 @@ def runs(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the newest runs.")] = None,
     as_json: _JSON = False,
 ) -> None:
-    """The stored runs, oldest first: the newest row of each case."""
+    """The stored runs, oldest first: the newest row of each case of a suite."""
     from basedbench.cli.tables import print_json
     from basedbench.store.schema import decode_json
 

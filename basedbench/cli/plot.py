@@ -219,10 +219,10 @@ def _target(out: Path | None, results: Path, name: str, width: str) -> Path:
 
 
 def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] | None) -> "pd.DataFrame":
-    from basedbench.analysis.suites import as_last_set, check_one_test, of_suites
+    from basedbench.analysis.suites import as_last_set, check_one_test, runs_of_suites
     from basedbench.store import load
 
-    frame, earlier = as_last_set(of_suites(load(results, "recall"), suites or ()))
+    frame, earlier = as_last_set(runs_of_suites(load(results, "recall"), suites or ()))
     for name, count in earlier.items():
         rows = "1 row is" if count == 1 else f"{count} rows are"
         typer.echo(f"{rows} left out: of another task that the suite {name} had before.", err=True)
