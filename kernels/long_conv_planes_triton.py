@@ -6,6 +6,7 @@ and (N,H) these are transposed views; a tensor that does not lie in memory like 
 
 # mypy: allow-untyped-defs
 
+import math
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from .long_conv_toeplitz_triton import (
 )
 from .partial_sums_triton import sum_parts
 
-# By the channels of a head: tokens of a tile, sources of a block, sequences of a program and its warps. Sums of R R
-# products are in registers; with more sequences a tile of the filter is read for more of them.
-TILES = {1: (64, 32, 64, 4), 2: (64, 32, 32, 4)}
-BACKWARD_TILES = TILES | {1: (64, 64, 64, 4)}
+# By the channels of a head: tokens of a tile, sources of a block, sequences of a program, its warps and stages. Sums of
+# R R products are in registers; with more sequences a tile of the filter is read for more of them.
+TILES = {1: (64, 32, 64, 4, 2), 2: (64, 32, 32, 4, 3)}
+BACKWARD_TILES = TILES | {1: (64, 64, 64, 4, 1)}
+SHIFT_BACKWARD_TILES = (32, 32, 64, 4, 2)
 LAGS, LAG_SEQUENCES = 64, {1: 64, 2: 32}  # of a tile of the filter's gradient, and at a time in its sum
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
-LAG_WARPS, STAGES = 4, 2
+LAG_WARPS, LAG_STAGES = 4, {1: 2, 2: 1}
 SMALLEST = 16  # side of a matrix unit's operand
 
 
@@ -42,15 +44,15 @@ def _rows(usual: int, sequences: int) -> int:
     return usual if sequences > SMALLEST else SMALLEST
 
 
-def _tiles(x: Tensor, usual: tuple[int, int, int, int]) -> dict[str, Any]:
+def _tiles(x: Tensor, usual: tuple[int, ...]) -> dict[str, Any]:
     """The tiles of a convolution of planes like x, where these are those of large ones."""
-    tile, sources, sequences, warps = usual
+    tile, sources, sequences, warps, stages = usual
     return {
         "TILE": _fitting(tile, x.shape[2]),
         "SOURCES": _fitting(sources, x.shape[2]),
         "BLOCK_B": _rows(sequences, x.shape[1]),
         "num_warps": warps,
-        "num_stages": STAGES,
+        "num_stages": stages,
     }
 
 
@@ -92,7 +94,8 @@ def _taps_gradient(
     q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
         dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=parts_of_head,
-        GATED=gates is not None, TILE=tile, BLOCK_B=rows, num_warps=LAG_WARPS, num_stages=STAGES,
+        GATED=gates is not None, TILE=tile, BLOCK_B=rows, num_warps=LAG_WARPS,
+        num_stages=LAG_STAGES[parts_of_head],
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(reach, heads).t()
 
@@ -176,8 +179,11 @@ def _gated_backward(
     )  # fmt: skip
     d_taps = _taps_gradient(dy, inner, inner_bias, taps, (q, v, q_bias, v_bias))
     if shift is not None:
-        # With the tiles of the kernel before, so that there are as many sums for the bias.
-        plain_kernel[(grid[0], width, grid[2])](
+        # There is room for the bias's sums of as many tiles as the kernel before had.
+        own = _tiles(dy, SHIFT_BACKWARD_TILES)
+        if math.prod(_grid(dy, heads, own)) == math.prod(grid):
+            tiles = own
+        plain_kernel[_grid(dy, width, tiles)](
             d_inner, None, shift_table, dk, dk_sums, sequences, length, shift.shape[1], shift_table.shape[3], len(x),
             D=width, REVERSED=True, PARTS=len(table), **tiles,
         )  # fmt: skip

@@ -25,8 +25,9 @@ SUMS = {torch.float32: 3e-7, torch.float16: 2e-6, torch.bfloat16: 2e-5}
 def small_tiles(monkeypatch):
     """Several tiles in few tokens and sequences, where no compiler minds."""
     if interpreted:
-        monkeypatch.setattr(planes, "TILES", {1: (32, 16, 16, 4), 2: (16, 32, 32, 4)})
-        monkeypatch.setattr(planes, "BACKWARD_TILES", {1: (32, 32, 16, 4), 2: (16, 32, 32, 4)})
+        monkeypatch.setattr(planes, "TILES", {1: (32, 16, 16, 4, 2), 2: (16, 32, 32, 4, 2)})
+        monkeypatch.setattr(planes, "BACKWARD_TILES", {1: (32, 32, 16, 4, 1), 2: (16, 32, 32, 4, 2)})
+        monkeypatch.setattr(planes, "SHIFT_BACKWARD_TILES", (32, 16, 16, 4, 2))
         monkeypatch.setattr(planes, "LAGS", 16)
         monkeypatch.setattr(planes, "LAG_SEQUENCES", {1: 32, 2: 16})
 
@@ -44,7 +45,7 @@ def outputs_and_gradients(function, tensors, signs, **options):
         (3, 17, 6, 1, 0, False, "kqv"),
         pytest.param(35, 50, 3, 1, 0, True, "kqv", marks=pytest.mark.slow),
         (3, 33, 5, 2, 7, True, "qkv"),
-        (20, 40, 2, 2, 33, False, "qkv"),
+        (20, 50, 2, 2, 33, True, "qkv"),
         (2, 1, 18, 1, 3, True, "vqk"),
     ],
 )
