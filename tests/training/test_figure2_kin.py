@@ -11,12 +11,13 @@ def parity(precision: str | None) -> list[RecallCase]:
     return recall_cases(choose_suite("parity", ["cuda"], lr=None, seed=None, epochs=None, precision=precision))
 
 
-def test_parity_is_three_models_at_four_rates_and_three_seeds() -> None:
+def test_parity_is_four_models_at_four_rates_and_three_seeds() -> None:
     cases = parity(None)
     assert Counter(case.model_label for case in cases) == {
         "based d_model=64 feature_dim=16": 12,
         "mamba2 d_model=64 d_state=16": 12,
         "attention d_model=64": 12,
+        "mamba d_model=128 d_state=24": 12,
     }
     figure2 = {case.case_id for case in recall_cases(load_suite("figure2"))}
     assert {case.case_id for case in cases if case.seed == 0} < figure2
@@ -24,7 +25,7 @@ def test_parity_is_three_models_at_four_rates_and_three_seeds() -> None:
 
 def test_every_precision_has_cases_of_its_own() -> None:
     ids = [{case.case_id for case in parity(precision)} for precision in ("fp32", "tf32", "bf16")]
-    assert len(set.union(*ids)) == 3 * 36
+    assert len(set.union(*ids)) == 3 * 48
     assert {case.case_id for case in parity(None)} == ids[0]
 
 
