@@ -5,6 +5,7 @@ its 95 % Welch interval. A difference is within the spread of seeds if that inte
 three decimals do not show it.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
@@ -14,7 +15,6 @@ from basedbench.analysis.intervals import Welch
 from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.selection import MODEL
-from basedbench.analysis.suites import runs_of_suites
 from basedbench.config import expand_grid, load_suite
 from basedbench.config.recall import RecallSuite
 
@@ -30,13 +30,25 @@ _VISIBLE = 0.0005
 def parity_table(frame: pd.DataFrame | None) -> str:
     """A line per model and learning rate, then a sentence on the runs that are missing."""
     suite = load_suite(SUITE, "recall")
-    runs = pd.DataFrame()
-    if frame is not None and (frame["suite"] == SUITE).any():
-        runs = runs_of_suites(frame, [SUITE])
-        runs = runs[runs["status"] == "ok"]
+    runs = pd.DataFrame() if frame is None else _runs(frame)
     if runs.empty:
         return f"{NOTHING} {_missing(runs, suite)}"
     return "\n\n".join(filter(None, [table(COLUMNS, _lines(runs)), _missing(runs, suite)]))
+
+
+def _runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The newest results of the suite's runs at any precision: a sweep of another suite may have made some of them."""
+    if "recipe" in frame.columns:
+        frame = frame.assign(recipe=frame["recipe"].map(_without_precision, na_action="ignore"))
+    run = [name for name in (*_KEYS, "recipe", "learning_rate", "seed") if name in frame.columns]
+    rows = frame[frame["status"] == "ok"].merge(frame.loc[frame["suite"] == SUITE, run].drop_duplicates(), on=run)
+    if "created_at" in rows.columns:
+        rows = rows.sort_values("created_at", kind="stable")
+    return rows.drop_duplicates([*run, "precision"], keep="last")
+
+
+def _without_precision(recipe: str) -> str:
+    return json.dumps({name: value for name, value in json.loads(recipe).items() if name != "precision"})
 
 
 def difference(lower: Sequence[float], full: Sequence[float]) -> str:

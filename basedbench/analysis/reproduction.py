@@ -11,7 +11,16 @@ from basedbench.analysis.published import AXES, ONLY_PUBLISHED_INIT, SLICES, aga
 from basedbench.analysis.selection import MODEL, select
 
 NOTHING = "No runs of the suite `figure2` or its kin are in these results yet; `basedbench recall --sweep` makes them."
-COLUMNS = ("model", "state in zoology's count", "published", "measured", "difference", "learning rates", "seeds")
+COLUMNS = (
+    "model",
+    "state in zoology's count",
+    "published",
+    "measured",
+    "difference",
+    "each seed's best",
+    "rates",
+    "seeds",
+)
 VISIBLE = 0.05  # models whose learning rates differ by less are not in the table of rates
 
 
@@ -80,7 +89,8 @@ def _line(point: pd.Series, label: str) -> list[str]:
     seeds = f"{point['seeds']}" + (f" of {point['seeds'] + point['diverged']}" if point["diverged"] else "")
     size = f"{point[AXES[0]]:,.0f}"
     name = f"{family_title(point['family'])}, {label}"
-    return [name, size, theirs[0], _measured(point), theirs[1], f"{point['learning_rates']}", seeds]
+    by_seed = f"{point['by_seed']:.3f}" if math.isfinite(point["by_seed"]) else "-"
+    return [name, size, theirs[0], _measured(point), theirs[1], by_seed, f"{point['learning_rates']}", seeds]
 
 
 def _measured(point: pd.Series) -> str:

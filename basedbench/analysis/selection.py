@@ -31,7 +31,8 @@ def select(
     select_split is "validation"; a diverged run counts as tried, with accuracy 0. Other failures are left out: they
     say nothing of the model.
     Columns: those of the model, learning_rate, learning_rates (tried), seeds (finished at this one), diverged
-    (likewise), and for every metric m its mean m with the 95 % t-interval m_low, m_high (NaN with one seed).
+    (likewise), by_seed (the accuracy at each seed's own best rate, mean over the seeds that have all rates; NaN for
+    fewer than two), and for every metric m its mean m with the 95 % t-interval m_low, m_high (NaN with one seed).
     Raises UserError for an unknown metric or `how`.
     """
     if how not in HOW:
@@ -46,7 +47,8 @@ def select(
         if tried and how == "best-lr":
             tried = [max(tried, key=lambda rate: float(rate["_score"].mean()))]
         tries = model["learning_rate"].nunique()
-        points += [_point(rate, keys, metrics) | {"learning_rates": tries} for rate in tried]
+        more = {"learning_rates": tries, "by_seed": _by_seed(model, tries)}
+        points += [_point(rate, keys, metrics) | more for rate in tried]
     return pd.DataFrame(points, columns=_columns(keys, metrics))
 
 
@@ -97,8 +99,15 @@ def _point(rate: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> dict[
     return point
 
 
+def _by_seed(model: pd.DataFrame, tries: int) -> float:
+    """What sweeps of one seed each would find on average: a rate that fails at one seed costs the others nothing."""
+    whole = [runs for _, runs in model.groupby("seed") if runs["learning_rate"].nunique() == tries]
+    best = pd.Series([runs["accuracy"].iloc[runs["_score"].argmax()] for runs in whole], dtype="float64")
+    return float(best.mean()) if len(best) > 1 else float("nan")
+
+
 def _columns(keys: list[str], metrics: Sequence[str]) -> list[str]:
-    columns = [*keys, "learning_rate", "learning_rates", "seeds", "diverged"]
+    columns = [*keys, "learning_rate", "learning_rates", "seeds", "diverged", "by_seed"]
     return list(dict.fromkeys([*columns, *(name + end for name in metrics for end in ("", "_low", "_high"))]))
 
 

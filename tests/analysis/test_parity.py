@@ -66,6 +66,15 @@ def test_what_three_decimals_do_not_show_is_within() -> None:
     assert difference([0.98, 0.98], [0.99, 0.99]).endswith("outside")
 
 
+def test_runs_of_another_suite_count_at_other_precisions_if_only_that_differs() -> None:
+    other = rows("bf16", [0.8, 0.81, 0.82], suite="figure2")
+    (line,) = cells(parity_table(pd.DataFrame([*rows("fp32", FULL), *other])))
+    assert line["bf16"] == "0.810 ± 0.010 (3)"
+    shuffled = [row | {"recipe": '{"precision": "bf16", "shuffle": true}'} for row in other]
+    (line,) = cells(parity_table(pd.DataFrame([*rows("fp32", FULL), *shuffled])))
+    assert line["bf16"] == "-"
+
+
 def test_few_seeds_have_no_verdict() -> None:
     assert difference([0.8], FULL) == "-0.110, too few seeds"
     assert difference([], FULL) == "-"
@@ -85,7 +94,7 @@ def test_what_is_missing_is_counted_by_precision() -> None:
     failed = [row | {"status": "oom", "accuracy": float("nan")} for row in rows("tf32", FULL)]
     text = parity_table(pd.DataFrame([*rows("fp32", FULL), *failed]))
     assert text.splitlines()[-1] == (
-        "Missing: 33 of 36 at fp32, 36 of 36 at tf32, 36 of 36 at bf16 (without a row, or failed)."
+        "Missing: 45 of 48 at fp32, 48 of 48 at tf32, 48 of 48 at bf16 (without a row, or failed)."
     )
     assert parity_table(None).startswith(NOTHING)
     assert parity_table(pd.DataFrame(rows("fp32", FULL, suite="figure2"))).startswith(NOTHING)

@@ -29,14 +29,21 @@ def test_the_best_rate_and_the_seeds_interval_stand_beside_the_published_value()
     rows = [row(0.90), row(0.92, seed=1), row(0.5, learning_rate=0.1)]
     line = published_table(pd.DataFrame(rows)).splitlines()[2]
     half = 12.706 * 0.01  # t with one degree of freedom, times the standard error of (.90, .92)
-    assert line == f"| Based, d64 f16 | 40,548 | 0.912 | 0.910 ± {half:.3f} | -0.002 | 2 | 2 |"
+    assert line == f"| Based, d64 f16 | 40,548 | 0.912 | 0.910 ± {half:.3f} | -0.002 | - | 2 | 2 |"
+
+
+def test_the_best_of_each_seed_has_the_seeds_with_all_rates() -> None:
+    rows = [row(0.90), row(0.92, seed=1), row(0.80, seed=2)]
+    rows += [row(0.94, learning_rate=0.1), row(0.5, seed=1, learning_rate=0.1)]
+    line = published_table(pd.DataFrame(rows)).splitlines()[2]
+    assert line.endswith("| 0.930 | 2 | 3 |")
 
 
 def test_another_initialisation_has_no_published_value() -> None:
     mamba = {"family": "mamba2", "mixer": "mamba2", "config": '{"d_state": 8}', "state_bytes_zoology": 8192}
     lines = published_table(pd.DataFrame([row(0.5, **mamba), row(0.7, **mamba, init="correct")])).splitlines()
-    assert lines[2] == "| Mamba-2, d64 N8 published | 8,192 | 0.520 | 0.500 | -0.020 | 1 | 1 |"
-    assert lines[3] == "| Mamba-2, d64 N8 correct | 8,192 | - | 0.700 | - | 1 | 1 |"
+    assert lines[2] == "| Mamba-2, d64 N8 published | 8,192 | 0.520 | 0.500 | -0.020 | - | 1 | 1 |"
+    assert lines[3] == "| Mamba-2, d64 N8 correct | 8,192 | - | 0.700 | - | - | 1 | 1 |"
 
 
 def test_the_page_is_of_the_usual_precision() -> None:
@@ -63,8 +70,8 @@ def test_only_the_better_of_two_models_of_a_size_has_the_published_value() -> No
     narrow, wide = ({"config": f'{{"d_state": {n}}}', "d_model": d} for d, n in ((64, 16), (128, 8)))
     rows = [row(0.6, **mamba, **narrow), row(0.7, **mamba, **wide), row(0.1, **mamba, **wide, learning_rate=0.1)]
     lines = published_table(pd.DataFrame(rows)).splitlines()
-    assert lines[2] == "| Mamba, d64 N16 | 16,384 | - | 0.600 | - | 1 | 1 |"
-    assert lines[3] == "| Mamba, d128 N8 | 16,384 | 0.695 | 0.700 | +0.005 | 2 | 1 |"
+    assert lines[2] == "| Mamba, d64 N16 | 16,384 | - | 0.600 | - | - | 1 | 1 |"
+    assert lines[3] == "| Mamba, d128 N8 | 16,384 | 0.695 | 0.700 | +0.005 | - | 2 | 1 |"
 
 
 def test_rates_stand_side_by_side_where_they_matter() -> None:
