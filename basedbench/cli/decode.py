@@ -1,6 +1,7 @@
 """`basedbench throughput --models SUITE`: the decode step of every model of a recall suite."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from basedbench.signals import exit_code
 
 if TYPE_CHECKING:
     from basedbench.engines.deadline import Deadline
-    from basedbench.timing.decode import Decoder
+    from basedbench.timing.decode_session import Decoder
     from basedbench.training.cases import RecallCase
 
 Row = Mapping[str, Any]
@@ -34,13 +35,13 @@ def time_models(
     as_json: bool,
     dry_run: bool,
     deadline: "Deadline[Any]",
+    plugins: Sequence[str],
 ) -> None:
     """Time, store a row each, and print a table; with `dry_run` only say which models."""
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
     from basedbench.engines.deadline import TimeUp
     from basedbench.store import Store, code_version, device_name, fingerprint
-    from basedbench.timing.clock import WallClock
     from basedbench.timing.decode import decode_rows
     from basedbench.training.cases import recall_cases
 
@@ -59,7 +60,7 @@ def time_models(
     rows: dict[str, Row] = {}
     labels = {(one.name, one.config): label for label, one in decoders.items()}
     try:
-        for row in decode_rows(list(decoders.values()), runs[0].suite, device, batch, rounds, WallClock(), deadline):
+        for row in decode_rows(list(decoders.values()), runs[0].suite, device, batch, rounds, deadline, plugins):
             store.write("throughput", row | origin)
             rows[labels[row["model"], row["config"]]] = row | origin
     except KeyboardInterrupt as interrupt:
@@ -80,12 +81,12 @@ def _models(runs: "Sequence[RecallCase]") -> "dict[str, RecallCase]":
 
 def _decoders(runs: "Sequence[RecallCase]") -> "dict[str, Decoder]":
     from basedbench.analysis.decoding import decoded_name
-    from basedbench.cli.recall_report import built
-    from basedbench.timing.decode import Decoder
+    from basedbench.timing.decode_session import Decoder
+    from basedbench.training.run import build_model
 
     def decoder(case: "RecallCase") -> Decoder:
         name = decoded_name(case.layer_mixers, case.d_model, case.layer_options)
-        return Decoder(name, case.config_json, built(case), case.longest)
+        return Decoder(name, case.config_json, partial(build_model, case), case.longest)
 
     return {label: decoder(case) for label, case in _models(runs).items()}
 

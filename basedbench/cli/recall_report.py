@@ -1,9 +1,8 @@
 """Tables of `basedbench recall`: what would run, and what came out."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import typer
 
@@ -11,7 +10,6 @@ from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
 from basedbench.errors import UserError, sentence
-from basedbench.models.recall import RecallModel
 from basedbench.plots.scales import quantity
 from basedbench.store.dataset import finished
 from basedbench.store.dataset import rows as stored_rows
@@ -20,13 +18,11 @@ from basedbench.timing.failures import shorten
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
 from basedbench.training.rows import model_sizes
-from basedbench.training.run import build_model
 
 PLAN = ("model", "runs", "done", "parameters", "state", "zoology", "paper", "time")
 STATES = ("state_bytes", "state_bytes_zoology", "state_bytes_paper")
 RESULTS = ("model", "state", "accuracy", "at lr", "runs", "failed")
 MOST_FAILURES = 5  # told in full at the end
-Made = TypeVar("Made")
 
 
 def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | None, out: Path) -> None:
@@ -72,17 +68,8 @@ def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
 
 def measured(case: RecallCase) -> dict[str, int]:
     """Parameters and state sizes of a run's model; UserError if it cannot be built or its state not be begun."""
-    return _of_model(model_sizes, case)
-
-
-def built(case: RecallCase) -> RecallModel:
-    """The model of a run; UserError if a mixer, or this machine's memory, does not let it be built."""
-    return _of_model(build_model, case)
-
-
-def _of_model(make: Callable[[RecallCase], Made], case: RecallCase) -> Made:
     try:
-        return make(case)
+        return model_sizes(case)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

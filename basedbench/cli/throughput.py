@@ -66,7 +66,7 @@ def throughput(
     from basedbench.timing.timeline import note
 
     note("the command begins")
-    if models is None and device != "cpu" and not dry_run and driver_is_there():
+    if not dry_run and (models is not None or (device != "cpu" and driver_is_there())):
         start_server(TIMING)  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
     from basedbench.cli import time_limit as limits
@@ -89,7 +89,8 @@ def throughput(
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
         refuse_with_models(foreign | {"--cross-check": cross_check})
         deadline = Deadline(limits.seconds(time_limit), began, unlimited().pace)
-        time_models(models, resolve_devices(device)[0], batch, rounds or 15, filter, out, as_json, dry_run, deadline)
+        place, files = resolve_devices(device)[0], [str(path) for path in plugin or []]
+        time_models(models, place, batch, rounds or 15, filter, out, as_json, dry_run, deadline, files)
         return
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]

@@ -20,6 +20,7 @@ from basedbench.timing.timeline import noted
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 2.0
+LONGEST_WAIT_S = 1e6  # the system counts milliseconds in 32 bits
 _LAST_WORDS = 2000
 
 
@@ -61,35 +62,45 @@ class Worker:
     def prepare(self, case: Any, measure: Any) -> dict[str, Any] | Failure:
         """`Session.prepare` over there."""
         self._prepared = True
-        return self._ask("prepare", case, measure, limit_s=measure.timeout)
+        return self.ask("prepare", case, measure, limit_s=measure.timeout)
 
     def rehearse(self, case: Any, measure: Any) -> dict[str, Any] | Failure:
         """`Session.rehearse` over there."""
-        return self._ask("rehearse", case, measure, limit_s=measure.timeout)
+        return self.ask("rehearse", case, measure, limit_s=measure.timeout)
 
     def imports(self, case: Any) -> Failure | None:
         """`Session.imports` over there; what fails there fails again in the first call."""
-        answer = self._ask("imports", case, None, limit_s=START_LIMIT_S)
+        answer = self.ask("imports", case, None, limit_s=START_LIMIT_S)
         return answer if isinstance(answer, Failure) else None
 
     def round(self, limit_s: float) -> Any:
         """`Session.round` over there."""
-        return self._ask("round", limit_s=limit_s)
+        return self.ask("round", limit_s=limit_s)
 
     def close(self) -> dict[str, Any] | Failure:
         """`Session.close` over there: free the case's memory; the process stays for the next case."""
-        return self._ask("close", limit_s=START_LIMIT_S) or {}
+        return self.ask("close", limit_s=START_LIMIT_S) or {}
 
     def forget(self) -> Failure | None:
         """`Session.forget` over there, if there is anything to forget."""
-        answer = self._ask("forget", limit_s=START_LIMIT_S) if self._prepared else None
+        answer = self.ask("forget", limit_s=START_LIMIT_S) if self._prepared else None
         self._prepared = False
         return answer if isinstance(answer, Failure) else None
 
     def ceilings(self, request: "CeilingsRequest") -> list[dict[str, Any]] | Failure:
         """The rows of what the device can do, measured over there."""
-        answer = self._ask("prepare", request, None, limit_s=START_LIMIT_S)
+        answer = self.ask("prepare", request, None, limit_s=START_LIMIT_S)
         return answer if isinstance(answer, Failure) else answer["rows"]
+
+    def ask(self, what: str, *arguments: Any, limit_s: float) -> Any:
+        """A method of the session over there: of the one of these arguments, or without any of the last one."""
+        if refused := self.wait():
+            return refused
+        try:
+            self._pipe.send((what, arguments))
+        except OSError:
+            return self._post_mortem()
+        return self._answer(limit_s)
 
     def kill(self) -> None:
         """End the process, whatever it is doing; whoever waits for its answer gets a failure."""
@@ -102,17 +113,8 @@ class Worker:
         self._pipe.close()
         Path(self._log).unlink(missing_ok=True)
 
-    def _ask(self, what: str, *arguments: Any, limit_s: float) -> Any:
-        if refused := self.wait():
-            return refused
-        try:
-            self._pipe.send((what, arguments))
-        except OSError:
-            return self._post_mortem()
-        return self._answer(limit_s)
-
     def _answer(self, limit_s: float) -> Any:
-        if not connection.wait([self._pipe, self._process.sentinel], limit_s):
+        if not connection.wait([self._pipe, self._process.sentinel], min(limit_s, LONGEST_WAIT_S)):
             self._process.kill()
             return Failure("timeout", f"no answer within {limit_s:g} s")
         try:
@@ -208,7 +210,7 @@ class _Ceilings:
 def _attempt(action: Any) -> Any:
     try:
         return action()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an implementation may raise, or call, anything
         return Failure(*classify(error))
 
 

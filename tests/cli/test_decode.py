@@ -7,6 +7,7 @@ import pytest
 
 from basedbench.store import load
 from basedbench.timing import decode
+from basedbench.timing.samples import Round
 from tests.cli.conftest import RunCli
 
 
@@ -41,20 +42,24 @@ def test_a_dry_run_of_models_times_nothing(run_cli: RunCli, tmp_path: Path) -> N
 def test_stopped_in_between_it_stores_what_it_can_and_names_the_rest(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler, made = decode._sampler, []
+    asked: list[str] = []
 
     class Stopped:
-        def sample(self, count: int) -> list[float]:
-            made.append("turn")
-            if made.count("turn") == 5:  # warm-up and three rounds are behind it
+        """A worker of three models that is stopped in the fourth round, before the last model's turn."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def ask(self, what: str, *_: object, limit_s: float) -> object:
+            asked.append(what)
+            if asked.count("round") == 12:
                 raise KeyboardInterrupt
-            return [1.0] * count
+            return Round([1.0] * 5, []) if what == "round" else {"status": "ok"}
 
-    def last_one_stops(one: decode.Decoder, *more: object) -> object:
-        made.append(one.name)
-        return Stopped() if len(made) == 3 else sampler(one, *more)  # type: ignore[arg-type]
+        def stop(self) -> None:
+            pass
 
-    monkeypatch.setattr(decode, "_sampler", last_one_stops)
+    monkeypatch.setattr(decode, "Worker", Stopped)
     monkeypatch.setattr(decode, "FEWEST_ROUNDS", 4)
     monkeypatch.setattr(decode.random.Random, "shuffle", lambda self, order: order.sort())
     command = ("throughput", "--models", "smoke", "--device", "cpu", "--out", tmp_path)

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,20 +13,43 @@ from basedbench.engines.deadline import Deadline, TimeUp, unlimited
 from basedbench.mixers import Mixer, State, mixer_names
 from basedbench.models.recall import LayerSpec, RecallModel
 from basedbench.store.schema import PROMISED, check_row
-from basedbench.timing import decode
-from basedbench.timing.clock import WallClock
-from basedbench.timing.decode import Decoder, _step_at_length, decode_rows, step_error
+from basedbench.timing import decode, decode_session
+from basedbench.timing.decode_session import Decoder, set_up, step_at_length, step_error
+from basedbench.timing.worker import Failure, _attempt
+
+
+class Here:
+    """What a worker is to the near end, in this process."""
+
+    def __init__(self) -> None:
+        self.make = set_up("cpu", [])
+
+    def ask(self, what: str, *arguments: Any, limit_s: float) -> Any:
+        return _attempt(getattr(self.make(*arguments), what))
+
+    def stop(self) -> None:
+        pass
+
+
+decode_rows = partial(decode.decode_rows, start=Here)
+
+
+def made(*mixers: str, d_model: int = 16) -> RecallModel:
+    torch.manual_seed(0)
+    return RecallModel(32, d_model, [LayerSpec(name) for name in mixers])
+
+
+def decoder_of(model: RecallModel, name: str = "x") -> Decoder:
+    return Decoder(name, "{}", lambda: model, 20)
 
 
 def decoder(*mixers: str, d_model: int = 16) -> Decoder:
-    torch.manual_seed(0)
-    model = RecallModel(32, d_model, [LayerSpec(name) for name in mixers])
-    return Decoder("+".join(mixers) + f" d_model={d_model}", "{}", model, length=20)
+    return Decoder("+".join(mixers) + f" d_model={d_model}", "{}", partial(made, *mixers, d_model=d_model), length=20)
 
 
 def test_a_row_for_every_model() -> None:
     decoders = [decoder("base_conv", "attention"), decoder("base_conv", "based")]
-    rows = list(decode_rows(decoders, "mine", "cpu", batch=3, rounds=4, clock=WallClock()))
+    rows = list(decode_rows(decoders, "mine", "cpu", batch=3, rounds=4))
     for row, one in zip(rows, decoders, strict=True):
         stored = check_row("throughput", row | {"code_version": "x", "device_name": "x", "fingerprint": {}})
         assert set(PROMISED["throughput"]) <= set(stored)
@@ -37,24 +62,24 @@ def test_a_row_for_every_model() -> None:
 
 @pytest.mark.parametrize("name", mixer_names())
 def test_every_mixer_can_be_timed(name: str) -> None:
-    one = decoder("base_conv", name, d_model=64)
-    for weight in one.model.mixers[1].parameters():  # a layer that starts at zero would pass with any step
+    model = made("base_conv", name, d_model=64)
+    for weight in model.mixers[1].parameters():  # a layer that starts at zero would pass with any step
         torch.nn.init.normal_(weight, std=0.3)
-    (row,) = decode_rows([one], "mine", "cpu", batch=2, rounds=3, clock=WallClock())
+    (row,) = decode_rows([decoder_of(model)], "mine", "cpu", batch=2, rounds=3)
     assert (row["status"], row["reason"]) == ("ok", None)
 
 
 def test_a_step_that_differs_from_the_parallel_form_is_not_timed() -> None:
-    wrong = decoder("base_conv", "based")
-    mixer: Mixer = wrong.model.mixers[1]
+    wrong = made("base_conv", "based")
+    mixer: Mixer = wrong.mixers[1]
     right = mixer.step
 
     def forgetful(x_BD: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         return right(x_BD, {name: torch.zeros_like(tensor) for name, tensor in state.items()})
 
     mixer.step = forgetful  # type: ignore[method-assign]
-    assert step_error(wrong.model, "cpu") > 1e-3
-    (row,) = decode_rows([wrong], "mine", "cpu", batch=2, rounds=3, clock=WallClock())
+    assert step_error(wrong, "cpu") > 1e-3
+    (row,) = decode_rows([decoder_of(wrong)], "mine", "cpu", batch=2, rounds=3)
     assert row["status"] == "incorrect"
     assert row["median_ms"] is None
     assert "differs from the parallel form" in row["reason"]
@@ -67,7 +92,7 @@ def test_a_wrong_step_behind_a_projection_that_starts_at_zero_is_not_timed() -> 
     assert not mixer.out_proj.weight.any()
     right = mixer.step
     mixer.step = lambda x_BD, state: (2 * right(x_BD, state)[0], state)  # type: ignore[method-assign]
-    (row,) = decode_rows([Decoder("x", "{}", model, 20)], "mine", "cpu", batch=2, rounds=3, clock=WallClock())
+    (row,) = decode_rows([decoder_of(model)], "mine", "cpu", batch=2, rounds=3)
     assert row["status"] == "incorrect"
 
 
@@ -91,10 +116,10 @@ def leaves(*arguments: object) -> object:
 def test_a_mixer_that_raises_costs_its_own_row(
     monkeypatch: pytest.MonkeyPatch, method: str, change: object, words: str
 ) -> None:
-    broken, whole = decoder("base_conv", "based"), decoder("base_conv", "attention")
-    monkeypatch.setattr(broken.model.mixers[1], method, change)
-    monkeypatch.setattr(decode, "TOLERANCE", 100.0)
-    rows = list(decode_rows([broken, whole], "mine", "cpu", batch=2, rounds=3, clock=WallClock()))
+    model = made("base_conv", "based")
+    monkeypatch.setattr(model.mixers[1], method, change)
+    monkeypatch.setattr(decode_session, "TOLERANCE", 100.0)
+    rows = list(decode_rows([decoder_of(model), decoder("base_conv", "attention")], "mine", "cpu", batch=2, rounds=3))
     assert [row["status"] for row in rows] == ["runtime_error", "ok"]
     assert words in rows[0]["reason"]
     assert (rows[0]["state_bytes"] is None) == (method == "init_state")
@@ -102,7 +127,7 @@ def test_a_mixer_that_raises_costs_its_own_row(
 
 def test_the_same_step_can_be_taken_for_ever() -> None:
     with torch.inference_mode():
-        call = _step_at_length(decoder("base_conv", "attention"), "cpu", 2)
+        call = step_at_length(made("base_conv", "attention"), 20, "cpu", 2)
         first = [call().clone() for _ in range(50)]
     assert all(torch.isfinite(logits).all() for logits in first)
 
@@ -121,13 +146,14 @@ class Counted:
 
 def rows_until_stopped(acts: dict[str, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
     """The rows, by mixer, of samplers that act so, and what ended them."""
-    monkeypatch.setattr(decode, "_sampler", lambda one, *_: Counted(acts[one.name.split("+")[1].split()[0]]))
+    monkeypatch.setattr(decode_session, "step_at_length", lambda model, *_: model.mixers[1].name)
+    monkeypatch.setattr(decode_session, "_sampler", lambda name, *_: Counted(acts[name]))
     rows: dict[str, Any] = {}
     stop: KeyboardInterrupt | None = None
     try:
         for row in decode_rows(
             [decoder("base_conv", name) for name in acts],
-            "mine", "cpu", batch=3, rounds=options.pop("rounds", 20), clock=WallClock(), **options,
+            "mine", "cpu", batch=3, rounds=options.pop("rounds", 20), **options,
         ):  # fmt: skip
             rows[row["model"].split("+")[1].split()[0]] = row
     except KeyboardInterrupt as interrupt:
@@ -196,15 +222,70 @@ def test_the_time_limit_stops_rounds_and_keeps_them(monkeypatch: pytest.MonkeyPa
 
 
 def test_states_that_do_not_fit_cost_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = decode._sampler
+    whole = decode_session.step_at_length
 
-    def crowded(one: Decoder, *arguments: object) -> object:
-        if "attention" in one.name:
+    def crowded(model: RecallModel, *arguments: Any) -> object:
+        if model.mixers[1].name == "attention":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return sampler(one, *arguments)
+        return whole(model, *arguments)
 
-    monkeypatch.setattr(decode, "_sampler", crowded)
+    monkeypatch.setattr(decode_session, "step_at_length", crowded)
     decoders = [decoder("base_conv", "attention"), decoder("base_conv", "based")]
-    rows = list(decode_rows(decoders, "mine", "cpu", batch=3, rounds=4, clock=WallClock()))
+    rows = list(decode_rows(decoders, "mine", "cpu", batch=3, rounds=4))
     assert [(row["status"], row["stop_reason"]) for row in rows] == [("oom", "not timed"), ("ok", "4 rounds")]
     assert "can't allocate memory" in rows[0]["reason"]
+
+
+def test_a_model_that_ends_its_process_costs_its_own_row(tmp_path: Path) -> None:
+    """In real processes: the models before and after it are timed in a new one."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(MISBEHAVING)
+    names = ("attention", "exits", "dies", "based")
+    decoders = [Decoder(name, "{}", partial(build, name), 20) for name in names]
+    found = decode.decode_rows(decoders, "mine", "cpu", batch=2, rounds=3, plugins=[str(plugin)])
+    rows = {row["model"]: row for row in found}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "attention": "ok", "exits": "crashed", "dies": "crashed", "based": "ok"
+    }  # fmt: skip
+    assert len(rows["attention"]["round_medians_ms"]) == 3
+    assert "exit code 0" in rows["exits"]["reason"]
+    assert "signal 6" in rows["dies"]["reason"]
+
+
+def test_a_model_that_never_answers_a_round_costs_its_own_row() -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Hangs(Here):
+        def ask(self, what: str, *arguments: Any, limit_s: float) -> Any:
+            asked.append((arguments[0].name.split()[0], what))
+            if asked[-1] == ("base_conv+based", "round"):
+                return Failure("timeout", f"no answer within {limit_s:g} s")
+            return super().ask(what, *arguments, limit_s=limit_s)
+
+    decoders = [decoder("base_conv", name) for name in ("attention", "based", "mamba")]
+    rows = list(decode.decode_rows(decoders, "mine", "cpu", batch=2, rounds=3, start=Hangs))
+    assert [row["status"] for row in rows] == ["ok", "timeout", "ok"]
+    assert (rows[1]["reason"], rows[1]["stop_reason"]) == ("no answer within 300 s", "not timed")
+    assert [row.get("rounds") for row in rows] == [3, None, 3]
+    assert asked.count(("base_conv+based", "round")) == 1
+    assert asked.count(("base_conv+attention", "prepare")) == 2  # again, in the second process
+
+
+def build(name: str) -> RecallModel:
+    return RecallModel(32, 16, [LayerSpec("base_conv"), LayerSpec(name)])
+
+
+MISBEHAVING = """
+import os
+from basedbench.mixers import get_mixer, register
+
+def behave(name, act, method):
+    based = get_mixer("based")
+    def call(self, *given, **named):
+        act()
+        return getattr(based, method)(self, *given, **named)
+    register(type(name, (based,), {"name": name, method: call, "__module__": __name__}))
+
+behave("exits", lambda: os._exit(0), "__init__")
+behave("dies", os.abort, "forward")
+"""
