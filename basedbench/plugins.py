@@ -4,7 +4,6 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ from basedbench.contenders import Contender
 from basedbench.contenders import registry as contenders
 from basedbench.errors import UserError, text_of
 from basedbench.mixers import registry as mixers
+from basedbench.streams import stdout_to_stderr
 
 _loaded: dict[Path, "Plugin"] = {}
 
@@ -72,7 +72,7 @@ def _execute(file: Path, name: str) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where pydantic, dataclasses and pickle look its classes up
-    with redirect_stdout(sys.stderr):  # tables and JSON are for stdout
+    with stdout_to_stderr():
         spec.loader.exec_module(module)
 
 

@@ -83,17 +83,19 @@ def recall(
     from basedbench.plugins import load_plugins
     from basedbench.store import Store, device_name
     from basedbench.store.dataset import rows
+    from basedbench.streams import stdout_to_stderr
     from basedbench.training.cases import recall_cases
     from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
 
     note("imported")
-    load_plugins(plugin or [])
-    devices = resolve_devices(device)
-    chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
-    chosen = given.settle_precision(chosen, devices)
-    chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args, options_of(context.command))
-    cases = recall_cases(chosen)
-    cases = cases if filter is None else matching(cases, filter, "runs")
+    with stdout_to_stderr():  # the user's mixers may print
+        load_plugins(plugin or [])
+        devices = resolve_devices(device)
+        chosen = given.choose_suite(suite, devices, lr=lr, seed=seed, epochs=epochs, precision=precision)
+        chosen = given.settle_precision(chosen, devices)
+        chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args, options_of(context.command))
+        cases = recall_cases(chosen)
+        cases = cases if filter is None else matching(cases, filter, "runs")
     statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
     if dry_run:
         _show_plan(cases, devices, jobs, out, as_json)
@@ -101,16 +103,17 @@ def recall(
     if deterministic:
         determinism.ask()
     store = Store(out)
-    todo = plan(cases, store, fresh, statuses)
-    say_outdated([case.label for case in outdated(todo, store)], "runs")
-    borrow(store, todo.borrowed)
-    places = given.places(devices, jobs)
-    places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
-    known = limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
-    pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
-    deadline = Deadline(limit_s, began, pace)
-    engine = partial(LocalEngine, places, str(out), plugins=[str(file) for file in plugin or []], deadline=deadline)
-    left = _run(todo, engine, deadline, out, limit, quiet)
+    with stdout_to_stderr():
+        todo = plan(cases, store, fresh, statuses)
+        say_outdated([case.label for case in outdated(todo, store)], "runs")
+        borrow(store, todo.borrowed)
+        places = given.places(devices, jobs)
+        places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
+        known = limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
+        pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
+        deadline = Deadline(limit_s, began, pace)
+        engine = partial(LocalEngine, places, str(out), plugins=[str(file) for file in plugin or []], deadline=deadline)
+        left = _run(todo, engine, deadline, out, limit, quiet)
     _show_results(cases, out, left, as_json)
 
 

@@ -14,6 +14,7 @@ from basedbench.plots.scales import quantity
 from basedbench.store.dataset import finished
 from basedbench.store.dataset import rows as stored_rows
 from basedbench.store.schema import decode_json
+from basedbench.streams import stdout_to_stderr
 from basedbench.timing.failures import shorten
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
@@ -60,16 +61,19 @@ def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
     plan = []
     for runs in by_model(cases).values():
         sizes = measured(runs[0])
-        for case in runs:
+        with stdout_to_stderr():  # for the labels a mixer looks at options
+            named = [(case, case.label) for case in runs]
+        for case, label in named:
             done = (case.suite, case.case_id) in done_before
-            plan.append(case.meaning() | {"label": case.label, "case_id": case.case_id, "done": done} | sizes)
+            plan.append(case.meaning() | {"label": label, "case_id": case.case_id, "done": done} | sizes)
     print_json(plan)
 
 
 def measured(case: RecallCase) -> dict[str, int]:
     """Parameters and state sizes of a run's model; UserError if it cannot be built or its state not be begun."""
     try:
-        return model_sizes(case)
+        with stdout_to_stderr():
+            return model_sizes(case)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -86,6 +90,7 @@ def results_json(cases: Sequence[RecallCase], out: Path) -> None:
     print_json([decode_json({name: value for name, value in row.items() if name != "fingerprint"}) for row in found])
 
 
+@stdout_to_stderr()
 def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
     """The runs of each model, in order; models that only their stacks tell apart have these in their names."""
     models: dict[tuple[str, str], list[RecallCase]] = {}

@@ -4,9 +4,7 @@ A package offers a mixer through the entry-point group `basedbench.mixers` (the 
 registers it); a file through `basedbench.plugins`. Suites name registered mixers only; they never import.
 """
 
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 from basedbench.errors import UserError, check_name, nearest
 from basedbench.mixers.base import Mixer
 from basedbench.sources import source_of
+from basedbench.streams import stdout_to_stderr
 
 ENTRY_POINTS = "basedbench.mixers"
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
@@ -79,7 +78,7 @@ def _load_entry_points() -> dict[str, str]:
     broken = {}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
-            with redirect_stdout(sys.stderr):  # tables and JSON are for stdout
+            with stdout_to_stderr():
                 loaded = entry.load()
             if isinstance(loaded, type) and loaded not in _mixers.values():
                 register(loaded)

@@ -1,5 +1,6 @@
 """`basedbench recall` as a user runs it."""
 
+import json
 import os
 import re
 import signal
@@ -44,6 +45,12 @@ def sweep(run_cli: RunCli, suite: Path, out: Path, *more: object) -> str:
     outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", out, *more)
     assert outcome.exit_code == 0, outcome.stderr
     return outcome.stdout + outcome.stderr
+
+
+def basedbench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "basedbench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 def test_a_sweep_writes_a_row_per_run_and_goes_on(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
@@ -264,3 +271,48 @@ def test_a_time_limit_leaves_the_rest_for_the_next_time(
     again = run_cli(*given, "--filter", "attention", "--json")
     assert re.search(r"None would have ended in time, the shortest takes about .*: give more time\.\n", again.stderr)
     assert again.stdout == "[]\n"
+
+
+PRINTING = """
+import os
+import torch
+from basedbench.mixers import Mixer, register
+
+def say(where):
+    print("printed", where)
+    os.write(1, b"written")
+
+say("import")
+
+@register
+class Printing(Mixer):
+    name = "printing"
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        say("init")
+
+    @classmethod
+    def check(cls, d_model, options):
+        say("check")
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        say("state")
+        return {"x": torch.zeros(batch_size, 1, device=device)}
+
+    def forward(self, x_BLD):
+        say("forward")
+        return x_BLD
+"""
+
+
+def test_stdout_has_nothing_but_json_whatever_a_mixer_prints(suite: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "printing.py"
+    plugin.write_text(PRINTING)
+    own = "{mixer: printing, options: {}}"  # for its label the options are looked at again
+    suite.write_text(SUITE.replace("mixer: based", f"mixer: based\n    layers: [{own}, based]").replace("[2, 4]", "2"))
+    given = ("--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path, "--plugin", plugin)
+    done = basedbench("recall", *given, "--dry-run", "--json")
+    assert len(json.loads(done.stdout)) == 2
+    assert "printed check" in done.stderr
+    assert "written" in done.stderr
