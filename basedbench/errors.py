@@ -70,13 +70,17 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
+def said_by(error: BaseException) -> str:
+    """Its text; nothing where a class of the user's own fails at that too."""
+    try:
+        return str(error)
+    except Exception:  # whatever the user's code raises
+        return ""
+
+
 def text_of(error: BaseException) -> str:
     """`ValueError: no such width`, on one line."""
-    try:
-        said = str(error)
-    except Exception:  # a class of the user's own, whose text fails too
-        said = ""
-    return printable(f"{type(error).__name__}: {said}").removesuffix(":")
+    return printable(f"{type(error).__name__}: {said_by(error)}").removesuffix(":")
 
 
 def sentence(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from basedbench.checking.subject import (
     stated_formula,
     steps,
 )
-from basedbench.errors import place_of, printable
+from basedbench.errors import place_of, printable, said_by
 from basedbench.kernels.asked import ask
 from basedbench.kernels.asked import reference as rows_of
 from basedbench.mixers import get_mixer
@@ -303,7 +303,7 @@ def broken(law: Law, subject: Subject) -> list[Breach]:
         for breach in law.look(subject):
             found.append(breach)
     except (Exception, SystemExit) as error:
-        text = printable(str(error).strip().split("\n")[0])
+        text = printable(said_by(error).strip().split("\n")[0])
         raised = f"raises {type(error).__name__}: {text}".removesuffix(": ")
         found.append(Breach(place_of(error) or "the mixer", raised, raised=True))
     return found

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 from basedbench.checking.problems import Problem
@@ -61,16 +62,22 @@ def set_up(device: str, plugins: Sequence[str]) -> Callable[..., Attempt]:
 def run_checks(
     problems: Sequence[Problem], device: str, plugins: Sequence[str], jobs: int, listener: Listener
 ) -> list[Row]:
-    """A row for every problem, in their order. Workers take the next problems as they get free."""
+    """A row for every problem, in their order. Workers take the next problems as they get free.
+
+    KeyboardInterrupt ends the workers; the listener was told of every row there is by then, and is of no other.
+    """
     rows: dict[int, Row] = {}
     hung: set[str] = set()  # contenders of the user's that did not answer; each further problem would take as long
-    waiting = deque(kin(problems))
+    waiting, stopped = deque(kin(problems)), Event()
     while waiting:  # a worker that is lost leaves its thread; the rest goes on, and new ones start here
         workers = [Worker(device, plugins, set_up) for _ in range(min(jobs, len(waiting)))]
         with ThreadPoolExecutor(len(workers)) as pool:
             try:
-                for done in [pool.submit(_work, worker, waiting, rows, hung, listener) for worker in workers]:
+                for done in [pool.submit(_work, worker, waiting, rows, hung, listener, stopped) for worker in workers]:
                     done.result()
+            except BaseException:
+                stopped.set()  # a worker that is ended now says nothing of its problem
+                raise
             finally:
                 for worker in workers:
                     worker.stop()
@@ -85,15 +92,25 @@ def kin(problems: Sequence[Problem]) -> list[Numbered]:
     return sorted(found.values(), key=len, reverse=True)
 
 
-def _work(worker: Worker, waiting: "deque[Numbered]", rows: dict[int, Row], hung: set[str], listener: Listener) -> None:
-    while True:
+def _work(
+    worker: Worker,
+    waiting: "deque[Numbered]",
+    rows: dict[int, Row],
+    hung: set[str],
+    listener: Listener,
+    stopped: Event,
+) -> None:
+    while not stopped.is_set():
         try:
             todo = waiting.popleft()
         except IndexError:
             return
         for done, (index, problem) in enumerate(todo, 1):
-            rows[index], lost = _checked(worker, problem, hung)
-            listener(rows[index])
+            row, lost = _checked(worker, problem, hung)
+            if stopped.is_set():
+                return
+            rows[index] = row
+            listener(row)
             if lost:
                 if left := todo[done:]:
                     waiting.appendleft(left)

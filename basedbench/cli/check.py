@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from basedbench.signals import exit_code
+
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is wrong, and the end.")]
 
@@ -50,7 +52,12 @@ def kernels(
     chosen = chosen if filter is None else matching(chosen, filter, "problems")
     listener = report.Progress(len(chosen), silent=quiet or as_json)
     usual = min(8, cores()) if place == "cpu" else max(1, most_processes(place, cores()))
-    rows = run_checks(chosen, place, [str(path) for path in plugin or []], jobs or usual, listener)
+    try:
+        rows = run_checks(chosen, place, [str(path) for path in plugin or []], jobs or usual, listener)
+    except KeyboardInterrupt as stop:
+        report.kernels(listener.rows, place, as_json=as_json, quiet=quiet)
+        report.stopped(len(listener.rows), len(chosen), "problems")
+        raise typer.Exit(exit_code(stop)) from None
     report.kernels(rows, place, as_json=as_json, quiet=quiet)
     if any(row["verdict"] in FAILURES for row in rows):
         raise typer.Exit(1)
@@ -69,19 +76,32 @@ def mixer(
 
     basedbench check mixer mine --plugin mine.py --d-model 32 --feature-dim 8
     """
-    from basedbench.checking.laws import LAWS, broken
-    from basedbench.checking.subject import Subject, stated_formula
+    from basedbench.forking import TIMING, start_server
+
+    start_server(TIMING)  # it imports what the worker needs while this process does
+    from basedbench.checking.laws import LAWS, Law
+    from basedbench.checking.mixer import examine
+    from basedbench.checking.subject import Breach, Subject, stated_formula
     from basedbench.cli import check_report as report
     from basedbench.cli.recall_input import given_options
     from basedbench.mixers import check_options
     from basedbench.plugins import load_plugins
+    from basedbench.streams import stdout_to_stderr
 
     load_plugins(plugin or [])
     options = given_options(context.args)
-    check_options(name, d_model, options)
-    subject = Subject(name, d_model, options)
-    found = {law: broken(law, subject) for law in LAWS}
-    report.laws(name, found, stated=stated_formula(name) is not None, as_json=as_json, quiet=quiet)
+    with stdout_to_stderr():  # the mixer may print
+        check_options(name, d_model, options)
+    found, stop = dict[Law, list[Breach]](), None
+    try:
+        for law, breaches in examine(Subject(name, d_model, options), [str(path) for path in plugin or []]):
+            found[law] = breaches
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
+    report.laws(name, LAWS, found, stated=stated_formula(name) is not None, as_json=as_json, quiet=quiet)
+    if stop is not None:
+        report.stopped(len(found), len(LAWS), "laws")
+        raise typer.Exit(exit_code(stop))
     if any(found.values()):
         raise typer.Exit(1)
 

@@ -20,22 +20,23 @@ _ORDER = ("ok", "skipped", "WRONG", "failed")
 
 
 class Progress:
-    """Counts finished problems on stderr; says at once what is not right."""
+    """Counts finished problems on stderr; says at once what is not right. Keeps the rows, for one that is stopped."""
 
     def __init__(self, total: int, *, silent: bool) -> None:
-        self.total, self.done, self.silent = total, 0, silent
+        self.total, self.rows, self.silent = total, list[Row](), silent
         if not silent:
             typer.echo(f"checking {total} problems", err=True)
 
     def __call__(self, row: Row) -> None:
         """A problem is done."""
-        self.done += 1
+        self.rows.append(row)
+        done = len(self.rows)
         if self.silent:
             return
         if row["verdict"] in ("WRONG", "failed"):
-            typer.echo(f"[{self.done}/{self.total}] {row['label']}: {row['verdict']}", err=True)
-        elif self.done % 50 == 0:
-            typer.echo(f"[{self.done}/{self.total}]", err=True)
+            typer.echo(f"[{done}/{self.total}] {row['label']}: {row['verdict']}", err=True)
+        elif done % 50 == 0:
+            typer.echo(f"[{done}/{self.total}]", err=True)
 
 
 def kernels(rows: Sequence[Row], device: str, *, as_json: bool, quiet: bool) -> None:
@@ -53,14 +54,28 @@ def kernels(rows: Sequence[Row], device: str, *, as_json: bool, quiet: bool) -> 
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in _ORDER}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     who = sorted({row["implementation"] for row in rows if row["implementation"]})
-    typer.echo(f"{len(rows)} problems on {device}, computed by {' and '.join(who) or 'nobody'}: {told}.")
+    typer.echo(
+        f"{len(rows)} problems on {device}, computed by {' and '.join(who) or 'nobody'}: {told or 'none is done'}."
+    )
 
 
-def laws(name: str, found: "Mapping[Law, Sequence[Breach]]", *, stated: bool, as_json: bool, quiet: bool) -> None:
-    """A line per law; under a broken one where, by how much, and what to do next."""
+def stopped(done: int, total: int, what: str) -> None:
+    """That the end came early."""
+    typer.echo(f"\nStopped: {total - done} of {total} {what} were not looked at.", err=True)
+
+
+def laws(
+    name: str,
+    every: "Sequence[Law]",
+    found: "Mapping[Law, Sequence[Breach]]",
+    *,
+    stated: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """A line per law; under a broken one where, by how much, and what to do next. Not all need be `found`."""
     if as_json:
-        entries = [(law, [{"where": one.where, "amount": one.amount} for one in some]) for law, some in found.items()]
-        print_json([{"law": law.name, "kept": not some, "breaches": some} for law, some in entries])
+        print_json([_entry(law, found.get(law)) for law in every])
         return
     for law, some in found.items():
         if some or not quiet:
@@ -71,15 +86,24 @@ def laws(name: str, found: "Mapping[Law, Sequence[Breach]]", *, stated: bool, as
             typer.echo(f"        and {len(some) - _MOST} more (--json prints all)")
         if not all(breach.raised for breach in some):  # what raises needs no hint at numbers
             _say(f"        Next: {law.advice}", indent=" " * 10)
-    broken = sum(bool(some) for some in found.values())
+    broken, left = sum(bool(some) for some in found.values()), len(every) - len(found)
+    rest = f" {left} were not looked at." if left else ""
     typer.echo(
-        f"{name}: {broken} of {len(found)} laws are broken." if broken else f"{name} keeps all {len(found)} laws."
+        f"{name}: {broken} of {len(every)} laws are broken.{rest}"
+        if broken or left
+        else f"{name} keeps all {len(every)} laws."
     )
     if not stated and not quiet:
         typer.echo("Its docstring states no size of the state (`state_bytes = ...`): that was not compared.")
 
 
 _MOST = 4
+
+
+def _entry(law: "Law", breaches: "Sequence[Breach] | None") -> dict[str, Any]:
+    """For JSON: `kept` is null where nobody looked."""
+    told = [{"where": one.where, "amount": one.amount} for one in breaches or ()]
+    return {"law": law.name, "kept": None if breaches is None else not breaches, "breaches": told}
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Any]]:

@@ -1,7 +1,9 @@
 """How problems are shared out, with workers that need no process."""
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from threading import Event, main_thread
 from typing import Any
 
 import pytest
@@ -87,3 +89,31 @@ def test_the_last_problem_may_be_the_one_that_is_lost(workers: type[FakeWorker])
     rows = run_checks(given, "cpu", [], 3, lambda row: None)
     assert rows[1]["reason"] == "timeout: no answer within 300 s"
     assert len(workers.asked) == 1
+
+
+def test_stopped_it_tells_nobody_of_what_was_under_way(
+    workers: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is ended answers that it died: that is no verdict on its problem."""
+    ended = Event()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def prepare(self: FakeWorker, problem: Problem, measure: Any) -> Any:
+        if problem.length == 1:
+            return {"verdict": "ok", "lost": False}
+        signal.pthread_kill(main_thread().ident or 0, signal.SIGUSR1)
+        assert ended.wait(10)
+        return Failure("crashed", "signal 9")
+
+    monkeypatch.setattr(FakeWorker, "prepare", prepare)
+    monkeypatch.setattr(FakeWorker, "stop", lambda self: ended.set())
+    seen: list[tuple[str, str]] = []
+    before = signal.signal(signal.SIGUSR1, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_checks(made(1, 17, 1000), "cpu", [], 1, lambda row: seen.append((row["label"], row["verdict"])))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [(made(1)[0].label, "ok")]

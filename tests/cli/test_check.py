@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from basedbench.checking.laws import LAWS
+from basedbench.checking.run import _BLANK, _facts
+from basedbench.signals import Terminated
+
 CONTENDERS = """
 import os
 from basedbench.contenders import contender
@@ -34,9 +38,11 @@ def raising(x_BLD, weight_DW, bias_D, *, activation=None):
 """
 
 MIXERS = """
+import os
+import time
 import torch
 from torch import nn
-from basedbench.mixers import Mixer, register
+from basedbench.mixers import Mixer, get_mixer, register
 
 
 class Sound(Mixer):
@@ -66,6 +72,32 @@ class Future(Sound):
 
 
 register(Sound)
+
+
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError("no text either")
+
+
+def odd():
+    raise Odd
+
+
+def behave(name, act):
+    def forward(self, x_BLD):
+        act()
+        return Sound.forward(self, x_BLD)
+
+    register(type(name, (Sound,), {"name": name, "forward": forward, "__module__": __name__}))
+
+
+behave("exits", lambda: os._exit(0))
+behave("dies", os.abort)
+behave("hangs", lambda: time.sleep(60))
+behave("odd", odd)
+behave("prints", lambda: os.write(1, b"noise"))
+get_mixer("prints").check = lambda d_model, options: os.write(1, b"noise of options")
+os.write(1, b"noise")
 """
 
 
@@ -198,3 +230,65 @@ def test_a_broken_law_as_json(run_cli, mixer_plugin):
     assert not laws["causal"]["kept"]
     assert laws["causal"]["breaches"][0]["where"] == "the output at position 0"
     assert laws["state keeps its size"] == {"law": "state keeps its size", "kept": True, "breaches": []}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "reason"),
+    [
+        ("exits", "the mixer: the worker died with exit code 0"),
+        ("dies", "the mixer: the worker died with signal 6"),
+        ("odd", "mine.py line "),
+    ],
+)
+def test_a_mixer_that_ends_its_process_breaks_laws_and_no_more(run_cli, mixer_plugin, monkeypatch, mixer, reason):
+    monkeypatch.setattr("basedbench.checking.mixer.LAWS", LAWS[2:4])
+    outcome = run_cli("check", "mixer", mixer, "--plugin", mixer_plugin)
+    assert outcome.exit_code == 1
+    assert outcome.stdout.count("BROKEN") == outcome.stdout.count(reason) == 2
+    assert "14 laws are broken. 12 were not looked at." in outcome.stdout
+
+
+def test_a_mixer_that_never_answers_is_waited_for_once(run_cli, mixer_plugin, monkeypatch):
+    monkeypatch.setattr("basedbench.checking.mixer.LIMIT_S", 0.5)
+    outcome = run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin)
+    assert outcome.exit_code == 1
+    assert "the mixer: no answer within 0.5 s" in outcome.stdout
+    assert outcome.stdout.splitlines()[-2] == "hangs: 1 of 14 laws are broken. 13 were not looked at."
+    laws = json.loads(run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin, "--json").stdout)
+    assert [law["kept"] for law in laws] == [False] + 13 * [None]
+
+
+def test_stdout_has_nothing_but_json_whatever_a_mixer_prints(run_cli, mixer_plugin, capfd):
+    outcome = run_cli("check", "mixer", "prints", "--plugin", mixer_plugin, "--json")
+    assert all(law["kept"] for law in json.loads(outcome.stdout))
+    streams = capfd.readouterr()
+    assert streams.out == ""
+    assert "noise of options" in streams.err
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_stopped_it_says_what_was_found(run_cli, monkeypatch, stop, code):
+    def run_checks(chosen, place, plugins, jobs, listener):
+        listener(_BLANK | _facts(chosen[1]) | {"verdict": "ok"})
+        listener(_BLANK | _facts(chosen[0]) | {"verdict": "WRONG", "reason": "off"})
+        raise stop
+
+    monkeypatch.setattr("basedbench.checking.run.run_checks", run_checks)
+    outcome = run_cli("check", "--device", "cpu", "--filter", "^short_conv .* fp32")
+    assert outcome.exit_code == code
+    assert "1 ok, 1 WRONG" in outcome.stdout
+    assert "failed" not in outcome.stdout
+    assert "Stopped: " in outcome.stderr
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_stopped_between_laws_it_says_what_was_found(run_cli, monkeypatch, stop, code):
+    def examine(subject, plugins):
+        yield LAWS[0], []
+        raise stop
+
+    monkeypatch.setattr("basedbench.checking.mixer.examine", examine)
+    outcome = run_cli("check", "mixer", "based")
+    assert outcome.exit_code == code
+    assert outcome.stdout.startswith("kept    output has shape and dtype\nbased: 0 of 14 laws are broken. 13 were not")
+    assert "Stopped: 13 of 14 laws were not looked at." in outcome.stderr
