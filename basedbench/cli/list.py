@@ -1,5 +1,6 @@
 """`basedbench list`: what there is to run, to compare and to look at."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +25,11 @@ def mixers(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
     from basedbench.cli.tables import cell, print_json, print_table
     from basedbench.mixers import get_mixer, mixer_names
     from basedbench.plugins import load_plugins
+    from basedbench.streams import stdout_to_stderr
 
     load_plugins(plugin or [])
-    found = [_describe_mixer(get_mixer(name)) for name in mixer_names()]
+    with stdout_to_stderr():  # defaults may be made by the user's own code
+        found = [_describe_mixer(get_mixer(name)) for name in mixer_names()]
     if as_json:
         print_json(found)
         return
@@ -54,14 +57,16 @@ def contenders(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
     from basedbench.cli.tables import print_json, print_table
     from basedbench.contenders import all_contenders
     from basedbench.plugins import load_plugins
+    from basedbench.streams import stdout_to_stderr
 
     load_plugins(plugin or [])
-    found = all_contenders()
+    columns = ("name", "operators", "version", "unavailable")
+    with stdout_to_stderr():  # the user's own may print
+        found = [{name: getattr(one, name) for name in columns} for one in all_contenders()]
     if as_json:
-        columns = ("name", "operators", "version", "unavailable")
-        print_json([{name: getattr(one, name) for name in columns} for one in found])
+        print_json(found)
         return
-    rows = [(one.name, list(one.operators), one.version, one.unavailable or "yes") for one in found]
+    rows = [(one["name"], list(one["operators"]), one["version"], one["unavailable"] or "yes") for one in found]
     print_table("Contenders", ("contender", "operators", "version", "available"), rows)
 
 
@@ -127,11 +132,23 @@ def _line(row: dict[str, Any], names: list[str]) -> list[Any]:
 
 def _describe_mixer(mixer: Any) -> dict[str, Any]:
     options = {
-        name: {"default": field.get_default(call_default_factory=True), "description": field.description}
+        name: {"default": _default(field), "description": field.description}
         for name, field in mixer.Options.model_fields.items()
     }
     summary = (mixer.__doc__ or "").strip().split("\n")[0]
     return {"name": mixer.name, "family": mixer.family, "options": options, "description": summary}
+
+
+def _default(field: Any) -> Any:
+    """An option's default; what is wrong with it if the user's code fails to make one that can be shown."""
+    from basedbench.errors import text_of
+
+    try:
+        value = field.get_default(call_default_factory=True)
+        json.dumps(value)
+    except Exception as error:  # whatever the user's code raises
+        return text_of(error)
+    return value
 
 
 def register(app: typer.Typer) -> None:

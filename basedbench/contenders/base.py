@@ -43,7 +43,10 @@ class Contender:
         """Why this case is beyond it, or None."""
         if case.operator not in self.operators:
             return f"{self.name} does not compute {case.operator}"
-        return self.unavailable or self.limits(case)
+        reason = self.unavailable or self.limits(case)
+        if not isinstance(reason, str | None):
+            raise TypeError(f"limits of {self.name} gives {reason!r}, which is neither a text nor None")
+        return reason or None
 
     def limits(self, case: Case) -> str | None:
         """Why a case of one of its operators is beyond it, or None."""

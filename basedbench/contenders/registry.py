@@ -6,20 +6,51 @@ from typing import Any
 from basedbench.config.throughput import OPERATOR_AXES, Case
 from basedbench.contenders.base import Call, Contender
 from basedbench.contenders.operators import bind
-from basedbench.errors import UserError, check_name, nearest
+from basedbench.errors import UserError, check_name, nearest, text_of
 from basedbench.sources import source_of
 
 _REGISTERED: dict[str, Contender] = {}
 
 
 def register(contender: Contender) -> Contender:
-    """Add a contender. Raises UserError if its name is taken, or no word."""
-    check_name("contender", contender.name)
-    if contender.name in _REGISTERED:
-        raise UserError(f"two contenders are called {contender.name!r}; rename one.")
+    """Add a contender. Raises UserError if its name is taken, or no word, or what it says of itself is no use."""
+    if not isinstance(contender, Contender):
+        raise UserError(
+            f"register takes an instance of a class derived from Contender, not {contender!r}{_call(contender)}"
+        )
+    name = getattr(contender, "name", None)
+    if not isinstance(name, str):
+        raise UserError(f"contender class {type(contender).__qualname__} needs a class attribute `name`, a text.")
+    check_name("contender", name)
+    if name in _REGISTERED:
+        raise UserError(f"two contenders are called {name!r}; rename one.")
+    _check(contender)
     source_of(type(contender))
     _REGISTERED[contender.name] = contender
     return contender
+
+
+def _call(given: Any) -> str:
+    """The end of a sentence about something that is no contender."""
+    return f"; write register({given.__name__}())." if isinstance(given, type) else "."
+
+
+def _check(contender: Contender) -> None:
+    """UserError unless what is asked of a contender outside a case has an answer of the right kind."""
+    operators = getattr(contender, "operators", None)
+    if not isinstance(operators, tuple | list):
+        raise UserError(f"contender {contender.name!r}: operators is a tuple of names, not {operators!r}.")
+    for operator in operators:
+        if operator not in OPERATOR_AXES:
+            near = nearest(str(operator), OPERATOR_AXES)
+            raise UserError(f"contender {contender.name!r}: no operator is called {operator!r}; {near}")
+    for what in ("package", "version", "unavailable"):
+        try:
+            value = getattr(contender, what)
+        except (Exception, SystemExit) as error:  # properties of the user's own
+            raise UserError(f"contender {contender.name!r}: {what} raises {text_of(error)}.") from error
+        if not isinstance(value, str | None):
+            raise UserError(f"contender {contender.name!r}: {what} is a text or None, not {value!r}.")
 
 
 def all_contenders() -> list[Contender]:

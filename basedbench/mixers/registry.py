@@ -9,8 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from basedbench.errors import UserError, check_name, nearest
-from basedbench.mixers.base import Mixer
+from basedbench.errors import UserError, check_name, nearest, text_of
+from basedbench.mixers.base import Mixer, MixerOptions
 from basedbench.sources import source_of
 from basedbench.streams import stdout_to_stderr
 
@@ -28,6 +28,10 @@ def register(cls: MixerClass) -> MixerClass:
     if not isinstance(name, str) or not name:
         raise UserError(f"mixer class {cls.__qualname__} needs a class attribute `name`, a non-empty string.")
     check_name("mixer", name)
+    if not (isinstance(cls.Options, type) and issubclass(cls.Options, MixerOptions)):
+        raise UserError(
+            f"mixer {name!r}: Options is a class derived from basedbench.mixers.MixerOptions, not {cls.Options!r}."
+        )
     taken = _mixers.get(name)
     if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(
@@ -83,5 +87,5 @@ def _load_entry_points() -> dict[str, str]:
             if isinstance(loaded, type) and loaded not in _mixers.values():
                 register(loaded)
         except (Exception, SystemExit) as error:
-            broken[entry.name] = f"{type(error).__name__}: {error}"
+            broken[entry.name] = text_of(error)
     return broken

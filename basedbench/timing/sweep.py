@@ -12,7 +12,9 @@ from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.engines.memory import free_memory
 from basedbench.store import Store, code_version, device_name, fingerprint
+from basedbench.streams import stdout_to_stderr
 from basedbench.timing.clock import WallClock
+from basedbench.timing.failures import classify
 from basedbench.timing.kinds import FEWEST, by_their_own, first_of_modes, only_compiled, processes_for, to_rehearse
 from basedbench.timing.rehearsal import rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
@@ -234,7 +236,13 @@ class Sweep:
         return not facts
 
     def _refusal(self, case: AnyCase) -> dict[str, Any]:
-        if reason := unsupported(case):
+        try:
+            with stdout_to_stderr():
+                reason = unsupported(case)
+        except (Exception, SystemExit) as error:  # what the user's contender says of its limits
+            status, reason = classify(error)
+            return {"status": status, "reason": reason}
+        if reason:
             return {"status": "unsupported", "reason": reason}
         if self.free_bytes is not None and (reason := does_not_fit(case, self.free_bytes)):
             return {"status": "oom", "reason": reason}

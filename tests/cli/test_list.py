@@ -147,3 +147,52 @@ def test_the_option_of_the_results_folder_is_pointed_to(run_cli, command, wrong,
     outcome = run_cli(*command, wrong, "here")
     assert outcome.exit_code == 2
     assert f"No such option: {wrong} (Possible options: {meant})" in outcome.stderr
+
+
+PRINTING = """
+import os
+from pydantic import Field
+from basedbench.contenders import Contender, register as compete
+from basedbench.mixers import Mixer, MixerOptions, register
+
+os.system("echo noise of a child")
+
+
+class Options(MixerOptions):
+    width: int = Field(default_factory=lambda: os.write(1, b"noise of a default"))
+    odd: int = Field(default_factory=lambda: 1 // 0)
+
+
+@register
+class Printing(Mixer):
+    "Prints."
+    name, Options = "printing", Options
+
+
+class Loud(Contender):
+    name, operators = "loud", ("ssd",)
+
+    @property
+    def version(self):
+        os.write(1, b"noise of a version")
+        return "1"
+
+
+compete(Loud())
+"""
+
+
+@pytest.mark.parametrize("what", ["mixers", "contenders"])
+def test_stdout_has_nothing_but_json_whatever_a_plugin_prints(run_cli, tmp_path, own_registries, capfd, what):
+    plugin = tmp_path / "printing.py"
+    plugin.write_text(PRINTING)
+    listed = json.loads(run_cli("list", what, "--plugin", plugin, "--json").stdout)
+    streams = capfd.readouterr()
+    assert streams.out == ""
+    assert "noise of a child" in streams.err
+    mine = [one for one in listed if one["name"] in ("printing", "loud")]
+    if what == "mixers":
+        assert "noise of a default" in streams.err
+        assert mine[0]["options"]["odd"]["default"].startswith("ZeroDivisionError")
+    else:
+        assert mine[0]["version"] == "1"

@@ -1,9 +1,11 @@
 """Contenders by name, what they refuse, and the user's own."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from basedbench.contenders import all_contenders, contender, get_contender, operator_of
+from basedbench.contenders import Contender, all_contenders, contender, get_contender, operator_of, register
 from basedbench.contenders.draw import Draw
 from basedbench.errors import UserError
 from tests.contenders.conftest import FORMS, small
@@ -66,3 +68,26 @@ def test_names_are_found_or_corrected() -> None:
         contender("ssd", name="ours")(lambda x: x)
     with pytest.raises(UserError, match="a name is made of letters"):
         contender("ssd", name="mine/fast")(lambda x: x)
+
+
+def made(**attributes: object) -> type[Contender]:
+    return type("Mine", (Contender,), {"name": "mine", "operators": ("ssd",), **attributes})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (made(), r"not <class '.*Mine'>; write register\(Mine\(\)\)\."),
+        (5, "not 5"),
+        (made(name=None)(), "class Mine needs a class attribute `name`"),
+        (made(operators="ssd")(), "operators is a tuple of names, not 'ssd'"),
+        (made(operators=("sssd",))(), "did you mean 'ssd'"),
+        (made(package=5)(), "package is a text or None, not 5"),
+        (made(version=property(lambda self: 1 / 0))(), "version raises ZeroDivisionError: division by zero"),
+        (made(unavailable=True)(), "unavailable is a text or None, not True"),
+    ],
+)
+def test_what_cannot_be_asked_about_is_not_registered(given: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        register(given)
+    assert "mine" not in {one.name for one in all_contenders()}

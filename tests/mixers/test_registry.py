@@ -25,6 +25,11 @@ class Packaged(Mixer):
     name = "packaged"
 
 
+def test_options_are_options():
+    with pytest.raises(UserError, match="Options is a class derived from basedbench"):
+        register(type("Five", (Mixer,), {"name": "five", "Options": 5}))
+
+
 def offer(monkeypatch, *entries):
     found = [EntryPoint(name, value, registry.ENTRY_POINTS) for name, value in entries]
     monkeypatch.setattr(registry, "entry_points", lambda group: found)
