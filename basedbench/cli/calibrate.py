@@ -32,11 +32,14 @@ def calibrate(
     """
     from basedbench.cli.tables import print_json
     from basedbench.engines import resolve_devices
+    from basedbench.engines.devices import check_threads
     from basedbench.store import Store
     from basedbench.store.schema import decode_json
     from basedbench.timing.ceilings import calibrate as measure
 
-    place, store, rows = resolve_devices(device)[0], Store(out), []
+    place = resolve_devices(device)[0]
+    check_threads(threads)
+    store, rows = Store(out), []
     for row in measure(place, seconds, threads):
         store.write("calibration", row)
         rows.append(store.row("calibration", row["suite"], row["case_id"]) or row)

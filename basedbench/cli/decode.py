@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from basedbench.training.cases import RecallCase
 
 Row = Mapping[str, Any]
+SEQUENCES = 64  # decoded at once
 
 
 def refuse_with_models(options: Mapping[str, object]) -> None:
@@ -23,6 +24,17 @@ def refuse_with_models(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value:
             raise UserError(f"{name} does not go with --models; choose models with --filter, or leave {name} out.")
+
+
+def check_plugins(files: Sequence[Path], models: bool) -> None:
+    """UserError if what the user's files register is nothing that would be timed."""
+    from basedbench.plugins import load_plugin
+
+    found = [load_plugin(file) for file in files]
+    if found and models and not any(one.mixers for one in found):
+        raise UserError("--plugin: no mixer is registered, and contenders are timed without --models; leave one out.")
+    if found and not models and not any(one.contenders for one in found):
+        raise UserError("--plugin: only mixers are registered; their decode steps are timed with --models SUITE.")
 
 
 def time_models(
@@ -42,16 +54,19 @@ def time_models(
     from basedbench.config.matching import matching
     from basedbench.engines.deadline import TimeUp
     from basedbench.store import Store, code_version, device_name, fingerprint
+    from basedbench.streams import stdout_to_stderr
     from basedbench.timing.decode import decode_rows
     from basedbench.training.cases import recall_cases
 
-    runs = recall_cases(load_suite(name, "recall"))
-    runs = runs if pattern is None else matching(runs, pattern, "runs")
+    with stdout_to_stderr():  # the user's mixers may print where they look at options
+        runs = recall_cases(load_suite(name, "recall"))
+        runs = runs if pattern is None else matching(runs, pattern, "runs")
     if dry_run:
         _plan(list(_models(runs)), as_json)
         return
     store, stop = Store(out), None
-    decoders = _decoders(runs)
+    with stdout_to_stderr():
+        decoders = _decoders(runs)
     origin = {
         "code_version": code_version(),
         "device_name": device_name(device),

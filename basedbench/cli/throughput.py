@@ -33,7 +33,9 @@ def throughput(
     models: Annotated[
         str | None, typer.Option(help="Time the decode step of this recall suite's models instead of operators.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="With --models: sequences decoded at once.")] = 64,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="With --models: sequences decoded at once. Default: 64.")
+    ] = None,
     filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
     contender: Annotated[
         list[str] | None, typer.Option(help="Only these, in the suite or not; may be repeated.")
@@ -70,14 +72,17 @@ def throughput(
         start_server(TIMING)  # it imports what workers need while this process does
     from basedbench.cli import throughput_report as report
     from basedbench.cli import time_limit as limits
-    from basedbench.cli.decode import refuse_with_models, time_models
+    from basedbench.cli.decode import SEQUENCES, check_plugins, refuse_with_models, time_models
     from basedbench.cli.outdated import say_outdated
     from basedbench.config import load_suite
     from basedbench.engines import resolve_devices
     from basedbench.engines.deadline import Deadline, TimeUp, unlimited
+    from basedbench.engines.devices import check_threads
     from basedbench.engines.paces import pace_of_cases
+    from basedbench.errors import UserError
     from basedbench.plugins import load_plugins
     from basedbench.store import Store
+    from basedbench.streams import stdout_to_stderr
     from basedbench.timing.ceilings import fractions_of
     from basedbench.timing.choose import choose, outdated, pending
     from basedbench.timing.sweep import Sweep
@@ -85,24 +90,33 @@ def throughput(
 
     note("imported")
     own = load_plugins(plugin or [])
+    check_plugins(plugin or [], models is not None)
     if models is not None:
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
         refuse_with_models(foreign | {"--cross-check": cross_check})
         deadline = Deadline(limits.seconds(time_limit), began, unlimited().pace)
         place, files = resolve_devices(device)[0], [str(path) for path in plugin or []]
-        time_models(models, place, batch, rounds or 15, filter, out, as_json, dry_run, deadline, files)
+        time_models(models, place, batch or SEQUENCES, rounds or 15, filter, out, as_json, dry_run, deadline, files)
         return
+    if batch is not None:
+        raise UserError("--batch goes with --models alone: a suite's cases say their batch; choose some with --filter.")
     place = resolve_devices(device)[0]
     kind = place.partition(":")[0]
+    if cross_check and kind == "cpu":
+        raise UserError("--cross-check asks tools that time GPUs; leave it out on a CPU.")
     if kind != "cpu" and not dry_run:  # on a CPU it would take turns with what measures the ceilings
         start_server(TIMING)
     chosen = load_suite(("quick-throughput" if kind == "cpu" else "kernels") if suite is None else suite, "throughput")
+    if kind == "cpu":
+        check_threads(chosen.measure.threads)
     cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
     due = pending(cases, rows, fresh=fresh, retry=parse_statuses(retry))
     todo, rest = due[:limit], due[limit:] if limit else []
     due_ids = {case.id for case in due}
-    say_outdated([case.label for case in outdated(cases, rows, own) if case.id not in due_ids], "cases")
+    with stdout_to_stderr():  # the user's contenders say their versions
+        old = [case.label for case in outdated(cases, rows, own) if case.id not in due_ids]
+    say_outdated(old, "cases")
     if dry_run:
         report.plan(cases, todo, as_json)
         return

@@ -41,3 +41,11 @@ def default_precision(devices: Sequence[str]) -> str:
 def cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(count: int | None) -> None:
+    """UserError for more CPU threads than cores: they would wait for each other, or not be had at all."""
+    if count is not None and count > cores():
+        raise UserError(
+            f"threads: {count} were asked for, and this process may use {cores()} cores; give at most that."
+        )

@@ -20,6 +20,7 @@ from basedbench.engines.worker import serve
 from basedbench.errors import UserError
 from basedbench.forking import start_training
 from basedbench.store import Store
+from basedbench.timing.failures import crash
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
 from basedbench.training.rows import Circumstances, recall_row
@@ -223,8 +224,8 @@ class LocalEngine:
             self._workers.append(self._hire(worker.place))
 
     def _crashed(self, worker: _Worker, case: RecallCase) -> None:
-        progress = Progress(status="crashed", stop_reason="failed")
-        reason = f"its process ended with exit code {worker.process.exitcode}"
+        status, reason = crash(worker.process.exitcode, "")
+        progress = Progress(status=status, stop_reason="failed")
         row = recall_row(case, progress, Circumstances(worker.place.device), reason)
         Store(self.root).write("recall", row)
         self.listener.finished(case, row)

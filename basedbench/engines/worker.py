@@ -25,6 +25,7 @@ from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Messag
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
+from basedbench.timing.failures import out_of_memory
 from basedbench.timing.timeline import note
 from basedbench.timing.waking import open_device
 from basedbench.training.cases import RecallCase
@@ -155,7 +156,7 @@ class Worker:
         except Exception as error:
             if not device_answers(self.device):
                 raise SystemExit(f"{self.device} fails every call since {entry.case.label}: {error}") from error
-            self._fail(entry, "runtime_error", error)
+            self._fail(entry, "oom" if out_of_memory(error) else "runtime_error", error)
             return True
         self._tell(entry)
         if entry.recorded and not was:

@@ -18,11 +18,17 @@ INACCURATE = 0.1  # relative error, whole tensors
 LONGEST_REASON = 300
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory or the machine's did not suffice."""
+    text = text_of(error).lower()
+    return isinstance(error, MemoryError) or any(mark in text for mark in OUT_OF_MEMORY)
+
+
 def classify(error: BaseException) -> tuple[str, str]:
     """(status, reason) of an exception in a worker."""
     text = text_of(error).lower()
     chain = [error, *_causes(error)]
-    if isinstance(error, MemoryError) or any(mark in text for mark in OUT_OF_MEMORY):
+    if out_of_memory(error):
         return "oom", _sentence(error)
     if isinstance(error, NotImplementedError | ImportError):
         return "unsupported", _sentence(error)
@@ -47,7 +53,7 @@ def crash(exit_code: int | None, last_words: str) -> tuple[str, str]:
     """(status, reason) of a worker that is gone; `last_words` is the end of what it printed."""
     code = exit_code if exit_code is not None else 0
     if code == -9:
-        return "oom", "the worker was killed from outside (signal 9), as the system does when memory runs out"
+        return "oom", "the worker was killed (signal 9), most often by the system's out-of-memory killer"
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return "crashed", shorten(f"the worker died with {how}{': ' + last_words if last_words else ''}")
 

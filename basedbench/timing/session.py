@@ -239,7 +239,7 @@ class Session:
                 return
 
     def _samples_a_round(self) -> int:
-        return max(1, min(MOST_SAMPLES_A_ROUND, int(self.measure.round_ms / max(self.sample_ms, 1e-6))))
+        return max(1, int(min(MOST_SAMPLES_A_ROUND, self.measure.round_ms / max(self.sample_ms, 1e-6))))
 
     @contextmanager
     def _running(self) -> Iterator[None]:

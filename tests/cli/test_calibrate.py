@@ -35,7 +35,8 @@ def test_ceilings_are_measured_and_stored(run_cli: RunCli, tmp_path: Path) -> No
 
 def test_bad_input_is_one_sentence(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for arguments in (["--device", "tpu"], ["--device", "cpu", "--out", tmp_path / "file"]):
+    many = ["--device", "cpu", "--threads", 10**9, "--out", tmp_path / "new"]
+    for arguments in (["--device", "tpu"], ["--device", "cpu", "--out", tmp_path / "file"], many):
         outcome = run_cli("calibrate", *arguments)
         assert outcome.exit_code == 2
         assert outcome.stderr.startswith("Error: ")

@@ -95,3 +95,29 @@ def test_a_throughput_suite_has_no_models(run_cli: RunCli) -> None:
     outcome = run_cli("throughput", "--models", "quick-throughput", "--device", "cpu")
     assert outcome.exit_code == 2
     assert "is a throughput suite" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch", 3), "--batch goes with --models alone"),
+        (("--cross-check",), "--cross-check asks tools that time GPUs"),
+        (("--plugin", "mixers.py"), "only mixers are registered"),
+        (("--plugin", "contenders.py", "--models", "smoke"), "no mixer is registered"),
+    ],
+)
+@pytest.mark.usefixtures("own_registries")
+def test_what_would_be_ignored_is_refused(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mixers.py").write_text(
+        "from basedbench.mixers import Mixer, register\nregister(type('Mine', (Mixer,), {'name': 'mine'}))"
+    )
+    (tmp_path / "contenders.py").write_text(
+        "from basedbench.contenders import contender\ncontender('ssd', name='mine')(len)"
+    )
+    outcome = run_cli("throughput", "--device", "cpu", *arguments)
+    assert outcome.exit_code == 2
+    assert message in outcome.stderr
+    assert not (tmp_path / "results").exists()

@@ -13,6 +13,7 @@ import pytest
 
 from basedbench.cli import throughput, throughput_report, timing_tables
 from basedbench.cli.throughput_report import outcome
+from basedbench.engines import cores
 from basedbench.store import Store, load
 from basedbench.store.schema import blank_row
 from basedbench.timing.worker import Failure, Worker, Workers
@@ -120,6 +121,52 @@ def test_a_plugin_is_checked_timed_and_shown(run: Any, out: Path, tmp_path: Path
     rows = load(out, "throughput").set_index("contender")
     assert rows.loc["mine", "status"] == "ok"
     assert rows.loc["wrong", "status"] == "incorrect"
+
+
+LIMITS = """
+import os, sys
+from basedbench.contenders import Contender, get_contender, register
+
+class Limited(Contender):
+    operators = ("taylor_attention",)
+    def __init__(self, name, act):
+        self.name, self.act = name, act
+    def limits(self, case):
+        return self.act()
+    def build(self, case):
+        return get_contender("reference").build(case)
+
+register(Limited("raises", lambda: 1 // 0))
+register(Limited("five", lambda: 5))
+register(Limited("leaves", lambda: sys.exit(0)))
+register(Limited("prints", lambda: os.write(1, b"noise") and None))
+"""
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_limits_that_fail_cost_their_contender_s_rows(
+    run: Any, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "limits.py"
+    plugin.write_text(LIMITS)
+    outcome = run("--plugin", plugin, "--filter", "taylor_attention/(raises|five|leaves|prints|ours) .* 1x8 ", "--json")
+    rows = {row["contender"]: row for row in json.loads(outcome.stdout)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "ours": "ok", "prints": "ok", "raises": "runtime_error", "five": "runtime_error", "leaves": "runtime_error"
+    }  # fmt: skip
+    assert "ZeroDivisionError" in rows["raises"]["reason"]
+    assert "(limits.py line " in rows["raises"]["reason"]
+    assert "limits of five gives 5" in rows["five"]["reason"]
+    assert "noise" not in capfd.readouterr().out
+
+
+def test_more_threads_than_cores_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    suite = tmp_path / "many.yaml"
+    suite.write_text(SUITE.replace("threads: 1", "threads: 1000000"))
+    outcome = run_cli("throughput", "--suite", suite, "--device", "cpu", "--out", tmp_path / "new")
+    assert outcome.exit_code == 2
+    assert f"this process may use {cores()} cores" in outcome.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_baseline_that_is_nobody_is_refused(run: Any, tmp_path: Path) -> None:

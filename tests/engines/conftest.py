@@ -66,6 +66,22 @@ class Exhausts(Broken):
 
 
 @register
+class Hungry(Broken):
+    name = "hungry"
+
+    def forward(self, x_BLD):
+        raise MemoryError
+
+
+@register
+class Starved(Broken):
+    name = "starved"
+
+    def forward(self, x_BLD):
+        os.kill(os.getpid(), 9)
+
+
+@register
 class Greedy(Broken):
     name = "greedy"
     tried = 0

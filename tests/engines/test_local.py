@@ -59,11 +59,17 @@ def test_a_run_that_does_not_fit_beside_others_waits_for_room(tmp_path: Path, pl
     assert memory.began.count("greedy") == 2
 
 
+def test_a_machine_without_memory_left_is_oom(tmp_path: Path, plugin: Path) -> None:
+    _, rows = run(cases_of("hungry", "starved")[:2], tmp_path, [Place("cpu", slots=1)], plugin)
+    assert rows["status"].to_dict() == {"hungry": "oom", "starved": "oom"}
+    assert "out-of-memory killer" in rows["reason"]["starved"]
+
+
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_dying_process_costs_only_the_case_that_kills_it(tmp_path: Path, plugin: Path, slots: int) -> None:
     memory, rows = run(cases_of("dies"), tmp_path, [Place("cpu", slots=slots)], plugin)
     assert rows["status"].to_dict() == {"dies": "crashed", "based": "ok", "attention": "ok"}
-    assert rows["reason"]["dies"] == "its process ended with exit code 7"
+    assert rows["reason"]["dies"] == "the worker died with exit code 7"
     assert set(memory.rows) == {"dies", "based", "attention"}
 
 

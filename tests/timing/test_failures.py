@@ -64,7 +64,7 @@ def test_reasons_are_one_short_line() -> None:
 @pytest.mark.parametrize(
     ("code", "words", "expected"),
     [
-        (-9, "", ("oom", "the worker was killed from outside (signal 9), as the system does when memory runs out")),
+        (-9, "", ("oom", "the worker was killed (signal 9), most often by the system's out-of-memory killer")),
         (-11, "", ("crashed", "the worker died with signal 11")),
         (3, "last words", ("crashed", "the worker died with exit code 3: last words")),
     ],

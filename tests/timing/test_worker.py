@@ -47,7 +47,8 @@ def test_a_worker_times_several_cases_and_keeps_its_output_to_itself(
         ("dies", "crashed", "signal 6.*"),
         ("segfaults", "crashed", "signal 11"),
         ("exits", "crashed", "exit code 3"),
-        ("killed", "oom", "signal 9"),
+        ("killed", "oom", "signal 9.*out-of-memory killer"),
+        ("leaves", "runtime_error", "SystemExit: 4"),
         ("raises", "runtime_error", "ValueError: no such thing"),
         ("hungry", "oom", "out of memory"),
         ("unable", "unsupported", "No available kernel"),
@@ -170,9 +171,9 @@ def test_what_a_library_locks_with_in_a_worker_is_not_left_behind(tmp_path: Path
     plugin.write_text(
         "import multiprocessing\n"
         "from basedbench.contenders import Contender, register\n"
-        "@register\n"
         "class Locks(Contender):\n"
         "    name, operators = 'locks', ('taylor_attention',)\n"
+        "register(Locks())\n"
         "LOCK = multiprocessing.RLock()\n"
     )
     code = f"""
@@ -206,6 +207,13 @@ def test_what_takes_too_long_is_ended(worker: Worker) -> None:
     assert answer == Failure("timeout", "no answer within 0.3 s")
     worker._process.join(5)
     assert not worker._process.is_alive()
+
+
+@pytest.mark.parametrize("limit_s", [3e6, 1e308, float("inf")])
+def test_a_limit_may_be_longer_than_any_wait(worker: Worker, limit_s: float) -> None:
+    facts = worker.prepare(make_case("good"), MEASURE.model_copy(update={"timeout": limit_s, "round_ms": limit_s}))
+    assert isinstance(facts, dict)
+    assert isinstance(worker.round(limit_s), Round)
 
 
 def test_a_worker_measures_ceilings_and_then_cases(worker: Worker) -> None:
