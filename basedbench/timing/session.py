@@ -19,7 +19,7 @@ from basedbench.timing.kinds import only_compiled
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, captured, wall_ms
 from basedbench.timing.samples import Round
-from basedbench.timing.subject import subject_of
+from basedbench.timing.subject import subject_of, unsupported
 from basedbench.timing.telemetry import Telemetry
 
 Thunk = Callable[[], object]
@@ -52,6 +52,8 @@ class Session:
 
     def prepare(self) -> dict[str, Any]:
         """Everything before the first sample. Returns the columns known by then; `status` says whether to go on."""
+        if reason := unsupported(self.case):
+            return {"status": "unsupported", "reason": reason}
         if self.case.threads:
             torch.set_num_threads(self.case.threads)
         with torch.set_grad_enabled(self.subject.grad):
@@ -85,6 +87,8 @@ class Session:
 
         Where others leave too little memory, it is checked when they are gone.
         """
+        if unsupported(self.case):
+            return {}
         started = self.clock.now()
         with torch.set_grad_enabled(self.subject.grad):
             compile_ahead(self.case, self.device)

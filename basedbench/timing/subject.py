@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase
+from basedbench.sources import source_of
 from basedbench.timing.correctness import Verdict
 
 if TYPE_CHECKING:
@@ -62,3 +63,12 @@ def unsupported(case: AnyCase) -> str | None:
     from basedbench.contenders import get_contender
 
     return get_contender(case.contender).supports(case)
+
+
+def users_own(case: AnyCase) -> bool:
+    """Whether its contender is a class of the user's: its worker asks that for its limits, for they may do anything."""
+    if isinstance(case, ModelCase):
+        return False
+    from basedbench.contenders import get_contender
+
+    return source_of(type(get_contender(case.contender))) is not None

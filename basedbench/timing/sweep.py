@@ -12,16 +12,14 @@ from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.engines.memory import free_memory
 from basedbench.store import Store, code_version, device_name, fingerprint
-from basedbench.streams import stdout_to_stderr
 from basedbench.timing.clock import WallClock
-from basedbench.timing.failures import classify
 from basedbench.timing.kinds import FEWEST, by_their_own, first_of_modes, only_compiled, processes_for, to_rehearse
 from basedbench.timing.rehearsal import rehearse
 from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
-from basedbench.timing.subject import unsupported
+from basedbench.timing.subject import unsupported, users_own
 from basedbench.timing.timeline import noted
 from basedbench.timing.worker import Workers
 
@@ -236,13 +234,7 @@ class Sweep:
         return not facts
 
     def _refusal(self, case: AnyCase) -> dict[str, Any]:
-        try:
-            with stdout_to_stderr():
-                reason = unsupported(case)
-        except (Exception, SystemExit) as error:  # what the user's contender says of its limits
-            status, reason = classify(error)
-            return {"status": status, "reason": reason}
-        if reason:
+        if not users_own(case) and (reason := unsupported(case)):
             return {"status": "unsupported", "reason": reason}
         if self.free_bytes is not None and (reason := does_not_fit(case, self.free_bytes)):
             return {"status": "oom", "reason": reason}

@@ -139,6 +139,8 @@ class Limited(Contender):
 register(Limited("raises", lambda: 1 // 0))
 register(Limited("five", lambda: 5))
 register(Limited("leaves", lambda: sys.exit(0)))
+register(Limited("exits", lambda: os._exit(0)))
+register(Limited("limited", lambda: "too long"))
 register(Limited("prints", lambda: os.write(1, b"noise") and None))
 """
 
@@ -149,13 +151,21 @@ def test_limits_that_fail_cost_their_contender_s_rows(
 ) -> None:
     plugin = tmp_path / "limits.py"
     plugin.write_text(LIMITS)
-    outcome = run("--plugin", plugin, "--filter", "taylor_attention/(raises|five|leaves|prints|ours) .* 1x8 ", "--json")
+    outcome = run(
+        "--plugin",
+        plugin,
+        "--filter",
+        "taylor_attention/(raises|five|leaves|exits|limited|prints|ours) .* 1x8 ",
+        "--json",
+    )
     rows = {row["contender"]: row for row in json.loads(outcome.stdout)}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "ours": "ok", "prints": "ok", "raises": "runtime_error", "five": "runtime_error", "leaves": "runtime_error"
+        "ours": "ok", "prints": "ok", "raises": "runtime_error", "five": "runtime_error", "leaves": "runtime_error",
+        "exits": "crashed", "limited": "unsupported",
     }  # fmt: skip
     assert "ZeroDivisionError" in rows["raises"]["reason"]
     assert "(limits.py line " in rows["raises"]["reason"]
+    assert rows["limited"]["reason"] == "too long"
     assert "limits of five gives 5" in rows["five"]["reason"]
     assert "noise" not in capfd.readouterr().out
 
