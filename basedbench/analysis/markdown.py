@@ -18,13 +18,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def replace_section(text: str, name: str, content: str) -> str:
-    """The text with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced; UserError without."""
+    """The text with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced; UserError without.
+
+    The content gets the newlines of the line that begins it.
+    """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise UserError(f"there is no section between {begin} and {end}; write these two lines where it belongs.")
-    return f"{before}{begin}\n{content}\n{end}{after}"
+    section = f"\n{content}\n".replace("\n", "\r\n" if rest.startswith("\r\n") else "\n")
+    return f"{before}{begin}{section}{end}{after}"
 
 
 def section(text: str, name: str) -> str:

@@ -90,7 +90,6 @@ def table(
     ] = None,
 ) -> None:
     """Print a table of the documentation as Markdown, made from rows."""
-    from basedbench.analysis.markdown import replace_section
     from basedbench.errors import UserError, nearest
 
     names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
@@ -100,14 +99,30 @@ def table(
     if write is None:
         typer.echo("\n\n".join(sections.values()))
         return
-    if not write.is_file():
-        raise UserError(f"--write {str(write)!r}: there is no such file.")
-    text = write.read_text()
-    for section, content in sections.items():
-        text = replace_section(text, section, content)
-    write.write_text(text)
+    _write_sections(write, sections)
     what = "section" if len(sections) == 1 else "sections"
     typer.echo(f"Wrote the {what} {', '.join(map(repr, sections))} of {write}.")
+
+
+def _write_sections(page: Path, sections: dict[str, str]) -> None:
+    """Replace the sections of a page, in its own newlines. UserError, and the page as it was, if that cannot be."""
+    from basedbench import atomic
+    from basedbench.analysis.markdown import replace_section
+    from basedbench.errors import UserError
+
+    try:
+        if not page.is_file():
+            raise UserError(f"--write {str(page)!r}: there is no such file.")
+        text = page.read_bytes().decode()
+        for section, content in sections.items():
+            text = replace_section(text, section, content)
+        atomic.write(page, text.encode())
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--write {str(page)!r}: it is not UTF-8 text ({error.reason} at byte {error.start})."
+        ) from error
+    except OSError as error:
+        raise UserError(f"--write {str(page)!r}: {atomic.cause(error)}; the file is as it was.") from error
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:

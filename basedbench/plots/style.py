@@ -4,7 +4,7 @@ Colours are those of Okabe and Ito ("Color universal design", 2008), told apart 
 so that a figure works in grey. No pyplot: figures are plain objects, and nothing global is left changed.
 """
 
-import os
+import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from basedbench import atomic
 from basedbench.errors import UserError
 
 WIDTHS = {"single": 3.4, "double": 7.0}  # inches: one and two columns of a paper
@@ -153,13 +154,13 @@ def save(figure: Figure, path: Path) -> Path:
     """Write the figure, fonts embedded; the same figure gives the same bytes. Raises UserError if it cannot."""
     check_path(path)
     kind = path.suffix.lstrip(".").lower()
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.{kind}")
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(_SAVED_AS):
+        figure.savefig(drawn, format=kind, metadata=_UNDATED[kind])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(_SAVED_AS):
-            figure.savefig(partial, metadata=_UNDATED[kind])
-        partial.replace(path)
+        atomic.write(path, drawn.getbuffer())
     except OSError as error:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
-        raise UserError(f"cannot write the figure {str(path)!r}: {error.strerror or error}.") from error
+        raise UserError(
+            f"cannot write the figure {str(path)!r}: {atomic.cause(error)}; choose another place with --out."
+        ) from error
     return path

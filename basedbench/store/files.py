@@ -1,10 +1,8 @@
 """The files of a results folder: how one appears whole or not at all, and which ones a reader may see.
 
-A file is written under a name that starts with a dot, flushed to the disk, then renamed: a kill at any instant leaves
-either the whole file or a hidden one that nobody reads. Files are never changed afterwards.
+Files are written as `basedbench.atomic` says, and never changed afterwards.
 """
 
-import errno
 import os
 import re
 import secrets
@@ -13,17 +11,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from basedbench import atomic
+from basedbench.atomic import HIDDEN
 from basedbench.errors import UserError
 
 SUFFIX = ".parquet"
-HIDDEN = ".tmp-"
 COMPACTED = "compacted-"
 _STALE_S = 24 * 3600.0
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk is full for this user (quota exceeded)",
-    errno.EIO: "the disk is full or failing (input/output error)",
-}
 
 
 def part_name(case_id: str, created_at: datetime) -> str:
@@ -58,29 +52,21 @@ def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
 
     Raises UserError that names `what` was not stored if the disk is full or the folder cannot be written.
     """
-    # Its name does not end in .parquet either: other readers of such folders pass it by too.
-    hidden = path.with_name(f"{HIDDEN}{path.stem}-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_through(hidden, content)
-        os.rename(hidden, path)
-        _flush_folder(path.parent)
+        atomic.write(path, content)
     except OSError as error:
         raise UserError(_not_stored(error, path.parent, what)) from error
-    finally:
-        with suppress(OSError):
-            hidden.unlink(missing_ok=True)
 
 
 def check_writable(root: Path) -> None:
     """Write and remove a hidden file. Raises UserError if the folder cannot be made or written."""
     probe = root / f"{HIDDEN}probe-{secrets.token_hex(4)}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _write_through(probe, b"basedbench")
+        atomic.write(probe, b"basedbench")
     except OSError as error:
-        cause = _FULL.get(error.errno or 0, _strerror(error))
-        raise UserError(f"cannot write results to {str(root)!r}: {cause}; choose another folder with --out.") from error
+        raise UserError(
+            f"cannot write results to {str(root)!r}: {atomic.cause(error)}; choose another folder with --out."
+        ) from error
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -89,50 +75,31 @@ def check_writable(root: Path) -> None:
 def remove_stale(folder: Path) -> None:
     """Remove what killed writers left behind more than a day ago; a write takes milliseconds."""
     for path in folder.glob(f"{HIDDEN}*"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone meanwhile, or somebody else's
             if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink()
 
 
 def _names(folder: Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file()}
-
-
-def _write_through(path: Path, content: bytes | memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    """Nothing where there is no such folder. Raises UserError if there is one that cannot be read."""
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename durable. Some network file systems cannot, and say EINVAL: there is nothing more to do then."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+        raise UserError(
+            f"the results folder {str(folder)!r} cannot be read: {atomic.cause(error)}; make it readable, "
+            "or choose another one."
+        ) from error
 
 
 def _not_stored(error: OSError, folder: Path, what: str) -> str:
-    cause = _FULL.get(error.errno or 0, _strerror(error))
-    mend = "free some space" if error.errno in _FULL else "make the folder writable"
+    mend = "free some space" if error.errno in atomic.FULL else "make the folder writable"
     return (
-        f"{cause}: {what} was not stored in {str(folder)!r}. All rows stored before are safe; "
+        f"{atomic.cause(error)}: {what} was not stored in {str(folder)!r}. All rows stored before are safe; "
         f"{mend} and run the same command again: it goes on from there."
     )
-
-
-def _strerror(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _stamp(moment: datetime) -> str:

@@ -1,6 +1,8 @@
 """`basedbench results`, and the errors that every command has in common."""
 
+import errno
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -107,6 +109,32 @@ def test_table_prints_markdown_or_writes_its_section(run_cli, results, tmp_path)
     readme.write_text("<!-- kernels:begin -->\n<!-- kernels:end -->\n")
     run_cli("results", "table", "kernels", "--results", results, "--write", readme)
     assert readme.read_text() == f"<!-- kernels:begin -->\n{printed.stdout}<!-- kernels:end -->\n"
+
+
+def test_table_keeps_everything_else_of_a_page(run_cli, results, tmp_path):
+    printed = run_cli("results", "table", "kernels", "--results", results).stdout.encode()
+    page = tmp_path / "page.md"
+    before, after = "\ufeffé\r\none\n".encode(), "\r\nend ±".encode()
+    page.write_bytes(before + b"<!-- kernels:begin -->\r\nold\r\n<!-- kernels:end -->" + after)
+    assert run_cli("results", "table", "kernels", "--results", results, "--write", page).exit_code == 0
+    table = printed.replace(b"\n", b"\r\n")
+    assert page.read_bytes() == before + b"<!-- kernels:begin -->\r\n" + table + b"<!-- kernels:end -->" + after
+
+
+def test_table_leaves_a_page_that_it_cannot_read_or_write(run_cli, results, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_bytes(b"\xe9 <!-- kernels:begin -->\n<!-- kernels:end -->")
+    outcome = run_cli("results", "table", "kernels", "--results", results, "--write", page)
+    assert (outcome.exit_code, "not UTF-8" in outcome.stderr) == (2, True)
+    page.write_bytes(b"<!-- kernels:begin -->\n<!-- kernels:end -->")
+    monkeypatch.setattr(os, "write", full)
+    outcome = run_cli("results", "table", "kernels", "--results", results, "--write", page)
+    assert (outcome.exit_code, "the disk is full; the file is as it was" in outcome.stderr) == (2, True)
+    assert page.read_bytes() == b"<!-- kernels:begin -->\n<!-- kernels:end -->"
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["kernel"], "'kernels'"), (["kernels", "--write", "no"], "'no'")])

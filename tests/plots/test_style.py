@@ -1,5 +1,7 @@
 """Marks that can be told apart, and figures saved the same way every time."""
 
+import errno
+import os
 from itertools import combinations
 
 import matplotlib
@@ -86,6 +88,27 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="cannot write the figure"):
         save(figure(), tmp_path / "figure.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "file"]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_full_disk_leaves_the_old_figure_and_nothing_hidden(tmp_path, monkeypatch, kind):
+    path = save(figure(), tmp_path / f"figure.{kind}")
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match=r"cannot write the figure .*: the disk is full; .*--out"):
+        save(figure(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", [".png", "x" * 260 + ".png"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(UserError):
+        save(figure(), tmp_path / name)
 
 
 @pytest.mark.parametrize("width", ["single", "double"])

@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "rename", "open"])
+@pytest.mark.parametrize("call", ["write", "fsync", "replace", "open"])
 @pytest.mark.parametrize(("number", "message"), FULL)
 def test_a_full_disk_loses_one_row_and_says_which(store, make_row, monkeypatch, call, number, message):
     store.write("recall", make_row("safe"))
