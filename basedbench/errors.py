@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ _PLAIN = {
 
 class UserError(Exception):
     """Bad input. The message says what was wrong, where, and what to do next."""
+
+
+@cache
+def warn(text: str) -> None:
+    """One line on stderr, once, about what is left out or taken otherwise than a user may think."""
+    print(f"Warning: {visible(text)}", file=sys.stderr)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -65,9 +72,14 @@ def place_of(error: BaseException) -> str | None:
     return place
 
 
+def visible(text: str) -> str:
+    """A text with `?` for what cannot be stored or would steer a terminal: halves of characters, control codes."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def printable(text: str) -> str:
-    """On one line, `?` for what cannot be stored or would steer a terminal: halves of characters, control codes."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    """The same on one line."""
+    return visible(" ".join(text.split()))
 
 
 def said_by(error: BaseException) -> str:

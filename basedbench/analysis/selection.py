@@ -25,7 +25,8 @@ HOW = ("best-lr", "all")
 def select(
     frame: pd.DataFrame, metrics: Sequence[str] = ("state_bytes", "accuracy"), how: str = "best-lr"
 ) -> pd.DataFrame:
-    """One row per model (`best-lr`), or per model and learning rate (`all`), from recall rows with one row per run.
+    """One row per model (`best-lr`), or per model and learning rate (`all`), from recall rows with one row per run,
+    oldest first.
 
     The best learning rate has the largest mean over seeds of `accuracy`, or of `validation_accuracy` where
     select_split is "validation"; a diverged run counts as tried, with accuracy 0. Other failures are left out: they
@@ -69,11 +70,9 @@ def selection_note(points: pd.DataFrame, how: str = "best-lr") -> str:
 
 
 def _of_one_experiment(runs: pd.DataFrame) -> pd.DataFrame:
-    """Suites with the same task and recipe under one name, and a run that several share once: its newest row."""
+    """Suites with the same task and recipe under one name, and a run that several share once: its last row."""
     if runs.empty or not {"task", "recipe", "case_id"} <= set(runs.columns):
         return runs
-    if "created_at" in runs.columns:
-        runs = runs.sort_values("created_at", kind="stable")
     told = runs["task"].notna() & runs["recipe"].notna()
     first = runs[told].groupby(["task", "recipe"])["suite"].transform("min")
     runs = runs.assign(suite=first.reindex(runs.index).fillna(runs["suite"]))

@@ -23,14 +23,15 @@ def of_suites(frame: pd.DataFrame, suites: Sequence[str]) -> pd.DataFrame:
 def runs_of_suites(frame: pd.DataFrame, suites: Sequence[str]) -> pd.DataFrame:
     """The runs of these suites, or all rows if none is named; each by its newest result, whatever suite asked for that.
 
-    A run that several suites share is one experiment. One that failed when it was last tried has its last result.
+    `frame` is oldest first. A run that several suites share is one experiment. One that failed when it was last tried
+    has its last result.
     """
     chosen = of_suites(frame, suites)
-    if not suites or not {"case_id", "created_at"} <= set(frame.columns):
+    if not suites or "case_id" not in frame.columns:
         return chosen
     names = chosen.drop_duplicates("case_id", keep="last").set_index("case_id")["suite"]
     rows = frame[frame["case_id"].isin(names.index)]
-    rows = rows.assign(_ok=rows["status"] == "ok").sort_values(["_ok", "created_at"], kind="stable")
+    rows = rows.assign(_ok=rows["status"] == "ok").sort_values("_ok", kind="stable")
     newest = rows.drop_duplicates("case_id", keep="last").drop(columns="_ok").sort_index()
     return newest.assign(suite=newest["case_id"].map(names))
 

@@ -2,10 +2,12 @@
 
 `<root>/<kind>/*.parquet`, one small immutable file for each finished case, so that any number of processes or machines
 may write at once and a kill loses at most the case in hand. What counts is the newest row of each (suite, case_id).
+A row dated more than a day ahead, by a wrong clock, would be the newest for years: it counts as the oldest.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from basedbench.errors import UserError
+from basedbench import atomic
+from basedbench.errors import UserError, warn
 from basedbench.store import files
 from basedbench.store.schema import KINDS, check_row, plain_values, schema_of, to_rows, to_table
 
 _KEY = ["suite", "case_id"]
 _ORDER = ["created_at", "row_id"]
+_DATED = pa.schema({"created_at": pa.timestamp("us", tz="UTC")})
+_CLOCKS_DIFFER = timedelta(days=1)
 _NEVER_NULL = [*_KEY, "status", "created_at"]
 CORRUPT = "corrupt"
 
@@ -61,7 +66,7 @@ class Store:
 
 def finished(root: Path | str, kind: str) -> dict[tuple[str, str], str]:
     """The status of every stored case, by (suite, case_id); the folder need not be there."""
-    table = _newest(_read(Path(root) / kind, schema_of(kind), [*_NEVER_NULL, "row_id"]))
+    table = _newest(Path(root) / kind, schema_of(kind), [*_NEVER_NULL, "row_id"])
     return {(row["suite"], row["case_id"]): row["status"] for row in table.to_pylist()}
 
 
@@ -73,7 +78,7 @@ def load(root: Path | str, kind: str) -> pd.DataFrame:
     that cannot be read.
     """
     schema = schema_of(kind)
-    table = _newest(_read(Path(root) / kind, schema))
+    table = _newest(Path(root) / kind, schema)
     if not table.num_rows:
         raise UserError(no_rows(Path(root), kind))
     nested = [field for field in schema if pa.types.is_nested(field.type)]
@@ -89,7 +94,7 @@ def rows(root: Path | str, kind: str, where: pc.Expression | None = None) -> lis
     `where` chooses cases by suite and case_id, such as `pyarrow.compute.field("suite") == "quick"`; by anything else it
     could choose a row that is not the newest of its case.
     """
-    return to_rows(_newest(_read(Path(root) / kind, schema_of(kind), where=where)))
+    return to_rows(_newest(Path(root) / kind, schema_of(kind), where=where))
 
 
 def compact(root: Path | str, kind: str) -> int:
@@ -100,8 +105,6 @@ def compact(root: Path | str, kind: str) -> int:
     that cannot be read, or if the disk is full.
     """
     schema, folder = schema_of(kind), Path(root) / kind
-    if not folder.is_dir():
-        return 0
     files.remove_stale(folder)
     sources = files.visible(folder)
     if len(sources) > 1:
@@ -112,22 +115,34 @@ def compact(root: Path | str, kind: str) -> int:
         # Not the schema of this version: a newer one's columns are kept.
         merged = _distinct(pa.concat_tables(tables, promote_options="permissive")).sort_by("created_at")
         files.store_bytes(folder / files.compacted_name(), _parquet(merged), f"the merged file of {kind} rows")
-        for path in sources:
-            path.unlink(missing_ok=True)
+        try:
+            for path in sources:
+                path.unlink(missing_ok=True)
+        except PermissionError as error:
+            raise UserError(
+                f"merged, but {str(path)!r} cannot be removed: {atomic.cause(error)}. No row is lost or counts twice."
+            ) from error
     return len(sources)
 
 
 def set_aside_corrupt(root: Path | str, kind: str) -> list[Path]:
-    """Move every file that cannot be read into the folder `corrupt`; returns their new places."""
+    """Move every file that is no result into the folder `corrupt`; returns their new places.
+
+    One that only cannot be read here and now (no permission, a failing disk) may well be whole: it stays, and is a
+    UserError, as is a folder in which nothing can be moved.
+    """
     schema, folder = schema_of(kind), Path(root) / kind
     moved = []
-    for path in files.visible(folder) if folder.is_dir() else []:
+    for path in files.visible(folder):
         try:
             _read_one(path, schema)
-        except UserError:
+        except _CorruptError:
             aside = folder / CORRUPT / path.name
-            aside.parent.mkdir(exist_ok=True)
-            moved.append(path.rename(aside))
+            try:
+                aside.parent.mkdir(exist_ok=True)
+                moved.append(path.rename(aside))
+            except OSError as error:
+                raise UserError(f"{str(path)!r} cannot be moved to {str(aside)!r}: {atomic.cause(error)}.") from error
         except FileNotFoundError:
             continue
     return moved
@@ -135,18 +150,19 @@ def set_aside_corrupt(root: Path | str, kind: str) -> list[Path]:
 
 def kinds_in(root: Path | str) -> list[str]:
     """The kinds of result that a folder has files of."""
-    return [kind for kind in KINDS if (folder := Path(root) / kind).is_dir() and files.visible(folder)]
+    return [kind for kind in KINDS if files.visible(Path(root) / kind)]
 
 
 def _read(
     folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
     """All rows of a folder in the given schema: columns a file lacks are null, columns unknown to us are left out."""
-    if not folder.is_dir():
-        return schema.empty_table()
     while True:
+        paths = files.visible(folder)
+        if not paths:
+            return schema.empty_table()
         with suppress(FileNotFoundError):  # merged meanwhile: look again
-            return _scan(files.visible(folder), schema, list(columns or schema.names), where)
+            return _scan(paths, schema, list(columns or schema.names), where)
 
 
 def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Expression | None) -> pa.Table:
@@ -166,19 +182,32 @@ def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Ex
 def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     """One file, all its columns, those of the schema first and in its types.
 
-    Raises UserError that names the file if it cannot be read or is no result, FileNotFoundError if it is gone.
+    Raises _CorruptError if it is no result, another UserError if it cannot be read here and now, both with its name,
+    FileNotFoundError if it is gone.
     """
     try:
         table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        # pyarrow says OSError of damaged pages, too, but only the system's own errors have a number.
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(
+                f"result file {str(path)!r} cannot be read: {atomic.cause(error)}; it may be whole: make it readable."
+            ) from error
+        raise _CorruptError(path, error) from error
+    except pa.ArrowException as error:  # no memory, or a compression that this pyarrow lacks
+        raise UserError(
+            f"result file {str(path)!r} cannot be read: {_first_clause(error)}; it may be whole."
+        ) from error
+    try:
         table.column("case_id")  # a foreign file has none
         columns = {field.name: _column(table, field) for field in schema}
         _refuse_nulls(pa.table(columns))
-        columns |= {name: table.column(name) for name in table.column_names if name not in columns}
-        return pa.table(columns)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(_unreadable(path, error)) from error
+    except (pa.ArrowException, KeyError) as error:
+        raise _CorruptError(path, error) from error
+    columns |= {name: table.column(name) for name in table.column_names if name not in columns}
+    return pa.table(columns)
 
 
 def _refuse_nulls(table: pa.Table) -> None:
@@ -188,12 +217,19 @@ def _refuse_nulls(table: pa.Table) -> None:
         raise pa.ArrowInvalid(f"rows without {' and '.join(empty)}")
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    cause = str(error).partition("\n")[0].partition(". ")[0][:120]
-    return (
-        f"result file {str(path)!r} cannot be read ({cause}); `basedbench results compact --set-aside-corrupt "
-        f"--results {path.parent.parent}` moves it into {path.parent / CORRUPT}, and its case can then be run again."
-    )
+class _CorruptError(UserError):
+    """A file among the results that is none."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(
+            f"result file {str(path)!r} cannot be read ({_first_clause(error)}); `basedbench results compact "
+            f"--set-aside-corrupt --results {path.parent.parent}` moves it into {path.parent / CORRUPT}, and its case "
+            "can then be run again."
+        )
+
+
+def _first_clause(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0][:120]
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
@@ -202,11 +238,28 @@ def _column(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
     return table.column(field.name).cast(field.type)
 
 
-def _newest(table: pa.Table) -> pa.Table:
+def _newest(
+    folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
     """The newest row of each (suite, case_id), oldest first."""
+    table = _read(folder, schema, columns, where)
     keys = table.select([*_KEY, *_ORDER]).to_pandas()
-    keys = keys.sort_values(_ORDER).drop_duplicates(_KEY, keep="last")
+    latest = datetime.now(UTC) + _CLOCKS_DIFFER
+    keys["credible"] = keys["created_at"] <= latest
+    if not keys["credible"].all():
+        _warn_of_clocks(folder, latest)
+    keys = keys.sort_values(["credible", *_ORDER]).drop_duplicates(_KEY, keep="last")
     return table.take(keys.index.to_numpy())
+
+
+def _warn_of_clocks(folder: Path, latest: datetime) -> None:
+    with suppress(FileNotFoundError):  # merged meanwhile: the next reader says it
+        source = ds.dataset([str(path) for path in files.visible(folder)], schema=_DATED, format="parquet")
+        late = [part.path for part in source.get_fragments() if part.count_rows(filter=pc.field("created_at") > latest)]
+        warn(
+            f"rows in {' and '.join(late)} are dated in the future, by a clock that was wrong; they count as older "
+            "than all others."
+        )
 
 
 def _distinct(table: pa.Table) -> pa.Table:

@@ -1,6 +1,9 @@
 """Reading: the newest row of a case, rows of older and newer versions, files that are no results."""
 
+import errno
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -112,6 +115,74 @@ def test_a_file_that_is_no_result_is_named_and_can_be_set_aside(store, make_row,
     assert aside.parent.name == "corrupt"
     assert list(load(store.root, "recall")["case_id"]) == ["good"]
     assert dataset.set_aside_corrupt(store.root, "recall") == []
+
+
+UNREADABLE = [
+    (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
+    (OSError(errno.EIO, "Input/output error"), "failing"),
+    (pa.ArrowMemoryError("malloc of size 64 failed"), "malloc"),
+    (pa.ArrowNotImplementedError("Support for codec 'lz5' not built"), "codec"),
+]
+
+
+@pytest.mark.parametrize(("failure", "message"), UNREADABLE)
+def test_a_whole_file_that_cannot_be_read_now_is_not_set_aside(store, make_row, monkeypatch, failure, message):
+    path = store.write("recall", make_row())
+
+    def fail(*_):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", fail)
+        with pytest.raises(UserError, match=message) as error:
+            dataset.set_aside_corrupt(store.root, "recall")
+    assert str(path) in str(error.value)
+    assert "set-aside" not in str(error.value)
+    assert dataset.set_aside_corrupt(store.root, "recall") == []
+
+
+@pytest.mark.parametrize("obstacle", ["a file named corrupt", "a read-only folder"])
+def test_a_corrupt_file_that_cannot_be_moved_stays(store, make_row, monkeypatch, obstacle):
+    path = put_garbage(store, "text", make_row())
+    if obstacle == "a file named corrupt":
+        (store.root / "recall" / "corrupt").write_text("in the way")
+    else:
+        monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(UserError, match="cannot be moved to"):
+        dataset.set_aside_corrupt(store.root, "recall")
+    assert Path(path).read_bytes() == GARBAGE["text"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(store, make_row, monkeypatch):
+    store.write("recall", make_row())
+    monkeypatch.setattr(os, "scandir", denied)
+    for read in (dataset.load, dataset.finished, dataset.compact):
+        with pytest.raises(UserError, match=r"/recall' cannot be read: permission denied"):
+            read(store.root, "recall")
+    with pytest.raises(UserError, match="cannot be read"):
+        dataset.kinds_in(store.root)
+
+
+def test_a_row_of_a_wrong_clock_hides_no_newer_one(store, make_row, capsys):
+    now = datetime.now(UTC)
+    store.write("recall", make_row(status="oom", created_at=now + timedelta(hours=20)))  # clocks differ that much
+    store.write("recall", make_row("d", status="oom", created_at=now))
+    ahead = store.write("recall", make_row("d", status="timeout", created_at=now + timedelta(days=400)))
+    alone = store.write("recall", make_row("e", created_at=now + timedelta(days=300)))
+    store.write("recall", make_row(created_at=now))
+    assert store.finished("recall") == {("s", "e"): "ok", ("s", "d"): "oom", ("s", "c1"): "oom"}
+    assert list(load(store.root, "recall")["case_id"]) == ["e", "d", "c1"]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "dated in the future" in warning
+    assert [str(path) in warning for path in sorted(ahead.parent.iterdir())].count(True) == 2
+    assert str(ahead) in warning
+    assert str(alone) in warning
+    store.compact("recall")
+    assert store.finished("recall") == {("s", "e"): "ok", ("s", "d"): "oom", ("s", "c1"): "oom"}
+
+
+def denied(*_args, **_keywords):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_kinds_in_a_folder(store, tmp_path):
