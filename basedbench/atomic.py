@@ -47,7 +47,9 @@ def write(path: Path, content: bytes | memoryview) -> None:
 
 def cause(error: OSError) -> str:
     """Why a file could not be read or written, in a few words."""
-    return FULL.get(error.errno or 0, (error.strerror or str(error)).lower())
+    if not error.errno:
+        return str(error)
+    return FULL.get(error.errno, os.strerror(error.errno).lower())  # pyarrow's own text would name the file again
 
 
 def _mode(path: Path) -> int | None:

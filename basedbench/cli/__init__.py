@@ -10,8 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 from basedbench import __version__
+from basedbench.cli import output
 from basedbench.cli.options import options_of
-from basedbench.errors import UserError
+from basedbench.errors import UserError, visible
 from basedbench.signals import Terminated, exit_code, heed_sigterm
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
@@ -23,8 +24,10 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except output.OutputError:
+            raise
         except UserError as error:
-            typer.echo(f"Error: {error}", err=True)
+            _say(error)
             raise typer.Exit(2) from error
         except Terminated as stop:
             raise typer.Exit(exit_code(stop)) from None
@@ -70,4 +73,17 @@ for _command in COMMANDS:
 def main() -> None:
     """Run the command line; exit code 2 says that the user can mend it."""
     heed_sigterm()
-    app()
+    output.guard()
+    try:
+        try:
+            app()
+        finally:
+            output.finish()
+    except output.OutputError as error:
+        output.give_up()
+        _say(error)
+        raise SystemExit(2) from None
+
+
+def _say(error: UserError) -> None:
+    typer.echo(f"Error: {visible(str(error))}", err=True)

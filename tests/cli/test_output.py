@@ -1,0 +1,31 @@
+"""Where output cannot be printed: said in a sentence, with a code that a script sees."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--version"], ["results", "--help"], ["results", "table", "kernels"]])
+def test_a_full_disk_is_a_sentence_and_no_success(arguments, unbuffered, tmp_path):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "basedbench", *arguments]
+    with FULL.open("w") as out:
+        ran = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path, check=False
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "Error: the output cannot be written: the disk is full.\n"
+
+
+def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    code = "import sys; from basedbench.cli import output; output.guard(); print('\u00b1 \u2264')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert ran.stdout == b"\xb1 \\u2264\n"
