@@ -8,6 +8,7 @@ import typer
 
 from basedbench.cli.compare_input import Choice, Found
 from basedbench.cli.tables import print_json, print_note, print_table
+from basedbench.errors import visible
 from basedbench.timing.comparison import VERDICTS, Comparison
 from basedbench.timing.pairs import Pair
 
@@ -31,7 +32,7 @@ def table(kind: str, found: Found, choice: Choice) -> None:
     a, b = (choice.against, choice.contender) if choice.contender else (choice.a, choice.b)
     typer.echo(f"A: {a}   B: {b}   threshold {100 * choice.threshold:g} %")
     if found.software:
-        typer.echo(f"Besides basedbench itself, what differs: {found.software}")
+        typer.echo(f"Besides basedbench itself, what differs: {visible(found.software)}")
     lines = [(name, *_numbers(kind, pair)) for name, pair in zip(_names(found.pairs), found.pairs, strict=True)]
     print_table("", columns, lines, whole=columns[1:])
 
@@ -43,7 +44,7 @@ def summary(pairs: Sequence[Pair], code: int) -> None:
     for pair in noted[:_NOTES]:
         print_note(f"{pair.result.verdict} {pair.label}: {pair.result.reason}")
         if pair.command:
-            typer.echo(f"  {pair.command}")
+            typer.echo(f"  {visible(pair.command)}")
     if len(noted) > _NOTES:
         typer.echo(f"... and {len(noted) - _NOTES} more; --json has all.")
     meaning = {0: "no regression", REGRESSION: "a regression", INCOMPLETE: "incomplete"}[code]

@@ -12,6 +12,7 @@ from basedbench import analysis
 from basedbench.analysis.suites import counts_text, failures
 from basedbench.analysis.timings import Panel, Series
 from basedbench.cli.tables import WIDTH, print_json, print_table
+from basedbench.errors import visible
 from basedbench.plots import pareto as figures
 from basedbench.plots.scales import count_text, quantity
 from basedbench.plots.style import save
@@ -77,7 +78,7 @@ def report(
     print_table(title, heading, rows, whole=heading)
     failed = failures(frame)
     for note in [*notes, *([f"Failed: {counts_text(failed)}."] if failed else [])]:
-        typer.echo(textwrap.fill(note, WIDTH))
+        typer.echo(textwrap.fill(visible(note), WIDTH))
     typer.echo(f"Figure: {path}")
 
 

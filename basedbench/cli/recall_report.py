@@ -9,7 +9,7 @@ import typer
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
-from basedbench.errors import UserError, sentence
+from basedbench.errors import UserError, sentence, visible
 from basedbench.plots.scales import quantity
 from basedbench.store.dataset import finished
 from basedbench.store.dataset import rows as stored_rows
@@ -121,7 +121,7 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
     title += ", chosen on the validation split" if validated else ""
     print_table(title, RESULTS, rows, whole=RESULTS[1:])
     for failure, count in failures.most_common(MOST_FAILURES):
-        typer.echo(f"{count} {failure}")
+        typer.echo(f"{count} {visible(failure)}")
     if len(failures) > MOST_FAILURES:
         typer.echo(f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {out}")
     if left:

@@ -90,14 +90,14 @@ def table(
     ] = None,
 ) -> None:
     """Print a table of the documentation as Markdown, made from rows."""
-    from basedbench.errors import UserError, nearest
+    from basedbench.errors import UserError, nearest, visible
 
     names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
     if not names:
         raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
     sections = {one: TABLES[one](results) for one in names}
     if write is None:
-        typer.echo("\n\n".join(sections.values()))
+        typer.echo(visible("\n\n".join(sections.values())))
         return
     _write_sections(write, sections)
     what = "section" if len(sections) == 1 else "sections"

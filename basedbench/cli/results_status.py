@@ -7,6 +7,7 @@ import typer
 
 from basedbench.cli.progress import clock
 from basedbench.cli.tables import print_json, print_table
+from basedbench.errors import visible
 from basedbench.training.tally import Row, SuiteTally, Tally, device_seconds
 
 COLUMNS = ("family", "runs", "done", "failed", "left", "time", "a run", "left takes")
@@ -18,7 +19,7 @@ def status_table(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequenc
         lines = [_line(tally) for tally in one.families]
         print_table(_title(one), COLUMNS, [*lines, _line(one.total)], whole=COLUMNS[1:])
         _after(one, more)
-    typer.echo(f"{len(rows)} rows, {clock(device_seconds(rows))} of {_devices(rows)}; shared runs count once.")
+    typer.echo(f"{len(rows)} rows, {clock(device_seconds(rows))} of {visible(_devices(rows))}; shared runs count once.")
 
 
 def status_json(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence[str]) -> None:
@@ -48,14 +49,14 @@ def _after(one: SuiteTally, more: Sequence[str]) -> None:
     if one.other_rows:
         typer.echo(f"{one.other_rows} more rows of this suite are of other runs (other options than the suite's).")
     if one.unknown:
-        typer.echo(f"What is left cannot be told: {one.unknown}")
+        typer.echo(f"What is left cannot be told: {visible(one.unknown)}")
     if one.total.failed:
         typer.echo(f"Failed runs run again with --retry {','.join(one.total.failed)}.")
     commands = one.commands(*more)
     if commands:
         typer.echo("What is left, family by family:")
     for command in commands:
-        typer.echo(f"  {command}")
+        typer.echo(f"  {visible(command)}")
     typer.echo("")
 
 

@@ -1,22 +1,30 @@
-"""Tables and values as the commands print them: at most 100 columns wide, whatever reads them."""
+"""Tables and values as the commands print them: 100 columns wide at most, where that breaks no name and no number."""
 
 import json
 import math
+import re
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import typer
 
+from basedbench.errors import printable, visible
+from basedbench.plain_json import plain
+
 WIDTH = 100
 _LONG = 8
+_NAME = 12  # letters
+_NUMBER = re.compile(r"[-+~<]?[\d.]")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Sequence[str] = ()) -> None:
-    """Print rows under their headings. Numbers stand to the right; they and the columns in `whole` are never broken.
+    """Print rows under their headings, numbers to the right; nothing is ever cut off, and no number broken.
 
-    Unless the table would be too wide: then those of several words may be, between them; where that is not enough, all
-    that are wider than their share. Nothing is ever cut off.
+    Where a table is too wide, other columns than numbers and those in `whole` are folded between words. A terminal that
+    is still too narrow gets those in `whole` folded likewise, then long names; elsewhere, as in a pipe, the table is
+    as wide as it has to be.
     """
     from rich import box
     from rich.console import Console
@@ -24,32 +32,59 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     from rich.text import Text
 
     console = Console()
-    # A pipe has no width: a narrow terminal is obeyed, everything else gets the 100 columns.
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    room = (min(console.width, WIDTH) if terminal else WIDTH) - len(columns) - 1
     lines = [list(row) for row in rows]
-    texts = [[Text(cell(value)) for value in line] for line in lines]
-    widths = [max([len(name), *(line[index].cell_len for line in texts)]) for index, name in enumerate(columns)]
-    words = [
-        max(map(_longest_word, [name, *(line[index].plain for line in texts)])) for index, name in enumerate(columns)
-    ]
-    room = console.width - len(widths) - 1
-    too_wide, between_words = sum(widths) > room, sum(words) <= room
-    for index, name in enumerate(columns):
-        number = any(isinstance(line[index], int | float) for line in lines)
-        number &= not any(isinstance(line[index], str | bool) for line in lines)
-        broken = not number and name not in whole
-        broken |= too_wide and (
-            words[index] < widths[index] if between_words else widths[index] * len(widths) > console.width
-        )
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not broken)
+    texts = [[cell(value) for value in line] for line in lines]
+    shown = [[visible(name), *(line[index] for line in texts)] for index, name in enumerate(columns)]
+    numbers = [_all_numbers([line[index] for line in lines]) for index in range(len(columns))]
+    widths = [max(map(_longest_line, column)) for column in shown]
+    words = [max(map(_longest_word, column)) for column in shown]
+    loose = [width if name in whole else word for name, width, word in zip(columns, widths, words, strict=True)]
+    widths = _narrowed(widths, loose, room)
+    if terminal:
+        widths = _narrowed(widths, words, room)
+        widths = _narrowed(widths, [max(map(_longest_number, column)) for column in shown], room)
+    table = Table(title=visible(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name, width, number in zip(columns, widths, numbers, strict=True):
+        table.add_column(Text(visible(name)), justify="right" if number else "left", overflow="fold", width=width)
     for line in texts:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
+    console.width = sum(widths) + len(columns) + 1
     console.print(table)
 
 
+def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """The widths, the widest cut until all fit into the room or have come down to their least."""
+    narrow = list(widths)
+    while sum(narrow) > room and (left := [index for index, width in enumerate(narrow) if width > least[index]]):
+        narrow[max(left, key=lambda index: narrow[index])] -= 1
+    return narrow
+
+
+def _all_numbers(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, int | float) for value in values) and not any(
+        isinstance(value, str | bool) for value in values
+    )
+
+
+def _longest_line(text: str) -> int:
+    return max(map(_cells, text.split("\n")), default=0)
+
+
 def _longest_word(text: str) -> int:
-    return max(map(len, text.split()), default=0)
+    return max(map(_cells, text.split()), default=0)
+
+
+def _longest_number(text: str) -> int:
+    """The longest word that is a number, or as much of another as is left together when names are folded."""
+    return max((_cells(word) if _NUMBER.match(word) else min(_cells(word), _NAME) for word in text.split()), default=0)
+
+
+def _cells(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -62,8 +97,8 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def print_json(value: Any) -> None:
-    """Print plain JSON for other programs."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print strict JSON for other programs: NaN and infinities are null."""
+    typer.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def cell(value: Any) -> str:
@@ -77,13 +112,14 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={cell(item)}" for key, item in value.items()) or "-"
+        return ", ".join(f"{cell(key)}={cell(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list) and len(value) > _LONG:
         return f"{cell(value[0])} ... {cell(value[-1])} ({len(value)} values)"
-    return ", ".join(map(cell, value)) or "-" if isinstance(value, list) else str(value)
+    return ", ".join(map(cell, value)) or "-" if isinstance(value, list) else visible(str(value))
 
 
 def print_note(text: str, err: bool = False) -> None:
     """A sentence, in lines as wide as a table at most."""
-    wrapped = textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    how = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    wrapped = textwrap.fill(printable(text), WIDTH, **how)
     typer.echo(wrapped, err=err)

@@ -5,12 +5,13 @@ folder: they are only ever added to. JSON columns hold an object as text, keys s
 """
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+
+from basedbench.plain_json import plain
 
 STATUSES = (
     "ok",
@@ -255,18 +256,15 @@ def _as_json(name: str, value: Any) -> str | None:
 
 
 def decode_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row ready to be printed as JSON: JSON columns as objects, times as text, numbers that JSON lacks as null."""
-    return {
-        name: json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) else _printable(value)
-        for name, value in row.items()
-    }
+    """The row ready to be printed as JSON: JSON columns as objects, times as text, numbers that JSON lacks as null.
+
+    What is no JSON in a JSON column, in a row of another version, stays text.
+    """
+    return {name: plain(_decoded(value) if name in JSON_COLUMNS else value) for name, value in row.items()}
 
 
-def _printable(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
+def _decoded(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

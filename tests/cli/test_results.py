@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from basedbench.cli.tables import print_json
 from basedbench.store import Store, schema
 
 
@@ -72,6 +73,11 @@ def test_show_as_json_is_whole_and_strict(run_cli, results):
     assert row["config"] == {"feature_dim": 16}
     assert row["accuracy"] is None
     assert len(row["accuracy_by_epoch"]) == 32
+
+
+def test_json_is_strict_whatever_is_in_it(capsys):
+    print_json({"a": float("inf"), "b": [float("nan"), (1.5, -float("inf"))]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": None, "b": [None, [1.5, None]]}
 
 
 def test_show_finds_a_case_of_any_kind(run_cli, results):
