@@ -1,6 +1,6 @@
 """What the options of `basedbench compare` mean: which rows are held against which, and which may not be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from basedbench.errors import UserError, nearest
 from basedbench.store.dataset import kinds_in, no_rows, rows
 from basedbench.timing.comparison import VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
-from basedbench.timing.pairs import Pair, contender_pairs, recall_pairs, time_pairs
+from basedbench.timing.pairs import Pair, contender_pairs, labelled, recall_pairs, time_pairs
 
 KINDS = ("throughput", "recall")
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Place:
     def __str__(self) -> str:
         return f"{self.folder}@{self.revision}" if self.revision else str(self.folder)
 
-    def rows(self, kind: str) -> list[Row]:
+    def rows(self, kind: str) -> Sequence[Row]:
         """The newest row of each case. UserError if the revision left none."""
         if self.revision is None:
-            return rows(self.folder, kind)
-        found = rows(self.folder, kind, pc.match_substring(pc.field("code_version"), f"+g{self.revision}"))
+            return rows(self.folder, kind, understood=True)
+        found = rows(
+            self.folder, kind, pc.match_substring(pc.field("code_version"), f"+g{self.revision}"), understood=True
+        )
         if not found:
             there = sorted({row["code_version"] for row in rows(self.folder, kind)})
             raise UserError(f"no {kind} rows of commit {self.revision!r} in {self.folder}; newest: {', '.join(there)}.")
@@ -96,6 +98,9 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
         raise UserError(f"--kind {asked!r}: {nearest(asked, KINDS)}")
     wanted = [asked] if asked else ["throughput"] if choice.contender else list(KINDS)
     folders = [place.folder for place in (choice.a, choice.b) if place]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no results folder {str(folder)!r} to compare.")
     found = [kind for kind in wanted if all(kind in kinds_in(folder) for folder in folders)]
     if not found:
         empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a.folder)
@@ -105,8 +110,8 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
 
 def compared(choice: Choice, kind: str) -> Found:
     """The pairs of one kind. UserError for unlike machines, unless they were allowed, and if nothing is left."""
-    before = choice.a.rows(kind)
-    after = choice.b.rows(kind) if choice.b else before
+    before = _known(choice.a, kind)
+    after = _known(choice.b, kind) if choice.b else before
     software = _check_machines(choice, before, after) if choice.b else None
     out = str((choice.b or choice.a).folder)
     if choice.contender and choice.against:
@@ -115,6 +120,16 @@ def compared(choice: Choice, kind: str) -> Found:
         make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs
         pairs = make(before, after, choice.threshold, out)
     return Found(_chosen(choice, before, pairs), software)
+
+
+def _known(place: Place, kind: str) -> Sequence[Row]:
+    """The rows of a place. UserError, after a warning that says why, if none can be compared."""
+    found: Sequence[Row] = place.rows(kind)
+    if kind == "throughput":
+        found = labelled(found, str(place))
+    if not found:
+        raise UserError(f"{place} has no {kind} row that can be compared.")
+    return found
 
 
 def _check_machines(choice: Choice, before: Sequence[Row], after: Sequence[Row]) -> str | None:

@@ -72,4 +72,4 @@ def _rows(results: Path, kind: str) -> "pd.DataFrame | None":
     """A folder's rows of a kind, None if it has none."""
     from basedbench.store import dataset
 
-    return dataset.load(results, kind) if kind in dataset.kinds_in(results) else None
+    return dataset.load(results, kind, understood=True) if kind in dataset.kinds_in(results) else None

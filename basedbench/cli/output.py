@@ -43,8 +43,8 @@ def guard() -> None:
     if isinstance(out, io.TextIOWrapper):  # a shell may have closed it
         # typer takes ASCII for a mistake, too.
         encoding = "utf-8" if codecs.lookup(out.encoding).name == "ascii" else out.encoding
-        how = {"line_buffering": out.line_buffering, "write_through": out.write_through}
-        sys.stdout = _Output(out.buffer, encoding, "backslashreplace", **how)
+        lines, through = out.line_buffering, out.write_through
+        sys.stdout = _Output(out.buffer, encoding, "backslashreplace", line_buffering=lines, write_through=through)
 
 
 def finish() -> None:

@@ -42,12 +42,11 @@ def pareto(
     from basedbench.cli.plot_report import frontier
     from basedbench.errors import UserError
     from basedbench.plots.scales import column_title
-    from basedbench.store import load
 
     path = _target(out, results, "pareto", width)
     frame = _recall_rows(results, suite, precision)
     if x == COLUMN:
-        frame = with_decode_rate(frame, load(results, "throughput"))
+        frame = with_decode_rate(frame, _decode_rows(results, frame))
     analysis.check_accuracy(frame, y)
     if x == y:
         raise UserError(f"x and y are both {x!r}; recall is drawn against a cost, such as --x state_bytes.")
@@ -80,10 +79,10 @@ def tradeoff(
     from basedbench import analysis
     from basedbench.analysis.decoding import COLUMN, decoding_note, with_decode_rate
     from basedbench.cli.plot_report import frontier
-    from basedbench.store import load
 
     path = _target(out, results, "tradeoff", width)
-    frame, times = _recall_rows(results, suite, precision), load(results, "throughput")
+    frame = _recall_rows(results, suite, precision)
+    times = _decode_rows(results, frame)
     analysis.check_accuracy(frame, y)
     points = with_decode_rate(analysis.select(frame, [y], select), times, batch)
     note = f"{analysis.selection_note(points, select)} {decoding_note(points)}"
@@ -143,10 +142,9 @@ def throughput(
     from basedbench.cli.plot_report import print_points, report, series_line
     from basedbench.plots.style import save
     from basedbench.plots.throughput import throughput as draw
-    from basedbench.store import load
 
     path = _target(out, results, "throughput", width)
-    rows = times.timings(of_suites(load(results, "throughput"), suite or ()), y)
+    rows = times.timings(of_suites(_rows(results, "throughput"), suite or ()), y)
     for column, wanted in (("subject", operator), ("mode", mode)):
         rows = _only(rows, column, wanted)
     rows = times.labelled_like(rows, filter) if filter else rows
@@ -180,10 +178,9 @@ def generation(
     from basedbench.cli.plot_report import generation_line, print_points, report
     from basedbench.plots.generation import generation as draw
     from basedbench.plots.style import save
-    from basedbench.store import load
 
     path = _target(out, results, "generation", width)
-    timed = language.language_rows(of_suites(load(results, "throughput"), suite or ()), "generation")
+    timed = language.language_rows(of_suites(_rows(results, "throughput"), suite or ()), "generation")
     finished(timed)
     rows = timed[timed["status"] != "unsupported"]  # nobody's failure: it is told under the table
     rows = rows if each else language.fastest(rows)
@@ -220,15 +217,34 @@ def _target(out: Path | None, results: Path, name: str, width: str) -> Path:
 
 def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] | None) -> "pd.DataFrame":
     from basedbench.analysis.suites import as_last_set, check_one_test, runs_of_suites
-    from basedbench.store import load
 
-    frame, earlier = as_last_set(runs_of_suites(load(results, "recall"), suites or ()))
+    frame, earlier = as_last_set(runs_of_suites(_rows(results, "recall"), suites or ()))
     for name, count in earlier.items():
         rows = "1 row is" if count == 1 else f"{count} rows are"
         typer.echo(f"{rows} left out: of another task that the suite {name} had before.", err=True)
     frame = _only(frame, "precision", precisions)
     check_one_test(frame)
     return frame
+
+
+def _rows(results: Path, kind: str) -> "pd.DataFrame":
+    from basedbench.store.dataset import load
+
+    return load(results, kind, understood=True)
+
+
+def _decode_rows(results: Path, recall: "pd.DataFrame") -> "pd.DataFrame":
+    """The throughput rows. UserError that says which command makes those of these models if there are none at all."""
+    from basedbench.errors import UserError
+    from basedbench.store.dataset import kinds_in
+
+    if "throughput" not in kinds_in(results):
+        suite = recall["suite"].iloc[0]
+        raise UserError(
+            f"no decode times of these models in {str(results)!r}; "
+            f"`basedbench throughput --models {suite} --out {results}` takes them."
+        )
+    return _rows(results, "throughput")
 
 
 def _only(rows: "pd.DataFrame", column: str, wanted: list[str] | None) -> "pd.DataFrame":

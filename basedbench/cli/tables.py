@@ -22,9 +22,9 @@ _NUMBER = re.compile(r"[-+~<]?[\d.]")
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Sequence[str] = ()) -> None:
     """Print rows under their headings, numbers to the right; nothing is ever cut off, and no number broken.
 
-    Where a table is too wide, other columns than numbers and those in `whole` are folded between words. A terminal that
-    is still too narrow gets those in `whole` folded likewise, then long names; elsewhere, as in a pipe, the table is
-    as wide as it has to be.
+    Where a table is too wide, other columns than numbers and those in `whole` are folded between words, then those in
+    `whole`, too. A terminal that is still too narrow gets long names in parts; elsewhere, as in a pipe, the table is as
+    wide as its words.
     """
     from rich import box
     from rich.console import Console
@@ -41,9 +41,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     widths = [max(map(_longest_line, column)) for column in shown]
     words = [max(map(_longest_word, column)) for column in shown]
     loose = [width if name in whole else word for name, width, word in zip(columns, widths, words, strict=True)]
-    widths = _narrowed(widths, loose, room)
+    widths = _narrowed(_narrowed(widths, loose, room), words, room)
     if terminal:
-        widths = _narrowed(widths, words, room)
         widths = _narrowed(widths, [max(map(_longest_number, column)) for column in shown], room)
     table = Table(title=visible(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name, width, number in zip(columns, widths, numbers, strict=True):
@@ -120,6 +119,6 @@ def cell(value: Any) -> str:
 
 def print_note(text: str, err: bool = False) -> None:
     """A sentence, in lines as wide as a table at most."""
-    how = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
-    wrapped = textwrap.fill(printable(text), WIDTH, **how)
+    text = printable(text)
+    wrapped = textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     typer.echo(wrapped, err=err)

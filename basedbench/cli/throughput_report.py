@@ -79,7 +79,7 @@ def rehearsal(cases: int, processes: int, quiet: bool) -> None:
 
 def stored(out: Path, suite: str) -> list[dict[str, Any]]:
     """The newest rows of a suite."""
-    return [row for row in stored_rows(out, "throughput") if row["suite"] == suite]
+    return [row for row in stored_rows(out, "throughput", understood=True) if row["suite"] == suite]
 
 
 def plan(cases: Sequence[AnyCase], todo: Sequence[AnyCase], as_json: bool) -> None:

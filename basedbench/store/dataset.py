@@ -21,6 +21,7 @@ from basedbench import atomic
 from basedbench.errors import UserError, warn
 from basedbench.store import files
 from basedbench.store.schema import KINDS, check_row, plain_values, schema_of, to_rows, to_table
+from basedbench.store.understood import understood as only_understood
 
 _KEY = ["suite", "case_id"]
 _ORDER = ["created_at", "row_id"]
@@ -70,17 +71,22 @@ def finished(root: Path | str, kind: str) -> dict[tuple[str, str], str]:
     return {(row["suite"], row["case_id"]): row["status"] for row in table.to_pylist()}
 
 
-def load(root: Path | str, kind: str) -> pd.DataFrame:
+def load(root: Path | str, kind: str, *, understood: bool = False) -> pd.DataFrame:
     """The newest row of every (suite, case_id), oldest first, as a frame.
 
     `root` is a results folder such as `results` or `results/reference/h200`. Maps are dicts, lists are lists, JSON
-    columns are text; columns that older rows lack are null. Raises UserError if there are no rows, or naming a file
-    that cannot be read.
+    columns are text; columns that older rows lack are null. With `understood` without the rows that this version cannot
+    make sense of, of which a warning tells. Raises UserError if there are no rows, or naming a file that cannot be
+    read.
     """
     schema = schema_of(kind)
     table = _newest(Path(root) / kind, schema)
     if not table.num_rows:
         raise UserError(no_rows(Path(root), kind))
+    if understood:
+        table = only_understood(kind, table, str(root))
+        if not table.num_rows:
+            raise UserError(f"none of the {kind} rows in {str(root)!r} can be read by this version.")
     nested = [field for field in schema if pa.types.is_nested(field.type)]
     frame = table.drop_columns([field.name for field in nested]).to_pandas()
     for field in nested:
@@ -88,13 +94,16 @@ def load(root: Path | str, kind: str) -> pd.DataFrame:
     return frame[schema.names]
 
 
-def rows(root: Path | str, kind: str, where: pc.Expression | None = None) -> list[dict[str, Any]]:
+def rows(
+    root: Path | str, kind: str, where: pc.Expression | None = None, *, understood: bool = False
+) -> list[dict[str, Any]]:
     """What `load` returns as plain Python rows, where whole numbers stay whole; no row is no error here.
 
     `where` chooses cases by suite and case_id, such as `pyarrow.compute.field("suite") == "quick"`; by anything else it
     could choose a row that is not the newest of its case.
     """
-    return to_rows(_newest(Path(root) / kind, schema_of(kind), where=where))
+    table = _newest(Path(root) / kind, schema_of(kind), where=where)
+    return to_rows(only_understood(kind, table, str(root)) if understood else table)
 
 
 def compact(root: Path | str, kind: str) -> int:

@@ -37,7 +37,7 @@ def _logits(row: Row) -> Any:
 
 def speed_up(row: Row, rows: Sequence[Row]) -> float | None:
     """How many times as fast as its baseline a row is; None where one of the two has no time."""
-    other = counterpart(row, row["baseline"], rows)
+    other = counterpart(row, row["baseline"], rows) if row["baseline"] else None
     if other is None or not other["median_ms"] or not row["median_ms"]:
         return None
     return float(other["median_ms"] / row["median_ms"])

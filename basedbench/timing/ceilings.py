@@ -51,7 +51,7 @@ class Ceiling:
 def stored_ceilings(root: Path | str, device: str, threads: int | None = None) -> dict[str, float]:
     """The newest rates of this device in a results folder: "copy" in bytes/s, "matmul_bf16" in operations/s."""
     name, setting = device_name(device), _setting(device, threads)
-    mine = [row for row in rows(root, "calibration") if row["device_name"] == name]
+    mine = [row for row in rows(root, "calibration", understood=True) if row["device_name"] == name]
     mine = [row for row in mine if row["status"] == "ok" and json.loads(row["config"]) == setting]
     rates = {row["ceiling"]: row["bytes_per_s"] or row["flops_per_s"] for row in mine}
     return {ceiling: rate for ceiling, rate in rates.items() if rate}

@@ -16,7 +16,7 @@ def hardware_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | Non
     """What differs between the machines of two rows, in words; None if nothing does."""
     if a["device"] != b["device"]:
         return f"device: {a['device']} against {b['device']}"
-    return _difference(a, b, _HARDWARE[a["device"] or "cpu"])
+    return _difference(a, b, _HARDWARE.get(a["device"] or "cpu", _HARDWARE["cuda"]))
 
 
 def software_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
@@ -25,7 +25,7 @@ def software_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | Non
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    one, other = (json.loads(row["fingerprint"]) for row in (a, b))
+    one, other = (json.loads(row["fingerprint"] or "{}") for row in (a, b))
     found = [
         f"{name}: {_text(one.get(name))} against {_text(other.get(name))}"
         for name in names

@@ -1,6 +1,7 @@
 """Two result folders, or two contenders of one, matched case by case and compared."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from basedbench.config import suite_names
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import Case
 from basedbench.config.timed import Timed
+from basedbench.errors import warn
 from basedbench.store.schema import decode_json
 from basedbench.timing.baseline import counterpart, subject
 from basedbench.timing.comparison import Comparison, compare_accuracies, compare_times
@@ -68,8 +70,28 @@ def case_label(row: Row) -> str:
     return Case.model_validate(_fields(Case, row) | {"config": config}).label
 
 
+def labelled(rows: Sequence[Row], where: str) -> list[Row]:
+    """The rows of cases that this version knows; a warning says how many others there are."""
+    known, others = [], []
+    for row in rows:
+        try:
+            case_label(row)
+        except (KeyError, ValueError):
+            others.append(row)
+        else:
+            known.append(row)
+    if others:
+        some = f"{others[0]['operator'] or others[0]['model']}/{others[0]['contender']} {others[0]['mode']}"
+        warn(
+            f"{len(others)} of {len(rows)} throughput rows in {where} are left out, for this version does not know "
+            f"their operator, mode or options, such as {some}."
+        )
+    return known
+
+
 def _fields(kind: type[Timed], row: Row) -> dict[str, Any]:
-    return {name: row[name] for name in kind.model_fields if row.get(name) is not None}
+    known = {name: row[name] for name in kind.model_fields if row.get(name) is not None}
+    return {"baseline": "", **known}  # no part of a label
 
 
 def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair:
@@ -77,16 +99,22 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     label = case_label(present[-1])
     for side, row in (("A", a), ("B", b)):
         if row is None or row["status"] != "ok":
-            reason = f"not in {side}" if row is None else f"{row['status']} in {side}: {row['reason']}"
+            reason = f"not in {side}" if row is None else _failure(row, side)
             return Pair(label, _median(a), _median(b), Comparison("MISSING", reason=reason))
     assert a is not None
     assert b is not None  # both have a time
-    result = compare_times(a["round_medians_ms"], b["round_medians_ms"], threshold)
+    result = compare_times(_rounds(a), _rounds(b), threshold)
     again = sorted({case_label(row) for row in (a, b)}) if a["contender"] != b["contender"] else [label]
     command = _time_command(b, again, result, out) if result.needed else None
     notes = [result.reason, *_unlike(a, b)]
     result = replace(result, reason="; ".join(filter(None, notes)) or None)
     return Pair(label, a["median_ms"], b["median_ms"], result, command)
+
+
+def _failure(row: Row, side: str) -> str:
+    """`oom in A: needs 9 GiB`, or what is known of it."""
+    why = row["reason"] or row["stop_reason"]
+    return f"{row['status']} in {side}" + (f": {why}" if why else "")
 
 
 def _unlike(a: Row, b: Row) -> list[str]:
@@ -96,6 +124,11 @@ def _unlike(a: Row, b: Row) -> list[str]:
     if bool(a["graph"]) != bool(b["graph"]):
         notes.append(f"only {'A' if a['graph'] else 'B'} ran in a CUDA graph, the host launched the other")
     return notes
+
+
+def _rounds(row: Row) -> list[float]:
+    """Rows of other versions may have none."""
+    return [time for time in row["round_medians_ms"] or [] if time and 0 < time < math.inf]
 
 
 def _median(row: Row | None) -> float | None:
@@ -132,7 +165,7 @@ def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
     means = [fmean(one) if one else None for one in values]
     for side, rows, one in (("A", a, values[0]), ("B", b, values[1])):
         if not one:
-            reason = f"{rows[0]['status']} in {side}: {rows[0]['reason']}" if rows else f"not in {side}"
+            reason = _failure(rows[0], side) if rows else f"not in {side}"
             return Pair(label, means[0], means[1], Comparison("MISSING", reason=reason))
     result = compare_accuracies(values[0], values[1], threshold)
     command = _recall_command(first, result, out) if result.needed else None

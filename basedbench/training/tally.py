@@ -4,6 +4,7 @@ A sweep may be run as several commands, family by family or on several machines.
 of the device, so that sums over rows are device seconds, whatever ran side by side.
 """
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ def tallies(rows: Sequence[Row], suite: str | None) -> list[SuiteTally]:
 
 def device_seconds(rows: Iterable[Row]) -> float:
     """The sum over rows, a run that several suites share counted once."""
-    shares = {(row["case_id"], row["created_at"]): row["train_s"] or 0.0 for row in rows}
+    shares = {(row["case_id"], row["created_at"]): _seconds(row) or 0.0 for row in rows}
     return sum(shares.values())
 
 
@@ -119,7 +120,8 @@ def _tallied(
 
 
 def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:
-    finished = [row["train_s"] for row in rows if row["status"] == "ok" and row["train_s"] is not None]
+    known = [_seconds(row) for row in rows if row["status"] == "ok"]
+    finished = [seconds for seconds in known if seconds is not None]
     failed = Counter(row["status"] for row in rows if row["status"] != "ok")
     per_run = sum(finished) / len(finished) if finished else None
     left = runs - len(rows)
@@ -129,10 +131,16 @@ def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:
         done=len(rows) - failed.total(),
         failed=dict(sorted(failed.items())),
         left=left,
-        train_s=sum(row["train_s"] or 0.0 for row in rows),
+        train_s=sum(_seconds(row) or 0.0 for row in rows),
         seconds_per_run=per_run,
         left_s=left * per_run if left and per_run is not None else None if left else 0.0,
     )
+
+
+def _seconds(row: Row) -> float | None:
+    """None where a row does not say."""
+    seconds = row["train_s"]
+    return seconds if seconds is not None and math.isfinite(seconds) else None
 
 
 def _total(families: Sequence[Tally], rows: Sequence[Row]) -> Tally:

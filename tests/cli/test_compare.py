@@ -78,6 +78,28 @@ def test_the_command_that_settles_it_means_the_case(run_cli: RunCli, folders: tu
     assert int(rounds) == pair["needed"] > 8
 
 
+def test_rows_of_other_versions_are_left_out_or_unclear(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        write_time(folder, 256, 1)
+        write_time(folder, 512, 1, round_medians_ms=None, baseline=None)
+        write_time(folder, 1024, 1, operator="of_next_year")
+        write_time(folder, 2048, 1, mode="bwd")
+    outcome = run_cli("compare", *folders, "--json")
+    assert outcome.exit_code == 0
+    verdicts = {pair["label"].split()[3]: pair["verdict"] for pair in json.loads(outcome.stdout)["pairs"]}
+    assert verdicts == {"1x256": "SAME", "1x512": "UNCLEAR"}
+    assert outcome.stderr.count("2 of 4 throughput rows") == 2
+
+
+def test_a_failure_without_a_reason_says_no_none(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    write_recall(a, float("nan"), 0, status="diverged")
+    write_recall(b, 0.5, 0)
+    outcome = run_cli("compare", a, b)
+    assert "diverged in A" in outcome.stdout
+    assert "None" not in outcome.stdout
+
+
 def test_failures_are_missing_with_their_reason(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     a, b = folders
     write_time(a, 256, 1)
@@ -173,7 +195,8 @@ def test_nothing_that_it_prints_needs_torch(folders: tuple[Path, Path]) -> None:
         (["{a}", "{a}", "--threshold", "0"], "takes a share between 0 and 1"),
         (["{a}", "{a}", "--fail-on", "slow"], "--fail-on 'slow': did you mean 'slower'?"),
         (["{a}", "{a}", "--kind", "recal"], "did you mean 'recall'?"),
-        (["{a}", "{b}"], "no throughput results in"),
+        (["{a}", "{b}"], "there is no results folder '.*/after' to compare"),
+        (["{b}", "{a}"], "there is no results folder '.*/after' to compare"),
         (["{a}", "{a}", "--filter", "zzz"], "matches none of 1 cases"),
         (["{a}", "{a}", "--filter", "("], "is not a regular expression"),
         (["{a}", "--contender", "our", "--against", "ours"], "no rows of 'our' in .*; did you mean 'ours'?"),

@@ -277,6 +277,29 @@ def test_mistakes_are_one_clear_sentence(mistake, results, tmp_path, monkeypatch
     assert said in mistake(*arguments, "--results", results)
 
 
+def test_a_tradeoff_without_times_says_which_command_takes_them(mistake, tmp_path):
+    Store(tmp_path / "untimed").write("recall", RUNS[0])
+    for arguments in (["tradeoff"], ["pareto", "--x", "decode_tokens_per_s"]):
+        said = mistake(*arguments, "--results", tmp_path / "untimed")
+        assert f"`basedbench throughput --models mine --out {tmp_path / 'untimed'}` takes them" in said
+
+
+def test_rows_of_other_versions_leave_every_figure_drawable(run_cli, tmp_path):
+    store = Store(tmp_path / "results")
+    for row in RUNS:
+        store.write("recall", row)
+    for row in TIMINGS:
+        store.write("throughput", row)
+    store.write("recall", RUNS[0] | {"case_id": "familyless", "family": None, "d_model": 32})
+    store.write("recall", RUNS[0] | {"case_id": "strange", "accuracy_by_slice": {"all": 1.0}})
+    store.write("throughput", TIMINGS[0] | {"case_id": "new", "operator": "of_next_year", "mode": "bwd"})
+    store.write("throughput", TIMINGS[0] | {"case_id": "strange", "contender": None, "baseline": None})
+    for name, kind in (("pareto", "recall"), ("slices", "recall"), ("throughput", "throughput")):
+        outcome = run_cli("plot", name, "--results", store.root, "--out", tmp_path / "figure.svg")
+        assert outcome.exit_code == 0
+        assert f"{kind} rows in" not in outcome.stderr or outcome.stderr.count("left out") == 1
+
+
 def test_a_machine_without_torch_can_plot(results, tmp_path):
     hide = "import sys; sys.modules['torch'] = None; from basedbench.cli import main; main()"
     arguments = ["plot", "pareto", "--results", str(results), "--out", str(tmp_path / "figure.svg")]

@@ -6,6 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from basedbench.cli.tables import print_json
@@ -22,7 +24,8 @@ def results(tmp_path: Path) -> Path:
         store.write("recall", row | {"case_id": case_id})
     store.write("recall", row | {"case_id": "aa2200000000", "suite": "figure2"})
     timed = schema.blank_row("throughput") | {"suite": "kernels", "status": "ok", "case_id": "bb3300000000"}
-    store.write("throughput", timed)
+    shape = {"operator": "ssd", "contender": "ours", "mode": "fwd", "dtype": "fp32", "batch": 1, "length": 64}
+    store.write("throughput", timed | shape | {"config": {}, "median_ms": 1.0, "device_name": "a CPU"})
     return store.root
 
 
@@ -166,6 +169,25 @@ def test_status_adds_up_a_sweep_run_in_parts(run_cli, tmp_path):
     assert run_cli(*arguments, "--device", "cpu", "-q").exit_code == 0
     printed = run_cli("results", "status", "--results", out).stdout
     assert "basedbench recall" not in printed
+
+
+def test_status_without_times_is_strict(run_cli, tmp_path):
+    row = schema.blank_row("recall") | {"suite": "quick", "status": "ok", "case_id": "a", "train_s": float("nan")}
+    Store(tmp_path).write("recall", row | {"mixer": "based", "config": {}})
+    assert run_cli("results", "status", "--results", tmp_path).exit_code == 0
+    found = json.loads(run_cli("results", "status", "--results", tmp_path, "--json").stdout, parse_constant=pytest.fail)
+    assert found["train_s"] == 0
+
+
+def test_text_that_should_be_json_is_shown(run_cli, results):
+    path = next((results / "throughput").iterdir())
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("config")
+    pq.write_table(table.set_column(column, "config", pa.array(["{\x1b[2J"])), path)
+    outcome = run_cli("results", "show", "bb", "--results", results)
+    assert outcome.exit_code == 0
+    assert "{?[2J" in outcome.stdout
+    assert json.loads(run_cli("results", "show", "bb", "--results", results, "--json").stdout)["config"] == "{\x1b[2J"
 
 
 def test_status_without_rows_says_what_to_do(run_cli, tmp_path):

@@ -1,0 +1,82 @@
+"""Which rows this version understands: those of other versions may lack what it needs, or have it in another form."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from basedbench.errors import warn
+from basedbench.store.schema import JSON_COLUMNS
+
+_NEEDED = {
+    "recall": ("mixer", "config", "d_model", "learning_rate"),
+    "throughput": ("contender", "mode", "dtype", "batch", "length", "config", "device_name"),
+    "calibration": ("ceiling", "config"),
+}
+_NEEDED_OF_RESULTS = {"recall": ("accuracy",), "throughput": ("median_ms",), "calibration": ()}
+
+
+def understood(kind: str, table: pa.Table, where: str) -> pa.Table:
+    """The rows that can be understood; of the others one warning says how many there are, and why.
+
+    A recall row without a family gets its mixer's name as one.
+    """
+    if not table.num_rows:
+        return table
+    strange = pa.array([False] * len(table))
+    told = []
+    for what, mask in _troubles(kind, table):
+        count = pc.sum(pc.and_not(mask, strange)).as_py()
+        told += [f"{count} with {what}"] if count else []
+        strange = pc.or_(strange, mask)
+    if told:
+        left_out = pc.sum(strange).as_py()
+        warn(
+            f"{left_out} of {len(table)} {kind} rows in {where} are left out, for this version cannot read them: "
+            f"{', '.join(told)}."
+        )
+    kept = table.filter(pc.invert(strange))
+    if kind == "recall":
+        family = pc.coalesce(kept.column("family"), kept.column("mixer"))
+        kept = kept.set_column(kept.schema.get_field_index("family"), kept.schema.field("family"), family)
+    return kept
+
+
+def _troubles(kind: str, table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+    """What may be wrong, with the rows of which it is true."""
+    for name in _NEEDED[kind]:
+        yield f"no {name}", _missing(table, name)
+    for name in _NEEDED_OF_RESULTS[kind]:
+        yield f"no {name}", pc.and_(pc.equal(_flat(table, "status"), "ok"), _missing(table, name))
+    if kind == "throughput":
+        yield "no operator and no model", pc.and_(_missing(table, "operator"), _missing(table, "model"))
+    for name in table.column_names:
+        if name in JSON_COLUMNS:
+            yield f"a {name} that is no JSON object", _no_object(table, name)
+    if kind == "recall":
+        maps = table.column("accuracy_by_slice").to_pylist()
+        mask = [any(not re.fullmatch(r"\d+x\d+", name) for name, _ in one or ()) for one in maps]
+        yield "slices that are not LENGTHxPAIRS", pa.array(mask, pa.bool_())
+
+
+def _flat(table: pa.Table, name: str) -> pa.Array:
+    return table.column(name).combine_chunks()
+
+
+def _missing(table: pa.Table, name: str) -> pa.Array:
+    return pc.is_null(_flat(table, name), nan_is_null=True)
+
+
+def _no_object(table: pa.Table, name: str) -> pa.Array:
+    column = _flat(table, name)
+    values = [value for value in column.unique().to_pylist() if value is not None and _is_no_object(value)]
+    return pc.is_in(column, value_set=pa.array(values, pa.string()))
+
+
+def _is_no_object(text: str) -> bool:
+    try:
+        return not isinstance(json.loads(text), dict)
+    except ValueError:
+        return True
