@@ -12,6 +12,9 @@ def stdout_to_stderr() -> Iterator[None]:
 
     It moves the stream of the whole process: from one thread only, and the command's own output comes after it.
     """
+    if sys.stdout is None or sys.stderr is None:  # one of them is closed: there is nothing to keep apart
+        yield
+        return
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

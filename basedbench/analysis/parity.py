@@ -42,8 +42,6 @@ def _runs(frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame.assign(recipe=frame["recipe"].map(_without_precision, na_action="ignore"))
     run = [name for name in (*_KEYS, "recipe", "learning_rate", "seed") if name in frame.columns]
     rows = frame[frame["status"] == "ok"].merge(frame.loc[frame["suite"] == SUITE, run].drop_duplicates(), on=run)
-    if "created_at" in rows.columns:
-        rows = rows.sort_values("created_at", kind="stable")
     return rows.drop_duplicates([*run, "precision"], keep="last")
 
 
