@@ -25,6 +25,7 @@ _PLAIN = {
     "float_type": "takes a number",
     "float_parsing": "takes a number",
     "string_type": "takes text",
+    "string_too_short": "takes text that is not empty",
     "bool_type": "takes true or false",
     "bool_parsing": "takes true or false",
 }

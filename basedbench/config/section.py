@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from basedbench.errors import nearest
 
-Count = Annotated[int, Field(gt=0, lt=2**31)]  # of things that a device has to hold or go through
+MOST = 2**31 - 1
+Count = Annotated[int, Field(gt=0, le=MOST)]  # of things that a device has to hold or go through
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 
 
@@ -29,5 +30,5 @@ class Suite(Section):
     """What every suite file has, whatever its kind. `name` is the file's stem."""
 
     kind: str
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     description: str = ""

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from basedbench.config.models import MODELS, ModelCase, ModelsSection
-from basedbench.config.section import Section, Suite
+from basedbench.config.section import MOST, Count, Section, Suite
 from basedbench.config.timed import Cache, Timed, expand_grids, refused
 from basedbench.errors import nearest
 
@@ -60,9 +60,9 @@ class Case(Timed):
 
     operator: str
     mode: Mode = "fwd"
-    heads: PositiveInt = 1
-    key_dim: PositiveInt = 1
-    value_dim: PositiveInt = 1
+    heads: Count = 1
+    key_dim: Count = 1
+    value_dim: Count = 1
     config: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -71,8 +71,8 @@ class Case(Timed):
             raise ValueError("linear_cross_entropy has no decode step; its modes: fwd, fwd_bwd")
         for name in _COUNTS & set(self.config):
             value = self.config[name]
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} takes whole numbers from 1, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+                raise ValueError(f"{name} takes whole numbers from 1 to {MOST}, got {value!r}")
         if self.config.get("activation") not in (None, "silu"):
             raise ValueError(f"activation is silu or null, got {self.config['activation']!r}")
         if self.config.get("decay", "none") not in _DECAYS:
@@ -178,12 +178,12 @@ class MeasureSection(Section):
 
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.005
     min_rounds: Annotated[int, Field(ge=3)] = 7
-    max_rounds: PositiveInt = 40
+    max_rounds: Count = 40
     round_ms: PositiveFloat = 25.0
     seconds: PositiveFloat = 3.0
     timeout: PositiveFloat = 300.0
     cache: Cache = "cold"
-    threads: PositiveInt | None = None
+    threads: Count | None = None
     cross_check: bool = False
 
     @model_validator(mode="after")

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from pydantic import PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from basedbench.config.grid import expand_grid
 from basedbench.config.identity import case_id
-from basedbench.config.section import Section
+from basedbench.config.section import Count, Section
 from basedbench.errors import plain
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -19,11 +19,11 @@ class Timed(Section):
 
     contender: str
     dtype: Dtype = "fp32"
-    batch: PositiveInt = 1
-    length: PositiveInt
+    batch: Count = 1
+    length: Count
     cache: Cache = "hot"
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: PositiveInt | None = None
+    threads: Count | None = None
     baseline: str
 
     @property

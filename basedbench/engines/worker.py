@@ -30,7 +30,7 @@ from basedbench.timing.timeline import note
 from basedbench.timing.waking import open_device
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data
-from basedbench.training.rows import Circumstances, model_sizes, recall_row
+from basedbench.training.rows import Circumstances, described, recall_row
 from basedbench.training.run import Progress, RecallRun
 
 IDLE_S = 0.0002
@@ -53,7 +53,7 @@ class Active:
     epochs_told: int = 0
     progress: Progress = field(default_factory=Progress)
     data_hash: str | None = None
-    sizes: Mapping[str, int] | None = None
+    described: Mapping[str, Any] | None = None
 
     @property
     def recorded(self) -> bool:
@@ -122,7 +122,9 @@ class Worker:
         """The run from its data to its end; building belongs to it, so that a failure there is the run's own."""
         precision = entry.case.train.precision
         set_precision(precision)
-        entry.sizes = model_sizes(entry.case)  # a state that cannot be begun fails here, not behind an hour of training
+        entry.described = described(
+            entry.case
+        )  # a state that cannot be begun fails here, not behind an hour of training
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
         note(f"data of {entry.case.label}")
@@ -151,8 +153,6 @@ class Worker:
         except torch.OutOfMemoryError as error:
             self._out_of_memory(entry, error)
             return True
-        except UserError:
-            raise
         except Exception as error:
             if not device_answers(self.device):
                 raise SystemExit(f"{self.device} fails every call since {entry.case.label}: {error}") from error
@@ -187,7 +187,7 @@ class Worker:
     def _finish(self, entry: Active, reason: str = "") -> None:
         self._share()
         self._drop(entry)
-        circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash, entry.sizes)
+        circumstances = Circumstances(self.device, entry.share_s, entry.company, entry.data_hash, entry.described)
         row = recall_row(entry.case, entry.progress, circumstances, reason)
         self.store.write("recall", row)
         self._send(Finished(entry.case.case_id, row))

@@ -4,12 +4,13 @@ A package offers a mixer through the entry-point group `basedbench.mixers` (the 
 registers it); a file through `basedbench.plugins`. Suites name registered mixers only; they never import.
 """
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from basedbench.errors import UserError, check_name, nearest, text_of
+from basedbench.errors import UserError, check_name, nearest, sentence, text_of
 from basedbench.mixers.base import Mixer, MixerOptions
 from basedbench.sources import source_of
 from basedbench.streams import stdout_to_stderr
@@ -62,7 +63,15 @@ def mixer_names() -> list[str]:
 
 def check_options(name: str, d_model: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of mixer `name` with defaults filled in, without building it. UserError if they are not valid."""
-    return get_mixer(name).resolve(d_model, options).model_dump()
+    mixer = get_mixer(name)
+    try:
+        settled = mixer.resolve(d_model, options).model_dump()
+        json.dumps(settled)  # as rows have them
+    except UserError:
+        raise
+    except Exception as error:  # of the user's mixer
+        raise UserError(f"mixer {name!r} fails at its options: {sentence(error)}.") from error
+    return settled
 
 
 def registered() -> dict[str, type[Mixer]]:

@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from basedbench.config import RecallSuite, case_id, expand_grid
 from basedbench.config.recall import LayerSection, ModelSection, TaskSection, TestSection, TrainSection
+from basedbench.config.section import MOST
 from basedbench.errors import UserError
 from basedbench.mixers import check_options, get_mixer
 from basedbench.models.recall import LayerSpec
@@ -144,9 +146,15 @@ def recall_cases(suite: RecallSuite) -> list[RecallCase]:
 def _settled(train: TrainSection, layers: Iterable[LayerSpec]) -> TrainSection:
     """The recipe that a run goes by: one init for both where they are the same run, fp32 where no device has a say."""
     settled = {"precision": "fp32"} if train.precision == "auto" else {}
-    if not any(get_mixer(layer.mixer).init_matters(layer.options) for layer in layers):
-        settled["init"] = TrainSection.model_fields["init"].default
+    with suppress(Exception):  # of the user's mixer: its runs ask again, and fail by it
+        if not init_matters(layers):
+            settled["init"] = TrainSection.model_fields["init"].default
     return train.model_copy(update=settled)
+
+
+def init_matters(layers: Iterable[LayerSpec]) -> bool:
+    """Whether a model starts otherwise for the other init."""
+    return any(get_mixer(layer.mixer).init_matters(layer.options) for layer in layers)
 
 
 def _models(
@@ -157,8 +165,8 @@ def _models(
         options = {name: value for name, value in setting.items() if name != "d_model"}
         d_model = setting["d_model"]
         where = f"suite {suite.name}, {section.mixer} with " + ", ".join(f"{k}={v}" for k, v in setting.items())
-        if not isinstance(d_model, int) or d_model < 1:
-            raise UserError(f"{where}: d_model must be a whole number of at least 1.")
+        if isinstance(d_model, bool) or not isinstance(d_model, int) or not 1 <= d_model <= MOST:
+            raise UserError(f"{where}: d_model takes a whole number from 1 to {MOST}.")
         try:
             layers = tuple(
                 _layer(entry, section.mixer, d_model, options) for entry in section.layers or _stack(section)

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from basedbench.errors import printable
 from basedbench.mixers import get_mixer
 from basedbench.models.state import state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.store import code_version, device_name, fingerprint
 from basedbench.store.schema import blank_row
-from basedbench.training.cases import RecallCase
+from basedbench.training.cases import RecallCase, init_matters
 from basedbench.training.run import Progress, build_model
 
 
@@ -23,17 +24,17 @@ class Circumstances:
     train_s: float = 0.0
     concurrent_runs: int = 1
     data_hash: str | None = None
-    sizes: Mapping[str, int] | None = None  # `model_sizes`, where they were measured
+    described: Mapping[str, Any] | None = None  # `described`, where that was found out
 
 
 def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstances, reason: str = "") -> dict[str, Any]:
     """The row of a finished run, whatever its status."""
     accuracies = progress.accuracies
-    sizes = circumstances.sizes if circumstances.sizes is not None else _sizes_if_any(case)
+    described = _family_if_any(case) if circumstances.described is None else circumstances.described
     return {
         **blank_row("recall"),
         **_case_columns(case),
-        **sizes,
+        **described,
         "status": progress.status,
         "reason": reason or None,
         "stop_reason": progress.stop_reason or None,
@@ -61,7 +62,6 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
         "case_id": case.case_id,
         "suite": case.suite,
         "mixer": case.mixer,
-        "family": get_mixer(case.mixer).family_of(case.config),
         "config": case.config_json,
         "d_model": case.d_model,
         "layers": len(case.layers),
@@ -82,19 +82,40 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
     }
 
 
+def described(case: RecallCase) -> dict[str, Any]:
+    """What a row says of the model; raises whatever a mixer raises, or ValueError for what no row can hold.
+
+    A run asks for it first: what is wrong with a mixer is the run's own failure then, not that of storing its row.
+    """
+    init_matters(case.layers)
+    return model_sizes(case) | {"family": family(case)}
+
+
 def model_sizes(case: RecallCase) -> dict[str, int]:
     """Parameters and the three counts of the state; raises whatever a mixer raises that cannot be built or begun."""
     model = build_model(case)
-    return {
+    sizes = {
         "parameters": model.parameters_count(),
         "state_bytes": state_bytes(model, case.longest),
         "state_bytes_zoology": state_bytes_zoology(model, case.longest),
         "state_bytes_paper": state_bytes_paper(model, case.longest),
     }
+    for name, size in sizes.items():
+        if not 0 <= size < 2**63 or size != int(size):
+            raise ValueError(f"{name} is {size!r}, not a whole number below 2**63")
+    return {name: int(size) for name, size in sizes.items()}
 
 
-def _sizes_if_any(case: RecallCase) -> dict[str, int]:
-    """A failed run has a row whatever is wrong with its model."""
-    with suppress(Exception, SystemExit):
-        return model_sizes(case)
+def family(case: RecallCase) -> str:
+    """The line in plots that the mixer says it belongs to."""
+    found = get_mixer(case.mixer).family_of(case.config)
+    if not isinstance(found, str):
+        raise ValueError(f"family_of of mixer {case.mixer!r} gives {found!r}, not a text")
+    return printable(found)
+
+
+def _family_if_any(case: RecallCase) -> dict[str, Any]:
+    """A failed run has a row whatever is wrong with its mixer. Its model is not built: that may be what failed."""
+    with suppress(Exception):
+        return {"family": family(case)}
     return {}

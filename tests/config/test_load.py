@@ -48,6 +48,7 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
         ("pairs: 2, examples", "pairs: 2, pairs: 4, examples", ["line", "'pairs' stands twice"]),
         ("kind: recall", "kind: recall\nname: " + "[" * 5000, ["nested too deep"]),
         ("[1e-2]", f"[1e-2]\n  epochs: {2**31}", ["train.epochs", "less than"]),
+        ("kind: recall", "kind: recall\nname: ''", ["name: takes text that is not empty"]),
         ("mixer: based", "mixer: [based", ["line", "not valid YAML"]),
         ("[1e-2]", "fast", ["train.learning_rates[0]: takes a number, got 'fast'"]),
         ("[1e-2]", "[1e-2]\n  batch_size: x", ["train.batch_size: takes a whole number, got 'x'"]),

@@ -14,6 +14,7 @@ import os
 import time
 import torch
 from basedbench.engines import worker
+from basedbench.errors import UserError
 from basedbench.mixers import Mixer, State, register
 
 
@@ -55,6 +56,49 @@ class Stateless(Broken):
 
     def init_state(self, batch_size, max_length):
         return {}
+
+
+@register
+class Refuses(Broken):
+    name = "refuses"
+
+    def forward(self, x_BLD):
+        raise UserError("not with these numbers")
+
+
+@register
+class Kinless(Broken):
+    name = "kinless"
+
+    @classmethod
+    def family_of(cls, options):
+        raise KeyError("no family")
+
+
+@register
+class Numbered(Broken):
+    name = "numbered"
+
+    @classmethod
+    def family_of(cls, options):
+        return 5
+
+
+@register
+class Undecided(Broken):
+    name = "undecided"
+
+    @classmethod
+    def init_matters(cls, options):
+        raise KeyError("who knows")
+
+
+@register
+class Uncounted(Broken):
+    name = "uncounted"
+
+    def zoology_elements(self, length):
+        return 2**63
 
 
 @register

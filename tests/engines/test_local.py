@@ -1,4 +1,5 @@
 from collections import deque
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
@@ -8,8 +9,10 @@ import pytest
 
 from basedbench.engines import LocalEngine, Place
 from basedbench.engines.local import _Worker, slowest_first
+from basedbench.engines.worker import Worker
 from basedbench.store import load
 from basedbench.store.schema import PROMISED
+from basedbench.training import rows as rows_module
 from basedbench.training.cases import RecallCase, recall_cases
 from tests.engines.conftest import Memory
 from tests.training.conftest import tiny_suite, trained
@@ -53,6 +56,28 @@ def test_a_failing_run_touches_no_other(tmp_path: Path, plugin: Path) -> None:
     assert ("based", 2) in memory.epochs
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("refuses", "not with these numbers (misbehaving.py line "),
+        ("kinless", "KeyError: 'no family' (misbehaving.py line "),
+        ("numbered", "family_of of mixer 'numbered' gives 5"),
+        ("undecided", "KeyError: 'who knows' (misbehaving.py line "),
+        ("uncounted", "state_bytes_zoology is 36893488147419103232"),
+    ],
+)
+def test_whatever_a_mixer_is_asked_it_costs_its_own_run_only(
+    tmp_path: Path, plugin: Path, name: str, reason: str
+) -> None:
+    ours, theirs = Pipe()
+    for sent in (cases_of(name)[0], None):
+        ours.send(sent)
+    Worker(theirs, "cpu", str(tmp_path)).loop()
+    row = load(tmp_path, "recall").iloc[0]
+    assert (row["status"], row["suite"], row["mixer"]) == ("runtime_error", "tiny", name)
+    assert reason in row["reason"]
+
+
 def test_a_run_that_does_not_fit_beside_others_waits_for_room(tmp_path: Path, plugin: Path) -> None:
     memory, rows = run(cases_of("greedy"), tmp_path, [Place("cpu", slots=3)], plugin)
     assert rows["status"].to_dict() == {"greedy": "ok", "based": "ok", "attention": "ok"}
@@ -66,7 +91,10 @@ def test_a_machine_without_memory_left_is_oom(tmp_path: Path, plugin: Path) -> N
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_dying_process_costs_only_the_case_that_kills_it(tmp_path: Path, plugin: Path, slots: int) -> None:
+def test_a_dying_process_costs_only_the_case_that_kills_it(
+    tmp_path: Path, plugin: Path, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "build_model", lambda case: pytest.fail("what killed it was built here too"))
     memory, rows = run(cases_of("dies"), tmp_path, [Place("cpu", slots=slots)], plugin)
     assert rows["status"].to_dict() == {"dies": "crashed", "based": "ok", "attention": "ok"}
     assert rows["reason"]["dies"] == "the worker died with exit code 7"

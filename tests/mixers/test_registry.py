@@ -2,11 +2,12 @@
 
 import sys
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
 from basedbench.errors import UserError
-from basedbench.mixers import Mixer, get_mixer, mixer_names, register, registry
+from basedbench.mixers import Mixer, MixerOptions, check_options, get_mixer, mixer_names, register, registry
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +66,24 @@ def test_a_package_that_prints_or_exits_does_so_to_itself(monkeypatch, tmp_path,
 def test_a_name_is_one_word_of_labels_and_filters(name):
     with pytest.raises(UserError, match="a name is made of letters"):
         register(type("Odd", (Mixer,), {"name": name}))
+
+
+class Unkind(MixerOptions):
+    words: Any = "a"
+
+
+class Choosy(Mixer):
+    name, Options = "choosy", Unkind
+
+    @classmethod
+    def check(cls, d_model, options):
+        if options.words == "b":
+            raise KeyError("b")
+
+
+@pytest.mark.parametrize(("words", "said"), [("b", "KeyError: 'b'"), ({1}, "not JSON serializable")])
+def test_what_a_mixer_raises_over_its_options_is_a_sentence(words, said):
+    register(Choosy)
+    assert check_options("choosy", 8, {"words": "a"}) == {"words": "a"}
+    with pytest.raises(UserError, match=f"mixer 'choosy' fails at its options: .*{said}"):
+        check_options("choosy", 8, {"words": words})

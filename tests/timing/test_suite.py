@@ -82,6 +82,10 @@ def test_a_decode_step_makes_one_token_for_each_sequence() -> None:
         ({"grid": "{length: 8, heads: 1, key_dim: 4}"}, "taylor_attention needs value_dim"),
         ({"grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, windov: 3}"}, "taylor_attention has no 'windov'"),
         ({"grid": "{length: 0, heads: 1, key_dim: 4, value_dim: 4}"}, "length: .*greater than 0, got 0"),
+        (
+            {"grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, batch: 18446744073709551616}"},
+            "batch: .*less than",
+        ),
         ({"grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, mode: bwd}"}, "mode: .*fwd.*got 'bwd'"),
         (
             {"operator": "ssd", "grid": "{length: 8, heads: 3, key_dim: 4, value_dim: 4, groups: 2}"},
@@ -89,7 +93,7 @@ def test_a_decode_step_makes_one_token_for_each_sequence() -> None:
         ),
         (
             {"operator": "sliding_window", "grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, window: 0}"},
-            "window takes whole numbers from 1, got 0",
+            "window takes whole numbers from 1 to 2147483647, got 0",
         ),
         (
             {"operator": "delta_rule", "grid": "{length: 8, heads: 1, key_dim: 4, value_dim: 4, decay: heads}"},
