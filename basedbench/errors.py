@@ -3,6 +3,7 @@
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -59,8 +60,9 @@ def check_name(what: str, name: str) -> None:
 def filter_of(pattern: str) -> re.Pattern[str]:
     """What `--filter` searches labels for; UserError if it is no regular expression."""
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings(action="ignore"):  # of what the pattern may mean to a later Python
+            return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"--filter {pattern!r} is not a regular expression: {error}.") from None
 
 

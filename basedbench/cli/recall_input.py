@@ -126,7 +126,7 @@ def given_options(extra: Sequence[str]) -> dict[str, Any]:
 def _value(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{name} {text!r} is no value; a number, a word, or a list such as [8,16].") from None
 
 

@@ -5,6 +5,7 @@ and changes what is written here. Mappings (task, train, test, measure) are chan
 `add_models` and `add_cases` come behind the other suite's `models` and `cases`.
 """
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]
         raise UserError(f"{origin}: extends: takes a suite's name or file, got {base_name!r}.")
     beside = Path(origin).parent / base_name
     _, base_origin, base_text = _read(str(beside) if _is_path(base_name) else base_name)
-    if base_origin in (*within, origin):
+    if os.path.realpath(base_origin) in map(os.path.realpath, (*within, origin)):
         raise UserError(f"{origin}: extends: {base_name!r} extends this suite in turn; leave one of them away.")
     base = _extended(base_text, base_origin, (*within, origin))
     base.pop("name", None)
@@ -105,7 +106,12 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{origin}{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+        problem = getattr(error, "problem", None) or error
+        if problem == "but found another document":
+            problem = "a suite is one document, and this is where a second one begins"
+        raise UserError(f"{origin}{where}: not valid YAML: {problem}.") from None
+    except ValueError as error:  # a date that is none, a number too long to read
+        raise UserError(f"{origin}: not valid YAML: {error}.") from None
     if not isinstance(data, dict):
         raise UserError(
             f"{origin}: a suite is a mapping that begins with `kind: recall`, `kind: throughput` or `extends: SUITE`."

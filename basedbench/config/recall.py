@@ -56,7 +56,7 @@ class TrainSection(Section):
     epochs: Count = 32
     learning_rates: LearningRates
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     stop_accuracy: Annotated[float, Field(gt=0)] = 0.99
     precision: Precision = "auto"
     init: Literal["published", "correct"] = "published"

@@ -88,6 +88,31 @@ def test_yaml_cannot_name_python_objects() -> None:
         parse(VALID + "\ndescription: !!python/object/apply:os.getcwd []\n")
 
 
+@pytest.mark.parametrize(
+    "scalar", ["2020-99-99", "!!int abc", "1" * 6000], ids=["no such day", "no number", "too many digits"]
+)
+def test_scalars_that_python_cannot_hold_are_refused(scalar: str) -> None:
+    with pytest.raises(UserError, match="not valid YAML"):
+        parse(f"{VALID}\ndescription: {scalar}\n")
+
+
+def test_a_second_document_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"line .*a suite is one document"):
+        parse(f"{VALID}\n---\nkind: recall\n")
+
+
+def test_an_endless_weight_decay_is_refused() -> None:
+    with pytest.raises(UserError, match="weight_decay"):
+        parse(VALID.replace("train:", "train:\n  weight_decay: .inf"))
+
+
+def test_a_suite_that_extends_itself_by_another_path(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "own.yaml").write_text("extends: a/../own.yaml")
+    with pytest.raises(UserError, match="in turn"):
+        load_suite(str(tmp_path / "own.yaml"))
+
+
 def test_files_and_names(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(VALID)
