@@ -1,6 +1,15 @@
 """`python -m basedbench` is the same as `basedbench`."""
 
-from basedbench.cli import main
+from basedbench.signals import heed_signals
+
+
+def main() -> None:
+    """Run the command line; exit code 2 says that the user can mend it."""
+    heed_signals()  # before what takes time to import
+    from basedbench.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -6,8 +6,9 @@ A GPU's context does not survive a fork, so the server has none, and each proces
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing import forkserver, get_all_start_methods, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from basedbench.signals import ctrl_c_ignored
 # What the server imports, and with it all that processes need: those that time, and those that train.
 TIMING = ("basedbench.timing.preloaded",)
 TRAINING = ("basedbench.engines.preloaded",)
+GRACE_S = 3.0  # from being told to end to being killed: a mixer's library may mind SIGTERM, or ignore it
 
 
 def server_context(preloaded: Sequence[str]) -> Any:
@@ -65,4 +67,35 @@ def _enter(environment: Mapping[str, str], target: Callable[..., object], argume
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
+    end_with_parent()
     target(*arguments)
+
+
+def end_with_parent() -> None:
+    """From here on this process ends when the one that asked for it does, killed perhaps, whatever it is doing itself.
+
+    Not by the system's signal for that: a forked process's own parent is the server.
+    """
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def end(processes: Sequence[BaseProcess]) -> int:
+    """End them all, by force if they do not in good time, or if this is interrupted; returns how many took force."""
+    for process in processes:
+        process.terminate()
+    limit = time.monotonic() + GRACE_S
+    try:
+        for process in processes:
+            process.join(max(0.0, limit - time.monotonic()))
+    finally:
+        stubborn = [process for process in processes if process.is_alive()]
+        for process in stubborn:
+            process.kill()
+        for process in stubborn:
+            process.join()
+    return len(stubborn)

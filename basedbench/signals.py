@@ -3,20 +3,32 @@
 Workers do not mind Ctrl-C, which a terminal sends to all processes: ending them is their parent's business.
 """
 
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+AGAIN_S = 1.0  # a second Ctrl-C so soon is the same wish: what the first one stopped is being put in order
+
+_raised_at = -AGAIN_S
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; whatever minds Ctrl-C minds this."""
 
 
-def heed_sigterm() -> None:
-    """From here on SIGTERM raises Terminated, so that workers are ended and rows written stay."""
-    signal.signal(signal.SIGTERM, _terminated)
+def heed_signals() -> None:
+    """From here on both raise, Ctrl-C as ever and SIGTERM Terminated, so that workers are ended and rows written stay.
+
+    But for Ctrl-C in what a shell runs in the background, which ignores it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -37,5 +49,30 @@ def ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _terminated(*_: Any) -> None:
-    raise Terminated
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _raised_at
+    if _importing(frame):
+        _end_at_once(number)
+    now = time.monotonic()
+    if now - _raised_at < AGAIN_S:
+        return
+    _raised_at = now
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether an import is going on: a library may lose an exception there, or make another one of it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end_at_once(number: int) -> None:
+    with suppress(OSError):
+        os.write(2, b"\nStopped.\n")
+    if multiprocessing := sys.modules.get("multiprocessing"):
+        for process in multiprocessing.active_children():
+            process.kill()
+    os._exit(128 + number)

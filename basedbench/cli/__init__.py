@@ -13,7 +13,8 @@ from basedbench import __version__
 from basedbench.cli import output
 from basedbench.cli.options import options_of
 from basedbench.errors import UserError, visible
-from basedbench.signals import Terminated, exit_code, heed_sigterm
+from basedbench.signals import exit_code, heed_signals
+from basedbench.streams import stderr_never_fails
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
 
@@ -29,7 +30,8 @@ class _Group(TyperGroup):
         except UserError as error:
             _say(error)
             raise typer.Exit(2) from error
-        except Terminated as stop:
+        except KeyboardInterrupt as stop:
+            typer.echo("\nStopped.", err=True)
             raise typer.Exit(exit_code(stop)) from None
         except Exception as error:
             _point_to_the_folder(error)
@@ -72,7 +74,8 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line; exit code 2 says that the user can mend it."""
-    heed_sigterm()
+    heed_signals()
+    stderr_never_fails()
     output.guard()
     try:
         try:

@@ -18,6 +18,8 @@ class OutputError(UserError):
 class _Output(io.TextIOWrapper):
     """Standard output whose trouble is an OutputError, unlike that of any other file."""
 
+    before: io.TextIOWrapper
+
     def write(self, text: str, /) -> int:
         with _told():
             return super().write(text)
@@ -45,6 +47,7 @@ def guard() -> None:
         encoding = "utf-8" if codecs.lookup(out.encoding).name == "ascii" else out.encoding
         lines, through = out.line_buffering, out.write_through
         sys.stdout = _Output(out.buffer, encoding, "backslashreplace", line_buffering=lines, write_through=through)
+        sys.stdout.before = out  # which would close the file if nothing held it
 
 
 def finish() -> None:

@@ -48,6 +48,7 @@ def recall(
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many runs.")] = None,
     time_limit: TimeLimit = None,
+    timeout: Annotated[str | None, typer.Option(help="End a run that takes longer, such as 30m: a row too.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
@@ -88,6 +89,7 @@ def recall(
     from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
 
     note("imported")
+    root = out.absolute()  # a mixer may go to another folder
     with stdout_to_stderr():  # the user's mixers may print
         load_plugins(plugin or [])
         devices = resolve_devices(device)
@@ -96,23 +98,26 @@ def recall(
         chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args, options_of(context.command))
         cases = recall_cases(chosen)
         cases = cases if filter is None else matching(cases, filter, "runs")
+    jobs = min(jobs, len(cases)) if jobs else None
     statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
+    timeout_s = limits.seconds(timeout, "--timeout")
     if dry_run:
         _show_plan(cases, devices, jobs, out, as_json)
         return
     if deterministic:
         determinism.ask()
-    store = Store(out)
+    store = Store(root)
     with stdout_to_stderr():
         todo = plan(cases, store, fresh, statuses)
         say_outdated([case.label for case in outdated(todo, store)], "runs")
         borrow(store, todo.borrowed)
         places = given.places(devices, jobs)
         places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
-        known = limits.own_rows(rows(out, "recall"), device_name(devices[0])) if time_limit else []
+        known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
         deadline = Deadline(limit_s, began, pace)
-        engine = partial(LocalEngine, places, str(out), plugins=[str(file) for file in plugin or []], deadline=deadline)
+        plugins = [str(file) for file in plugin or []]
+        engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
         left = _run(todo, engine, deadline, out, limit, quiet)
     _show_results(cases, out, left, as_json)
 
@@ -150,16 +155,18 @@ def _run(
 
     todo, rest = plan.todo[:limit], plan.todo[limit:] if limit else []
     ready = len(plan.done) + len(plan.borrowed)
+    running: LocalEngine | None = None
     try:
         with watch(todo, ready, quiet) as listener:
             running = engine(listener)
             with suppress(TimeUp), deadline.kept():
                 running.run(todo)
     except KeyboardInterrupt as stop:
-        typer.echo(
-            f"\nStopped. Finished runs are in {out / 'recall'}; the same command again goes on from there.", err=True
-        )
+        force = ", some processes only by force" if running and running.killed else ""
+        kept = f"Finished runs are in {out / 'recall'}; the same command again goes on from there."
+        typer.echo(f"\nStopped{force}. {kept}", err=True)
         raise typer.Exit(exit_code(stop)) from None
+    assert running is not None
     at_once = sum(place.slots for place in running.places)
     late = say_left(deadline, todo, running.left, running.under_way, rest, at_once=at_once, what="runs")
     return 0 if late else len(rest)

@@ -15,11 +15,11 @@ TimeLimit = Annotated[
 ]
 
 
-def seconds(text: str | None) -> float:
-    """The limit; UserError if the text says no time."""
+def seconds(text: str | None, option: str = "--time-limit") -> float:
+    """The limit that an option gives; UserError if the text says no time."""
     from basedbench.engines.deadline import seconds_of
 
-    return math.inf if text is None else seconds_of(text)
+    return math.inf if text is None else seconds_of(text, option)
 
 
 def own_rows(rows: Iterable[dict[str, Any]], device: str) -> list[dict[str, Any]]:

@@ -23,19 +23,20 @@ from basedbench.errors import UserError
 
 Item = TypeVar("Item")
 _UNITS_S = (3600.0, 60.0, 1.0)
+_LONGEST_S = 1e9  # that every system's timer takes: 31 years
 
 
 class TimeUp(KeyboardInterrupt):
     """The limit has come; whatever minds Ctrl-C minds this."""
 
 
-def seconds_of(text: str) -> float:
-    """`540`, `90s`, `9m` or `1h30m` in seconds; UserError for anything else."""
+def seconds_of(text: str, option: str) -> float:
+    """`540`, `90s`, `9m` or `1h30m` in seconds; UserError, which names the option, for anything else."""
     found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip().replace(" ", ""))
     parts = found.groups("0") if found else ()
     seconds = sum(unit * int(part) for unit, part in zip(_UNITS_S, parts, strict=False))
     if not seconds:
-        raise UserError(f"--time-limit {text!r}: write seconds, or hours, minutes and seconds: 540, 90s, 9m, 1h30m.")
+        raise UserError(f"{option} {text!r}: write seconds, or hours, minutes and seconds: 540, 90s, 9m, 1h30m.")
     return seconds
 
 
@@ -109,7 +110,7 @@ class Deadline(Generic[Item]):
             yield
             return
         before = signal.signal(signal.SIGALRM, _time_up)
-        signal.setitimer(signal.ITIMER_REAL, max(self.left_s, 1e-3))
+        signal.setitimer(signal.ITIMER_REAL, min(max(self.left_s, 1e-3), _LONGEST_S))
         try:
             yield
         finally:

@@ -1,9 +1,10 @@
 """Recall cases on this machine's devices, each device served by a process of its own.
 
 A worker that dies takes nothing down but itself: what it had in hand is tried once more, alone, and if it dies again
-the case becomes a row with the status `crashed`.
+the case becomes a row with the status `crashed`. So it goes with a worker in which a case takes too long (`timeout`).
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError
-from basedbench.forking import start_training
+from basedbench.forking import end, start_training
 from basedbench.store import Store
 from basedbench.timing.failures import crash
 from basedbench.training.cases import RecallCase
@@ -60,6 +61,7 @@ class _Worker:
     in_hand: dict[str, RecallCase] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
     alone: bool = False
+    late: bool = False
     closed: bool = False
 
 
@@ -73,15 +75,18 @@ class LocalEngine:
         listener: Listener,
         plugins: Sequence[str] = (),
         deadline: Deadline[RecallCase] | None = None,
+        timeout_s: float = math.inf,
     ) -> None:
         self.places, self.root, self.listener = places, root, listener
         self.plugins = tuple(plugins)
         self.deadline = deadline or unlimited()
+        self.timeout_s = timeout_s  # of one run
         self._queue: deque[RecallCase] = deque()
         self._alone: deque[RecallCase] = deque()
         self._workers: list[_Worker] = []
         self._began: dict[str, float] = {}
         self._ahead = Ahead([], [], 0)
+        self.killed = 0  # the processes that would not end otherwise
 
     def run(self, cases: Iterable[RecallCase]) -> None:
         """Run every case that ends before the deadline.
@@ -100,11 +105,7 @@ class LocalEngine:
                     self._feed(worker)
                 self._listen()
         finally:
-            processes = [*self._ahead.processes, *(worker.process for worker in self._workers)]
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
+            self.killed = end([*self._ahead.processes, *(worker.process for worker in self._workers)])
             for worker in self._workers:
                 self._hear_out(worker)
 
@@ -175,16 +176,35 @@ class LocalEngine:
     def _listen(self) -> None:
         by_handle = {handle: w for w in self._workers for handle in (w.connection, w.process.sentinel)}
         helpers = [process.sentinel for process in self._ahead.processes]
-        ready = {by_handle[handle] for handle in wait([*by_handle, *helpers]) if handle in by_handle}  # type: ignore[index]
+        answers = wait([*by_handle, *helpers], self._patience_s())
+        ready = {by_handle[handle] for handle in answers if handle in by_handle}  # type: ignore[index]
         self._ahead.settle()
         for worker in ready:
-            try:
-                while worker.connection.poll():
-                    self._handle(worker, worker.connection.recv())
-            except (EOFError, ConnectionResetError):
-                worker.process.join()
-            if not worker.process.is_alive() and not worker.connection.closed:
-                self._bury(worker)
+            self._hear(worker)
+        for worker in [worker for worker in self._workers if any(self._left_s(case) <= 0 for case in worker.in_hand)]:
+            worker.late = True
+            worker.process.kill()
+            worker.process.join()
+            self._hear(worker)
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            while worker.connection.poll():
+                self._handle(worker, worker.connection.recv())
+        except (EOFError, ConnectionResetError):
+            worker.process.join()
+        if not worker.process.is_alive() and not worker.connection.closed:
+            self._bury(worker)
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for an answer; at most an hour, since the system takes no more than some weeks."""
+        if self.timeout_s == math.inf:
+            return None
+        return max(0.0, min([3600.0, *(self._left_s(case) for worker in self._workers for case in worker.in_hand)]))
+
+    def _left_s(self, case_id: str) -> float:
+        """Seconds that a case under way has left."""
+        return self._began[case_id] + self.timeout_s - self.deadline.now()
 
     def _handle(self, worker: _Worker, message: Message) -> None:
         match message:
@@ -217,14 +237,15 @@ class LocalEngine:
             return
         cases = list(worker.in_hand.values())
         if len(cases) == 1:
-            self._crashed(worker, cases[0])
+            self._lost(worker, cases[0])
         else:
             self._alone.extend(cases)
         if any(map(self.deadline.in_time, (*self._queue, *self._alone))):
             self._workers.append(self._hire(worker.place))
 
-    def _crashed(self, worker: _Worker, case: RecallCase) -> None:
-        status, reason = crash(worker.process.exitcode, "")
+    def _lost(self, worker: _Worker, case: RecallCase) -> None:
+        late = f"not done within {self.timeout_s:g} s"
+        status, reason = ("timeout", late) if worker.late else crash(worker.process.exitcode, "")
         progress = Progress(status=status, stop_reason="failed")
         row = recall_row(case, progress, Circumstances(worker.place.device), reason)
         Store(self.root).write("recall", row)

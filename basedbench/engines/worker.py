@@ -9,7 +9,6 @@ in hand again, one by one.
 
 import contextlib
 import gc
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Messag
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
+from basedbench.streams import all_to_stderr
 from basedbench.timing.failures import out_of_memory
 from basedbench.timing.timeline import note
 from basedbench.timing.waking import open_device
@@ -150,13 +150,13 @@ class Worker:
         try:
             with torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
                 working = next(entry.steps, None)
-        except torch.OutOfMemoryError as error:
-            self._out_of_memory(entry, error)
-            return True
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) or out_of_memory(error):
+                self._out_of_memory(entry, error)
+                return True
             if not device_answers(self.device):
                 raise SystemExit(f"{self.device} fails every call since {entry.case.label}: {error}") from error
-            self._fail(entry, "oom" if out_of_memory(error) else "runtime_error", error)
+            self._fail(entry, "runtime_error", error)
             return True
         self._tell(entry)
         if entry.recorded and not was:
@@ -239,7 +239,7 @@ def serve(
 ) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)  # what a mixer prints belongs into neither tables nor JSON
+    all_to_stderr()
     torch.set_num_threads(threads)
     determinism.obey()
     if device != "cpu":

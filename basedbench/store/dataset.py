@@ -36,7 +36,8 @@ class Store:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        files.check_writable(self.root)
+        for folder in (self.root, *(self.root / kind for kind in KINDS if (self.root / kind).exists())):
+            files.check_writable(folder)
 
     def write(self, kind: str, row: Mapping[str, Any]) -> Path:
         """Store one finished case, at once and durably; returns its file.

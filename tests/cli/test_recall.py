@@ -33,6 +33,24 @@ models:
     grid: {d_model: 16, feature_dim: [2, 4]}
 """
 
+WANDERS = """
+import os
+import tempfile
+import torch
+from basedbench.mixers import Mixer, register
+
+@register
+class Wanders(Mixer):
+    name = "wanders"
+
+    def forward(self, x_BLD):
+        os.chdir(tempfile.gettempdir())
+        return x_BLD
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        return {"x": torch.zeros(batch_size, 1, dtype=dtype, device=device)}
+"""
+
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
@@ -206,6 +224,37 @@ def test_an_unwritable_folder(run_cli: RunCli, suite: Path, tmp_path: Path) -> N
     outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path / "file" / "results")
     assert outcome.exit_code == 2
     assert str(tmp_path / "file") in outcome.stderr
+
+
+def test_a_folder_of_rows_that_cannot_be_written_is_found_before_training(
+    run_cli: RunCli, suite: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "recall").write_text("")
+    outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path / "results")
+    assert outcome.exit_code == 2
+    assert "cannot write results to" in outcome.stderr
+
+
+def test_more_jobs_than_runs_are_as_many_as_runs(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--dry-run", "--jobs", 10**15)
+    assert outcome.exit_code == 0
+
+
+def test_rows_stay_where_they_were_asked_for_though_a_mixer_goes_elsewhere(
+    run_cli: RunCli, suite: Path, tmp_path: Path, own_registries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "wanders.py"
+    plugin.write_text(WANDERS)
+    suite.write_text(
+        SUITE.replace(
+            "  - mixer: based\n    grid: {d_model: 16, feature_dim: [2, 4]}",
+            "  - {mixer: wanders, layers: [wanders], grid: {d_model: 16}}",
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    sweep(run_cli, suite, Path("results"), "--plugin", plugin, "--limit", 1)
+    assert len(load(tmp_path / "results", "recall")) == 1
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

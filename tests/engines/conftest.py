@@ -11,6 +11,7 @@ from tests.timing.conftest import MockClock
 
 PLUGIN = """
 import os
+import signal
 import time
 import torch
 from basedbench.engines import worker
@@ -151,6 +152,15 @@ class Sleeps(Broken):
     name = "sleeps"
 
     def forward(self, x_BLD):
+        time.sleep(600)
+
+
+@register
+class Hangs(Broken):
+    name = "hangs"
+
+    def forward(self, x_BLD):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
 
 

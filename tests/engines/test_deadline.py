@@ -30,13 +30,13 @@ from tests.training.conftest import tiny_suite
     [("540", 540), ("90s", 90), ("9m", 540), ("1h30m", 5400), ("2h", 7200), ("1h0m5s", 3605), (" 1h 30m ", 5400)],
 )
 def test_times_as_people_write_them(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
+    assert seconds_of(text, "--time-limit") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "9x", "m", "1.5h", "30m1h", "nan", "9 minutes", "0h0m"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"--time-limit .*540, 90s, 9m, 1h30m"):
-        seconds_of(text)
+    with pytest.raises(UserError, match=r"--timeout .*540, 90s, 9m, 1h30m"):
+        seconds_of(text, "--timeout")
 
 
 Thing = tuple[str, str, float]  # family, model, guess

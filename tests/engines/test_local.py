@@ -101,6 +101,13 @@ def test_a_dying_process_costs_only_the_case_that_kills_it(
     assert set(memory.rows) == {"dies", "based", "attention"}
 
 
+def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path, plugin: Path) -> None:
+    memory = Memory()
+    LocalEngine([Place("cpu", slots=1)], str(tmp_path), memory, [str(plugin)], timeout_s=1.5).run(cases_of("hangs")[:1])
+    assert memory.rows["hangs"]["status"] == "timeout"
+    assert load(tmp_path, "recall")["reason"][0] == "not done within 1.5 s"
+
+
 def test_a_run_that_breaks_the_device_costs_the_others_nothing(tmp_path: Path, plugin: Path) -> None:
     """After an illegal access every call of the process fails: no row may be written from what then comes."""
     memory, rows = run(cases_of("breaks"), tmp_path, [Place("cpu", slots=3)], plugin)
