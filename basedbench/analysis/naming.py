@@ -12,7 +12,8 @@ _TITLES |= {"retnet": "RetNet", "rwkv4": "RWKV-4", "wkv4": "WKV-4", "relu": "ReL
 _TITLES |= {f"taylor{order}": f"Taylor {order}" for order in (1, 2, 3)}
 _SIZES = {"feature_dim": "f", "window": "w", "d_state": "N"}  # they set the state's size, so they are always named
 _LETTERS = _SIZES | {"heads": "h", "expand": "e", "layers": "layers ", "epochs": "epochs ", "learning_rate": "lr "}
-_VARIED = ("layers", "layer_mixers", "init", "precision", "epochs", "batch_size", "weight_decay", "suite")
+_VARIED = ("layers", "layer_mixers", "init", "precision", "epochs", "batch_size", "weight_decay")
+_MORE = ((), ("suite",), ("learning_rate",), ("suite", "learning_rate"))  # where that does not tell points apart
 
 
 def family_title(name: str) -> str:
@@ -25,13 +26,14 @@ def point_labels(points: pd.DataFrame, always_width: bool = False) -> pd.Series:
     """A label such as `d64 f16` per point: what tells it from the others of its family, and what sets its state size.
 
     d_model is left out where the whole family shares it and something else is named, unless `always_width`; the
-    learning rate is added where points are the same model.
+    suite, the learning rate or both are added where nothing else tells points apart.
     """
     labels: dict[Hashable, str] = {}
     for _, family in points.groupby("family", sort=False):
-        texts = _family_labels(family, always_width, _VARIED)
-        if len(set(texts)) < len(texts):
-            texts = _family_labels(family, always_width, (*_VARIED, "learning_rate"))
+        for more in _MORE:
+            texts = _family_labels(family, always_width, (*_VARIED, *more))
+            if len(set(texts)) == len(texts):
+                break
         labels |= zip(family.index, texts, strict=True)
     return pd.Series(labels, dtype="object").reindex(points.index)
 

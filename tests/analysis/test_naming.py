@@ -59,6 +59,13 @@ def test_learning_rates_tell_points_of_one_model_apart():
     assert point_labels(pd.DataFrame(rows)).tolist() == ["lr 0.001", "lr 0.00316"]
 
 
+def test_a_suite_is_named_only_where_nothing_else_tells_points_apart():
+    own = {"family": "mamba", "d_model": 64, "config": "{}"}
+    rows = [own | {"init": init, "suite": suite} for init, suite in (("published", "a"), ("correct", "b"))]
+    assert point_labels(pd.DataFrame(rows)).tolist() == ["published", "correct"]
+    assert point_labels(pd.DataFrame(rows).drop(columns="init")).tolist() == ["a", "b"]
+
+
 def test_labels_stand_on_the_points_index():
     frame = pd.DataFrame({"family": ["b", "a", "b"], "d_model": [1, 2, 3], "config": "{}"}, index=[7, 5, 6])
     assert point_labels(frame).to_dict() == {7: "d1", 5: "d2", 6: "d3"}
