@@ -72,7 +72,7 @@ def _importing(frame: FrameType | None) -> bool:
 def _end_at_once(number: int) -> None:
     with suppress(OSError):
         os.write(2, b"\nStopped.\n")
-    if multiprocessing := sys.modules.get("multiprocessing"):
-        for process in multiprocessing.active_children():
-            process.kill()
+    # It may be what is being imported, and have no such thing yet.
+    for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
+        process.kill()
     os._exit(128 + number)
