@@ -42,7 +42,7 @@ class Progress:
 def kernels(rows: Sequence[Row], device: str, *, as_json: bool, quiet: bool) -> None:
     """Tables by operator, what is wrong in full, and the count."""
     if as_json:
-        print_json([{name: _strict(value) for name, value in row.items()} for row in rows])
+        print_json(rows)
         return
     for operator in dict.fromkeys(row["operator"] for row in rows):
         if not quiet:
@@ -144,11 +144,6 @@ def _skipped(rows: Sequence[Row]) -> None:
             reasons[str(row["reason"])] = reasons.get(str(row["reason"]), 0) + 1
     for reason, count in reasons.items():
         _say(f"{count} skipped: {reason}")
-
-
-def _strict(value: Any) -> Any:
-    """NaN has no place in JSON."""
-    return None if isinstance(value, float) and value != value else value
 
 
 def _say(text: str, indent: str = "  ") -> None:

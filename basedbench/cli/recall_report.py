@@ -102,7 +102,7 @@ def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
 
 def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
     """Print the best run of every model, and what to do next."""
-    stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall")}
+    stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall", understood=True)}
     validated = cases[0].test.select == "validation"
     chosen_on = "validation_accuracy" if validated else "accuracy"
     rows = []
