@@ -42,4 +42,4 @@ def test_every_module_and_suite_is_inside(wheel: zipfile.ZipFile) -> None:
 
 def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
     entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "basedbench = basedbench.cli:main" in wheel.read(entry).decode()
+    assert "basedbench = basedbench.__main__:main" in wheel.read(entry).decode()

@@ -34,7 +34,7 @@ def throughput(
         str | None, typer.Option(help="Time the decode step of this recall suite's models instead of operators.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, max=2**31 - 1, help="With --models: sequences decoded at once. Default: 64.")
+        int | None, typer.Option(min=1, help="With --models: sequences decoded at once. Default: 64.")
     ] = None,
     filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
     contender: Annotated[
@@ -75,6 +75,7 @@ def throughput(
     from basedbench.cli.decode import SEQUENCES, check_plugins, refuse_with_models, time_models
     from basedbench.cli.outdated import say_outdated
     from basedbench.config import load_suite
+    from basedbench.config.section import MOST
     from basedbench.engines import resolve_devices
     from basedbench.engines.deadline import Deadline, TimeUp, unlimited
     from basedbench.engines.devices import check_threads
@@ -94,6 +95,8 @@ def throughput(
     if models is not None:
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
         refuse_with_models(foreign | {"--cross-check": cross_check})
+        if batch is not None and batch > MOST:
+            raise UserError(f"--batch takes whole numbers from 1 to {MOST}, got {batch}.")
         deadline = Deadline(limits.seconds(time_limit), began, unlimited().pace)
         place, files = resolve_devices(device)[0], [str(path) for path in plugin or []]
         time_models(models, place, batch or SEQUENCES, rounds or 15, filter, out, as_json, dry_run, deadline, files)

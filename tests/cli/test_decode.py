@@ -101,6 +101,7 @@ def test_a_throughput_suite_has_no_models(run_cli: RunCli) -> None:
     ("arguments", "message"),
     [
         (("--batch", 3), "--batch goes with --models alone"),
+        (("--models", "smoke", "--batch", 2**31), "--batch takes whole numbers from 1 to"),
         (("--cross-check",), "--cross-check asks tools that time GPUs"),
         (("--plugin", "mixers.py"), "only mixers are registered"),
         (("--plugin", "contenders.py", "--models", "smoke"), "no mixer is registered"),
