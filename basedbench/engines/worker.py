@@ -122,9 +122,8 @@ class Worker:
         """The run from its data to its end; building belongs to it, so that a failure there is the run's own."""
         precision = entry.case.train.precision
         set_precision(precision)
-        entry.described = described(
-            entry.case
-        )  # a state that cannot be begun fails here, not behind an hour of training
+        # A state that cannot be begun fails here, not behind an hour of training.
+        entry.described = described(entry.case)
         data = recall_data(entry.case, self.device)
         entry.data_hash = data.data_hash
         note(f"data of {entry.case.label}")
