@@ -15,6 +15,7 @@ from types import FrameType
 AGAIN_S = 1.0  # a second Ctrl-C so soon is the same wish: what the first one stopped is being put in order
 
 _raised_at = -AGAIN_S
+_within_a_command = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -22,13 +23,24 @@ class Terminated(KeyboardInterrupt):
 
 
 def heed_signals() -> None:
-    """From here on both raise, Ctrl-C as ever and SIGTERM Terminated, so that workers are ended and rows written stay.
+    """From here on both end this process: within a command by an exception, with which it puts things in order.
 
     But for Ctrl-C in what a shell runs in the background, which ignores it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+@contextmanager
+def within_a_command() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt and Terminated in this block, unless something is being imported."""
+    global _within_a_command
+    _within_a_command = True
+    try:
+        yield
+    finally:
+        _within_a_command = False
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -51,7 +63,7 @@ def ctrl_c_ignored() -> Iterator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     global _raised_at
-    if _importing(frame):
+    if not _within_a_command or _importing(frame):
         _end_at_once(number)
     now = time.monotonic()
     if now - _raised_at < AGAIN_S:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from basedbench import forking, signals
+from tests.cli.conftest import heeds
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,8 @@ def heeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(signals, "_raised_at", -signals.AGAIN_S)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signals.heed_signals()
-    yield
+    with signals.within_a_command():
+        yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -43,6 +45,22 @@ def test_during_an_import_nothing_is_raised_that_could_be_lost(tmp_path: Path, m
     with pytest.raises(signals.Terminated):  # with nothing that ends the process it goes on
         importlib.import_module("stopped_meanwhile")
     assert ended == [signal.SIGTERM]
+
+
+SCRIPT = """
+import signal
+from basedbench import cli, signals
+
+cli.app = lambda: signal.raise_signal({number})  # as while options are read, outside of any command
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_outside_of_a_command_there_is_nothing_to_put_in_order(number: int, code: int) -> None:
+    script = SCRIPT.format(number=int(number))
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    assert (done.returncode, done.stderr) == (code, "\nStopped.\n")
 
 
 def _ignores(ready: Connection) -> None:

@@ -13,7 +13,7 @@ from basedbench import __version__
 from basedbench.cli import output
 from basedbench.cli.options import options_of
 from basedbench.errors import UserError, visible
-from basedbench.signals import exit_code, heed_signals
+from basedbench.signals import exit_code, heed_signals, within_a_command
 from basedbench.streams import stderr_never_fails
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
@@ -24,7 +24,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with within_a_command():
+                return super().invoke(ctx)
         except output.OutputError:
             raise
         except UserError as error:
