@@ -14,6 +14,7 @@ from operator import call
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import count_step, take_batch
@@ -88,7 +89,8 @@ class RecallRun:
             for size in sizes:
                 self.recorder.play(self.test_batch, index, size)
                 yield True
-        report = self.recorder.fetch(torch.cat([self.loss.view(1), self.hits.double()]))
+        weights = get_total_norm([weight.detach() for weight in self.model.parameters()]).double()
+        report = self.recorder.fetch(torch.cat([self.loss.view(1), weights.view(1), self.hits.double()]))
         while not report.ready():
             yield False
         self._end_epoch(report.values(), len(schedule))
@@ -158,10 +160,11 @@ class RecallRun:
 
     def _end_epoch(self, values: list[float], steps: int) -> None:
         progress = self.progress
+        loss, weights, *counts = values
         progress.steps += steps
-        progress.losses.append(values[0] / steps)
+        progress.losses.append(loss / steps)
         found: dict[str, list[float]] = {}
-        for (split, part), hits in zip(self.judged, values[1:], strict=True):
+        for (split, part), hits in zip(self.judged, counts, strict=True):
             accuracy = hits / part.targets_NK.numel()
             found.setdefault(split, []).append(accuracy)
             if split == "test":
@@ -171,6 +174,8 @@ class RecallRun:
             progress.validation.append(mean(found["validation"]))
         if not math.isfinite(progress.losses[-1]):
             progress.status, progress.stop_reason = "diverged", "loss is not finite"
+        elif not math.isfinite(weights):  # the epoch's last step spoilt them, which no loss has seen
+            progress.status, progress.stop_reason = "diverged", "weights are not finite"
         elif progress.accuracies[-1] > self.case.train.stop_accuracy:
             progress.stop_reason = f"accuracy above {self.case.train.stop_accuracy:g}"
 

@@ -142,6 +142,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(make_case: MakeCase)
     assert (run.progress.status, len(run.progress.losses)) == ("diverged", 1)
 
 
+def test_weights_that_only_the_last_step_spoils_end_the_run_as_diverged(make_case: MakeCase) -> None:
+    case = make_case(epochs=1)
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    step, last = run.train_batch, run.schedule(0)[-1]
+
+    def train_batch(part: int, size: int) -> None:
+        step(part, size)
+        if (part, size) == last:
+            with torch.no_grad():
+                run.model.embedding.weight.fill_(math.inf)
+
+    run.train_batch = train_batch  # type: ignore[method-assign]
+    for _ in run.train():
+        pass
+    assert math.isfinite(run.progress.losses[0])
+    assert (run.progress.status, run.progress.stop_reason) == ("diverged", "weights are not finite")
+
+
 def test_validation_is_a_split_of_its_own(make_case: MakeCase) -> None:
     case = make_case()
     suite = tiny_suite()
