@@ -1,5 +1,6 @@
 """Errors that a user can cause and mend: one plain sentence, shown without a traceback, exit code 2."""
 
+import json
 import re
 import sys
 import traceback
@@ -30,6 +31,9 @@ _PLAIN = {
     "bool_type": "takes true or false",
     "bool_parsing": "takes true or false",
 }
+
+
+_LONGEST = 100  # of a value in a message
 
 
 class UserError(Exception):
@@ -102,6 +106,18 @@ def sentence(error: BaseException) -> str:
     """`ValueError: no such width (mine.py line 12)`, on one line."""
     place = place_of(error)
     return f"{text_of(error)} ({place})" if place else text_of(error)
+
+
+def written(value: Any) -> str:
+    """A value from a suite as it may be written there, not as Python writes it; the beginning of a long one."""
+    if value is None or isinstance(value, bool | list | dict):
+        try:
+            text = json.dumps(value, default=str)
+        except (TypeError, ValueError):  # bytes as a key, a list that holds itself
+            text = repr(value)
+    else:
+        text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def plain(problem: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from basedbench.config import RecallSuite, load_suite
+from basedbench.config import RecallSuite, load_suite, plain_yaml
 from basedbench.config.load import explain
 from basedbench.engines import Place, cores
 from basedbench.engines.devices import default_precision
@@ -125,8 +125,8 @@ def given_options(extra: Sequence[str]) -> dict[str, Any]:
 
 def _value(name: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return plain_yaml.read(text)
+    except yaml.YAMLError:
         raise UserError(f"{name} {text!r} is no value; a number, a word, or a list such as [8,16].") from None
 
 

@@ -13,27 +13,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from basedbench.config import plain_yaml
 from basedbench.config.recall import RecallSuite
 from basedbench.config.section import Suite
 from basedbench.config.throughput import ThroughputSuite
-from basedbench.errors import UserError, nearest, plain
+from basedbench.errors import UserError, nearest, plain, written
 
 LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, and a key that stands twice in one mapping is an error: only the last would count."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            if name is not None and key.tag != "tag:yaml.org,2002:merge":
-                seen.add(name)
-        return super().construct_mapping(node, deep)
 
 
 def suite_names(kind: str | None = None) -> list[str]:
@@ -59,7 +46,7 @@ def parse_suite(text: str, name: str, origin: str) -> Suite:
     data = _extended(text, origin, ())
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{origin}: kind: got {kind!r}; valid: {', '.join(KINDS)}.")
+        raise UserError(f"{origin}: kind: got {written(kind)}; valid: {', '.join(KINDS)}.")
     try:
         return KINDS[kind].model_validate({**data, "name": data.get("name", name)})
     except ValidationError as error:
@@ -73,7 +60,7 @@ def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]
     if base_name is None:
         return data
     if not isinstance(base_name, str):
-        raise UserError(f"{origin}: extends: takes a suite's name or file, got {base_name!r}.")
+        raise UserError(f"{origin}: extends: takes a suite's name or file, got {written(base_name)}.")
     beside = Path(origin).parent / base_name
     _, base_origin, base_text = _read(str(beside) if _is_path(base_name) else base_name)
     if os.path.realpath(base_origin) in map(os.path.realpath, (*within, origin)):
@@ -86,10 +73,10 @@ def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]
 def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        listed = key.removeprefix("add_")
-        if key.startswith("add_") and listed in LISTS:
+        listed = str(key).removeprefix("add_")
+        if listed != key and listed in LISTS:
             if not isinstance(value, list):
-                raise UserError(f"{origin}: {key}: takes a list, got {value!r}.")
+                raise UserError(f"{origin}: {key}: takes a list, got {written(value)}.")
             merged[listed] = [*(merged.get(listed) or []), *value]
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = {**merged[key], **value}
@@ -100,9 +87,7 @@ def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[
 
 def _mapping(text: str, origin: str) -> dict[str, Any]:
     try:
-        data = yaml.load(text, _Loader)
-    except RecursionError:
-        raise UserError(f"{origin}: not a suite: its lists and mappings are nested too deep.") from None
+        data = plain_yaml.read(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -110,8 +95,6 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
         if problem == "but found another document":
             problem = "a suite is one document, and this is where a second one begins"
         raise UserError(f"{origin}{where}: not valid YAML: {problem}.") from None
-    except ValueError as error:  # a date that is none, a number too long to read
-        raise UserError(f"{origin}: not valid YAML: {error}.") from None
     if not isinstance(data, dict):
         raise UserError(
             f"{origin}: a suite is a mapping that begins with `kind: recall`, `kind: throughput` or `extends: SUITE`."
@@ -123,14 +106,15 @@ def explain(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, as one sentence with the path to the key."""
     first = error.errors()[0]
     path = _path(first["loc"])
-    given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    given = "" if first["type"] in ("value_error", "missing") else f", got {written(first['input'])}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     sentence = f"{path}{plain(first)}{given}".removesuffix(".")
     return sentence + ("" if sentence.endswith("?") else ".") + more
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    keys = [part for part in location if isinstance(part, int) or "[" not in part]  # but for types that were tried
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys)
     return f"{parts.lstrip('.')}: " if parts else ""
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from basedbench.config.grid import expand_grid
 from basedbench.config.identity import case_id
 from basedbench.config.section import Count, Section
-from basedbench.errors import plain
+from basedbench.errors import plain, written
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Cache = Literal["cold", "hot"]
@@ -91,5 +91,5 @@ def refused(make: Callable[[], object]) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"{part}: " for part in first["loc"])
-        given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        given = "" if first["type"] == "value_error" else f", got {written(first['input'])}"
         raise ValueError(f"grid: {place}{plain(first)}{given}") from None

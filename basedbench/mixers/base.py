@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from basedbench.errors import UserError, nearest, plain
+from basedbench.errors import UserError, nearest, plain, written
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.row_linear import row_linear
 
@@ -186,14 +186,16 @@ def describe(error: ValidationError, options: type[BaseModel]) -> str:
     for problem in [problem for problem in problems if not problem["loc"] or problem["loc"] not in inside]:
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            parts.append(f"unknown option {key!r} (given {problem['input']!r}): {nearest(key, options.model_fields)}")
+            parts.append(
+                f"unknown option {key!r} (given {written(problem['input'])}): {nearest(key, options.model_fields)}"
+            )
         elif problem["type"] == "literal_error":
             choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-            parts.append(f"option {key!r} = {problem['input']!r}: {nearest(str(problem['input']), choices)}")
+            parts.append(f"option {key!r} = {written(problem['input'])}: {nearest(str(problem['input']), choices)}")
         elif problem["type"] == "missing":
             parts.append(f"option {key!r} {plain(problem)}")
         else:
-            subject = f"option {key!r} = {problem['input']!r}" if key else "options"
+            subject = f"option {key!r} = {written(problem['input'])}" if key else "options"
             parts.append(f"{subject}: {plain(problem)}")
     sentence = "; ".join(parts)
     return sentence if sentence.endswith(("?", ".")) else f"{sentence}."

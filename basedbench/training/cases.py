@@ -11,7 +11,7 @@ from typing import Any
 from basedbench.config import RecallSuite, case_id, expand_grid
 from basedbench.config.recall import LayerSection, ModelSection, TaskSection, TestSection, TrainSection
 from basedbench.config.section import MOST
-from basedbench.errors import UserError
+from basedbench.errors import UserError, written
 from basedbench.mixers import check_options, get_mixer
 from basedbench.models.recall import LayerSpec
 from basedbench.sources import source_of
@@ -164,7 +164,9 @@ def _models(
     for setting in expand_grid(section.grid):
         options = {name: value for name, value in setting.items() if name != "d_model"}
         d_model = setting["d_model"]
-        where = f"suite {suite.name}, {section.mixer} with " + ", ".join(f"{k}={v}" for k, v in setting.items())
+        where = f"suite {suite.name}, {section.mixer} with " + ", ".join(
+            f"{name}={value if isinstance(value, str) else written(value)}" for name, value in setting.items()
+        )
         if isinstance(d_model, bool) or not isinstance(d_model, int) or not 1 <= d_model <= MOST:
             raise UserError(f"{where}: d_model takes a whole number from 1 to {MOST}.")
         try:

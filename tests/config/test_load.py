@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from basedbench.config import RecallSuite, load_suite, parse_suite, suite_names
 from basedbench.errors import UserError
+from basedbench.training.cases import recall_cases
 
 VALID = """
 kind: recall
@@ -89,11 +91,48 @@ def test_yaml_cannot_name_python_objects() -> None:
 
 
 @pytest.mark.parametrize(
-    "scalar", ["2020-99-99", "!!int abc", "1" * 6000], ids=["no such day", "no number", "too many digits"]
+    ("scalar", "said"),
+    [
+        ("!!int abc", "'abc' cannot be read as a whole number"),
+        ("!!int ''", "'' cannot be read as a whole number"),
+        ("1" * 6000, "1... cannot be read as a whole number"),
+        ("!!bool perhaps", "'perhaps' cannot be read as a truth value"),
+        ("!!timestamp soon", "'soon' cannot be read as a date"),
+        ('"\\ud800"', "cannot be read as text"),
+    ],
+    ids=["letters", "nothing", "too many digits", "perhaps", "soon", "half of a character"],
 )
-def test_scalars_that_python_cannot_hold_are_refused(scalar: str) -> None:
-    with pytest.raises(UserError, match="not valid YAML"):
-        parse(f"{VALID}\ndescription: {scalar}\n")
+def test_scalars_that_python_or_rows_cannot_hold_are_refused(scalar: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"mine.yaml, line 10: not valid YAML: .*{said}"):
+        parse(f"{VALID}description: {scalar}\n")
+
+
+def test_dates_are_text() -> None:
+    assert parse(f"{VALID}description: 2020-99-99\n").description == "2020-99-99"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind: recall", "kind:", "kind: got null; valid"),
+        ("kind: recall", "kind: recall\ntask: [yes, {a: }]", 'task: takes a mapping, got [true, {"a": null}]'),
+        ("[1e-2]", "[1e-2]\n  epochs: 2020-01-01", "train.epochs: takes a whole number, got '2020-01-01'"),
+        ("[1e-2]", f"[1e-2]\n  epochs: {'x' * 500}", f"train.epochs: takes a whole number, got '{'x' * 99}..."),
+        ("{d_model: 16}", "{d_model: }", "based with d_model=null: d_model takes"),
+        ("{d_model: 16}", "{d_model: 16, heads: }", "option 'heads' = null: takes a whole number"),
+        ("{d_model: 16}", "&own [*own]", "models[0].grid: takes a mapping, got [[...]]"),
+    ],
+)
+def test_values_are_shown_as_they_were_written(old: str, new: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recall_cases(parse(VALID.replace(old, new)))
+    assert said in str(caught.value)
+
+
+def test_a_grid_of_no_kind_is_named_by_its_place() -> None:
+    text = "kind: throughput\ncases: [{operator: wkv4, contenders: [ours], baseline: ours, grid: }]"
+    with pytest.raises(UserError, match=re.escape("cases[0].grid: takes a mapping, got null")):
+        parse_suite(text, "mine", "mine.yaml")
 
 
 def test_a_second_document_is_refused_by_name() -> None:
@@ -164,6 +203,7 @@ def test_a_shipped_suite_can_be_extended_by_name() -> None:
         ("extends: quick\nadd_models: based", ["mine.yaml", "add_models", "'based'"]),
         ("extends: quick\ntrain: {epoch: 2}", ["mine.yaml", "'epoch'", "'epochs'"]),
         ("add_models: []", ["mine.yaml"]),
+        ("extends: quick\n1: 2", ["mine.yaml", "unknown key '1'"]),
     ],
 )
 def test_what_cannot_be_extended_is_said_in_one_sentence(text: str, words: list[str]) -> None:

@@ -1,0 +1,54 @@
+"""YAML as plain values: numbers, text, truth values, lists and mappings."""
+
+from typing import Any
+
+import yaml
+
+_DATE = "tag:yaml.org,2002:timestamp"
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "a truth value", "str": "text", "timestamp": "a date"}
+
+
+def read(text: str) -> Any:
+    """The values of one document. Raises yaml.YAMLError, whatever is wrong."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("its lists and mappings are nested too deep") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that stands twice in one mapping is an error: only the last would count. Dates are text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise _error(key, f"{key.value!r} stands twice")
+            if name is not None and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(name)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, str):
+                value.encode()  # half of a character cannot be stored
+        except (ValueError, LookupError, AttributeError):  # PyYAML's own of a scalar that is not what its tag says
+            kind = node.tag.rpartition(":")[2]
+            raise _error(node, f"{_begin(node)} cannot be read as {_KINDS.get(kind, kind)}") from None
+        return value
+
+
+def _begin(node: yaml.Node) -> str:
+    shown = repr(node.value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."
+
+
+def _error(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
