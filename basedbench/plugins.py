@@ -1,6 +1,7 @@
 """The user's own Python files, given with `--plugin`: sequence mixers, contenders, or both in one file."""
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -72,8 +73,12 @@ def _execute(file: Path, name: str) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where pydantic, dataclasses and pickle look its classes up
-    with stdout_to_stderr():
-        spec.loader.exec_module(module)
+    here = os.getcwd()
+    try:
+        with stdout_to_stderr():
+            spec.loader.exec_module(module)
+    finally:
+        os.chdir(here)  # of which the names of other files, and --out, are told
 
 
 def _line(error: BaseException, file: Path) -> int:

@@ -89,7 +89,7 @@ def recall(
     from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
 
     note("imported")
-    root = out.absolute()  # a mixer may go to another folder
+    root, plugins = out.absolute(), [str(file.absolute()) for file in plugin or []]  # a mixer may go elsewhere
     with stdout_to_stderr():  # the user's mixers may print
         load_plugins(plugin or [])
         devices = resolve_devices(device)
@@ -98,6 +98,7 @@ def recall(
         chosen = given.narrow(chosen, sweep, mixer, d_model, layers, context.args, options_of(context.command))
         cases = recall_cases(chosen)
         cases = cases if filter is None else matching(cases, filter, "runs")
+    out = out if out.absolute() == root else root
     jobs = min(jobs, len(cases)) if jobs else None
     statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
     timeout_s = limits.seconds(timeout, "--timeout")
@@ -116,7 +117,6 @@ def recall(
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
         deadline = Deadline(limit_s, began, pace)
-        plugins = [str(file) for file in plugin or []]
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
         left = _run(todo, engine, deadline, out, limit, quiet)
     _show_results(cases, out, left, as_json)

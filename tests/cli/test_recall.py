@@ -39,6 +39,8 @@ import tempfile
 import torch
 from basedbench.mixers import Mixer, register
 
+os.chdir(tempfile.gettempdir())
+
 @register
 class Wanders(Mixer):
     name = "wanders"
@@ -46,6 +48,10 @@ class Wanders(Mixer):
     def forward(self, x_BLD):
         os.chdir(tempfile.gettempdir())
         return x_BLD
+
+    @classmethod
+    def check(cls, d_model, options):
+        os.chdir(tempfile.gettempdir())
 
     def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
         return {"x": torch.zeros(batch_size, 1, dtype=dtype, device=device)}
@@ -253,7 +259,10 @@ def test_rows_stay_where_they_were_asked_for_though_a_mixer_goes_elsewhere(
         )
     )
     monkeypatch.chdir(tmp_path)
-    sweep(run_cli, suite, Path("results"), "--plugin", plugin, "--limit", 1)
+    (tmp_path / "second.py").write_text(WANDERS.replace("anders", "alks"))
+    plugins = ("--plugin", "wanders.py", "--plugin", "second.py")
+    told = sweep(run_cli, Path("own.yaml"), Path("results"), *plugins, "--limit", 1)
+    assert re.search(r"wanders d_model=16 .* 1/2", told)
     assert len(load(tmp_path / "results", "recall")) == 1
 
 
