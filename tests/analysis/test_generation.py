@@ -85,9 +85,15 @@ def test_the_published_ratio_is_the_page_s() -> None:
     assert f"{rates['based-360m'] / rates['attention-360m']:.2f} times" in PAGE
 
 
-@pytest.mark.parametrize("name", GENERATION)
-def test_the_page_is_what_the_committed_rows_give(name: str) -> None:
-    committed = TABLES[f"generation-{name}"](ROOT / "results" / "reference" / "h100")
-    assert section(PAGE, f"generation-{name}") == committed, (
-        "run: basedbench results table generation --results results/reference/h100 --write docs/TWENTYFOUR.md"
+@pytest.mark.parametrize(
+    ("page", "device", "name"),
+    [
+        *(("TWENTYFOUR", "h100", name) for name in GENERATION),
+        *(("H200", "h200", name) for name in GENERATION if name != "prefill"),
+    ],
+)
+def test_the_pages_are_what_the_committed_rows_give(page: str, device: str, name: str) -> None:
+    committed = TABLES[f"generation-{name}"](ROOT / "results" / "reference" / device)
+    assert section((ROOT / "docs" / f"{page}.md").read_text(), f"generation-{name}") == committed, (
+        f"run: basedbench results table generation-{name} --results results/reference/{device} --write docs/{page}.md"
     )
