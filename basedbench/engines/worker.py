@@ -150,7 +150,7 @@ class Worker:
             with torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
                 working = next(entry.steps, None)
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) or out_of_memory(error):
+            if out_of_memory(error):
                 self._out_of_memory(entry, error)
                 return True
             if not device_answers(self.device):

@@ -20,8 +20,9 @@ LONGEST_REASON = 300
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory or the machine's did not suffice."""
-    text = text_of(error).lower()
-    return isinstance(error, MemoryError) or any(mark in text for mark in OUT_OF_MEMORY)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, by its name
+        return True
+    return any(mark in text_of(error).lower() for mark in OUT_OF_MEMORY)
 
 
 def classify(error: BaseException) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from multiprocessing import connection, get_all_start_methods, set_start_method
 from pathlib import Path
 from typing import Any
 
-from basedbench.forking import TIMING, server_context
+from basedbench.forking import TIMING, end_with_parent, server_context
 from basedbench.timing.failures import classify, crash
 from basedbench.timing.timeline import noted
 
@@ -129,8 +129,9 @@ class Worker:
 
 
 def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:
-    """The far end: answers until the near end is gone."""
+    """The far end: answers until the near end is gone, and then ends, whatever it is at."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     if "fork" in get_all_start_methods():
         # Locks that libraries make (tqdm, in torch's compiler) have no name then: an end by force leaves none behind.
         set_start_method("fork", force=True)

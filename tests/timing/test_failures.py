@@ -17,6 +17,7 @@ InnerError.__module__ = "triton.compiler.errors"
     ("error", "status"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "oom"),
+        (torch.OutOfMemoryError("no memory left"), "oom"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "oom"),
         (MemoryError(), "oom"),
         (NotImplementedError("cannot be captured"), "unsupported"),

@@ -1,10 +1,12 @@
 """Real worker processes: whatever happens over there is an answer here."""
 
+import contextlib
 import gc
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from basedbench.timing.samples import Round
 from basedbench.timing.worker import CeilingsRequest, Failure, Worker, Workers, _set_up
 from tests.timing.conftest import make_case
 
+ROOT = Path(__file__).parents[2]
 PLUGIN = str(Path(__file__).with_name("plugin_misbehaving.py"))
 MEASURE = MeasureSection(round_ms=2, timeout=60)
 
@@ -101,6 +104,28 @@ from triton.runtime.cache import triton_key
 assert triton_key.cache_info().currsize == 1
 """
     subprocess.run([sys.executable, "-c", touched], check=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_a_worker_ends_with_the_command_that_was_killed_whatever_it_is_at() -> None:
+    code = """
+from tests.timing.test_worker import MEASURE, PLUGIN, Worker, make_case
+worker = Worker("cpu", [PLUGIN])
+assert worker.wait() is None
+print(worker._process.pid, flush=True)
+worker.prepare(make_case("hangs"), MEASURE)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as command:
+        assert command.stdout is not None
+        state = Path("/proc", command.stdout.readline().strip(), "stat")
+        assert state.exists()
+        time.sleep(0.5)
+        command.kill()
+    limit = time.monotonic() + 20
+    with contextlib.suppress(OSError):  # it is gone
+        while state.read_text().split()[2] != "Z":
+            assert time.monotonic() < limit
+            time.sleep(0.05)
 
 
 def test_an_operator_is_shielded_from_torchs_compiler_only_once_that_is_there() -> None:
