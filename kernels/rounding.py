@@ -5,13 +5,14 @@ it is right on average (stochastic rounding, arXiv 1502.02551). With r from 0 to
 
     stored = the upper half of bits(x) + r,   the next number away from zero in (lower half of x) / 2^16 of cases
 
-r is a hash (half of MurmurHash3's finaliser) of x's bits, its place in the sequence's state and the tokens so far: no
-generator to carry, and equal on every device, beside any other sequences, in a CUDA graph and without one. Without the
-tokens a step that adds the same number again and again would be rounded the same way each time, and stand still after
-all.
+Two neighbours of a row share a hash (half of MurmurHash3's finaliser) of their bits, of their place in the sequence's
+state and of the tokens so far; half of it is each one's r. So there is no generator to carry, and a state is equal on
+every device, beside any other sequences, in a CUDA graph and without one. Without the tokens a step that adds the same
+number again and again would be rounded the same way each time, and stand still after all.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import accumulation_dtype
@@ -38,12 +39,15 @@ def store(state: Tensor, value: Tensor, count_B: Tensor | None) -> None:
 
 
 def _rounded(x: Tensor, count_B: Tensor | None) -> Tensor:
-    """x, float32, as float32 numbers that bfloat16 has."""
-    bits = x.contiguous().view(torch.int32).long() & _BITS
-    place = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:]) * 0x9E3779B1
+    """x (B,...,columns), float32, as float32 numbers that bfloat16 has."""
+    columns = x.shape[-1]
+    bits_P2 = F.pad(x, (0, columns % 2)).contiguous().view(torch.int32).long().unflatten(-1, (-1, 2)) & _BITS
+    even, odd = bits_P2.unbind(-1)
+    place = torch.arange(even[0].numel(), device=x.device).view(even.shape[1:]) * 0x9E3779B1
     if count_B is not None:
         place = place + count_B.long().view(-1, *[1] * (x.dim() - 1)) * 0x85EBCA77
-    mixed = (bits ^ (place & _BITS)) * 0x85EBCA6B & _BITS
+    mixed = (odd * 0x27D4EB2F + even + place & _BITS) * 0x85EBCA6B & _BITS
     mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 & _BITS
-    upper = (bits + (mixed >> 16) & _BITS) >> 16 << 16
-    return (upper - (upper >> 31 << 32)).to(torch.int32).view(torch.float32)
+    upper = (bits_P2 + torch.stack((mixed >> 16, mixed & 0xFFFF), -1) & _BITS) >> 16 << 16
+    rounded = (upper - (upper >> 31 << 32)).to(torch.int32).view(torch.float32)
+    return rounded.flatten(-2)[..., :columns]

@@ -50,7 +50,7 @@ def step_kernel(
     if SOFTPLUS:
         step_D = softplus(step_D)
     state_DN = tl.exp2(step_D[:, None] * A_DN) * state_DN + (step_D * u_D)[:, None] * B_N[None, :]
-    kept_DN = stored(state_DN, place_DN, counted(count, b, HAS_COUNT), state.dtype.element_ty)
+    kept_DN = stored(state_DN, d, 0, counted(count, b, HAS_COUNT), N, state.dtype.element_ty)
     tl.store(state + place_DN, kept_DN, mask=inside_DN)
     y_D = tl.sum(state_DN * C_N[None, :], 1) + load_constant(D_skip, d, inside, HAS_D) * u_D
     if HAS_Z:
@@ -69,7 +69,7 @@ def step(
     u, delta, B, C, z = (dense_rows(x) for x in (u, delta, B, C, u if z is None else z))
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
     batch, channels, states = state.shape
-    padded = triton.next_power_of_2(states)
+    padded = max(2, triton.next_power_of_2(states))
     block = max(1, ELEMENTS // padded)
     y = u.new_empty(u.shape)
     step_kernel[(batch, triton.cdiv(channels, block))](

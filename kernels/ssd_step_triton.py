@@ -55,8 +55,8 @@ def step_kernel(
         A = -tl.exp(A)
     decay = tl.exp2(dt * A * LOG2E)
     state = state * decay + (x * dt)[:, None] * B[None, :]
-    number = head * (P * N) + place
-    kept = stored(state, number, counted(count, batch, HAS_COUNT), state_pointer.dtype.element_ty)
+    row = head * P + channels
+    kept = stored(state, row, 0, counted(count, batch, HAS_COUNT), N, state_pointer.dtype.element_ty)
     tl.store(state_pointer + place, kept, mask=inside)
     y = tl.sum(state * C[None, :], 1) + x * load_scalar(D_pointer, head, HAS_D)
     if HAS_Z:
@@ -68,7 +68,7 @@ def step_kernel(
 
 def _shape(width: int, states: int) -> dict[str, int]:
     """Channels of a program: 2048 entries if there are as many, and 16 a thread."""
-    block = triton.next_power_of_2(states)
+    block = max(2, triton.next_power_of_2(states))
     channels = min(triton.next_power_of_2(width), max(1, 2048 // block))
     return {"PB": channels, "BN": block, "num_warps": min(4, max(1, channels * block // 512))}
 

@@ -86,8 +86,9 @@ def step_kernel(
                 sum_of_k = tl.load(sums + feature * SUMS_ROW, mask=exists, other=0.0) + phi_k
                 tl.store(sums + feature * SUMS_ROW, sum_of_k, mask=exists)
                 z += phi_q * sum_of_k
-            number = (head % heads * FEATURES + feature[:, None]) * V + values[None, :]
-            tl.store(place, stored(rows, number, counted(count, batch, HAS_COUNT), state.dtype.element_ty), mask=mask)
+            row = head % heads * FEATURES + feature
+            kept = stored(rows, row, tile // 2, counted(count, batch, HAS_COUNT), V, state.dtype.element_ty)
+            tl.store(place, kept, mask=mask)
             y += tl.sum(phi_q[:, None] * rows, 0)
         out = y / tl.sum(z, 0)
         y_place = y_pointer + head.to(tl.int64) * V + values
@@ -106,8 +107,9 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: Tensor, sums: Tensor, count: Te
     most = {"maxnreg": 80} if state.dtype == torch.bfloat16 and values <= 64 else {}
     step_kernel[(batch * heads,)](
         q, k, v, y, state, sums, count, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads,
-        K=keys, V=values, ROW=state.stride(2), SUMS_ROW=sums.stride(2), TILE=min(64, triton.next_power_of_2(values)),
-        BLOCK=block, HAS_COUNT=count is not None, num_warps=block // 32, **most, **dependent(),
+        K=keys, V=values, ROW=state.stride(2), SUMS_ROW=sums.stride(2),
+        TILE=min(64, max(2, triton.next_power_of_2(values))), BLOCK=block, HAS_COUNT=count is not None,
+        num_warps=block // 32, **most, **dependent(),
     )  # fmt: skip
     return y
 

@@ -1,5 +1,6 @@
 """States in bfloat16 as the decode steps' kernels keep them: the same bits as `rounding` has."""
 
+import pytest
 import torch
 import triton
 import triton.language as tl
@@ -16,21 +17,29 @@ from basedbench.kernels.taylor_step_triton import step as taylor_step
 
 
 @triton.jit
-def stored_kernel(x, y, count, BLOCK: tl.constexpr):
-    """A sequence for each program."""
-    place = tl.arange(0, BLOCK)
-    x += tl.program_id(0) * BLOCK
-    kept = stored(tl.load(x + place), place, counted(count, tl.program_id(0), True), y.dtype.element_ty)
-    tl.store(y + tl.program_id(0) * BLOCK + place, kept)
+def stored_kernel(x, y, count, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """A sequence for each program, in tiles of BLOCK columns."""
+    row = tl.arange(0, ROWS)
+    for first in tl.static_range(0, COLUMNS, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        place = (tl.program_id(0) * ROWS + row)[:, None] * COLUMNS + column[None, :]
+        inside = (column < COLUMNS)[None, :]
+        given = tl.load(x + place, mask=inside, other=0.0)
+        tokens = counted(count, tl.program_id(0), True)
+        kept = stored(given, row, first // 2, tokens, COLUMNS, y.dtype.element_ty)
+        tl.store(y + place, kept, mask=inside)
 
 
-def test_the_same_bits(device):
-    """Of numbers of any size, and NaN."""
-    bits = torch.randint(-(2**31), 2**31, (16, 2**10), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("columns", [64, 45])
+def test_the_same_bits(device, columns):
+    """Of numbers of any size, and of NaN as sums have it."""
+    bits = torch.randint(-(2**31), 2**31, (16, 16, columns), generator=torch.Generator().manual_seed(0))
     x, count_B = bits.to(torch.int32).view(torch.float32), torch.arange(16, dtype=torch.int32) * 1000
-    x[0, :4] = torch.tensor([float("inf"), float("nan"), 0.0, -1.0])
+    x[x.isnan()] = 1.5
+    x[0, 0, :4] = torch.tensor([float("inf"), float("nan"), 0.0, -1.0])
+    x.view(torch.int32)[0, 1, :2] = 0x7FFFFFFF  # a GPU's
     found, expected = torch.empty(x.shape, dtype=torch.bfloat16, device=device), torch.empty(x.shape).bfloat16()
-    stored_kernel[(16,)](x.to(device), found, count_B.to(device), BLOCK=2**10)
+    stored_kernel[(16,)](x.to(device), found, count_B.to(device), ROWS=16, COLUMNS=columns, BLOCK=32)
     store(expected, x, count_B)
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
