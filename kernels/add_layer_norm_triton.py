@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
 from .draws import TOGETHER as GROUP
@@ -139,7 +140,7 @@ def _add_norm(
 
 def launch_forward(h, residual, kept, steps, tokens, weight, bias, seed, keep, eps, center, y, r, stats, drawn) -> None:
     """Writes y, r, stats and drawn, whichever are not empty. With tokens, h is a table of their rows."""
-    width = h.shape[-1]
+    width, weight, bias = h.shape[-1], dense_rows(weight), dense_rows(bias)
     if y.numel():
         block = triton.next_power_of_2(width) if steps is None else padded(width)
         tile, rows = max(1, TILE // block), y.numel() // width
@@ -193,7 +194,7 @@ def backward_operator(
     walk = walk_of_norm(rows, width)
     partials = torch.empty((walk.programs, ways * width), dtype=torch.float32, device=r.device)
     add_norm_backward_kernel[(walk.programs,)](
-        dy, dr, r, _contiguous(tokens), kept, weight, stats, dx, dh, partials, rows, 1 / keep, len(r),
+        dy, dr, r, _contiguous(tokens), kept, dense_rows(weight), stats, dx, dh, partials, rows, 1 / keep, len(r),
         D=width, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center,
         STORE_DX=dx.numel() > 0, STORE_DH=dh.numel() > 0, TABLE=tokens is not None, **walk.constants,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .block_boundary import Norm
+from .dense_rows import dense_rows
 from .embedding import Rows
 from .partial_sums_triton import sum_parts
 from .row_walks import walk_of_boundary
@@ -216,11 +217,11 @@ def _boundary(
     tile = max(1, TILE // block)
     if rows:
         boundary_forward_kernel[(triton.cdiv(rows, tile),)](
-            h, stream, _contiguous(tokens), kept, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows,
-            slots, stats, rows, asked, length, len(stream), 1 / keep, eps, D=width, BLOCK_D=block, ROWS=tile,
-            HAS_TABLE=table is not None, HAS_KEPT=kept is not None, HAS_POSITIONS=positions is not None,
-            HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None, CENTER=center, STORE_R=r.numel() > 0,
-            ONE_EXAMPLE=positions is not None and length % tile == 0,
+            h, stream, _contiguous(tokens), kept, positions, dense_rows(first_weight), dense_rows(first_bias),
+            dense_rows(weight), dense_rows(bias), y, s, r, at_rows, slots, stats, rows, asked, length, len(stream),
+            1 / keep, eps, D=width, BLOCK_D=block, ROWS=tile, HAS_TABLE=table is not None, HAS_KEPT=kept is not None,
+            HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
+            CENTER=center, STORE_R=r.numel() > 0, ONE_EXAMPLE=positions is not None and length % tile == 0,
         )  # fmt: skip
     return found
 
@@ -260,7 +261,8 @@ def _boundary_backward(
     walk = walk_of_boundary(rows, width)
     ways = 2 if first_weight is None else 4
     partials = torch.empty((walk.programs, ways * width), dtype=torch.float32, device=r.device)
-    first = (weight, weight) if first_weight is None else (first_weight, first_bias)
+    weight = dense_rows(weight)
+    first = (weight, weight) if first_weight is None else (dense_rows(first_weight), dense_rows(first_bias))
     boundary_backward_kernel[(walk.programs,)](
         dy, ds, d_at_rows, r, _contiguous(table), _contiguous(tokens), kept, slots, *first, weight, stats, dresidual,
         dh, partials, rows, 0 if table is None else len(table), 1 / keep, D=width, HAS_TABLE=table is not None,

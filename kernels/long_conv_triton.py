@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .long_conv_gluon import convolution_kernel, filter_gradient_kernel, gated_backward_kernel, gated_forward_kernel
 
 # Tokens of a tile and sources of a block by the channels of a head. Larger ones load less for each multiply-add.
@@ -45,8 +46,8 @@ def _convolve(x: Tensor, taps: Tensor, skip: Tensor | None, y: Tensor, *, backwa
     sequences, length, width = x.shape
     grid, shape = _blocks(sequences, length, width, 1)
     convolution_kernel[grid](
-        x, taps, skip, y, sequences, length, len(taps), ROW=x.stride(1), OUT_ROW=y.stride(1), D=width, G=taps.shape[1],
-        REVERSED=backwards, **shape,
+        x, taps, dense_rows(skip), y, sequences, length, len(taps), ROW=x.stride(1), OUT_ROW=y.stride(1), D=width,
+        G=taps.shape[1], REVERSED=backwards, **shape,
     )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def _gated(
     near, heads = _within(taps, length), taps.shape[1]
     grid, shape = _blocks(sequences, length, heads, width // heads)
     gated_forward_kernel[grid](
-        q, k, v, near, skip, y, c, sequences, length, len(near), Q_ROW=q.stride(1), K_ROW=k.stride(1),
+        q, k, v, near, dense_rows(skip), y, c, sequences, length, len(near), Q_ROW=q.stride(1), K_ROW=k.stride(1),
         V_ROW=v.stride(1), H=heads, R=width // heads, SAVE=save, **shape,
     )  # fmt: skip
     return y, c, shifted
@@ -206,7 +207,7 @@ def _gated_backward(
     near, heads = _within(taps, length), taps.shape[1]
     grid, shape = _blocks(sequences, length, heads, width // heads)
     gated_backward_kernel[grid](
-        dy, q, k, v, c, near, skip, dq, d_shifted, dv, sequences, length, len(near),
+        dy, q, k, v, c, near, dense_rows(skip), dq, d_shifted, dv, sequences, length, len(near),
         Q_ROW=q.stride(1), K_ROW=k.stride(1), V_ROW=v.stride(1), DQ_ROW=dq.stride(1), DK_ROW=d_shifted.stride(1),
         DV_ROW=dv.stride(1), H=heads, R=width // heads, **shape,
     )  # fmt: skip

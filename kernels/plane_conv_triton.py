@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dense_rows import dense_rows
 from .partial_sums_triton import sum_parts
 
 TOKENS, BACKWARD_TOKENS = 2048, 1024  # of a tile; the backward's sums take registers
@@ -139,9 +140,8 @@ def _conv(x: Tensor, input_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     y = x.new_empty(x.shape)
     if y.numel():
         tiles, shape = _tiles(x, TOKENS)
-        forward_kernel[(tiles, len(x))](
-            x, input_bias, weight.contiguous(), bias, y, *x.shape[1:], TAPS=weight.shape[1], **shape
-        )
+        vectors = dense_rows(input_bias), weight.contiguous(), dense_rows(bias)
+        forward_kernel[(tiles, len(x))](x, *vectors, y, *x.shape[1:], TAPS=weight.shape[1], **shape)
     return y
 
 
@@ -160,7 +160,7 @@ def _conv_backward(dy: Tensor, x: Tensor, input_bias: Tensor, weight: Tensor) ->
     programs = min(PROGRAMS, tiles)
     partials = torch.empty((programs, width * (taps + 2)), dtype=torch.float32, device=x.device)
     backward_kernel[(programs, width)](
-        dy, x, input_bias, weight.contiguous(), dx, partials, *x.shape[1:], D=width, TAPS=taps, **shape
+        dy, x, dense_rows(input_bias), weight.contiguous(), dx, partials, *x.shape[1:], D=width, TAPS=taps, **shape
     )
     return dx, sum_parts(partials, weight.dtype)
 

@@ -94,7 +94,7 @@ def convolution(
     y = _y(x, gate)
     if not y.numel():
         return y
-    x, gate = dense_rows(x), dense_rows(gate)
+    x, gate, bias, gate_bias = dense_rows(x), dense_rows(gate), dense_rows(bias), dense_rows(gate_bias)
     grid, tile, sizes = _tiles(x.shape)
     strides, unit = _strides(x, either(gate, x))
     conv_forward_kernel[grid](
@@ -129,6 +129,7 @@ def launch_backward(
 ) -> Tensor:
     """Writes dx and dgate, returns the parameters' gradients. dy: tensors that side by side are the gradient of y."""
     x, gate, dy = dense_rows(x), dense_rows(gate), [dense_rows(part) for part in dy]
+    bias, gate_bias = dense_rows(bias), dense_rows(gate_bias)
     grid, tile, sizes = _tiles(x.shape, THREADS_BACKWARD, LONGEST_BACKWARD)
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
@@ -256,7 +257,7 @@ class _SplitConv(torch.autograd.Function):
 @torch.library.custom_op("basedbench::conv_step", mutates_args=("state",))
 def _conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool, gated: bool) -> Tensor:
     """One token into the state, in place; its output. Gated: x holds the convolution's channels, then their gates."""
-    x = dense_rows(x)
+    x, bias = dense_rows(x), dense_rows(bias)
     width, taps = weight.shape
     y = x.new_empty((len(x), width))
     if not y.numel():
@@ -286,7 +287,7 @@ def _step_by_words(
     rows = min(WORD_ROWS, triton.next_power_of_2(len(x)))
     conv_words_kernel[(triton.cdiv(pairs, WORD_PAIRS), triton.cdiv(len(x), rows))](
         words, weight.contiguous().flatten().view(torch.int32),
-        None if bias is None else bias.contiguous().view(torch.int32), state.flatten(1).view(torch.int32),
+        None if bias is None else bias.view(torch.int32), state.flatten(1).view(torch.int32),
         y.view(torch.int32), len(x), words.stride(0), PAIRS=pairs, BLOCK_P=WORD_PAIRS, ROWS=rows,
         TAPS=weight.shape[1], HAS_BIAS=bias is not None, SILU=silu, GATED=gated, dtype=WORDS[y.dtype],
         num_warps=4, **dependent(),

@@ -451,8 +451,12 @@ def block_boundary(source: Source) -> Arguments:
 def adamw(source: Source) -> Arguments:
     """Three tensors of awkward sizes, `length` rows the largest, after ten steps."""
     shapes = ((source.length, 16), (5,), (1024,))
-    elements = adamw_offsets([math.prod(shape) for shape in shapes])[-1]
-    flat = [source.normal(elements, dtype=torch.float32) for _ in range(3)]
+    sizes = [math.prod(shape) for shape in shapes]
+    *starts, elements = adamw_offsets(sizes)
+    taken = torch.zeros(elements)  # between tensors there are zeros
+    for start, size in zip(starts, sizes, strict=True):
+        taken[start : start + size] = 1
+    flat = [source.normal(elements, dtype=torch.float32) * taken for _ in range(3)]
     buffers = {"parameters": flat[0], "first": 0.1 * flat[1], "second": 0.01 * flat[2].square()}
     buffers["steps"] = torch.tensor(10)
     gradients = {f"gradient_{index}": source.normal(*shape) for index, shape in enumerate(shapes)}

@@ -1,10 +1,18 @@
 """The AdamW kernel against float64 and against PyTorch's own, over tensors of awkward sizes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from basedbench.checking.adapters import of_adamw
+from basedbench.checking.operators import arguments_of, widened
+from basedbench.checking.problems import Problem
 from basedbench.kernels.adamw import ALIGNMENT, Coefficients, Moments, offsets, reference
 from basedbench.kernels.adamw_triton import adamw_step
+from basedbench.timing.errors import compare
+from tests.kernels.interpreted_bfloat16 import repaired
+from tests.kernels.triton.conftest import interpreted
 
 SHAPES = [(1,), (17, 48), (ALIGNMENT,), (130, 24), (3, ALIGNMENT + 1)]
 COEFFICIENTS = Coefficients(0.9, 0.999, 1e-8, 0.1)
@@ -56,3 +64,16 @@ def test_steps_follow_float64_and_pytorch(randn, relative_error, device, dtypes,
     assert buffer[gaps].isnan().all()
     if copy is not None:
         assert torch.equal(copy.nan_to_num(7), buffer.to(copied).nan_to_num(7))
+
+
+def test_the_problem_of_basedbench_check_is_right(device):
+    """The kernel reads and writes what is between two tensors, too."""
+    given = arguments_of(Problem("adamw_step", "fwd", "fp32", 17, ()), str(device))
+    same, truth = (results(reference, arguments) for arguments in (given, widened(given)))
+    with repaired() if interpreted else nullcontext():
+        finding = compare(results(adamw_step, given), same, truth, "fp32", 17)
+    assert finding.right, finding
+
+
+def results(function, given):
+    return {str(index): x for index, x in enumerate(of_adamw(function)(**given))}
