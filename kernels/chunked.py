@@ -110,14 +110,14 @@ def chunked_attention(
 
     Sequences up to QUADRATIC_LIMIT are one chunk, longer ones are cut into chunks of `chunk` tokens.
     """
-    batch, length = v_BLHV.shape[:2]
+    batch, length, heads = v_BLHV.shape[:3]
     dtype = accumulation_dtype(v_BLHV.dtype)
     q, k, v = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (q_BLHK, k_BLHK, v_BLHV))
     state = None if initial_state is None else initial_state.to(dtype).flatten(0, 1)
     chunk = length if length <= QUADRATIC_LIMIT else chunk
     y, state = _attend(q, k, v, kernel, state, return_state, chunk)
-    y_BLHV = y.unflatten(0, (batch, -1)).transpose(1, 2).to(v_BLHV.dtype)
-    return (y_BLHV, state.unflatten(0, (batch, -1))) if return_state and state is not None else y_BLHV
+    y_BLHV = y.unflatten(0, (batch, heads)).transpose(1, 2).to(v_BLHV.dtype)
+    return (y_BLHV, state.unflatten(0, (batch, heads))) if return_state and state is not None else y_BLHV
 
 
 def attention_step(features_q: Tensor, features_k: Tensor, v_BHV: Tensor, state_BHFW: Tensor) -> Tensor:

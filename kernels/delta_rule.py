@@ -241,15 +241,15 @@ def reference(
     chunk: int = 32,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`delta_rule` in PyTorch: differentiable once, any device."""
-    batch, length = v_BLHV.shape[:2]
+    batch, length, heads = v_BLHV.shape[:3]
     dtype = accumulation_dtype(v_BLHV.dtype)
     chunk = 1 << (min(chunk, length) - 1).bit_length()
     q, k, v, a, b = (_chunks(x.to(dtype), chunk) for x in (q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK))
     g = None if g_BLHK is None else _chunks(g_BLHK.to(dtype), chunk)
     state = None if initial_state is None else initial_state.to(dtype).flatten(0, 1)
     y, state = _scan(q, k, v, a, b, g, state, return_state)
-    y_BLHV = y.flatten(1, 2)[:, :length].unflatten(0, (batch, -1)).transpose(1, 2).to(v_BLHV.dtype)
-    return (y_BLHV, state.unflatten(0, (batch, -1))) if return_state and state is not None else y_BLHV
+    y_BLHV = y.flatten(1, 2)[:, :length].unflatten(0, (batch, heads)).transpose(1, 2).to(v_BLHV.dtype)
+    return (y_BLHV, state.unflatten(0, (batch, heads))) if return_state and state is not None else y_BLHV
 
 
 def delta_rule(

@@ -31,7 +31,7 @@ OTHER_BLOCK_ELEMENTS = 2**24
 def _block_length(x_LBD: Tensor, states: int) -> int:
     length, batch, channels = x_LBD.shape
     elements = BLOCK_ELEMENTS.get(x_LBD.device.type, OTHER_BLOCK_ELEMENTS)
-    return max(1, min(length, elements // (batch * channels * states)))
+    return max(1, min(length, elements // max(1, batch * channels * states)))
 
 
 def _walk(
