@@ -112,14 +112,14 @@ def compared(choice: Choice, kind: str) -> Found:
     """The pairs of one kind. UserError for unlike machines, unless they were allowed, and if nothing is left."""
     before = _known(choice.a, kind)
     after = _known(choice.b, kind) if choice.b else before
-    software = _check_machines(choice, before, after) if choice.b else None
     out = str((choice.b or choice.a).folder)
     if choice.contender and choice.against:
         pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
     else:
         make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs
         pairs = make(before, after, choice.threshold, out)
-    return Found(_chosen(choice, before, pairs), software)
+    chosen = _chosen(choice, before, pairs)
+    return Found(chosen, _check_machines(choice, chosen, before, after) if choice.b else None)
 
 
 def _known(place: Place, kind: str) -> Sequence[Row]:
@@ -132,15 +132,21 @@ def _known(place: Place, kind: str) -> Sequence[Row]:
     return found
 
 
-def _check_machines(choice: Choice, before: Sequence[Row], after: Sequence[Row]) -> str | None:
-    """Refuses unlike machines; returns what else differs."""
-    hardware = hardware_difference(before[-1], after[-1])
-    if hardware and not choice.across_machines:
+def _check_machines(choice: Choice, pairs: Sequence[Pair], before: Sequence[Row], after: Sequence[Row]) -> str | None:
+    """Refuses unlike machines, of the rows that were compared, or of the newest ones; returns what else differs."""
+    held = [pair for pair in pairs if pair.result.verdict != "MISSING"]
+    hardware, software = [pair.hardware for pair in held], [pair.software for pair in held]
+    if not held:
+        newest = before[-1], after[-1]
+        hardware, software = [hardware_difference(*newest)], [software_difference(*newest)]
+    unlike = list(filter(None, hardware))
+    if unlike and not choice.across_machines:
+        share = "" if len(unlike) == len(hardware) else f", in {len(unlike)} of {len(hardware)} cases"
         raise UserError(
-            f"{choice.a} and {choice.b} come from unlike machines ({hardware}); "
+            f"{choice.a} and {choice.b} come from unlike machines ({unlike[0]}{share}); "
             "say --across-machines to compare them all the same."
         )
-    return "; ".join(filter(None, (hardware, software_difference(before[-1], after[-1])))) or None
+    return "; ".join(dict.fromkeys(filter(None, [*hardware, *software]))) or None
 
 
 def _chosen(choice: Choice, rows: Sequence[Row], pairs: list[Pair]) -> list[Pair]:

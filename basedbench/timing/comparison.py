@@ -41,12 +41,14 @@ def compare_times(a: Sequence[float], b: Sequence[float], threshold: float = THR
     # On a logarithmic scale differences are ratios.
     test = Welch([math.log(x) for x in a], [math.log(x) for x in b])
     ratio, (low, high) = math.exp(test.difference), (math.exp(end) for end in test.interval())
-    if abs(ratio - 1) >= threshold and test.significant(LEVEL):
+    # By how much the longer time exceeds the shorter: the same whichever side it is on.
+    effect, most = math.expm1(abs(test.difference)), 1 + threshold
+    if effect >= threshold and test.significant(LEVEL):
         return Comparison("FASTER" if ratio < 1 else "SLOWER", ratio, low, high)
-    if 1 - threshold <= low and high <= 1 + threshold:
+    if 1 / most <= low and high <= most:
         return Comparison("SAME", ratio, low, high)
     needed = _needed(test, len(a), len(b), threshold)
-    return Comparison("UNCLEAR", ratio, low, high, _reason(abs(ratio - 1), threshold, low - 1, high - 1), needed)
+    return Comparison("UNCLEAR", ratio, low, high, _reason(effect, threshold, low - 1, high - 1), needed)
 
 
 def compare_accuracies(a: Sequence[float], b: Sequence[float], threshold: float = THRESHOLD) -> Comparison:

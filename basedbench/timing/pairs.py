@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ from basedbench.errors import warn
 from basedbench.store.schema import decode_json
 from basedbench.timing.baseline import counterpart, subject
 from basedbench.timing.comparison import Comparison, compare_accuracies, compare_times
+from basedbench.timing.machines import hardware_difference, software_difference
 
 Row = Mapping[str, Any]
 # Everything that defines a recall run except its seed.
@@ -27,19 +28,24 @@ _RECALL = (
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of a comparison: values a and b (ms, or mean accuracy), and the command that would settle UNCLEAR."""
+    """One line of a comparison: values a and b (ms, or mean accuracy), and the command that would settle UNCLEAR.
+
+    `hardware` and `software` say what differs between the machines of the rows that were compared.
+    """
 
     label: str
     a: float | None
     b: float | None
     result: Comparison
     command: str | None = None
+    hardware: str | None = None
+    software: str | None = None
 
 
 def time_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """The cases that have a time in `a` with the same cases of `b`; `out` is the folder of b."""
-    others = {row["case_id"]: row for row in b}
-    return [_time_pair(row, others.get(row["case_id"]), threshold, out) for row in a if row["status"] == "ok"]
+    ours, theirs = _by_case(row for row in a if row["status"] == "ok"), _by_case(b)
+    return [_time_pair(row, theirs.get(case), threshold, out) for case, row in ours.items()]
 
 
 def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: float, out: str) -> list[Pair]:
@@ -53,7 +59,7 @@ def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: flo
 
 def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """Models trained alike on both sides, their accuracies over seeds compared; `out` is the folder of b."""
-    ours, theirs = _by_model(a), _by_model(b)
+    ours, theirs = _by_model(_by_case(a).values()), _by_model(_by_case(b).values())
     return [_recall_pair(rows, theirs.get(model, []), threshold, out) for model, rows in ours.items()]
 
 
@@ -89,6 +95,11 @@ def labelled(rows: Sequence[Row], where: str) -> list[Row]:
     return known
 
 
+def _by_case(rows: Iterable[Row]) -> dict[str, Row]:
+    """The newest row of each case, of rows that are oldest first: a case that several suites share is one."""
+    return {row["case_id"]: row for row in rows}
+
+
 def _fields(kind: type[Timed], row: Row) -> dict[str, Any]:
     known = {name: row[name] for name in kind.model_fields if row.get(name) is not None}
     return {"baseline": "", **known}  # no part of a label
@@ -108,7 +119,8 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     command = _time_command(b, again, result, out) if result.needed else None
     notes = [result.reason, *_unlike(a, b)]
     result = replace(result, reason="; ".join(filter(None, notes)) or None)
-    return Pair(label, a["median_ms"], b["median_ms"], result, command)
+    machines = hardware_difference(a, b), software_difference(a, b)
+    return Pair(label, a["median_ms"], b["median_ms"], result, command, *machines)
 
 
 def _failure(row: Row, side: str) -> str:
@@ -149,7 +161,7 @@ def _suite(row: Row) -> str:
     return str(row["suite"]) if row["suite"] in suite_names() else f"{row['suite']}.yaml"
 
 
-def _by_model(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
+def _by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in _RECALL), []).append(row)
@@ -169,7 +181,17 @@ def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
             return Pair(label, means[0], means[1], Comparison("MISSING", reason=reason))
     result = compare_accuracies(values[0], values[1], threshold)
     command = _recall_command(first, result, out) if result.needed else None
-    return Pair(label, means[0], means[1], result, command)
+    return Pair(label, means[0], means[1], result, command, *_machines(a, b))
+
+
+def _machines(a: Sequence[Row], b: Sequence[Row]) -> tuple[str | None, str | None]:
+    """What differs between the hardware, and the software, of any two of these rows that have a result."""
+    pairs = [(one, other) for one in a for other in b if one["status"] == other["status"] == "ok"]
+    hardware, software = (
+        next(filter(None, (differs(one, other) for one, other in pairs)), None)
+        for differs in (hardware_difference, software_difference)
+    )
+    return hardware, software
 
 
 def _recall_command(row: Row, result: Comparison, out: str) -> str:

@@ -250,3 +250,35 @@ def test_two_runs_of_the_same_code_on_one_gpu_are_the_same_in_98_of_100_cases(ru
     verdicts = [case["verdict"] for case in json.loads(run_cli("compare", *folders, "--json").stdout)["pairs"]]
     assert len(verdicts) == 100
     assert sum(verdict in ("SAME", "UNCLEAR") for verdict in verdicts) >= 98
+
+
+def test_a_case_that_several_suites_share_is_one(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    folder = folders[0]
+    write_time(folder, 256, 1.0, suite="first")
+    write_time(folder, 256, 2.0, suite="second")
+    for suite in ("first", "second"):  # one seed, which is not two
+        write_recall(folder, 0.5, 0, suite=suite)
+    write_recall(folders[1], 0.9, 0)
+    write_recall(folders[1], 0.9, 1)
+    outcome = run_cli("compare", folder, folder, "--kind", "throughput")
+    assert "\n1 SAME: no regression" in outcome.stdout
+    (pair,) = json.loads(run_cli("compare", folder, folders[1], "--kind", "recall", "--json").stdout)["pairs"]
+    assert (pair["verdict"], pair["reason"]) == ("UNCLEAR", "one seed on a side")
+
+
+@pytest.mark.parametrize("write", [write_time, write_recall])
+def test_the_machines_are_those_of_the_rows_that_are_compared(
+    run_cli: RunCli, folders: tuple[Path, Path], write: Any
+) -> None:
+    a, b = folders
+    write(a, 256, 1, fingerprint=MACHINE | {"cpu": "B"})
+    write(a, 512, 2)
+    write(b, 256, 1)
+    write(b, 512, 2)
+    outcome = run_cli("compare", a, b)
+    assert outcome.exit_code == 2
+    assert "unlike machines (cpu: B against A" in outcome.stderr
+    assert "what differs: cpu: B against A" in run_cli("compare", a, b, "--across-machines").stdout
+    if write is write_time:
+        assert "in 1 of 2 cases" in outcome.stderr
+        assert run_cli("compare", a, b, "--filter", "x512 ").exit_code == 0

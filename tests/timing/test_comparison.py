@@ -43,6 +43,13 @@ def test_the_threshold_is_the_users() -> None:
     assert compare_times(a, b, threshold=0.1).verdict == "SAME"
 
 
+@pytest.mark.parametrize("level", [10.197, 10.203])
+def test_a_verdict_does_not_hang_on_which_side_is_a(level: float) -> None:
+    one, other = rounds(10, 0.001), rounds(level, 0.001, seed=1)
+    verdicts = compare_times(one, other).verdict, compare_times(other, one).verdict
+    assert verdicts == (("SLOWER", "FASTER") if level > 10.2 else ("UNCLEAR", "UNCLEAR"))
+
+
 def test_the_rounds_it_asks_for_would_settle_it() -> None:
     for level in (10.05, 10.6):
         unclear = compare_times(rounds(10, 0.06), rounds(level, 0.06, seed=1))
