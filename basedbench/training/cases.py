@@ -56,8 +56,9 @@ class RecallCase:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved options of the layer that names the model."""
-        return next((dict(layer.options) for layer in reversed(self.layers) if layer.mixer == self.mixer), {})
+        """The resolved options of the layer that names the model: of its mixer, and those of the suite's grid first."""
+        own = [dict(layer.options) for layer in reversed(self.layers) if layer.mixer == self.mixer]
+        return next((options for options in own if options.items() >= dict(self.named).items()), own[0] if own else {})
 
     @property
     def config_json(self) -> str:
@@ -74,7 +75,7 @@ class RecallCase:
         """What layers have beyond `config` and their mixers' defaults, the lowest being the first: `layer1.window`."""
         found: dict[str, Any] = {}
         for number, layer in enumerate(self.layers, start=1):
-            usual = self.config if layer.mixer == self.mixer else check_options(layer.mixer, self.d_model, {})
+            usual = self.config if layer.mixer == self.mixer else _defaults(layer.mixer, self.d_model)
             found |= {f"layer{number}.{k}": v for k, v in layer.options.items() if k not in usual or usual[k] != v}
         return found
 
@@ -177,6 +178,11 @@ def _models(
             raise UserError(f"{where}: {error}") from None
         if all(layer.mixer != section.mixer for layer in layers):
             raise UserError(f"{where}: its layers do not contain {section.mixer!r}; add it to `layers`.")
+        if options and section.layers and section.mixer not in section.layers:
+            raise UserError(
+                f"{where}: {', '.join(options)} would be of no layer, since every {section.mixer} has options of its "
+                f"own; write one of them as {section.mixer!r} alone, or leave that out of the grid."
+            )
         models.append((d_model, tuple(options.items()), layers))
     return models
 
@@ -190,6 +196,13 @@ def _layer(entry: str | LayerSection, mixer: str, d_model: int, options: dict[st
     if isinstance(entry, LayerSection):
         return LayerSpec(entry.mixer, check_options(entry.mixer, d_model, entry.options))
     return LayerSpec(entry, check_options(entry, d_model, options if entry == mixer else {}))
+
+
+def _defaults(mixer: str, d_model: int) -> dict[str, Any]:
+    """A mixer's options where none is given; those that a layer has to give, or that do not fit d_model, included."""
+    with suppress(UserError):
+        return check_options(mixer, d_model, {})
+    return {name: field.get_default() for name, field in get_mixer(mixer).Options.model_fields.items()}
 
 
 def _check_segments(suite: RecallSuite, case: RecallCase) -> None:

@@ -176,8 +176,9 @@ class RecallRun:
             progress.status, progress.stop_reason = "diverged", "loss is not finite"
         elif not math.isfinite(weights):  # the epoch's last step spoilt them, which no loss has seen
             progress.status, progress.stop_reason = "diverged", "weights are not finite"
-        elif progress.accuracies[-1] > self.case.train.stop_accuracy:
-            progress.stop_reason = f"accuracy above {self.case.train.stop_accuracy:g}"
+        elif (progress.validation or progress.accuracies)[-1] > self.case.train.stop_accuracy:
+            split = "validation " if progress.validation else ""
+            progress.stop_reason = f"{split}accuracy above {self.case.train.stop_accuracy:g}"
 
     def rehearse(self, before: Callable[[Callable[[], None]], None] = lambda steps: None) -> None:
         """Take every kind of step once, so that its kernels are compiled. The run is spent.

@@ -67,6 +67,19 @@ def test_layers_as_their_mixers_have_them_by_default_are_not_named(make_case: Ma
     assert (case.layer_options, case.layer_options_json) == ({}, None)
 
 
+def test_the_grid_names_the_model_where_another_layer_of_its_mixer_has_its_own_options(make_case: MakeCase) -> None:
+    layers = ["based", {"mixer": "based", "options": {"feature_dim": 2}}]
+    case = make_case([{"mixer": "based", "layers": layers, "grid": {"d_model": 16, "feature_dim": 4}}])
+    assert case.config["feature_dim"] == 4
+    assert case.model_label == "based d_model=16 feature_dim=4 layer2.feature_dim=2"
+
+
+def test_a_layer_may_be_of_a_mixer_whose_defaults_do_not_fit_the_width(make_case: MakeCase) -> None:
+    layers = [{"mixer": "rwkv7", "options": {"head_dim": 4, "decay_rank": 2}}, "based"]
+    case = make_case([{"mixer": "based", "layers": layers, "grid": {"d_model": 16, "feature_dim": 4}}])
+    assert case.layer_options == {"layer1.head_dim": 4, "layer1.decay_rank": 2}
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -76,6 +89,10 @@ def test_layers_as_their_mixers_have_them_by_default_are_not_named(make_case: Ma
         ({"mixer": "based", "grid": {"d_model": 16, "feature": 3}}, ["'feature'", "feature_dim"]),
         ({"mixer": "based", "grid": {"d_model": "wide"}}, ["d_model"]),
         ({"mixer": "based", "layers": ["base_conv"], "grid": {"d_model": 16}}, ["based", "layers"]),
+        (
+            {"mixer": "based", "layers": [{"mixer": "based"}], "grid": {"d_model": 16, "heads": 2}},
+            ["tiny, based with", "heads would be of no layer"],
+        ),
     ],
 )
 def test_impossible_models_are_one_sentence(model: dict[str, object], words: list[str]) -> None:

@@ -171,6 +171,17 @@ def test_validation_is_a_split_of_its_own(make_case: MakeCase) -> None:
     assert len(run.progress.validation) == case.train.epochs
 
 
+@pytest.mark.parametrize(("seen", "stops"), [("validation", True), ("test", False)])
+def test_only_the_validation_split_stops_a_run_that_is_chosen_by_it(seen: str, stops: bool) -> None:
+    suite = tiny_suite()
+    judged = suite.model_copy(update={"test": suite.test.model_copy(update={"select": "validation"})})
+    case = recall_cases(cast(RecallSuite, judged))[0]
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    all_right = [float(part.targets_NK.numel() * (split == seen)) for split, part in run.judged]
+    run._end_epoch([1.0, 1.0, *all_right], steps=1)
+    assert run.progress.stop_reason == ("validation accuracy above 0.99" if stops else "")
+
+
 def test_attention_learns_recall_and_stops_early() -> None:
     suite = tiny_suite(
         [{"mixer": "attention", "grid": {"d_model": 48}}],
