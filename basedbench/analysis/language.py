@@ -62,13 +62,16 @@ def preset_parts(model: str) -> tuple[str, str, str]:
 
 
 def _names(rows: pd.DataFrame) -> list[str]:
-    """`attention-1.3b-h64 by=sdpa-flash`; with what was changed in the preset where that differs between rows."""
+    """`attention-1.3b-h64 by=sdpa-flash`; with what was changed in the preset where that differs between rows.
+
+    With the dtype and the device, too, where there are several: no line of a figure goes from one to another.
+    """
     several = rows.groupby("model")["changes"].nunique()
-    words = zip(rows["model"], rows["changes"], rows["contender"], strict=True)
-    return [
-        " ".join(filter(None, [model, changed if several[model] > 1 else "", "" if by == "ours" else f"by={by}"]))
-        for model, changed, by in words
-    ]
+    apart = [name for name in ("dtype", "device_name") if rows[name].nunique() > 1]
+    changed = rows["changes"].where(rows["model"].map(several) > 1, "")
+    by = rows["contender"].map(lambda name: "" if name == "ours" else f"by={name}")
+    words = zip(rows["model"], changed, by, *(rows[name] for name in apart), strict=True)
+    return [" ".join(filter(None, one)) for one in words]
 
 
 def _config(text: Any) -> dict[str, Any]:

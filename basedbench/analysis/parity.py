@@ -15,6 +15,7 @@ from basedbench.analysis.intervals import Welch
 from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.selection import MODEL
+from basedbench.analysis.suites import devices_note
 from basedbench.config import expand_grid, load_suite
 from basedbench.config.recall import RecallSuite
 
@@ -33,7 +34,7 @@ def parity_table(frame: pd.DataFrame | None) -> str:
     runs = pd.DataFrame() if frame is None else _runs(frame)
     if runs.empty:
         return f"{NOTHING} {_missing(runs, suite)}"
-    return "\n\n".join(filter(None, [table(COLUMNS, _lines(runs)), _missing(runs, suite)]))
+    return "\n\n".join(filter(None, [table(COLUMNS, _lines(runs)), _missing(runs, suite), devices_note(runs)]))
 
 
 def _runs(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from basedbench.analysis.markdown import signed, table
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.published import AXES, ONLY_PUBLISHED_INIT, SLICES, against_published, published
 from basedbench.analysis.selection import MODEL, select
+from basedbench.analysis.suites import devices_note
 
 NOTHING = "No runs of the suite `figure2` or its kin are in these results yet; `basedbench recall --sweep` makes them."
 COLUMNS = (
@@ -30,18 +31,20 @@ def published_table(frame: pd.DataFrame | None) -> str:
     Only rows that were tested on the published slices count. A model trained with the other initialisation than the
     published one stands there too, without a published value, and so does one beside a better one of its size.
     """
-    points = _points(frame, "best-lr")
+    rows = _rows(frame)
+    points = _points(rows, "best-lr")
     if points.empty:
         return NOTHING
     known, labels = published(), point_labels(points, always_width=True)
     points = against_published(points, AXES[0])
     lines = [_line(point, label) for (_, point), label in zip(points.iterrows(), labels, strict=True)]
-    return "\n\n".join(filter(None, [table(COLUMNS, lines), _missing(points, known)]))
+    return "\n\n".join(filter(None, [table(COLUMNS, lines), _missing(points, known), devices_note(rows)]))
 
 
 def rates_table(frame: pd.DataFrame | None) -> str:
     """Accuracy at each learning rate of the models of `published_table` for which it matters."""
-    points = _points(frame, "all")
+    rows = _rows(frame)
+    points = _points(rows, "all")
     if points.empty:
         return NOTHING
     keys = [name for name in MODEL if name in points.columns]
@@ -53,21 +56,28 @@ def rates_table(frame: pd.DataFrame | None) -> str:
         if model["accuracy"].max() - model["accuracy"].min() > VISIBLE:
             cells = [_measured(model.loc[rate]) if rate in model.index else "-" for rate in rates]
             lines.append([f"{family_title(model['family'].iloc[0])}, {label}", *cells])
-    return table(["model", *(f"{rate:.3g}" for rate in rates)], lines)
+    written = table(["model", *(f"{rate:.3g}" for rate in rates)], lines)
+    return "\n\n".join(filter(None, [written, devices_note(rows)]))
 
 
-def _points(frame: pd.DataFrame | None, how: str) -> pd.DataFrame:
-    """The selected points of the published families, by family and size, tested as published.
+def _rows(frame: pd.DataFrame | None) -> pd.DataFrame:
+    """The runs of the published families, tested as published.
 
     At one precision, that of the most runs; `parity` compares it with others.
     """
-    rows = None if frame is None else frame[[sorted(slices(frame.loc[[i]])) == sorted(SLICES) for i in frame.index]]
-    if rows is None or rows.empty:
+    if frame is None:
         return pd.DataFrame()
+    rows = frame[[sorted(slices(frame.loc[[i]])) == sorted(SLICES) for i in frame.index]]
     if "precision" in rows.columns and rows["precision"].notna().any():
         rows = rows[rows["precision"] == rows["precision"].mode()[0]]
-    points = select(rows, [AXES[0], "accuracy"], how)
-    points = _once(points[points["family"].isin(published()["family"])]).drop(columns="suite", errors="ignore")
+    return rows[rows["family"].isin(published()["family"])]
+
+
+def _points(rows: pd.DataFrame, how: str) -> pd.DataFrame:
+    """The selected points of runs as `_rows` gives them, by family and size."""
+    if rows.empty:
+        return pd.DataFrame()
+    points = _once(select(rows, [AXES[0], "accuracy"], how)).drop(columns="suite", errors="ignore")
     return points.sort_values(["family", AXES[0]], kind="stable")
 
 

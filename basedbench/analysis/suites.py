@@ -68,6 +68,14 @@ def as_last_set(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     return frame[~earlier], {str(name): int(count) for name, count in frame[earlier].groupby("suite").size().items()}
 
 
+def devices_note(frame: pd.DataFrame) -> str:
+    """What a figure or table of these runs says of their devices: nothing where they are all of one."""
+    if "device_name" not in frame.columns:
+        return ""
+    devices = sorted(frame.loc[frame["status"] == "ok", "device_name"].dropna().unique())
+    return f"Trained on {' and '.join(devices)}." if len(devices) > 1 else ""
+
+
 def failures(frame: pd.DataFrame) -> dict[str, int]:
     """How many rows have each status other than ok."""
     counts = frame.loc[frame["status"] != "ok", "status"].value_counts()

@@ -54,8 +54,8 @@ def pareto(
         check_comparable(frame, x, y)
     points = analysis.select(frame, [x, y], select)
     points = analysis.against_published(points, x) if published else points
-    note, known = analysis.selection_note(points, select), analysis.published() if published else None
-    note = f"{note} {decoding_note(frame)}" if x == COLUMN else note
+    known = analysis.published() if published else None
+    note = _note(frame, analysis.selection_note(points, select), decoding_note(frame) if x == COLUMN else "")
     title, lacking = column_title(y), f"without {x} above 0 and {y}"
     frontier(
         path, frame, points, x, y, title, note, lacking, published=known, table=table, width=width, as_json=as_json
@@ -85,7 +85,7 @@ def tradeoff(
     times = _decode_rows(results, frame)
     analysis.check_accuracy(frame, y)
     points = with_decode_rate(analysis.select(frame, [y], select), times, batch)
-    note = f"{analysis.selection_note(points, select)} {decoding_note(points)}"
+    note = _note(frame, analysis.selection_note(points, select), decoding_note(points))
     words = ("Recall against decoded tokens per second", note, "that were not decoded")
     frontier(path, frame, points, COLUMN, y, *words, table=table, width=width, as_json=as_json)
 
@@ -111,7 +111,7 @@ def slices(
     frame = _recall_rows(results, suite, precision)
     metrics = figures.slice_metrics(frame)
     points = analysis.select(frame, ["state_bytes", *metrics], select).sort_values(["family", "state_bytes"])
-    note = analysis.selection_note(points, select)
+    note = _note(frame, analysis.selection_note(points, select))
     save(figures.slices(points, metrics, note=note, width=width), path)
     if as_json:
         print_points(path, frame, points, note=note)
@@ -225,6 +225,13 @@ def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] 
     frame = _only(frame, "precision", precisions)
     check_one_test(frame)
     return frame
+
+
+def _note(frame: "pd.DataFrame", selection: str, decoding: str = "") -> str:
+    """What a figure of recall runs rests on."""
+    from basedbench.analysis.suites import devices_note
+
+    return " ".join(filter(None, [selection, devices_note(frame), decoding]))
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame":

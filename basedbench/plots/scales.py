@@ -73,15 +73,19 @@ _STEPS = {  # within a power of the base, finest first
     2: ((1, 1.25, 1.5, 1.75), (1, 1.5)),
 }
 _SHORT = {10: 100, 2: 8}  # a range below this factor has fewer powers than one would like
+_FINER = {  # for a range about a single point, in which none of these may lie
+    10: ([step / 10 for step in range(10, 100)], [step / 5 for step in range(5, 50)]),
+    2: ([1 + step / 8 for step in range(8)],),
+}
 
 
 def log_ticks(low: float, high: float, base: int, most: int) -> list[float]:
     """At most `most` (>= 2) ticks between low and high: powers of the base (2 or 10) at even steps.
 
-    In a short range the powers are divided.
+    In a short range the powers are divided, as finely as it takes to have two.
     """
     first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-    for steps in _STEPS[base] if high / low < _SHORT[base] else ():
+    for steps in (*_STEPS[base], *_FINER[base]) if high / low < _SHORT[base] else ():
         fine = [step * float(base) ** power for power in range(first - 1, last + 1) for step in steps]
         fine = [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
         if 2 <= len(fine) <= most:

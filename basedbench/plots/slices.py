@@ -1,6 +1,7 @@
 """The slices figure: accuracy against the number of key-value pairs, one line per model, one panel per family."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,16 +9,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from basedbench.analysis.columns import slices as slices_of
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.errors import UserError
 from basedbench.plots.panels import lowest, panel_grid
 from basedbench.plots.scales import set_ticks
-from basedbench.plots.style import INK, MUTED, SMALL, TINY, Look, Mark, add_note, freeze, marks, style_axes
+from basedbench.plots.style import INK, MUTED, SMALL, TINY, WIDTHS, Look, Mark, add_note, freeze, marks, style_axes
 
 _COLUMNS = {"single": 1, "double": 3}
 _HEIGHT, _LINE = 1.55, 0.1  # inches: of a panel, of a label
+_LETTERS = 15  # of a title, per inch of a panel's share of the width
 _PALEST = 0.55  # how far towards white the model with the least state is drawn
 
 
@@ -47,7 +50,8 @@ def slices(points: pd.DataFrame, metrics: Sequence[str], *, note: str = "", widt
     for panel in lowest(panels, columns):
         panel.set_xlabel("key-value pairs\nin sequences of length", size=TINY, color=MUTED, loc="left")
     for panel, (name, mark) in zip(panels, style.items(), strict=True):
-        _set_axes(panel, sizes, family_title(name))
+        title = textwrap.wrap(family_title(name), int(_LETTERS * WIDTHS[width] / columns))
+        _set_axes(panel, sizes, "\n".join(title))
         _draw_models(panel, points[points["family"] == name].sort_values("state_bytes"), metrics, mark)
     figure.supylabel("Recall accuracy", size=SMALL, color=INK)
     add_note(figure, note)
@@ -92,7 +96,16 @@ def _name_models(axes: Axes, family: pd.DataFrame, metrics: Sequence[str], mark:
     for value, height, label, colour in zip(last, heights, point_labels(family), shades, strict=True):
         if math.isfinite(value):
             axes.plot([end, start], [value, height], color=colour, linewidth=0.5, zorder=1, label="leader")
-            axes.text(start, height, " " + label, size=TINY, color=mark.ink, va="center", clip_on=False)
+            text = axes.text(start, height, " " + label, size=TINY, color=mark.ink, va="center", clip_on=False)
+            _shorten(text, axes.get_window_extent().x1)
+
+
+def _shorten(text: Text, edge: float) -> None:
+    """Cut a name off, visibly, where the next panel begins; the table has it whole."""
+    name = text.get_text()
+    while len(name) > 1 and text.get_window_extent().x1 > edge:
+        name = name[:-1].rstrip()
+        text.set_text(name + "…")
 
 
 def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:

@@ -115,10 +115,13 @@ def _set_axes(axes: Axes, panel: Panel, measure: str) -> None:
     context = panel.x == "length" and rows["mode"].isin(["decode", "generation"]).all()
     axes.set_xlabel("context length" if context else panel.x, size=TINY, color=MUTED, labelpad=1)
     low, high = rows[["value", "low"]].min().min(), rows[["value", "high"]].max().max()
-    low, high = (low, high) if np.isfinite(low) else (1.0, 1.0)  # nothing but failures
+    timed = np.isfinite(low)
+    low, high = (low, high) if timed else (1.0, 1.0)  # nothing but failures
     low, high = low / max((high / low) ** 0.06, 1.2), high * max((high / low) ** 0.06, 1.2)
     share = min(_FAILURE_LINE * len(_failing(panel)), 0.6)
     log_axis(axes.yaxis, low, high * (high / low) ** (share / (1 - share)), measure, 6)
+    if not timed:
+        set_ticks(axes.yaxis, [], [])
     axes.set_title(panel.title, size=SMALL, color=INK, loc="left", pad=11)
     words = ", ".join(filter(None, [panel.mode, panel.conditions]))
     subtitle = axes.annotate(words, (0, 1), (0, 2), "axes fraction", "offset points", size=TINY, color=MUTED)

@@ -48,6 +48,16 @@ def test_names_tell_apart_what_differs() -> None:
     assert "based-360m with" not in conditions(rows)
 
 
+def test_devices_and_dtypes_are_never_one_line() -> None:
+    rows = [language_row("based-360m", batch, 8, 1.0, device_name=device) for batch, device in ((1, "A"), (8, "B"))]
+    rows = language_rows(pd.DataFrame(rows), "generation")
+    assert list(rows["name"]) == ["based-360m A", "based-360m B"]
+    assert list(fastest(rows)["name"]) == ["based-360m A", "based-360m B"]
+    assert set(language_rows(pd.DataFrame([language_row("based-360m", 1, 8, 1.0)]), "generation")["name"]) == {
+        "based-360m"
+    }
+
+
 def test_the_fastest_implementation_is_taken_in_every_place(rows: pd.DataFrame) -> None:
     best = fastest(rows)
     assert not best.duplicated(["name", "batch", "length"]).any()

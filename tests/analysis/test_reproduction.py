@@ -46,6 +46,13 @@ def test_another_initialisation_has_no_published_value() -> None:
     assert lines[3] == "| Mamba-2, d64 N8 correct | 8,192 | - | 0.700 | - | - | 1 | 1 |"
 
 
+def test_what_was_trained_on_several_devices_says_so() -> None:
+    rows = [row(0.90, device_name="one"), row(0.92, seed=1, device_name="other"), row(0.5, learning_rate=0.1)]
+    for table in (published_table, rates_table):
+        assert table(pd.DataFrame(rows)).endswith("\n\nTrained on one and other.")
+        assert "Trained on" not in table(pd.DataFrame(rows[:1]))
+
+
 def test_the_page_is_of_the_usual_precision() -> None:
     rows = [row(0.90, precision="bf16"), row(0.7, precision="bf16", d_model=48), row(0.95, precision="fp32")]
     lines = published_table(pd.DataFrame(rows)).splitlines()

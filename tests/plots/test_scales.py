@@ -69,6 +69,8 @@ def test_ticks_of_a_short_range_are_divided():
     assert log_ticks(1, 60, 10, 6) == [1, 2, 5, 10, 20, 50]
     assert log_ticks(7, 10, 10, 10) == [7, 7.5, 8, 8.5, 9, 9.5, 10]
     assert log_ticks(3072, 12288, 2, 5) == [3072, 4096, 6144, 8192, 12288]
+    assert log_ticks(1082, 1558, 10, 6) == [1100, 1200, 1300, 1400, 1500]  # about a single point
+    assert log_ticks(2600, 3500, 2, 10) == [2816, 3072, 3328]
     assert log_ticks(1000, 2000, 2, 5) == [1024, 1280, 1536, 1792]
 
 

@@ -1,5 +1,7 @@
 """The slices figure: a panel per family, a line per model, the names beside the lines."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,6 +65,16 @@ def test_names_and_ticks_do_not_overlap(recall, width):
         for boxes in (names, ticks):
             assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[index + 1 :])
         assert all(box.x1 <= axes.figure.bbox.x1 for box in names)
+
+
+def test_long_names_stay_in_their_panel(make_row):
+    families = [f"a_mixer_with_a_long_name_that_goes_on_and_on_{number}" for number in range(3)]
+    rows = [make_row(name, 64, {"an_option_with_a_long_name": at}, 0.5) for name in families for at in (1, 2)]
+    axes = drawn(pd.DataFrame(rows))[1].axes
+    for one, following in itertools.pairwise(axes):
+        for text in (*one.texts, one._left_title):
+            assert text.get_window_extent().x1 < following.get_window_extent().x0
+        assert one.texts[0].get_text().endswith("…")
 
 
 def test_names_stand_in_the_order_of_the_lines_ends(figure):

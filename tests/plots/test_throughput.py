@@ -93,6 +93,7 @@ def test_a_failure_at_one_of_several_shapes_says_which(throughput_rows):
 def test_nothing_but_failures_is_a_figure(throughput_rows):
     axes = throughput(timings(throughput_rows[throughput_rows["contender"] == "fla"])).axes[0]
     assert len(lines(axes, "fla: unsupported")) == 1
+    assert not list(axes.get_yticks())  # of no time
 
 
 def test_decode_is_against_context_or_batch(throughput_rows):
