@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from basedbench.config.grid import axis_values, expand_grid
 from basedbench.config.section import Count, Section, Seed, Suite
@@ -98,6 +98,13 @@ class LayerSection(Section):
     options: dict[str, Any] = {}
 
 
+# Which of the two is meant is told first, so that a mistake inside a mapping is named there. Paths leave the tags out.
+Layer = Annotated[
+    Annotated[str, Tag("[name]")] | Annotated[LayerSection, Tag("[mapping]")],
+    Discriminator(lambda entry: "[mapping]" if isinstance(entry, dict | LayerSection) else "[name]"),
+]
+
+
 class ModelSection(Section):
     """A family of models: one per combination of `grid`.
 
@@ -107,7 +114,7 @@ class ModelSection(Section):
     """
 
     mixer: str
-    layers: list[str | LayerSection] = []
+    layers: list[Layer] = []
     grid: dict[str, Any]
     learning_rates: LearningRates | None = None
 

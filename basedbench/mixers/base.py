@@ -55,6 +55,10 @@ class Mixer(nn.Module):
             resolved = cls.Options.model_validate(options)
         except ValidationError as error:
             raise UserError(f"mixer {cls.name!r}: {describe(error, cls.Options)}") from None
+        for name, value in resolved:
+            given = options.get(name)
+            if isinstance(given, bool) and type(value) in (int, float):  # pydantic takes true for 1
+                raise UserError(f"mixer {cls.name!r}: option {name!r} = {written(given)}: takes a number.")
         cls.check(d_model, resolved)
         return resolved
 
@@ -66,6 +70,10 @@ class Mixer(nn.Module):
     @classmethod
     def check(cls, d_model: int, options: Any) -> None:
         """Refuse, with a UserError, options that are valid alone but not with this `d_model`."""
+
+    @classmethod
+    def check_length(cls, options: Any, length: int) -> None:
+        """Refuse, with a UserError, sequences longer than a mixer with these options can take."""
 
     @classmethod
     def family_of(cls, options: Mapping[str, Any]) -> str:

@@ -106,11 +106,11 @@ class Hyena(Mixer):
         if options.emb_dim % 2 == 0:
             raise UserError(f"mixer 'hyena': emb_dim = {options.emb_dim} should be odd; use {options.emb_dim + 1}.")
 
-    def _require(self, length: int) -> None:
-        """UserError if the filter does not reach that far."""
-        if length > self.options.max_length:
+    @classmethod
+    def check_length(cls, options: HyenaOptions, length: int) -> None:
+        if length > options.max_length:
             raise UserError(
-                f"mixer 'hyena': {length} tokens are more than max_length = {self.options.max_length}, which is as far "
+                f"mixer 'hyena': {length} tokens are more than max_length = {options.max_length}, which is as far "
                 "as its filter reaches; raise that option."
             )
 
@@ -121,7 +121,7 @@ class Hyena(Mixer):
     def _output(self, mixed_BLE: Tensor) -> Tensor:
         """The long convolution between its gates, and the projection."""
         length = mixed_BLE.shape[1]
-        self._require(length)
+        self.check_length(self.options, length)
         y_BLD = gated_long_conv(mixed_BLE, self.filter(length), self.filter.skip(), order="kqv")
         return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
@@ -150,7 +150,7 @@ class Hyena(Mixer):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> State:
-        self._require(max_length)
+        self.check_length(self.options, max_length)
         return {
             "conv": self.conv.init_state(batch_size, dtype, device),
             "w": torch.zeros(batch_size, max_length, self.d_model, dtype=dtype, device=device),
@@ -161,7 +161,7 @@ class Hyena(Mixer):
         inner_BD, outer_BD, v_BD = self.conv.step(self.in_proj(x_BD), state["conv"]).chunk(3, -1)
         state = _appended(inner_BD * v_BD, state)
         length = state["w"].shape[1]
-        self._require(length)
+        self.check_length(self.options, length)
         newest = state["position"].long()[:, None] - 1 if "position" in state else length - 1
         age_XL = newest - torch.arange(length, device=x_BD.device)[None]  # X: the batch, or 1 where no room is reserved
         taps_LD = self.filter(length) + F.pad(self.filter.skip()[None], (0, 0, 0, length - 1))

@@ -78,6 +78,14 @@ class LinearAttention(Mixer):
                 )
 
     @classmethod
+    def check_length(cls, options: LinearAttentionOptions, length: int) -> None:
+        if options.feature_map in _OWN["max_length"] and length > options.max_length:
+            raise UserError(
+                f"mixer {cls.name!r}: {length} tokens are more than max_length = {options.max_length}, where "
+                f"the weights of {options.feature_map} end; raise that option."
+            )
+
+    @classmethod
     def family_of(cls, options: Mapping[str, Any]) -> str:
         feature_map = options.get("feature_map", "pos_elu")
         return cls.family if feature_map == "pos_elu" else f"{cls.family}/{feature_map}"
@@ -95,16 +103,8 @@ class LinearAttention(Mixer):
         q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in self.in_proj(x_xD).split(self.widths, -1))
         return q, k, v
 
-    def _require(self, length: int) -> None:
-        """UserError if positions end before."""
-        if self.feature_map.needs_position and length > self.options.max_length:
-            raise UserError(
-                f"mixer {self.name!r}: {length} tokens are more than max_length = {self.options.max_length}, where "
-                f"the weights of {self.options.feature_map} end; raise that option."
-            )
-
     def _attend(self, x_BLD: Tensor) -> Tensor:
-        self._require(x_BLD.shape[1])
+        self.check_length(self.options, x_BLD.shape[1])
         return self.feature_map.attend(*self._project(x_BLD))[0].flatten(2)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class LinearAttention(Mixer):
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         batch, length, _ = x_BLD.shape
-        self._require(max(length, max_length or 0))
+        self.check_length(self.options, max(length, max_length or 0))
         y_BLHV, state_BHFW = self.feature_map.attend(*self._project(x_BLD), return_state=True)
         state = {"state": cast(Tensor, state_BHFW)}
         if self.feature_map.needs_position:
@@ -129,7 +129,7 @@ class LinearAttention(Mixer):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> State:
-        self._require(max_length)
+        self.check_length(self.options, max_length)
         heads = self.options.heads
         shape = (batch_size, heads, self.feature_map.features, self.d_model // heads + 1)
         state = {"state": torch.zeros(shape, dtype=accumulator_dtype(dtype), device=device)}

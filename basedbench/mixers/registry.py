@@ -61,11 +61,16 @@ def mixer_names() -> list[str]:
     return sorted(_mixers)
 
 
-def check_options(name: str, d_model: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of mixer `name` with defaults filled in, without building it. UserError if they are not valid."""
+def check_options(name: str, d_model: int, options: Mapping[str, Any], length: int = 0) -> dict[str, Any]:
+    """The options of mixer `name` with defaults filled in, without building it.
+
+    UserError if they are not valid, or not with sequences of this `length`.
+    """
     mixer = get_mixer(name)
     try:
-        settled = mixer.resolve(d_model, options).model_dump()
+        resolved = mixer.resolve(d_model, options)
+        mixer.check_length(resolved, length)
+        settled = resolved.model_dump()
         json.dumps(settled)  # as rows have them
     except UserError:
         raise

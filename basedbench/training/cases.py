@@ -162,6 +162,7 @@ def _models(
     suite: RecallSuite, section: ModelSection
 ) -> list[tuple[int, tuple[tuple[str, Any], ...], tuple[LayerSpec, ...]]]:
     models = []
+    longest = max(segment.length for segment in (*suite.train.segments, *suite.test.segments))
     for setting in expand_grid(section.grid):
         options = {name: value for name, value in setting.items() if name != "d_model"}
         d_model = setting["d_model"]
@@ -172,7 +173,7 @@ def _models(
             raise UserError(f"{where}: d_model takes a whole number from 1 to {MOST}.")
         try:
             layers = tuple(
-                _layer(entry, section.mixer, d_model, options) for entry in section.layers or _stack(section)
+                _layer(entry, section.mixer, d_model, options, longest) for entry in section.layers or _stack(section)
             )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
@@ -192,10 +193,10 @@ def _stack(section: ModelSection) -> list[str | LayerSection]:
     return ["base_conv", section.mixer]
 
 
-def _layer(entry: str | LayerSection, mixer: str, d_model: int, options: dict[str, Any]) -> LayerSpec:
+def _layer(entry: str | LayerSection, mixer: str, d_model: int, options: dict[str, Any], longest: int) -> LayerSpec:
     if isinstance(entry, LayerSection):
-        return LayerSpec(entry.mixer, check_options(entry.mixer, d_model, entry.options))
-    return LayerSpec(entry, check_options(entry, d_model, options if entry == mixer else {}))
+        return LayerSpec(entry.mixer, check_options(entry.mixer, d_model, entry.options, longest))
+    return LayerSpec(entry, check_options(entry, d_model, options if entry == mixer else {}, longest))
 
 
 def _defaults(mixer: str, d_model: int) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
         ("[1e-2]", f"[1e-2]\n  epochs: {2**31}", ["train.epochs", "less than"]),
         ("kind: recall", "kind: recall\nname: ''", ["name: takes text that is not empty"]),
         ("mixer: based", "mixer: [based", ["line", "not valid YAML"]),
+        ("mixer: based", "mixer: based, layers: [{based: {}}]", ["models[0].layers[0]: unknown key 'based'", "mixer"]),
+        ("mixer: based", "mixer: based, layers: [[a]]", ['models[0].layers[0]: takes text, got ["a"]']),
         ("[1e-2]", "fast", ["train.learning_rates[0]: takes a number, got 'fast'"]),
         ("[1e-2]", "[1e-2]\n  batch_size: x", ["train.batch_size: takes a whole number, got 'x'"]),
         ("  - {mixer: based, grid: {d_model: 16}}", "  - based", ["models[0]: takes a mapping, got 'based'"]),

@@ -30,6 +30,7 @@ BAD = [
     ("linear_attention", 64, {"feature_map": "softmax"}, ["'feature_map' = 'softmax'", "valid: all_poly, cosformer"]),
     ("linear_attention", 64, {"feature_map": 3}, ["'feature_map' = 3", "valid:"]),
     ("linear_attention", 64, {"features": 32}, ["'features' = 32", "performer or all_poly", "pos_elu"]),
+    ("based", 64, {"feature_dim": True}, ["'feature_dim' = true", "takes a number"]),
     ("linear_attention", 64, {"feature_map": "relu", "max_length": 64}, ["'max_length' = 64", "cosformer", "relu"]),
     ("linear_attention", 64, {"feature_map": "performer", "features": -1}, ["'features' = -1", "0"]),
     ("base_conv", 64, {"kernel_size": 1}, ["'kernel_size' = 1", "2"]),

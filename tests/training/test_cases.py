@@ -89,6 +89,11 @@ def test_a_layer_may_be_of_a_mixer_whose_defaults_do_not_fit_the_width(make_case
         ({"mixer": "based", "grid": {"d_model": 16, "feature": 3}}, ["'feature'", "feature_dim"]),
         ({"mixer": "based", "grid": {"d_model": "wide"}}, ["d_model"]),
         ({"mixer": "based", "layers": ["base_conv"], "grid": {"d_model": 16}}, ["based", "layers"]),
+        ({"mixer": "hyena", "grid": {"d_model": 16, "max_length": 31}}, ["tiny, hyena with", "32 tokens"]),
+        (
+            {"mixer": "linear_attention", "grid": {"d_model": 16, "feature_map": "cosformer", "max_length": 31}},
+            ["tiny, linear_attention with", "32 tokens"],
+        ),
         (
             {"mixer": "based", "layers": [{"mixer": "based"}], "grid": {"d_model": 16, "heads": 2}},
             ["tiny, based with", "heads would be of no layer"],
