@@ -31,8 +31,6 @@ _PLAIN = {
     "bool_type": "takes true or false",
     "bool_parsing": "takes true or false",
 }
-
-
 _LONGEST = 100  # of a value in a message
 
 

@@ -43,7 +43,7 @@ def _rounded(x: Tensor, count_B: Tensor | None) -> Tensor:
     columns = x.shape[-1]
     bits_P2 = F.pad(x, (0, columns % 2)).contiguous().view(torch.int32).long().unflatten(-1, (-1, 2)) & _BITS
     even, odd = bits_P2.unbind(-1)
-    place = torch.arange(even[0].numel(), device=x.device).view(even.shape[1:]) * 0x9E3779B1
+    place = torch.arange(even.shape[1:].numel(), device=x.device).view(even.shape[1:]) * 0x9E3779B1
     if count_B is not None:
         place = place + count_B.long().view(-1, *[1] * (x.dim() - 1)) * 0x85EBCA77
     mixed = (odd * 0x27D4EB2F + even + place & _BITS) * 0x85EBCA6B & _BITS

@@ -22,7 +22,7 @@ def below_carry(x):
 
 @triton.jit
 def stored(x_RC, row_R, first, count, COLUMNS: tl.constexpr, dtype: tl.constexpr):
-    """x, float32 rows, as a state of `dtype` keeps them.
+    """x, float32 rows of an even number of columns, as a state of `dtype` keeps them.
 
     `row_R` are their numbers among a sequence's rows of COLUMNS, `first` the pair of columns that x begins with (behind
     the last it may have more), `count` the tokens before.
