@@ -19,12 +19,15 @@ from .dependents import counters_left, dependent, in_block
 from .gluon_modules import gluon_module
 
 MODULE = "row_linear_gluon"
-MOST_ROWS = 128
+LEAST_ROWS, MOST_ROWS = 8, 128  # of a warpgroup product
 SHARED_BYTES = 227 * 1024 - 3072  # of two rings; the rest for barriers, and for sums over rows
 
 
 class Plan(NamedTuple):
-    """Outputs of a tile, width of a stage, parts of the whole width, stages of the rings; whether programs meet."""
+    """Outputs of a tile, width of a stage, parts of the whole width, stages of the rings; whether programs meet.
+
+    groups: programs that share a tile's rows, and need no part of each other's sums.
+    """
 
     tile: int
     width: int
@@ -32,6 +35,7 @@ class Plan(NamedTuple):
     weight_stages: int
     x_stages: int
     meet: bool
+    groups: int = 1
 
 
 LARGEST_CHOSEN = 128  # rows, up to which dependents take this kernel: whole steps were faster with 8, 32 and 128
@@ -42,13 +46,13 @@ ROWS_TO_MEET = 16  # rows from which programs meet; with fewer the last one adds
 
 
 def batch_of(rows: int) -> int:
-    """Rows of a warpgroup product: a power of two, 8 at least."""
-    return max(8, 1 << (rows - 1).bit_length())
+    """All rows, with those that are not there: a power of two."""
+    return max(LEAST_ROWS, 1 << (rows - 1).bit_length())
 
 
 def shared_bytes(rows: int, plan: Plan) -> int:
     """Of both rings."""
-    return (plan.weight_stages * plan.tile + plan.x_stages * batch_of(rows)) * plan.width * 2
+    return (plan.weight_stages * plan.tile + plan.x_stages * (batch_of(rows) // plan.groups)) * plan.width * 2
 
 
 def fits(rows: int, outputs: int, width: int, plan: Plan, processors: int) -> bool:
@@ -56,8 +60,9 @@ def fits(rows: int, outputs: int, width: int, plan: Plan, processors: int) -> bo
     tiles = -(-outputs // plan.tile)
     return (
         rows <= MOST_ROWS
-        and plan.split <= min(-(-width // plan.width), batch_of(rows))
-        and tiles * plan.split <= processors
+        and batch_of(rows) // plan.groups >= LEAST_ROWS
+        and plan.split <= min(-(-width // plan.width), batch_of(rows) // plan.groups)
+        and tiles * plan.split * plan.groups <= processors
         and shared_bytes(rows, plan) <= SHARED_BYTES
     )
 
@@ -119,7 +124,7 @@ def chosen(x_BD: Tensor, weight_ED: Tensor) -> Plan | None:
         return None
     outputs, width = weight_ED.shape
     plan = plan_of(len(x_BD), outputs, width, _processors(x_BD.device.index or 0))
-    return plan if plan is not None and counters_left(x_BD.device) * plan.tile >= outputs else None
+    return plan if plan is not None and counters_left(x_BD.device) * plan.tile >= outputs * plan.groups else None
 
 
 def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> str | None:

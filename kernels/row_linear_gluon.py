@@ -1,18 +1,18 @@
 """The kernel of `row_linear` in Gluon, for Hopper: weights are on their way before the kernel in front has ended.
 
-A program takes a tile of outputs (16 a warp) and one of SPLIT parts of the width, for all rows at
-once. The weight's tile is the left operand of warpgroup products, x the right one: few rows are their short side.
-Weights and x go through rings of their own in shared memory, for nobody writes weights: all stages of theirs are asked
-for before the program waits for the kernel in front (`griddepcontrol`), x follows. The next kernel may be launched from
-then on. Its programs start where multiprocessors have room for their rings: beside this kernel's if rings are small or
-programs few, else as each of this kernel's programs ends.
+A program takes a tile of outputs (16 a warp), one of SPLIT parts of the width and one group of BATCH rows. The weight's
+tile is the left operand of warpgroup products, x the right one: few rows are their short side. Weights and x go through
+rings of their own in shared memory, for nobody writes weights: all stages of theirs are asked for before the program
+waits for the kernel in front (`griddepcontrol`), x follows. The next kernel may be launched from then on. Its programs
+start where multiprocessors have room for their rings: beside this kernel's if rings are small or programs few, else as
+each of this kernel's programs ends.
 
-Parts of a sum lie in `parts`, (tiles, SPLIT, BATCH, TILE) in float32, which the L2 cache holds. They are added in their
-order, whoever comes last: with MEET all programs of a tile wait for each other and each adds up its share of the rows,
-so that none has to read the whole tile; otherwise the last one adds up everything. Programs that wait never wait for
-one that cannot start: a launch has no more of them than there are multiprocessors, the kernel in front does not wait
-for it, and the one behind is only launched once all its programs run. `counters` count on from launch to launch, so
-that nobody has to clear them; in a block of dependents each launch has zeros of its own.
+Parts of a sum lie in `parts`, (tiles, groups, SPLIT, BATCH, TILE) in float32, which the L2 cache holds. They are added
+in their order, whoever comes last: with MEET all programs of a tile wait for each other and each adds up its share of
+the rows, so that none has to read the whole tile; otherwise the last one adds up everything. Programs that wait never
+wait for one that cannot start: a launch has no more of them than there are multiprocessors, the kernel in front does
+not wait for it, and the one behind is only launched once all its programs run. `counters` count on from launch to
+launch, so that nobody has to clear them; in a block of dependents each launch has zeros of its own.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
@@ -54,9 +54,9 @@ def _fetch_weight(
 
 
 @gluon.jit
-def _fetch_x(x_map, ring, bar, step, BATCH: gl.constexpr, WIDTH: gl.constexpr, pred):
+def _fetch_x(x_map, ring, bar, row, step, BATCH: gl.constexpr, WIDTH: gl.constexpr, pred):
     mbarrier.expect(bar, BATCH * WIDTH * 2, pred=pred)
-    tma.async_copy_global_to_shared(x_map, [0, step * WIDTH], bar, ring, pred=pred)
+    tma.async_copy_global_to_shared(x_map, [row, step * WIDTH], bar, ring, pred=pred)
 
 
 @gluon.jit
@@ -103,7 +103,7 @@ def product_kernel(
     X_STAGES: gl.constexpr, MEET: gl.constexpr, HAS_BIAS: gl.constexpr, EARLY: gl.constexpr, WARPS: gl.constexpr,
     PARTS: gl.constexpr, END: gl.constexpr, HAS_TAPS_BIAS: gl.constexpr,
 ):  # fmt: skip
-    """`steps` of WIDTH make the width; BATCH: rows with those that are not there. EARLY: as a dependent.
+    """`steps` of WIDTH make the width; BATCH: rows of a group with those that are not there. EARLY: as a dependent.
 
     PARTS, of a norm that is not applied yet, the sums of squares of each row, with those that are not there; 0: x is
     normalised. END: "" stores the sums, "gate" and "conv" what pairs of them make, "add" the stream.
@@ -115,7 +115,7 @@ def product_kernel(
     HALF: gl.constexpr = halves_layout(ROWS, TILE, WARPS)
     LATE: gl.constexpr = SPLIT > 1 and not MEET  # who writes the state is not known before the end
     dtype: gl.constexpr = weight_map.dtype
-    tile, part = gl.program_id(0), gl.program_id(1)
+    tile, part, group = gl.program_id(0), gl.program_id(1), gl.program_id(2)
     begin = part * steps // SPLIT
     count = (part + 1) * steps // SPLIT - begin
     SHAPE: gl.constexpr = [WEIGHT_STAGES, TILE // 2, 2, WIDTH] if PAIRS else [WEIGHT_STAGES, TILE, WIDTH]
@@ -126,7 +126,8 @@ def product_kernel(
     barrier()
     for i in gl.static_range(WEIGHT_STAGES):
         _fetch_weight(weight_map, ws.index(i), w_bars.index(i), tile, begin + i, TILE, WIDTH, PAIRS, i < count)
-    row = part * ROWS if SPLIT > 1 and MEET else 0
+    first_row = group * BATCH
+    row = first_row + (part * ROWS if SPLIT > 1 and MEET else 0)
     b = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
     e = tile * TILE + gl.arange(0, TILE, layout=gl.SliceLayout(0, LAYOUT))
     if HAS_BIAS:
@@ -151,7 +152,7 @@ def product_kernel(
         gdc_launch_dependents()
         gdc_wait()
     for i in gl.static_range(X_STAGES):
-        _fetch_x(x_map, xs.index(i), x_bars.index(i), begin + i, BATCH, WIDTH, i < count)
+        _fetch_x(x_map, xs.index(i), x_bars.index(i), first_row, begin + i, BATCH, WIDTH, i < count)
     if PARTS:
         scale = inverse_rms(squares, row, rows, square_parts, width, eps, ROWS, PARTS, WARPS, LAYOUT)
     if END == "add":
@@ -174,7 +175,7 @@ def product_kernel(
         freed = ws.index(w_freed), w_bars.index(w_freed)
         _fetch_weight(weight_map, freed[0], freed[1], tile, begin + w_later, TILE, WIDTH, PAIRS, more)
         more = (step > 0) & (x_later < count)
-        _fetch_x(x_map, xs.index(x_freed), x_bars.index(x_freed), begin + x_later, BATCH, WIDTH, more)
+        _fetch_x(x_map, xs.index(x_freed), x_bars.index(x_freed), first_row, begin + x_later, BATCH, WIDTH, more)
         w_freed, x_freed = w_stage, x_stage
         w_stage, w_phase = _next(w_stage, w_phase, WEIGHT_STAGES)
         x_stage, x_phase = _next(x_stage, x_phase, X_STAGES)
@@ -184,21 +185,22 @@ def product_kernel(
     if SPLIT == 1:
         total = gl.convert_layout(y_EB.trans(), LAYOUT)
     else:
-        parts += tile * (SPLIT * BATCH * TILE)
+        sum_of_all = tile * gl.num_programs(2) + group  # its number
+        parts += sum_of_all * (SPLIT * BATCH * TILE)
         sums_e = gl.arange(0, TILE, layout=gl.SliceLayout(1, SUMS))
         sums_b = gl.arange(0, BATCH, layout=gl.SliceLayout(0, SUMS))
         gl.store(parts + (part * (BATCH * TILE) + sums_e[:, None] + sums_b[None, :] * TILE), y_EB)
         barrier()
-        ticket = gl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
+        ticket = gl.atomic_add(counters + sum_of_all, 1, sem="acq_rel", scope="gpu")
         if MEET:
-            while _seen(counters + tile) - (ticket // SPLIT + 1) * SPLIT < 0:
+            while _seen(counters + sum_of_all) - (ticket // SPLIT + 1) * SPLIT < 0:
                 pass
             barrier()
         else:
             mine = ticket % SPLIT == SPLIT - 1
         total = gl.zeros([ROWS, TILE], gl.float32, LAYOUT)
         if mine:
-            total = _sum_of_parts(parts, row, ROWS, BATCH, TILE, SPLIT, LAYOUT)
+            total = _sum_of_parts(parts, row - first_row, ROWS, BATCH, TILE, SPLIT, LAYOUT)
     if mine:
         if PARTS:
             total *= scale[:, None]

@@ -38,6 +38,9 @@ def test_rings_take_what_their_tiles_take():
         ((8, 1792, 3584), {"split": 16}, False),  # more programs than rows to share
         ((128, 1792, 1792), {"weight_stages": 6}, False),  # 256 kB
         ((8, 1792, 1792), {"weight_stages": 6}, True),
+        ((128, 1024, 1024), {"tile": 64, "split": 1, "weight_stages": 8, "groups": 4}, True),
+        ((128, 1792, 1024), {"tile": 64, "split": 2, "groups": 4}, False),  # 224 programs
+        ((8, 1024, 1024), {"groups": 2}, False),  # four rows each
     ],
 )
 def test_plans_that_fit(shape, changes, expected):

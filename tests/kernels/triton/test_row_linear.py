@@ -4,17 +4,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from basedbench.kernels.row_linear import LEAST_ROWS, batch_of
 from basedbench.kernels.row_linear_launch import operator
 from tests.kernels.triton.conftest import interpreted
 
 pytestmark = pytest.mark.usefixtures("tensor_maps")
 
-PLANS = {  # tile, width of a stage, parts, stages of both rings
-    "whole": (64, 64, 1, 2, 3),
-    "wide stages": (64, 128, 1, 2, 2),
-    "halves": (64, 64, 2, 2, 3),
-    "quarters": (128, 64, 4, 3, 2),
+PLANS = {  # tile, width of a stage, parts, stages of both rings, and groups of rows
+    "whole": ((64, 64, 1, 2, 3), 1),
+    "wide stages": ((64, 128, 1, 2, 2), 1),
+    "halves": ((64, 64, 2, 2, 3), 1),
+    "quarters": ((128, 64, 4, 3, 2), 1),
+    "rows in groups": ((64, 64, 1, 2, 3), 4),
+    "halves of groups": ((64, 64, 2, 2, 3), 2),
 }
+
+
+def numbers(plan, meet, rows=32):
+    """As the operators take them."""
+    rings, groups = PLANS[plan]
+    return *rings, meet, min(groups, batch_of(rows) // LEAST_ROWS)
 
 
 def problem(randn, device, rows, outputs, width, bias):
@@ -33,18 +42,21 @@ def test_products(randn, relative_error, device, rows, outputs, width, bias, pla
     rounded = exact.to(x.dtype)
     for early in (False,) if interpreted else (False, True):
         for _ in range(2):  # the second finds the counters as the first one left them
-            y = operator(x, weight, bias, *PLANS[plan], meet, early)
+            y = operator(x, weight, bias, *numbers(plan, meet, rows), early)
             assert y.dtype == x.dtype
             assert relative_error(y, exact) <= 2 * relative_error(rounded, exact) + 1e-5
 
 
 def test_registration(randn, device):
     x, weight, _, _ = problem(randn, device, 3, 64, 128, False)
-    torch.library.opcheck(operator, (x, weight, None, *PLANS["halves"], False, False))
+    torch.library.opcheck(operator, (x, weight, None, *numbers("halves", False), False))
 
 
 @pytest.mark.skipif(interpreted, reason="programs run one after the other")
-@pytest.mark.parametrize(("plan", "meet"), [("whole", True), ("quarters", False), ("quarters", True)])
+@pytest.mark.parametrize(
+    ("plan", "meet"),
+    [("whole", True), ("quarters", False), ("quarters", True), ("rows in groups", True), ("halves of groups", True)],
+)
 def test_dependents_wait(randn, device, plan, meet):
     """A chain in a graph, launched as dependents or not: equal to the bit, again and again."""
     weights = [(randn(512, 512) / 512**0.5).to(device, torch.bfloat16) for _ in range(12)]
@@ -53,7 +65,7 @@ def test_dependents_wait(randn, device, plan, meet):
     def chain(early):
         h = x * 1.0
         for weight in weights:
-            h = operator(h, weight, None, *PLANS[plan], meet, early)
+            h = operator(h, weight, None, *numbers(plan, meet), early)
         return h
 
     for early in (False, True):
