@@ -72,7 +72,9 @@ def plan_of(rows: int, outputs: int, width: int, processors: int) -> Plan | None
 
     With more than 64 rows tiles of 128 outputs are too few programs: PyTorch's product is faster then.
 
-    Stages of 128 numbers in rings that fill shared memory; as few parts of the width as give enough programs.
+    Stages of 128 numbers in rings that fill shared memory; as few parts of the width as give enough programs. Groups of
+    rows instead of parts where a tile's weights fit whole: they are read while the kernel in front runs, and nobody
+    waits for another's sums. With more than 64 rows twice as many groups, if the processors suffice.
     """
     if rows > MOST_ROWS:
         return None
@@ -83,10 +85,20 @@ def plan_of(rows: int, outputs: int, width: int, processors: int) -> Plan | None
     tiles, steps = -(-outputs // tile), -(-width // STAGE)
     parts = [n for n in (1, 2, 4, MOST_PARTS) if n <= min(steps, batch) and tiles * n <= processors]
     split = next((n for n in parts if tiles * n >= (ENOUGH if n > 1 else ENOUGH_WHOLE)), parts[-1])
+    instead = min(split, batch // LEAST_ROWS)
+    groups = 2 * instead if batch == MOST_ROWS and tiles * instead * 2 <= processors else instead
+    grouped = _plan(tile, steps, batch, split // instead, groups, rows)
+    if groups > 1 and grouped.weight_stages >= -(-steps // grouped.split):
+        return grouped
+    return _plan(tile, steps, batch, split, 1, rows)
+
+
+def _plan(tile: int, steps: int, batch: int, split: int, groups: int, rows: int) -> Plan:
+    """With rings as long as a part needs and shared memory holds."""
     most = -(-steps // split)
     x_stages = max(2, min(most, 4))
-    weight_stages = max(2, min(most, 10, (SHARED_BYTES // (2 * STAGE) - x_stages * batch) // tile))
-    return Plan(tile, STAGE, split, weight_stages, x_stages, rows >= ROWS_TO_MEET)
+    room = (SHARED_BYTES // (2 * STAGE) - x_stages * batch // groups) // tile
+    return Plan(tile, STAGE, split, max(2, min(most, 10, room)), x_stages, rows >= ROWS_TO_MEET, groups)
 
 
 def reference(x_BD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

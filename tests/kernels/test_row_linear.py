@@ -73,6 +73,25 @@ def test_plans_fill_shared_memory(outputs, width, expected):
     assert module.plan_of(32, outputs, width, 132)[:5] == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "outputs", "width", "split", "groups"),
+    [
+        (32, 1024, 1024, 1, 4),  # instead of four parts
+        (8, 1024, 1024, 4, 1),  # too few rows for two groups
+        (128, 1024, 1024, 1, 8),  # 128 programs, not 64
+        (128, 1536, 1024, 1, 4),  # 192 would be too many
+        (128, 4096, 1024, 1, 2),
+        (64, 4096, 1024, 1, 1),
+        (128, 1792, 1792, 4, 1),  # 458 kB of weights: no tile's fit whole
+    ],
+)
+def test_rows_go_in_groups_where_weights_fit_whole(rows, outputs, width, split, groups):
+    plan = module.plan_of(rows, outputs, width, 132)
+    assert (plan.split, plan.groups) == (split, groups)
+    if groups > 1:
+        assert plan.weight_stages * plan.width >= width
+
+
 def test_costs():
     shape = {"rows": 3, "width": 8, "outputs": 10}
     assert module.flops(**shape) == 2 * 3 * 8 * 10

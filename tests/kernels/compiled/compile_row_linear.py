@@ -28,12 +28,13 @@ PLANS = [
     (1, Plan(128, 256, 8, 3, 3, True)),
     (8, Plan(64, 128, 4, 6, 4, False)),
     (128, Plan(64, 128, 1, 8, 4, True, 4)),
+    (128, Plan(64, 128, 1, 8, 4, True, 8)),
 ]
 WITH_ENDS = [
     (128, Plan(64, 128, 1, 6, 4, True)),
     (128, Plan(64, 128, 4, 6, 4, True)),
     (8, Plan(64, 128, 4, 4, 4, False)),
-    (128, Plan(64, 128, 1, 8, 4, True, 4)),
+    (128, Plan(64, 128, 1, 8, 4, True, 8)),
     (128, Plan(64, 128, 2, 4, 4, True, 2)),
 ]
 PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "write": "STG|ATOMG|RED|REDG"}

@@ -20,7 +20,7 @@ PLANS = {  # tile, width of a stage, parts, stages of both rings, whether progra
 }
 if not interpreted:
     PLANS |= {"of many rows": (64, 128, 1, 6, 4, True, 1), "of many rows, in parts": (64, 128, 2, 6, 4, True, 1)}
-    PLANS |= {"many rows in groups": (64, 128, 1, 8, 4, True, 4), "halves of groups meet": (64, 128, 2, 4, 4, True, 2)}
+    PLANS |= {"many rows in groups": (64, 128, 1, 8, 4, True, 8), "halves of groups meet": (64, 128, 2, 4, 4, True, 2)}
 ROWS = [1, 17] if interpreted else [1, 17, 100]
 EPS, D, INNER = 1e-5, 320, 208  # neither a number of whole stages, nor of whole tiles
 DTYPE = torch.float16 if interpreted else torch.bfloat16
