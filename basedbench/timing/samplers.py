@@ -5,7 +5,7 @@ What a cold sample calls may itself be the replay of a graph (`captured`): then 
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from time import perf_counter
 from typing import Protocol
 
@@ -17,10 +17,11 @@ from basedbench.timing.flush import Blocker, Flush, Lead
 Thunk = Callable[[], object]
 # Calls shorter than this are timed several at a time: the clock and the loop cost tenths of a microsecond.
 SHORTEST_CPU_SAMPLE_MS = 0.1
-REPLAY_LEAD_MS = 0.1
+# What the host is taken to need for a replay before one was seen.
+REPLAY_HOST_MS = 0.1
 # Behind so many calls the queue to the device may be full, and the host wait for room.
 FREE_CALLS = 16
-# A graph is made at least this long, so that the gap in front of it does not count.
+# A graph is made at least this long, so that the gap in front of it does not count, and the host is ahead of a row.
 SHORTEST_GRAPH_MS = 2.0
 MOST_GRAPH_PASSES = 256
 
@@ -83,31 +84,48 @@ class ColdSampler:
 
 
 class GraphSampler:
-    """Replays of a CUDA graph that holds whole passes over the input sets: no host, caches as the calls leave them."""
+    """Replays of a CUDA graph that holds whole passes over the input sets: no host, caches as the calls leave them.
+
+    Samples are replays in a row, as a loop that generates makes them; only the first of a row follows a blocker.
+    Exposed: the device had ended what was in front before the replay was enqueued.
+    """
 
     def __init__(self, calls: Sequence[Thunk]) -> None:
         self.calls, self.exposed = list(calls), 0
-        self.graph, self.passes = _capture(self.calls, 1), 1
-        self.blocker = Blocker()
-        pass_ms = self._replay()
-        if pass_ms < SHORTEST_GRAPH_MS:  # a first replay is slower: others say how many make a sample
-            pass_ms = min(self._replay() for _ in range(2))
-        self.passes = min(MOST_GRAPH_PASSES, max(1, math.ceil(SHORTEST_GRAPH_MS / max(pass_ms, 1e-4))))
-        if self.passes > 1:
-            self.graph = _capture(self.calls, self.passes)
+        self.blocker, self.lead = Blocker(), Lead(REPLAY_HOST_MS)
+        self._hold(1)
+        [pass_ms] = self._in_a_row(1)
+        if self.exposed or pass_ms < SHORTEST_GRAPH_MS:  # the lead is known by now: others say how many make a sample
+            pass_ms = min(self._in_a_row(1) + self._in_a_row(1))
+        passes = min(MOST_GRAPH_PASSES, max(1, math.ceil(SHORTEST_GRAPH_MS / max(pass_ms, 1e-4))))
+        if passes > 1:
+            self._hold(passes)
 
     def sample(self, count: int) -> list[float]:
         """So many samples, each the mean over one replay."""
-        return [self._replay() / (self.passes * len(self.calls)) for _ in range(count)]
+        return [replay_ms / (self.passes * len(self.calls)) for replay_ms in self._in_a_row(count)]
 
-    def _replay(self) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self.blocker(REPLAY_LEAD_MS)
-        start.record()
+    def _hold(self, passes: int) -> None:
+        """A graph of so many passes, replayed once: that brings it onto the device."""
+        self.graph, self.passes = _capture(self.calls, passes), passes
         self.graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+        torch.cuda.synchronize()
+
+    def _in_a_row(self, count: int) -> list[float]:
+        """The time of each of so many replays."""
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        self.blocker(self.lead.milliseconds)
+        began = perf_counter()
+        marks[0].record()
+        for index, end in enumerate(marks[1:]):
+            self.graph.replay()
+            end.record()
+            exposed = marks[index].query()
+            self.exposed += exposed
+            if index == 0:
+                self.lead.learn((perf_counter() - began) * 1e3, exposed)
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in pairwise(marks)]
 
 
 def wall_ms(calls: Sequence[Thunk], clock: Clock, count: int) -> float:

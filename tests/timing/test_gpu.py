@@ -64,8 +64,9 @@ def test_a_graph_runs_every_input_set_as_often() -> None:
     counters = [torch.zeros((), device=DEVICE) for _ in range(3)]
     sampler = GraphSampler([lambda c=c: c.add_(1) for c in counters])
     assert sampler.passes > 1
-    before = [int(c) for c in counters]
+    before, exposed = [int(c) for c in counters], sampler.exposed
     assert all(sample > 0 for sample in sampler.sample(4))
+    assert sampler.exposed == exposed
     torch.cuda.synchronize()
     assert [int(c) - b for c, b in zip(counters, before, strict=True)] == [4 * sampler.passes] * 3
     assert wall_ms([lambda: counters[0].add_(1)], WallClock(), 10) > 0
