@@ -7,6 +7,7 @@ from typing import Any
 
 SERIES = ("logspace", "powers_of_two")
 MOST_VALUES, MOST_EXPONENT, MOST_SETTINGS = 10_000, 300, 100_000
+EXACT = 2**53  # whole numbers below it are what they seem
 
 
 def expand_grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -39,14 +40,15 @@ def _series(name: str, series: Mapping[str, Any]) -> list[Any]:
     return _logspace(name, arguments) if kind == "logspace" else _powers_of_two(name, arguments)
 
 
-def _logspace(name: str, arguments: Any) -> list[float]:
+def _logspace(name: str, arguments: Any) -> list[float | int]:
     match arguments:
         case [int() | float() as low, int() | float() as high, int() as count] if (
             1 <= count <= MOST_VALUES and max(abs(low), abs(high)) <= MOST_EXPONENT
         ):
             step = (high - low) / max(count - 1, 1)
             # Six digits: the same learning rate whatever the series that it came from.
-            return [float(f"{10 ** (low + step * i):.6g}") for i in range(count)]
+            values = [float(f"{10 ** (low + step * i):.6g}") for i in range(count)]
+            return [int(value) if value.is_integer() and value < EXACT else value for value in values]
     raise ValueError(
         f"{name}: logspace takes [low exponent, high exponent, count up to {MOST_VALUES}], got {arguments!r}"
     )

@@ -39,6 +39,12 @@ def test_logspace_of_any_length(count: int) -> None:
         assert steps == pytest.approx([2.25 / (count - 1)] * (count - 1), abs=1e-5)
 
 
+def test_whole_numbers_of_a_logspace_are_whole() -> None:
+    """Models are named after them."""
+    assert [str(setting["n"]) for setting in expand_grid({"n": {"logspace": [0, 2, 3]}})] == ["1", "10", "100"]
+    assert [str(setting["n"]) for setting in expand_grid({"n": {"logspace": [-1, 0.5, 2]}})] == ["0.1", "3.16228"]
+
+
 def test_a_denser_logspace_holds_the_same_numbers() -> None:
     """Equal runs are found by their learning rate."""
     coarse, dense = (
