@@ -65,6 +65,7 @@ class DecodeSession:
 
     def _prepared(self, known: dict[str, Any]) -> dict[str, Any]:
         model = self.decoder.build()
+        known["parameters"] = model.parameters_count()
         known["state_bytes"] = _state_bytes(model, self.decoder.length)
         with torch.inference_mode():
             _draw_what_starts_at_zero(model)
