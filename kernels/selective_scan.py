@@ -267,12 +267,13 @@ def bytes_moved(
     state: bool = False,
     backward: bool = False,
 ) -> int:
-    """u, delta, B, C (and z) in, A and D in, y out; with `state` D N float32 in and out per sequence."""
+    """u, delta, B, C (and z) in, A, D and delta's bias in float32, y out; with `state` D N in and out per sequence."""
     tokens = batch * length
-    inputs = tokens * ((3 if gate else 2) * channels + 2 * states) + channels * (states + 1)
+    inputs = tokens * ((3 if gate else 2) * channels + 2 * states)
     return total_bytes(
         inputs,
         tokens * channels,
+        wide=channels * (states + 2),
         state=batch * channels * states if state else 0,
         element_bytes=element_bytes,
         backward=backward,

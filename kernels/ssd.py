@@ -242,12 +242,13 @@ def bytes_moved(
     state: bool = False,
     backward: bool = False,
 ) -> int:
-    """x, dt, B, C (and z) in, A and D in, y out; with `state` P N float32 in and out per head."""
+    """x, dt, B, C (and z) in, A, D and dt's bias in float32, y out; with `state` P N in and out per head."""
     tokens, width = batch * length, heads * head_dim
-    inputs = tokens * ((2 if gate else 1) * width + heads + 2 * groups * states) + 2 * heads
+    inputs = tokens * ((2 if gate else 1) * width + heads + 2 * groups * states)
     return total_bytes(
         inputs,
         tokens * width,
+        wide=3 * heads,
         state=batch * width * states if state else 0,
         element_bytes=element_bytes,
         backward=backward,

@@ -157,10 +157,11 @@ def bytes_moved(
     state: bool = False,
     backward: bool = False,
 ) -> int:
-    """k, v, w, u in and y out; with `state` 3 D float32 in and out per sequence."""
+    """k, v in, w and u in float32, y out; with `state` 3 D float32 in and out per sequence."""
     return total_bytes(
-        2 * batch * length * channels + 2 * channels,
+        2 * batch * length * channels,
         batch * length * channels,
+        wide=2 * channels,
         state=3 * batch * channels if state else 0,
         element_bytes=element_bytes,
         backward=backward,

@@ -61,15 +61,19 @@ def decoding_note(points: pd.DataFrame) -> str:
 
 
 def _rows_of(recall: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
-    """The last of the timed rows of each model: of its own suite, whose vocabulary and length it has, else of any."""
-    wanted = recall[["suite", "config"]].assign(model=[_name(row) for row in recall.to_dict("records")])
+    """The last of the timed rows of each model: of its own suite, whose length it has, else of any."""
+    wanted = recall[["suite", "config"]].reset_index(drop=True)
+    wanted = wanted.assign(model=[_name(row) for row in recall.to_dict("records")])
+    wanted = wanted.assign(size=recall["parameters"].to_numpy() if "parameters" in recall.columns else float("nan"))
     found = [_last(wanted, timed, keys) for keys in (["suite", *_KEY], _KEY)]
     return found[0].where(found[0]["tokens_per_s"].notna(), found[1])
 
 
 def _last(wanted: pd.DataFrame, timed: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    last = timed.drop_duplicates(keys, keep="last").set_index(keys)
-    return last[_TAKEN].reindex(pd.MultiIndex.from_frame(wanted[keys])).reset_index(drop=True)
+    """Of rows with as many parameters, where both say: with another vocabulary it is another model."""
+    both = wanted.rename_axis("place").reset_index().merge(timed[[*keys, "parameters", *_TAKEN]], on=keys)
+    other = both["size"].notna() & both["parameters"].notna() & (both["size"] != both["parameters"])
+    return both[~other].drop_duplicates("place", keep="last").set_index("place")[_TAKEN].reindex(wanted.index)
 
 
 def _name(row: Mapping[Hashable, Any]) -> str:

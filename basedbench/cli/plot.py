@@ -84,7 +84,7 @@ def tradeoff(
     frame = _recall_rows(results, suite, precision)
     times = _decode_rows(results, frame)
     analysis.check_accuracy(frame, y)
-    points = with_decode_rate(analysis.select(frame, [y], select), times, batch)
+    points = with_decode_rate(analysis.select(frame, [y, "parameters"], select), times, batch)
     note = _note(frame, analysis.selection_note(points, select), decoding_note(points))
     words = ("Recall against decoded tokens per second", note, "that were not decoded")
     frontier(path, frame, points, COLUMN, y, *words, table=table, width=width, as_json=as_json)

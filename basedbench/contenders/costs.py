@@ -74,9 +74,9 @@ def gated_bytes(
     """q, k, v and `steps` step sizes in, y out; beside them `decay_dim` logarithms of decays in, which are float32."""
     tokens = batch * length * heads
     states = batch * heads * key_dim * value_dim if state else 0
-    decays = costs.total_bytes(tokens * decay_dim, 0, element_bytes=ELEMENT_BYTES["fp32"], backward=backward)
     inputs, outputs = tokens * (2 * key_dim + value_dim + steps), tokens * value_dim
-    return decays + costs.total_bytes(inputs, outputs, state=states, element_bytes=element_bytes, backward=backward)
+    sizes = {"wide": tokens * decay_dim, "state": states, "element_bytes": element_bytes}
+    return costs.total_bytes(inputs, outputs, **sizes, backward=backward)
 
 
 _COSTS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {

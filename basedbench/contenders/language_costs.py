@@ -58,7 +58,7 @@ def flops_of(model: LanguageModel, case: ModelCase) -> int:
 
 
 def _mixing(config: LanguageConfig, kind: LayerKind, batch: int, context: int, step: bool) -> int:
-    """Operations of one layer's operator; of a step, only attention's grow with the context."""
+    """Operations of one layer's operator; of a step, only those of keys in reach grow with the context."""
     rows: dict[str, Any] = {"batch": batch, "length": 1 if step else context}
     widths: dict[str, Any]
     if kind == "attention":
@@ -69,7 +69,8 @@ def _mixing(config: LanguageConfig, kind: LayerKind, batch: int, context: int, s
         return taylor_flops(**rows, state=step, **widths)
     if kind == "window":
         width = config.window_head_dim
-        widths = {"heads": config.d_model // width, "key_dim": width, "value_dim": width, "window": config.window}
+        past = min(config.window, context - 1) if step else config.window
+        widths = {"heads": config.d_model // width, "key_dim": width, "value_dim": width, "window": past}
         return window_flops(**rows, state=step, **widths)
     if kind == "conv":
         return conv_flops(**rows, state=step, channels=2 * config.d_model, taps=config.conv_width)

@@ -7,10 +7,10 @@
     S_t = (diag(w_t) - (eta_t kappa_t) kappa_t^T) S_{t-1} + k_t v_t^T;   y_t = S_t^T r_t
     out = W_out (gate * (groupnorm(y) + (sum over a head of r k rho) v))
 
-A, W and G are of low rank; mu, xi, alpha, rho are x_x, k_k, k_a, r_k below, as in the authors' code. From the second
-layer on RWKV-7 mixes its values with those of the first layer. A mixer alone has no access to those: there is no such
-residual here, as there is none in zoology's runs. State: per head head_dim x head_dim, always in fp32 (fp64 for fp64),
-and the last input.
+|.| has 1e-6 under its root, which counts where `published` starts at kappa = 0. A, W and G are of low rank; mu, xi,
+alpha, rho are x_x, k_k, k_a, r_k below, as in the authors' code. From the second layer on RWKV-7 mixes its values with
+those of the first layer. A mixer alone has no access to those: there is no such residual here, as there is none in
+zoology's runs. State: per head head_dim x head_dim, always in fp32 (fp64 for fp64), and the last input.
 
     state_bytes = a * d * head_dim + e * d
 

@@ -18,7 +18,7 @@ import torch
 from basedbench.config import case_id
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.store.schema import blank_row
-from basedbench.timing.decode_session import Decoder, set_up
+from basedbench.timing.decode_session import VOCABULARY, Decoder, set_up
 from basedbench.timing.failures import harmless
 from basedbench.timing.rows import times
 from basedbench.timing.samples import Round
@@ -147,6 +147,8 @@ def _outcome(models: _Models, index: int, rounds: int) -> dict[str, Any] | None:
 def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, Any]:
     shape = {"mode": "decode", "dtype": "fp32", "batch": batch, "length": decoder.length}
     meaning = {"kind": "decode", "model": decoder.name, "config": json.loads(decoder.config), "device": device, **shape}
+    if decoder.vocab_size != VOCABULARY:
+        meaning["vocab_size"] = decoder.vocab_size
     return (
         blank_row("throughput")
         | shape

@@ -23,11 +23,13 @@ from basedbench.timing.telemetry import Telemetry
 CHECKED_TOKENS = 24
 TOLERANCE = 1e-3  # float32 steps against the float32 parallel form, relative
 SAMPLES = 5
+VOCABULARY = 8192  # the paper's; models of others say so in their case
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model to be timed: `name` as in the rows ("base_conv+based d_model=64"), its options as JSON, its context.
+    """A model to be timed: `name` as in the rows ("base_conv+based d_model=64"), its options as JSON, its context,
+    its words.
 
     `build` makes it, in the process that times it.
     """
@@ -36,6 +38,7 @@ class Decoder:
     config: str
     build: Callable[[], RecallModel]
     length: int
+    vocab_size: int = VOCABULARY
 
 
 class DecodeSession:
@@ -65,6 +68,7 @@ class DecodeSession:
 
     def _prepared(self, known: dict[str, Any]) -> dict[str, Any]:
         model = self.decoder.build()
+        known["parameters"] = model.parameters_count()
         known["state_bytes"] = _state_bytes(model, self.decoder.length)
         with torch.inference_mode():
             _draw_what_starts_at_zero(model)

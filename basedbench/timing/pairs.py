@@ -179,9 +179,23 @@ def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
         if not one:
             reason = _failure(rows[0], side) if rows else f"not in {side}"
             return Pair(label, means[0], means[1], Comparison("MISSING", reason=reason))
-    result = compare_accuracies(values[0], values[1], threshold)
+    result = _with_diverged(compare_accuracies(values[0], values[1], threshold), a, b)
     command = _recall_command(first, result, out) if result.needed else None
     return Pair(label, means[0], means[1], result, command, *_machines(a, b))
+
+
+def _with_diverged(result: Comparison, a: Sequence[Row], b: Sequence[Row]) -> Comparison:
+    """With the seeds that diverged: where one side has a larger share of them, the others cannot show it as good."""
+    tried = [[row["status"] for row in rows if row["status"] in ("ok", "diverged")] for rows in (a, b)]
+    lost = [statuses.count("diverged") for statuses in tried]
+    if not any(lost):
+        return result
+    told = [f"{lost[i]} of {len(tried[i])} seeds diverged in {'AB'[i]}" for i in (0, 1) if lost[i]]
+    result = replace(result, reason="; ".join(filter(None, [*told, result.reason])))
+    share_a, share_b = (lost[i] / len(tried[i]) for i in (0, 1))
+    if share_a == share_b or result.verdict == ("LOWER" if share_b > share_a else "HIGHER"):
+        return result
+    return replace(result, verdict="UNCLEAR", needed=max(result.needed or 0, 2 * max(map(len, tried))))
 
 
 def _machines(a: Sequence[Row], b: Sequence[Row]) -> tuple[str | None, str | None]:

@@ -19,6 +19,7 @@ RECALL = pd.DataFrame(
 def timed(**changes: object) -> dict[str, object]:
     row = {"model": "base_conv+based d_model=64", "config": '{"feature_dim": 8}', "mode": "decode", "status": "ok"}
     row |= {"suite": "s", "batch": 1, "length": 64, "dtype": "fp32", "device_name": "X", "tokens_per_s": 10.0}
+    row |= {"parameters": None}
     return row | {"median_ms": 2.0, "ci_low_ms": 1.6, "ci_high_ms": 2.5} | changes
 
 
@@ -35,6 +36,17 @@ def test_the_rate_is_that_of_its_own_suite_where_that_was_timed() -> None:
         own = with_decode_rate(RECALL, pd.DataFrame(order))
         assert (own["decode_tokens_per_s"][0], own["decode_length"][0]) == (7, 64)
     assert with_decode_rate(RECALL, pd.DataFrame(rows[1:]))["decode_tokens_per_s"][0] == 1
+
+
+def test_a_model_with_another_vocabulary_is_another_model() -> None:
+    recall = RECALL.assign(parameters=[100.0, 50.0])
+    rows = [timed(suite="t", tokens_per_s=7.0), timed(suite="u", tokens_per_s=1.0, parameters=100)]
+    small = timed(suite="v", tokens_per_s=9.0, parameters=10)
+    for own in (rows[:1], rows):  # older rows do not say how many they have
+        rates = with_decode_rate(recall, pd.DataFrame([*own, small]))["decode_tokens_per_s"]
+        assert rates[0] == own[-1]["tokens_per_s"]
+    with pytest.raises(UserError, match="no decode times of these models"):
+        with_decode_rate(recall, pd.DataFrame([small]))
 
 
 def test_models_that_differ_in_another_layer_have_rates_of_their_own() -> None:

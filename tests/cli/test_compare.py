@@ -164,6 +164,19 @@ def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Pat
     assert "B - A" in run_cli("compare", a, b).stdout
 
 
+def test_seeds_that_diverged_are_not_passed_over(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for d_model, in_a, in_b, better in ((16, 0, 2, 0.0), (32, 1, 1, 0.0), (64, 0, 1, 0.2), (128, 0, 1, -0.2)):
+        for folder, lost, more in zip(folders, (in_a, in_b), (0.0, better), strict=True):
+            for seed in range(4):
+                failed = {"status": "diverged"} if seed < lost else {}
+                write_recall(folder, 0.6 + 0.001 * seed + more, 10 * d_model + seed, d_model=d_model, **failed)
+    pairs = json.loads(run_cli("compare", *folders, "--kind", "recall", "--json").stdout)["pairs"]
+    assert [pair["verdict"] for pair in pairs] == ["UNCLEAR", "SAME", "UNCLEAR", "LOWER"]
+    assert all("seeds diverged in B" in pair["reason"] for pair in pairs)
+    assert pairs[0]["reason"].startswith("2 of 4 seeds diverged in B")
+    assert "--seed 0,1,2,3,4,5,6,7" in pairs[0]["command"]
+
+
 def test_both_kinds_unless_one_is_chosen(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for folder in folders:
         write_time(folder, 256, 1)

@@ -86,6 +86,17 @@ def test_a_recurrent_step_costs_the_same_at_every_context(family: str) -> None:
     assert costs[0][0] > 2 * 3 * sum(p.numel() for p in model_of(family)[0].parameters() if p.dim() == 2) * 0.9
 
 
+def test_a_step_counts_the_keys_in_reach_of_a_window() -> None:
+    model, case = model_of("based", batch=3)
+    windows, past = model.config.layers.count("window"), model.config.window
+    counts = {n: flops_of(model, case.model_copy(update={"length": n})) for n in (1, 5, past, past + 1, past + 9)}
+    assert windows
+    assert counts[past + 9] == counts[past + 1]
+    for length in (1, 5, past):
+        fewer = 3 * windows * (past + 1 - length) * 4 * model.config.d_model
+        assert counts[past + 1] - counts[length] == fewer
+
+
 def test_a_prompt_reads_the_weights_and_writes_the_state() -> None:
     model, case = model_of("attention", mode="prefill", length=10)
     weights = 4 * model.parameters_count()

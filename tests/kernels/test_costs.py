@@ -102,10 +102,10 @@ def test_scan_and_ssd():
     assert OPERATORS["selective_scan"].flops(**scan, gate=False) == 4096 * 128 * (7 * 16 + 3)
     assert OPERATORS["selective_scan"].flops(**scan) == 4096 * 128 * (7 * 16 + 7)
     per_token = 3 * 128 + 2 * 16 + 128  # u, delta, z; B, C; y
-    assert OPERATORS["selective_scan"].bytes_moved(**scan) == 2 * (4096 * per_token + 17 * 128)
+    assert OPERATORS["selective_scan"].bytes_moved(**scan) == 2 * 4096 * per_token + 4 * 18 * 128
     assert OPERATORS["ssd"].flops(**SHAPES["ssd"]) == 4096 * 2 * 4 * 64 * 128
     per_token = 3 * 128 + 2 + 2 * 128  # x, z, y; dt; B, C
-    assert OPERATORS["ssd"].bytes_moved(**SHAPES["ssd"]) == 2 * (4096 * per_token + 2 * 2)
+    assert OPERATORS["ssd"].bytes_moved(**SHAPES["ssd"]) == 2 * 4096 * per_token + 4 * 3 * 2
 
 
 def test_delta_rule():
@@ -130,9 +130,9 @@ def test_layer_delta_rule():
 def test_wkv4():
     wkv4 = OPERATORS["wkv4"]
     assert wkv4.flops(**SHAPES["wkv4"]) == 4096 * 128 * 23
-    assert wkv4.bytes_moved(**SHAPES["wkv4"]) == 2 * (3 * 4096 * 128 + 2 * 128)  # k, v, y; w, u
+    assert wkv4.bytes_moved(**SHAPES["wkv4"]) == 2 * 3 * 4096 * 128 + 4 * 2 * 128  # k, v, y; w, u
     step = {"batch": 2, "length": 1, "channels": 128, "state": True}
-    assert wkv4.bytes_moved(**step) == 2 * (3 * 2 * 128 + 2 * 128) + 2 * 2 * 3 * 128 * 4
+    assert wkv4.bytes_moved(**step) == 2 * 3 * 2 * 128 + 4 * 2 * 128 + 2 * 2 * 3 * 128 * 4
 
 
 def test_convolution_and_cross_entropy():

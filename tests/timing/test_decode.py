@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,16 @@ def test_a_row_for_every_model() -> None:
         assert len(row["round_medians_ms"]) == 4
         assert row["tokens_per_s"] == 3 / row["median_ms"] * 1e3
     assert rows[0]["state_bytes"] == 4 * (2 * 16 + 2 * 16 * 20) + 4  # two conv inputs; keys, values and their count
+    assert rows[0]["parameters"] == made("base_conv", "attention").parameters_count()
     assert rows[0]["case_id"] != rows[1]["case_id"]
+
+
+def test_a_model_of_another_vocabulary_is_another_case() -> None:
+    one, cases = decoder("base_conv", "based"), set()
+    for words in (8192, 66, 34):
+        (row,) = decode_rows([replace(one, vocab_size=words)], "mine", "cpu", batch=1, rounds=1)
+        cases.add(row["case_id"])
+    assert len(cases) == 3
 
 
 @pytest.mark.parametrize("name", mixer_names())
