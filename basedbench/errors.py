@@ -96,7 +96,9 @@ def said_by(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """`ValueError: no such width`, on one line."""
+    """`ValueError: no such width`, on one line; a UserError says it all."""
+    if isinstance(error, UserError):
+        return printable(str(error))
     return printable(f"{type(error).__name__}: {said_by(error)}").removesuffix(":")
 
 
