@@ -91,8 +91,12 @@ def contender(
     `modes` says what it can do: give ("decode",) for a function with the signature of `<operator>_step`.
     Raises UserError for an operator or mode that does not exist, or a name that is taken.
     """
+    if callable(operator):
+        raise UserError('contender takes the name of an operator: write @contender("attention").')
     if operator not in OPERATOR_AXES:
         raise UserError(f"no operator is called {operator!r}; {nearest(operator, OPERATOR_AXES)}")
+    if isinstance(modes, str):
+        raise UserError(f"modes is a tuple: write modes=({modes!r},).")
     valid = Case.model_fields["mode"].annotation.__args__  # type: ignore[union-attr]
     for mode in modes:
         if mode not in valid:

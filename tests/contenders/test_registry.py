@@ -64,6 +64,10 @@ def test_names_are_found_or_corrected() -> None:
         contender("taylor_atention")
     with pytest.raises(UserError, match="no mode is called 'bwd'"):
         contender("ssd", modes=("bwd",))
+    with pytest.raises(UserError, match=r"modes is a tuple: write modes=\('fwd',\)"):
+        contender("ssd", modes="fwd")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="takes the name of an operator"):
+        contender(print)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="two contenders are called 'ours'"):
         contender("ssd", name="ours")(lambda x: x)
     with pytest.raises(UserError, match="a name is made of letters"):
