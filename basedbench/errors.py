@@ -31,6 +31,7 @@ _PLAIN = {
     "bool_type": "takes true or false",
     "bool_parsing": "takes true or false",
 }
+OWN = "One of your own comes with --plugin FILE.py."
 _LONGEST = 100  # of a value in a message
 
 

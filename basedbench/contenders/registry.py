@@ -6,7 +6,7 @@ from typing import Any
 from basedbench.config.throughput import OPERATOR_AXES, Case
 from basedbench.contenders.base import Call, Contender
 from basedbench.contenders.operators import bind
-from basedbench.errors import UserError, check_name, nearest, text_of
+from basedbench.errors import OWN, UserError, check_name, nearest, text_of
 from basedbench.sources import source_of
 
 _REGISTERED: dict[str, Contender] = {}
@@ -61,7 +61,7 @@ def all_contenders() -> list[Contender]:
 def get_contender(name: str) -> Contender:
     """The contender of this name. Raises UserError that names the nearest one."""
     if name not in _REGISTERED:
-        raise UserError(f"no contender is called {name!r}; {nearest(name, _REGISTERED)}")
+        raise UserError(f"no contender is called {name!r}; {nearest(name, _REGISTERED)} {OWN}")
     return _REGISTERED[name]
 
 

@@ -58,7 +58,7 @@ def test_contenders_compute_the_operator(name: str, operator: str, mode: str) ->
 
 
 def test_names_are_found_or_corrected() -> None:
-    with pytest.raises(UserError, match="did you mean 'ours'"):
+    with pytest.raises(UserError, match=r"did you mean 'ours'\? One of your own comes with --plugin"):
         get_contender("our")
     with pytest.raises(UserError, match="did you mean 'taylor_attention'"):
         contender("taylor_atention")
