@@ -31,6 +31,7 @@ _PLAIN = {
     "bool_type": "takes true or false",
     "bool_parsing": "takes true or false",
 }
+OWN = "One of your own comes with --plugin FILE.py."
 _LONGEST = 100  # of a value in a message
 
 
@@ -96,7 +97,9 @@ def said_by(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """`ValueError: no such width`, on one line."""
+    """`ValueError: no such width`, on one line; a UserError says it all."""
+    if isinstance(error, UserError):
+        return printable(str(error))
     return printable(f"{type(error).__name__}: {said_by(error)}").removesuffix(":")
 
 

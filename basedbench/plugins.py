@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from basedbench.ambient import all_kept
 from basedbench.contenders import Contender
 from basedbench.contenders import registry as contenders
 from basedbench.errors import UserError, text_of
@@ -61,7 +62,7 @@ def _run(file: Path) -> Plugin:
         mixers.restore(before)
         contenders.restore(contenders_before)
         sys.modules.pop(name, None)
-        reason = str(error) if isinstance(error, UserError) else text_of(error)
+        reason = text_of(error)
         reason = "it calls sys.exit; leave that out." if isinstance(error, SystemExit) else reason
         raise UserError(f"plugin {file}, line {_line(error, file)}: {reason}") from error
     return plugin
@@ -75,7 +76,7 @@ def _execute(file: Path, name: str) -> None:
     sys.modules[name] = module  # where pydantic, dataclasses and pickle look its classes up
     here = os.getcwd()
     try:
-        with stdout_to_stderr():
+        with stdout_to_stderr(), all_kept():
             spec.loader.exec_module(module)
     finally:
         os.chdir(here)  # of which the names of other files, and --out, are told

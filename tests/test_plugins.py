@@ -160,3 +160,24 @@ def test_what_a_plugin_prints_stays_out_of_tables_and_json(tmp_path, capsys):
     path.write_text(PLUGIN + "\nprint('hello')\n")
     load_plugin(path)
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_settings_of_torch_that_a_plugin_changes_are_put_back(tmp_path):
+    def settings():
+        return (
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_rng_state().tolist(),
+        )
+
+    path, before = tmp_path / "meddles.py", settings()
+    path.write_text(
+        PLUGIN + "\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
+        "torch.set_num_threads(3)\ntorch.set_float32_matmul_precision('medium')\n"
+        "torch.use_deterministic_algorithms(True)\ntorch.manual_seed(5)\n"
+    )
+    load_plugin(path)
+    assert settings() == before

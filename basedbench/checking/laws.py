@@ -30,6 +30,8 @@ from basedbench.errors import place_of, printable, said_by
 from basedbench.kernels.asked import ask
 from basedbench.kernels.asked import reference as rows_of
 from basedbench.mixers import get_mixer
+from basedbench.mixers.base import PARAMETERS
+from basedbench.models import Dropout
 
 CHANGED = 20  # from this position on causality's two inputs differ
 ROOM = LENGTH + 5
@@ -248,6 +250,25 @@ def nothing_is_read_back(subject: Subject) -> Iterator[Breach]:
     yield from ()
 
 
+def parameters_can_be_trained(subject: Subject) -> Iterator[Breach]:
+    """All are float32: the optimizer takes no others, and a cast of the model would lose imaginary parts."""
+    for name, parameter in get_mixer(subject.name)(subject.d_model, **subject.options).named_parameters():
+        if parameter.dtype != torch.float32:
+            yield Breach(f"the parameter {name}", f"{plain(parameter.dtype)}, not float32")
+
+
+def randomness_has_a_generator_of_its_own(subject: Subject) -> Iterator[Breach]:
+    """In training nothing is drawn from the global generator, which runs share."""
+    mixer, x_BLD = subject.build(torch.float32).train(), subject.inputs(dtype=torch.float32)
+    for module in mixer.modules():
+        if isinstance(module, Dropout):
+            module.generator = torch.Generator()
+    before = torch.get_rng_state()
+    mixer(x_BLD)
+    if not torch.equal(torch.get_rng_state(), before):
+        yield Breach("forward in training", "draws from, or seeds, torch's global generator")
+
+
 @contextmanager
 def _without_its_log() -> Iterator[None]:
     """What PyTorch prints of a call that fails on such tensors is in the exception."""
@@ -293,6 +314,8 @@ LAWS = (
     Law(
         nothing_is_read_back, "No .item(), no branch on a tensor's value, no tensor from host data in forward or step."
     ),
+    Law(parameters_can_be_trained, PARAMETERS),
+    Law(randomness_has_a_generator_of_its_own, "Take basedbench.models.Dropout for nn.Dropout, and seed nothing."),
 )
 
 

@@ -82,12 +82,16 @@ def differences(what: str, found: Tensor, right: Tensor, *, tokens: bool = True)
         return
     if found.dtype != right.dtype:
         yield Breach(what, f"{plain(found.dtype)} where {plain(right.dtype)} is due")
-    distance = (found.double() - right.double()).abs()
-    far = ~(distance <= CLOSE + CLOSE * right.double().abs())
+    distance = (_wide(found) - _wide(right)).abs()
+    far = ~(distance <= CLOSE + CLOSE * _wide(right).abs())
     if far.any():
         first = int(far.flatten(2).any(2).any(0).nonzero()[0]) if tokens else 0
         place = f"{what}, first at position {first}" if tokens else what
         yield Breach(place, f"differs by up to {float(distance.nan_to_num(nan=float('inf')).max()):.2g}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float64))  # a complex state stays complex
 
 
 def layouts(what: str, state: State, other_what: str, other: State) -> Iterator[Breach]:

@@ -6,7 +6,7 @@ from typing import Any
 from basedbench.config.throughput import OPERATOR_AXES, Case
 from basedbench.contenders.base import Call, Contender
 from basedbench.contenders.operators import bind
-from basedbench.errors import UserError, check_name, nearest, text_of
+from basedbench.errors import OWN, UserError, check_name, nearest, text_of
 from basedbench.sources import source_of
 
 _REGISTERED: dict[str, Contender] = {}
@@ -61,7 +61,7 @@ def all_contenders() -> list[Contender]:
 def get_contender(name: str) -> Contender:
     """The contender of this name. Raises UserError that names the nearest one."""
     if name not in _REGISTERED:
-        raise UserError(f"no contender is called {name!r}; {nearest(name, _REGISTERED)}")
+        raise UserError(f"no contender is called {name!r}; {nearest(name, _REGISTERED)} {OWN}")
     return _REGISTERED[name]
 
 
@@ -91,8 +91,12 @@ def contender(
     `modes` says what it can do: give ("decode",) for a function with the signature of `<operator>_step`.
     Raises UserError for an operator or mode that does not exist, or a name that is taken.
     """
+    if callable(operator):
+        raise UserError('contender takes the name of an operator: write @contender("attention").')
     if operator not in OPERATOR_AXES:
         raise UserError(f"no operator is called {operator!r}; {nearest(operator, OPERATOR_AXES)}")
+    if isinstance(modes, str):
+        raise UserError(f"modes is a tuple: write modes=({modes!r},).")
     valid = Case.model_fields["mode"].annotation.__args__  # type: ignore[union-attr]
     for mode in modes:
         if mode not in valid:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from basedbench.ambient import settings_kept
 from basedbench.engines import determinism, kernel_keys
 from basedbench.engines.compile_ahead import Rehearsed
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
@@ -147,7 +148,7 @@ class Worker:
         """Let a run enqueue its next piece; True unless it only waits."""
         was = entry.recorded
         try:
-            with torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
+            with settings_kept(), torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
                 working = next(entry.steps, None)
         except Exception as error:
             if out_of_memory(error):

@@ -22,6 +22,9 @@ from basedbench.kernels.row_linear import row_linear
 State = dict[str, Tensor]
 Init = Literal["published", "correct"]
 
+PARAMETERS = (
+    "Leave their dtype to torch; make complex tensors of real parameters (torch.view_as_complex); all else is a buffer."
+)
 ALIGNED = 16  # outputs of a projection that is read in whole pieces
 
 
@@ -65,7 +68,13 @@ class Mixer(nn.Module):
     @classmethod
     def build(cls, d_model: int, options: Mapping[str, Any]) -> Self:
         """The mixer with options from outside, such as a suite: whatever is wrong with them, a UserError."""
-        return cls(d_model, **cls.resolve(d_model, options).model_dump())
+        usual = torch.get_default_dtype()
+        mixer = cls(d_model, **cls.resolve(d_model, options).model_dump())
+        for name, parameter in mixer.named_parameters():
+            if parameter.dtype != usual:
+                found = f"its parameter {name} is {parameter.dtype}, where all are {usual}"
+                raise UserError(f"mixer {cls.name!r}: {found}. {PARAMETERS}")
+        return mixer
 
     @classmethod
     def check(cls, d_model: int, options: Any) -> None:
@@ -129,7 +138,8 @@ class Mixer(nn.Module):
 
     def zoology_elements(self, length: int) -> int:
         """State elements as zoology counts them; by default the measured ones."""
-        return sum(tensor.numel() for tensor in self.init_state(1, length, device="meta").values())
+        state = self.init_state(1, length, device="meta").values()
+        return sum(tensor.numel() * (2 if tensor.is_complex() else 1) for tensor in state)
 
     def paper_elements(self, length: int) -> int:
         """State elements as in the printed figure of the BASED paper; by default as zoology counts them."""

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from basedbench.errors import UserError, check_name, nearest, sentence, text_of
+from basedbench.errors import OWN, UserError, check_name, nearest, sentence, text_of
 from basedbench.mixers.base import Mixer, MixerOptions
 from basedbench.sources import source_of
 from basedbench.streams import stdout_to_stderr
@@ -52,7 +52,7 @@ def get_mixer(name: str) -> type[Mixer]:
         return _mixers[name]
     if name in broken:
         raise UserError(f"mixer {name!r} could not be loaded: {broken[name]}; mend or uninstall its package.")
-    raise UserError(f"unknown mixer {name!r}: {nearest(str(name), mixer_names())}")
+    raise UserError(f"unknown mixer {name!r}: {nearest(str(name), mixer_names())} {OWN}")
 
 
 def mixer_names() -> list[str]:

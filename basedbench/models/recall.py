@@ -177,7 +177,7 @@ class RecallModel(nn.Module):
 
     def parameters_count(self) -> int:
         """Trained numbers; the tied head counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def set_generator(self, generator: torch.Generator | None, draws: Draws | None = None) -> None:
         """Make every dropout inside draw from `generator`, and the first block's from `draws` if there are any."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basedbench.ambient import settings_kept
 from basedbench.models.recall import RecallModel
 from basedbench.models.state import state_bytes
 from basedbench.timing.clock import Clock, WallClock
@@ -53,7 +54,8 @@ class DecodeSession:
         """Everything before the first round. Returns the columns known by then; `status` says whether to go on."""
         known: dict[str, Any] = {}
         try:
-            return known | self._prepared(known)
+            with settings_kept():
+                return known | self._prepared(known)
         except (Exception, SystemExit) as failure:  # the states do not fit, or a mixer raises
             status, reason = classify(failure)
             return known | {"status": status, "reason": reason}
@@ -61,7 +63,7 @@ class DecodeSession:
     def round(self) -> Round:
         """The samples of one round; its first call is none of them, for another model had the device before."""
         assert self.sampler is not None  # prepared
-        with torch.inference_mode():
+        with torch.inference_mode(), settings_kept():
             before = self.telemetry.read()
             samples = self.sampler.sample(1 + SAMPLES)[1:]
         return Round(samples, [before, self.telemetry.read()])

@@ -75,8 +75,9 @@ def findings(
     """
     floor = FLOOR[dtype] if floor is None else floor
     if set(results) != set(truth):
-        missing = ", ".join(sorted(set(truth) ^ set(results)))
-        return [Finding(math.nan, 0.0, f"not what the operator returns: {missing}")]
+        extra, missing = (sorted(a.keys() - b.keys()) for a, b in ((results, truth), (truth, results)))
+        given = f"it returns {', '.join(extra)}" if extra else "some results are missing"
+        return [Finding(math.nan, 0.0, f"{given}, where {', '.join(missing) or 'nothing more'} should be")]
     found = []
     sizes = {name: _typical(x) for name, x in truth.items() if "gradient" in name}
     largest = max(sizes.values(), default=0.0)

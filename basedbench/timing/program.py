@@ -49,12 +49,18 @@ class Program:
         """What is checked, by name: outputs, gradients, and the states that a decode step has rewritten."""
         return self._named(self.run())
 
-    def _with_gradients(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _with_gradients(self, outputs: tuple[Tensor, ...], first: bool = False) -> tuple[Tensor, ...]:
+        """RuntimeError, the first time, that names the inputs which no backward reaches: PyTorch's own does not."""
         if self.case.mode != "fwd_bwd":
             return outputs
         leaves = [tensor for tensor in self.tensors.values() if tensor.requires_grad]
         ends = [output for output in outputs if output.requires_grad]
-        return *outputs, *torch.autograd.grad(ends, leaves, self.gradients)
+        found = torch.autograd.grad(ends, leaves, self.gradients, allow_unused=first)
+        if first and any(gradient is None for gradient in found):
+            pairs = zip((name for name, x in self.tensors.items() if x.requires_grad), found, strict=True)
+            unreached = ", ".join(name for name, gradient in pairs if gradient is None)
+            raise RuntimeError(f"no gradient reaches {unreached}; what has no backward is for mode fwd")
+        return *outputs, *found
 
     def _named(self, run: Sequence[Tensor]) -> Tensors:
         leaves = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
@@ -107,7 +113,7 @@ def first_run(
     own = _own(case, tensors, dtype)
     outputs = _as_tuple(call(own))
     made = Program(case, call, own, _starts(case, outputs, device, part) if case.mode == "fwd_bwd" else ())
-    return made, made._named(made._with_gradients(outputs))
+    return made, made._named(made._with_gradients(outputs, first=True))
 
 
 def _own(case: Case, tensors: Tensors, dtype: torch.dtype | None) -> Tensors:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from basedbench.ambient import settings_kept
+from basedbench.errors import UserError
 from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import count_step, take_batch
 from basedbench.kernels.draws import Draws
@@ -56,7 +58,8 @@ class RecallRun:
         self.generator = torch.Generator(self.device).manual_seed(case.seed)
         on_gpu = self.model.head_weight.is_cuda
         half = torch.bfloat16 if case.train.precision == "bf16" and on_gpu else None
-        self.optimizer = AdamW(list(self.model.parameters()), case.train.weight_decay, half)
+        self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self.optimizer = AdamW(list(self.trained.values()), case.train.weight_decay, half)
         draws = Draws(case.seed, self.optimizer.steps) if on_gpu else None
         self.model.set_generator(self.generator, draws)
         self.weights = Weights(self.model, self.optimizer)
@@ -130,8 +133,12 @@ class RecallRun:
         loss_N, _ = self._losses(part, self.orders[index], cursor, size, part.places)
         share_N = self.recorder.constant(1 / len(loss_N), len(loss_N), loss_N.dtype)
         with together(loss_N):
-            gradients = torch.autograd.grad(loss_N, self.weights.leaves, share_N)
-        self.optimizer.step(self.weights.by_parameter(gradients))
+            found = torch.autograd.grad(loss_N, self.weights.leaves, share_N, allow_unused=True)
+        gradients = self.weights.by_parameter(found)
+        for name, terms in zip(self.trained, gradients, strict=True):
+            if any(term is None for term in terms):
+                raise UserError(f"nothing depends on the parameter {name}: use it, or leave it out.")
+        self.optimizer.step(gradients)
         count_step(loss_N.detach(), self.loss, cursor, size, self.optimizer.steps)
 
     @torch.no_grad()
@@ -223,7 +230,7 @@ class Weights:
         self._leaves = [[parameter] for parameter in parameters]
         self.head = model.head_weight
         if copies:
-            linear = [module for module in model.modules() if type(module) is nn.Linear]
+            linear = [module for module in model.modules() if type(module) is nn.Linear and id(module.weight) in place]
             self._swaps = [(module, place[id(module.weight)]) for module in linear]
             for _, index in self._swaps:
                 self._leaves[index] = [copies[index]]
@@ -256,7 +263,7 @@ class Weights:
 
 def build_model(case: RecallCase) -> RecallModel:
     """The model of a case with the weights of its seed; made on the CPU, so that they are the same on every device."""
-    with torch.random.fork_rng(devices=[]):
+    with settings_kept(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(case.seed)  # torch's own function would import its compiler first
         train = case.train
         return RecallModel(

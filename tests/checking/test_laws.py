@@ -6,6 +6,7 @@ from torch import nn
 
 from basedbench.checking.laws import LAWS, broken
 from basedbench.checking.subject import Subject
+from basedbench.errors import UserError
 from basedbench.mixers import Mixer, registry
 
 
@@ -117,6 +118,44 @@ class Breaks(Average):
         raise ValueError("no step yet \udcff")
 
 
+class Turns(Average):
+    """A parameter of another dtype, which a cast of the whole model would halve."""
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.turn = nn.Parameter(torch.ones(d_model, dtype=torch.complex64))
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) * self.turn.real.to(x_BLD.dtype)
+
+    def step(self, x_BD, state):
+        y_BD, state = super().step(x_BD, state)
+        return y_BD * self.turn.real.to(x_BD.dtype), state
+
+
+class Complex(Average):
+    """Its state counts in a complex number, in the prefill with another imaginary part."""
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        state = super().init_state(batch_size, max_length, dtype, device)
+        return state | {"count": state["count"].to(torch.complex64)}
+
+    def step(self, x_BD, state):
+        y_BD, after = super().step(x_BD, state | {"count": state["count"].real.int()})
+        return y_BD, after | {"count": state["count"] + 1}
+
+    def prefill(self, x_BLD, max_length=None):
+        y_BLD, state = super().prefill(x_BLD, max_length)
+        return y_BLD, state | {"count": state["count"] + 2j}
+
+
+class Drops(Average):
+    """nn.Dropout instead of ours."""
+
+    def forward(self, x_BLD):
+        return super().forward(nn.functional.dropout(x_BLD, 0.1, self.training))
+
+
 @pytest.fixture(autouse=True)
 def _own_registry(own_registries):
     """Whatever a test registers is gone after it."""
@@ -194,3 +233,21 @@ def test_what_a_mixer_raises_is_a_breach():
     found = breaches(Breaks)
     assert "raises ValueError: no step yet ?" in found["forward prefill and steps agree"][0]
     assert "causal" not in found
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_a_parameter_that_cannot_be_trained():
+    found = breaches(Turns)
+    assert found == {"parameters can be trained": ["the parameter turn: complex64, not float32"]}
+    with pytest.raises(UserError, match="its parameter turn is torch"):
+        registry.get_mixer("under_test").build(8, {})
+
+
+def test_imaginary_parts_of_a_state_count():
+    found = breaches(Complex)
+    assert found["prefill leaves the state of steps"] == ["state 'count' after a prefill: differs by up to 2"]
+    assert registry.get_mixer("under_test")(8).zoology_elements(1) == 8 + 2
+
+
+def test_what_is_drawn_from_the_global_generator():
+    assert list(breaches(Drops)) == ["randomness has a generator of its own"]

@@ -63,4 +63,4 @@ def test_the_page_s_package_offers_the_mixer(tmp_path):
         timeout=120,
         check=False,
     )
-    assert listed.stdout.strip() == "fading keeps all 14 laws.", listed.stderr
+    assert listed.stdout.strip() == "fading keeps all 16 laws.", listed.stderr

@@ -58,12 +58,16 @@ def test_contenders_compute_the_operator(name: str, operator: str, mode: str) ->
 
 
 def test_names_are_found_or_corrected() -> None:
-    with pytest.raises(UserError, match="did you mean 'ours'"):
+    with pytest.raises(UserError, match=r"did you mean 'ours'\? One of your own comes with --plugin"):
         get_contender("our")
     with pytest.raises(UserError, match="did you mean 'taylor_attention'"):
         contender("taylor_atention")
     with pytest.raises(UserError, match="no mode is called 'bwd'"):
         contender("ssd", modes=("bwd",))
+    with pytest.raises(UserError, match=r"modes is a tuple: write modes=\('fwd',\)"):
+        contender("ssd", modes="fwd")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="takes the name of an operator"):
+        contender(print)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="two contenders are called 'ours'"):
         contender("ssd", name="ours")(lambda x: x)
     with pytest.raises(UserError, match="a name is made of letters"):

@@ -103,6 +103,16 @@ class Uncounted(Broken):
 
 
 @register
+class Meddles(Broken):
+    name = "meddles"
+
+    def forward(self, x_BLD):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        return x_BLD
+
+
+@register
 class Exhausts(Broken):
     name = "exhausts"
 

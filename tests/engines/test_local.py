@@ -78,6 +78,14 @@ def test_whatever_a_mixer_is_asked_it_costs_its_own_run_only(
     assert reason in row["reason"]
 
 
+def test_settings_of_the_process_are_a_runs_own(tmp_path: Path, plugin: Path) -> None:
+    cases = cases_of("meddles")
+    _, rows = run(cases, tmp_path, [Place("cpu", slots=1)], plugin)
+    assert rows["status"].to_dict() == {"meddles": "runtime_error", "based": "ok", "attention": "ok"}
+    for case in cases[-2:]:
+        assert rows["accuracy_by_epoch"][case.mixer] == trained(case).progress.accuracies
+
+
 def test_a_run_that_does_not_fit_beside_others_waits_for_room(tmp_path: Path, plugin: Path) -> None:
     memory, rows = run(cases_of("greedy"), tmp_path, [Place("cpu", slots=3)], plugin)
     assert rows["status"].to_dict() == {"greedy": "ok", "based": "ok", "attention": "ok"}

@@ -124,6 +124,21 @@ def test_wrong_gradients_are_refused_by_name() -> None:
     assert result.reason.startswith("the gradient of k_BLHK: relative error")
 
 
+def test_inputs_without_a_gradient_are_named() -> None:
+    with pytest.raises(RuntimeError, match="no gradient reaches q_BLHK, k_BLHK, v_BLHV; what has no backward"):
+        verdict(lambda y, _: y.detach(), mode="fwd_bwd")
+
+
+def test_what_is_kept_of_an_earlier_call_is_refused() -> None:
+    kept: list[torch.Tensor] = []
+
+    def first(y, _):
+        kept.append(y)
+        return kept[0]
+
+    assert "relative error" in verdict(first).reason
+
+
 def test_a_state_left_behind_is_refused() -> None:
     def forget(y, tensors):
         tensors["state_BHFV"].mul_(0.5)
@@ -135,7 +150,7 @@ def test_a_state_left_behind_is_refused() -> None:
 def test_wrong_shapes_and_missing_outputs_are_refused() -> None:
     assert "shape (2, 39, 2, 6) where (2, 40, 2, 6) is due" in verdict(lambda y, _: y[:, :-1]).reason
     assert (
-        "not what the operator returns: output 1, output 2, the output"
+        "it returns the output, where output 1, output 2 should be"
         in verdict(lambda y, _: y[0], "linear_cross_entropy").reason
     )
 
@@ -165,9 +180,9 @@ def test_nothing_that_a_backward_starts_from_lies_where_its_results_should(monke
         poisoned.add(x.data_ptr())
         return x
 
-    def noting(ends, leaves, starts):
+    def noting(ends, leaves, starts, **options):
         taken.append(any(start.data_ptr() in poisoned for start in starts))
-        return grad(ends, leaves, starts)
+        return grad(ends, leaves, starts, **options)
 
     monkeypatch.setattr(correctness.torch, "full", poison)
     monkeypatch.setattr(torch.autograd, "grad", noting)

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from basedbench.config.recall import RecallSuite
+from basedbench.errors import UserError
+from basedbench.models import RecallModel
 from basedbench.tasks import window_accuracy
 from basedbench.training import data
 from basedbench.training.cases import recall_cases
@@ -158,6 +160,26 @@ def test_weights_that_only_the_last_step_spoils_end_the_run_as_diverged(make_cas
         pass
     assert math.isfinite(run.progress.losses[0])
     assert (run.progress.status, run.progress.stop_reason) == ("diverged", "weights are not finite")
+
+
+def test_what_needs_no_gradient_stays_and_what_has_none_is_named(
+    make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case([{"mixer": "attention", "grid": {"d_model": 16}}])
+
+    def built(*arguments: object, **options: object) -> RecallModel:
+        model = RecallModel(*arguments, **options)  # type: ignore[arg-type]
+        model.mixers[1].register_parameter("spare", torch.nn.Parameter(torch.ones(3), requires_grad=requires_grad))
+        return model
+
+    monkeypatch.setattr("basedbench.training.run.RecallModel", built)
+    requires_grad = False
+    run = trained(case)
+    assert cast(torch.Tensor, run.model.mixers[1].spare).tolist() == [1, 1, 1]
+    assert run.model.parameters_count() == sum(p.numel() for p in run.model.parameters()) - 3
+    requires_grad = True
+    with pytest.raises(UserError, match=r"nothing depends on the parameter blocks\.1\.mixer\.spare"):
+        trained(case)
 
 
 def test_validation_is_a_split_of_its_own(make_case: MakeCase) -> None:

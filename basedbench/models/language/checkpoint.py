@@ -115,8 +115,16 @@ def _problems(expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) 
         "missing": [name for name in expected if name not in found],
         "not expected": unexpected,
         "of another shape": other,
+        "no plain tensors of floating point": [
+            name for name in expected if name in found and not _plain_floats(tensors[name])
+        ],
     }
     return [_few(what, names) for what, names in groups.items() if names]
+
+
+def _plain_floats(tensor: Tensor) -> bool:
+    """Whether it can be copied as it is: quantized weights are no weights without their scales."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _few(what: str, names: list[str]) -> str:
@@ -184,9 +192,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is no checkpoint of tensors alone ({reason}).") from None
+        # What torch says of most is how to unpickle code, which is never done here.
+        reason = str(error) if isinstance(error, OSError) else "cut off, of another format, or with other objects"
+        raise UserError(f"{path} is no checkpoint of tensors alone: {reason}; download it again.") from None
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items()
+    ):
         raise UserError(f"{path} holds no dict of tensors by name; give a state dict.")
     return loaded

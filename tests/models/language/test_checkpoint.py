@@ -144,6 +144,14 @@ def test_a_file_that_does_not_fit_changes_nothing(based, tmp_path, part):
     assert all(torch.equal(x, before[name] + 1) for name, x in based.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64, "sparse", "meta"])
+def test_tensors_that_are_no_plain_weights_are_refused(based, tmp_path, kind):
+    tensors, name = released(based), "transformer.ln_f.weight"
+    make = {"sparse": torch.Tensor.to_sparse, "meta": lambda x: x.to("meta")}.get(kind, lambda x: x.to(kind))
+    with pytest.raises(UserError, match=f"no plain tensors of floating point: {name}"):
+        load_checkpoint(based, save(tmp_path / "x.bin", tensors | {name: make(tensors[name].detach())}))
+
+
 def test_a_checkpoint_of_another_model_names_the_first_few(tiny, based, tmp_path):
     path = save(tmp_path / "x.bin", released(tiny("mamba")))
     with pytest.raises(
@@ -166,7 +174,9 @@ class Harmful:
     ("content", "part"),
     [
         (None, "no such file"),
-        (b"nonsense", "tensors alone"),
+        (b"nonsense", "tensors alone: cut off"),
+        (b"", "tensors alone: cut off"),
+        ({1: torch.zeros(1)}, "no dict of tensors by name"),
         (Harmful(), "tensors alone"),
         ([1, 2], "no dict"),
         ({"a": 1}, "no dict"),
