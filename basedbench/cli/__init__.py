@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from basedbench import __version__
+from basedbench import __version__, atomic
 from basedbench.cli import output
 from basedbench.cli.options import options_of
 from basedbench.errors import UserError, visible
@@ -34,6 +34,11 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as stop:
             typer.echo("\nStopped.", err=True)
             raise typer.Exit(exit_code(stop)) from None
+        except OSError as error:  # wherever it was: a temporary file, a library's cache
+            if error.errno not in atomic.FULL:
+                raise
+            _say(UserError(f"{atomic.cause(error)}. Rows stored before are safe; the same command goes on from there."))
+            raise typer.Exit(2) from error
         except Exception as error:
             _point_to_the_folder(error)
             raise

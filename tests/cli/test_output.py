@@ -1,5 +1,6 @@
 """Where output cannot be printed: said in a sentence, with a code that a script sees."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -29,3 +30,15 @@ def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
     code = "import sys; from basedbench.cli import output; output.guard(); print('\u00b1 \u2264')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert ran.stdout == b"\xb1 \\u2264\n"
+
+
+def test_a_disk_that_fills_under_a_library_is_a_sentence(run_cli, monkeypatch):
+    """A temporary file or a cache, wherever it is written."""
+
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("basedbench.store.fingerprint", full)
+    outcome = run_cli("env")
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith("Error: the disk is full. Rows stored before are safe")
