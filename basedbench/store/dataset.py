@@ -309,7 +309,10 @@ def no_rows(root: Path, kind: str) -> str:
     command = {"recall": "recall --sweep", "throughput": "throughput", "calibration": "calibrate"}[kind]
     depths = (f"{kind}/*", f"*/{kind}/*", f"*/*/{kind}/*")
     near = [
-        path for depth in depths for path in (root.parent if root.name == kind else root).glob(depth + files.SUFFIX)
+        path
+        for depth in depths
+        for path in (root.parent if root.name == kind else root).glob(depth + files.SUFFIX)
+        if path.is_file()
     ]
     hint = f", or look in one that has some: {', '.join(sorted({str(path.parent.parent) for path in near}))}"
     return f"no {kind} results in {str(root)!r}: run `basedbench {command} --out {root}` first{hint if near else ''}."

@@ -220,3 +220,10 @@ def test_load_is_a_public_call(store, make_row):
 
     store.write("recall", make_row())
     assert len(basedbench.load(str(store.root), "recall")) == 1
+
+
+def test_a_folder_with_a_file_name_is_no_result_to_look_for(store):
+    (store.root / "recall" / "a.parquet").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        load(store.root, "recall")
+    assert "look in" not in str(error.value)
