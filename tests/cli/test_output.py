@@ -32,13 +32,20 @@ def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
     assert ran.stdout == b"\xb1 \\u2264\n"
 
 
-def test_a_disk_that_fills_under_a_library_is_a_sentence(run_cli, monkeypatch):
-    """A temporary file or a cache, wherever it is written."""
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (EOFError("unexpected EOF"), "a process that this command had started was ended from outside"),
+    ],
+)
+def test_a_full_disk_and_a_lost_process_are_a_sentence_wherever_it_is(run_cli, monkeypatch, error, said):
+    """A temporary file, a cache; the server that workers are forked from."""
 
     def full(*_arguments, **_options):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("basedbench.store.fingerprint", full)
     outcome = run_cli("env")
     assert outcome.exit_code == 2
-    assert outcome.stderr.startswith("Error: the disk is full. Rows stored before are safe")
+    assert outcome.stderr.startswith(f"Error: {said}. Rows stored before are safe")
