@@ -14,6 +14,7 @@ HIDDEN = ".tmp-"
 FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk is full for this user (quota exceeded)",
+    errno.EFBIG: "the file would be larger than the system or the shell (ulimit -f) allows",
     errno.EIO: "the disk is full or failing (input/output error)",
 }
 

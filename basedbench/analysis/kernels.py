@@ -77,7 +77,7 @@ def _on_a_gpu(frame: pd.DataFrame) -> pd.Series:
 
 
 def _cells(row: dict[Hashable, Any]) -> list[str]:
-    mode = _MODES[row["mode"]]
+    mode = _MODES.get(row["mode"], row["mode"])  # another version may have more
     shape = _shape(row)
     if row["status"] != "ok":
         return [row["operator"], shape, mode, str(row["status"]), "-", "-", "-", "-"]

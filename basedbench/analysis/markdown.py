@@ -12,9 +12,14 @@ def signed(value: float) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, a line per row."""
+    """A Markdown table, a line per row, whatever stands in the cells."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(map(_cell, cells)) + " |" for cells in lines)
+
+
+def _cell(text: str) -> str:
+    """On one line, and ending neither the cell nor the section that the table stands in."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<!--", "&lt;!--")
 
 
 def replace_section(text: str, name: str, content: str) -> str:

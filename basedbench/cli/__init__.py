@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from basedbench import __version__
+from basedbench import __version__, atomic
 from basedbench.cli import output
 from basedbench.cli.options import options_of
 from basedbench.errors import UserError, visible
@@ -17,6 +17,7 @@ from basedbench.signals import exit_code, heed_signals, within_a_command
 from basedbench.streams import stderr_never_fails
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
+_SAFE = "Rows stored before are safe; the same command goes on from there."
 
 
 class _Group(TyperGroup):
@@ -34,6 +35,14 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as stop:
             typer.echo("\nStopped.", err=True)
             raise typer.Exit(exit_code(stop)) from None
+        except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:  # click would say "Aborted" of some
+            _say(UserError(f"a process that this command had started was ended from outside. {_SAFE}"))
+            raise typer.Exit(2) from error
+        except OSError as error:  # wherever it was: a temporary file, a library's cache
+            if error.errno not in atomic.FULL:
+                raise
+            _say(UserError(f"{atomic.cause(error)}. {_SAFE}"))
+            raise typer.Exit(2) from error
         except Exception as error:
             _point_to_the_folder(error)
             raise

@@ -25,7 +25,7 @@ def compact(
 
     kinds = dataset.kinds_in(results)
     if not kinds:
-        raise UserError(f"there are no results in {str(results)!r}; choose their folder with --results.")
+        raise UserError(_no_results(results))
     for kind in kinds:
         for path in dataset.set_aside_corrupt(results, kind) if set_aside_corrupt else []:
             typer.echo(f"{kind}: moved a file that cannot be read to {path}")
@@ -91,10 +91,14 @@ def table(
 ) -> None:
     """Print a table of the documentation as Markdown, made from rows."""
     from basedbench.errors import UserError, nearest, visible
+    from basedbench.store import dataset
 
     names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
     if not names:
         raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
+    if write is not None and names != ["states"] and not dataset.kinds_in(results):
+        # What the page has is worth more than that there is nothing.
+        raise UserError(_no_results(results))
     sections = {one: TABLES[one](results) for one in names}
     if write is None:
         typer.echo(visible("\n\n".join(sections.values())))
@@ -102,6 +106,10 @@ def table(
     _write_sections(write, sections)
     what = "section" if len(sections) == 1 else "sections"
     typer.echo(f"Wrote the {what} {', '.join(map(repr, sections))} of {write}.")
+
+
+def _no_results(results: Path) -> str:
+    return f"there are no results in {str(results)!r}; choose their folder with --results."
 
 
 def _write_sections(page: Path, sections: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ def generation(rows: pd.DataFrame, batch: int, length: int, *, note: str = "", w
     names = zip(rows["name"], rows["size"], strict=True)  # the panel says the size
     rows = rows.assign(name=[name.replace(f"-{size}", "", 1) if size else name for name, size in names])
     panels = [panel for size in dict.fromkeys(rows["size"]) for panel in _panels(rows, size, batch, length)]
+    panels = [panel for panel in panels if _places(panel)]  # not every size is timed at this context
     panels = [panel for panel in panels if _places(panel) > 1] or panels
     most = max(len(panel.series) for panel in panels)
     if most > MOST_LINES:

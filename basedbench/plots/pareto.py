@@ -22,6 +22,7 @@ from basedbench.plots.style import (
     Look,
     Mark,
     add_note,
+    as_written,
     freeze,
     legend_above,
     marks,
@@ -39,6 +40,7 @@ _RING: Look = {"markeredgecolor": INK, "markeredgewidth": 0.8}  # on the frontie
 _RIM: Look = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
 
+@as_written
 def pareto(
     points: pd.DataFrame,
     x: str = "state_bytes",

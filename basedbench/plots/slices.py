@@ -16,7 +16,20 @@ from basedbench.analysis.naming import family_title, point_labels
 from basedbench.errors import UserError
 from basedbench.plots.panels import lowest, panel_grid
 from basedbench.plots.scales import set_ticks
-from basedbench.plots.style import INK, MUTED, SMALL, TINY, WIDTHS, Look, Mark, add_note, freeze, marks, style_axes
+from basedbench.plots.style import (
+    INK,
+    MUTED,
+    SMALL,
+    TINY,
+    WIDTHS,
+    Look,
+    Mark,
+    add_note,
+    as_written,
+    freeze,
+    marks,
+    style_axes,
+)
 
 _COLUMNS = {"single": 1, "double": 3}
 _HEIGHT, _LINE = 1.55, 0.1  # inches: of a panel, of a label
@@ -35,6 +48,7 @@ def slice_metrics(frame: pd.DataFrame) -> list[str]:
     return [f"accuracy@{length}x{pairs}" for pairs, length in longest.items()]
 
 
+@as_written
 def slices(points: pd.DataFrame, metrics: Sequence[str], *, note: str = "", width: str = "double") -> Figure:
     """The figure for points as `analysis.select` returns them with metrics (state_bytes, *metrics).
 

@@ -41,6 +41,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _SCALE = {"D": 0.82, "P": 1.12, "X": 1.05, "*": 1.4, "s": 0.95, "p": 1.1, "h": 1.1}  # to look equally large
 
 
+# Around what draws: a name of the user's own may have dollars in it, and means no formula.
+as_written = matplotlib.rc_context({"text.parse_math": False})
+
+
 @dataclass(frozen=True)
 class Mark:
     """How one family or contender is drawn."""

@@ -21,6 +21,7 @@ from basedbench.plots.style import (
     Look,
     Mark,
     add_note,
+    as_written,
     freeze,
     legend_above,
     marks,
@@ -54,6 +55,7 @@ def throughput(rows: pd.DataFrame, measure: str = "time_per_token", *, note: str
     return draw_panels(panels, measure, style, dashes, note=note, width=width)
 
 
+@as_written
 def draw_panels(
     panels: Sequence[Panel],
     measure: str,

@@ -29,6 +29,9 @@ _DATED = pa.schema({"created_at": pa.timestamp("us", tz="UTC")})
 _CLOCKS_DIFFER = timedelta(days=1)
 _NEVER_NULL = [*_KEY, "status", "created_at"]
 CORRUPT = "corrupt"
+_FIRST_US, _LAST_US = (
+    pa.scalar(end.replace(tzinfo=UTC), _DATED.field(0).type).value for end in (datetime.min, datetime.max)
+)
 
 
 class Store:
@@ -38,6 +41,7 @@ class Store:
         self.root = Path(root)
         for folder in (self.root, *(self.root / kind for kind in KINDS if (self.root / kind).exists())):
             files.check_writable(folder)
+            files.remove_stale(folder)
 
     def write(self, kind: str, row: Mapping[str, Any]) -> Path:
         """Store one finished case, at once and durably; returns its file.
@@ -115,15 +119,15 @@ def compact(root: Path | str, kind: str) -> int:
     that cannot be read, or if the disk is full.
     """
     schema, folder = schema_of(kind), Path(root) / kind
-    files.remove_stale(folder)
+    for place in (Path(root), folder):
+        files.remove_stale(place)
     sources = files.visible(folder)
     if len(sources) > 1:
         try:
             tables = [_read_one(path, schema) for path in sources]
         except FileNotFoundError:  # another merge is at work
             return compact(root, kind)
-        # Not the schema of this version: a newer one's columns are kept.
-        merged = _distinct(pa.concat_tables(tables, promote_options="permissive")).sort_by("created_at")
+        merged = _distinct(_concatenated(tables, kind)).sort_by("created_at")
         files.store_bytes(folder / files.compacted_name(), _parquet(merged), f"the merged file of {kind} rows")
         try:
             for path in sources:
@@ -147,7 +151,7 @@ def set_aside_corrupt(root: Path | str, kind: str) -> list[Path]:
         try:
             _read_one(path, schema)
         except _CorruptError:
-            aside = folder / CORRUPT / path.name
+            aside = files.free(folder / CORRUPT / path.name)
             try:
                 aside.parent.mkdir(exist_ok=True)
                 moved.append(path.rename(aside))
@@ -179,7 +183,7 @@ def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Ex
     try:
         source = ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
         table = source.to_table(columns=columns, filter=where)
-        _refuse_nulls(table)
+        _check(table)
         return table
     except FileNotFoundError:
         raise
@@ -213,18 +217,33 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table.column("case_id")  # a foreign file has none
         columns = {field.name: _column(table, field) for field in schema}
-        _refuse_nulls(pa.table(columns))
+        columns |= {name: table.column(name) for name in table.column_names if name not in columns}
+        _check(pa.table(columns))
     except (pa.ArrowException, KeyError) as error:
         raise _CorruptError(path, error) from error
-    columns |= {name: table.column(name) for name in table.column_names if name not in columns}
     return pa.table(columns)
 
 
-def _refuse_nulls(table: pa.Table) -> None:
+def _concatenated(tables: Sequence[pa.Table], kind: str) -> pa.Table:
+    """One table, not in the schema of this version: a newer one's columns are kept."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(
+            f"the files of {kind} rows cannot be merged, since newer versions have a column in unlike types "
+            f"({_first_clause(error)}); they are as they were: merge them with the newest version."
+        ) from error
+
+
+def _check(table: pa.Table) -> None:
     """ArrowInvalid where something is missing that every row was written with: without a time none is the newest."""
     empty = [name for name in _NEVER_NULL if table.column(name).null_count]
     if empty:
         raise pa.ArrowInvalid(f"rows without {' and '.join(empty)}")
+    times = pc.min_max(table.column("created_at"))
+    first, last = (times[end].value for end in ("min", "max"))
+    if table.num_rows and not _FIRST_US <= first <= last <= _LAST_US:
+        raise pa.ArrowInvalid("a created_at that no calendar has")
 
 
 class _CorruptError(UserError):
@@ -290,7 +309,10 @@ def no_rows(root: Path, kind: str) -> str:
     command = {"recall": "recall --sweep", "throughput": "throughput", "calibration": "calibrate"}[kind]
     depths = (f"{kind}/*", f"*/{kind}/*", f"*/*/{kind}/*")
     near = [
-        path for depth in depths for path in (root.parent if root.name == kind else root).glob(depth + files.SUFFIX)
+        path
+        for depth in depths
+        for path in (root.parent if root.name == kind else root).glob(depth + files.SUFFIX)
+        if path.is_file()
     ]
     hint = f", or look in one that has some: {', '.join(sorted({str(path.parent.parent) for path in near}))}"
     return f"no {kind} results in {str(root)!r}: run `basedbench {command} --out {root}` first{hint if near else ''}."

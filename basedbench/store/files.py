@@ -3,6 +3,7 @@
 Files are written as `basedbench.atomic` says, and never changed afterwards.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -72,6 +73,11 @@ def check_writable(root: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
+def free(path: Path) -> Path:
+    """This path, or one with a random name before it if there is something already."""
+    return path.with_name(f"{secrets.token_hex(4)}-{path.name}") if os.path.lexists(path) else path
+
+
 def remove_stale(folder: Path) -> None:
     """Remove what killed writers left behind more than a day ago; a write takes milliseconds."""
     for path in folder.glob(f"{HIDDEN}*"):
@@ -96,6 +102,7 @@ def _names(folder: Path) -> set[str]:
 
 def _not_stored(error: OSError, folder: Path, what: str) -> str:
     mend = "free some space" if error.errno in atomic.FULL else "make the folder writable"
+    mend = "lift that limit" if error.errno == errno.EFBIG else mend
     return (
         f"{atomic.cause(error)}: {what} was not stored in {str(folder)!r}. All rows stored before are safe; "
         f"{mend} and run the same command again: it goes on from there."

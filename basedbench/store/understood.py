@@ -15,6 +15,20 @@ _NEEDED = {
     "throughput": ("contender", "mode", "dtype", "batch", "length", "config", "device_name"),
     "calibration": ("ceiling", "config"),
 }
+# Numbers that are above zero, or null where a row has none.
+_POSITIVE = {
+    "recall": ("d_model", "learning_rate"),
+    "throughput": ("batch", "length", "heads", "key_dim", "value_dim"),
+    "calibration": (),
+}
+_POSITIVE_OF_RESULTS = {
+    "recall": (),
+    "throughput": ("median_ms", "tokens_per_s"),
+    "calibration": ("median_ms", "bytes_per_s", "flops_per_s"),
+}
+_LARGEST = 1e18  # beyond it, or below its inverse, a number is no measurement
+_ROUNDED = 1e-6
+_SLICE = "[1-9][0-9]{0,8}x[1-9][0-9]{0,8}"
 _NEEDED_OF_RESULTS = {"recall": ("accuracy",), "throughput": ("median_ms",), "calibration": ()}
 
 
@@ -48,8 +62,17 @@ def _troubles(kind: str, table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
     """What may be wrong, with the rows of which it is true."""
     for name in _NEEDED[kind]:
         yield f"no {name}", _missing(table, name)
+    ok = pc.equal(_flat(table, "status"), "ok")
     for name in _NEEDED_OF_RESULTS[kind]:
-        yield f"no {name}", pc.and_(pc.equal(_flat(table, "status"), "ok"), _missing(table, name))
+        yield f"no {name}", pc.and_(ok, _missing(table, name))
+    for name in _POSITIVE[kind]:
+        yield f"an impossible {name}", _outside(table, name, 1 / _LARGEST, _LARGEST)
+    for name in _POSITIVE_OF_RESULTS[kind]:
+        yield f"an impossible {name}", pc.and_(ok, _outside(table, name, 1 / _LARGEST, _LARGEST))
+    for name in ("ci_low_ms", "ci_high_ms") if kind == "throughput" else ():  # the lower one may be below zero
+        yield f"an impossible {name}", pc.and_(ok, _outside(table, name, -_LARGEST, _LARGEST))
+    if kind == "recall":
+        yield "an impossible accuracy", pc.and_(ok, _outside(table, "accuracy", -_ROUNDED, 1 + _ROUNDED))
     if kind == "throughput":
         yield "no operator and no model", pc.and_(_missing(table, "operator"), _missing(table, "model"))
     for name in table.column_names:
@@ -57,7 +80,7 @@ def _troubles(kind: str, table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
             yield f"a {name} that is no JSON object", _no_object(table, name)
     if kind == "recall":
         maps = table.column("accuracy_by_slice").to_pylist()
-        mask = [any(not re.fullmatch(r"\d+x\d+", name) for name, _ in one or ()) for one in maps]
+        mask = [any(not re.fullmatch(_SLICE, name) for name, _ in one or ()) for one in maps]
         yield "slices that are not LENGTHxPAIRS", pa.array(mask, pa.bool_())
 
 
@@ -67,6 +90,12 @@ def _flat(table: pa.Table, name: str) -> pa.Array:
 
 def _missing(table: pa.Table, name: str) -> pa.Array:
     return pc.is_null(_flat(table, name), nan_is_null=True)
+
+
+def _outside(table: pa.Table, name: str, low: float, high: float) -> pa.Array:
+    """Where there is a number that is not within these ends; NaN counts as none."""
+    values = pc.cast(_flat(table, name), pa.float64(), safe=False)
+    return pc.fill_null(pc.or_(pc.less(values, low), pc.greater(values, high)), False)
 
 
 def _no_object(table: pa.Table, name: str) -> pa.Array:

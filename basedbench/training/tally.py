@@ -4,7 +4,6 @@ A sweep may be run as several commands, family by family or on several machines.
 of the device, so that sums over rows are device seconds, whatever ran side by side.
 """
 
-import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from basedbench.training.cases import RecallCase, recall_cases
 
 Row = Mapping[str, Any]
 Item = TypeVar("Item")
+_LONGEST_S = 1e9  # of a run
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:
 
 
 def _seconds(row: Row) -> float | None:
-    """None where a row does not say."""
+    """None where a row does not say, or what no run takes."""
     seconds = row["train_s"]
-    return seconds if seconds is not None and math.isfinite(seconds) else None
+    return seconds if seconds is not None and 0 <= seconds <= _LONGEST_S else None
 
 
 def _total(families: Sequence[Tally], rows: Sequence[Row]) -> Tally:

@@ -110,3 +110,7 @@ def test_the_tables_of_the_documents_are_what_the_committed_rows_give(name: str,
     assert section((ROOT / document).read_text(), name) == committed, (
         f"run: basedbench results table {name} --results results/reference/h100 --write {document}"
     )
+
+
+def test_a_mode_of_another_version_has_its_own_name() -> None:
+    assert "| backward |" in kernel_table(pd.DataFrame([row("ours", 0.2, mode="backward")]))

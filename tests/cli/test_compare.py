@@ -284,10 +284,11 @@ def test_the_machines_are_those_of_the_rows_that_are_compared(
     run_cli: RunCli, folders: tuple[Path, Path], write: Any
 ) -> None:
     a, b = folders
-    write(a, 256, 1, fingerprint=MACHINE | {"cpu": "B"})
-    write(a, 512, 2)
-    write(b, 256, 1)
-    write(b, 512, 2)
+    first, second = (256, 512) if write is write_time else (0.25, 0.5)
+    write(a, first, 1, fingerprint=MACHINE | {"cpu": "B"})
+    write(a, second, 2)
+    write(b, first, 1)
+    write(b, second, 2)
     outcome = run_cli("compare", a, b)
     assert outcome.exit_code == 2
     assert "unlike machines (cpu: B against A" in outcome.stderr

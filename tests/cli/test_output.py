@@ -1,5 +1,6 @@
 """Where output cannot be printed: said in a sentence, with a code that a script sees."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -29,3 +30,22 @@ def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
     code = "import sys; from basedbench.cli import output; output.guard(); print('\u00b1 \u2264')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert ran.stdout == b"\xb1 \\u2264\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (EOFError("unexpected EOF"), "a process that this command had started was ended from outside"),
+    ],
+)
+def test_a_full_disk_and_a_lost_process_are_a_sentence_wherever_it_is(run_cli, monkeypatch, error, said):
+    """A temporary file, a cache; the server that workers are forked from."""
+
+    def full(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("basedbench.store.fingerprint", full)
+    outcome = run_cli("env")
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith(f"Error: {said}. Rows stored before are safe")

@@ -142,6 +142,14 @@ def test_table_leaves_a_page_that_it_cannot_read_or_write(run_cli, results, tmp_
     assert page.read_bytes() == b"<!-- kernels:begin -->\n<!-- kernels:end -->"
 
 
+def test_table_does_not_write_over_a_page_without_results(run_cli, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- kernels:begin -->\nthe table\n<!-- kernels:end -->\n")
+    outcome = run_cli("results", "table", "kernels", "--results", tmp_path / "misspelt", "--write", page)
+    assert (outcome.exit_code, "there are no results in" in outcome.stderr) == (2, True)
+    assert "the table" in page.read_text()
+
+
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -68,3 +68,13 @@ def test_too_many_lines_are_refused_with_a_way_out():
     many = [language_row(f"based-360m-{n}", 1, length, 2.0) for n in range(MOST_LINES + 1) for length in (8, 16)]
     with pytest.raises(UserError, match=r"--filter"):
         generation(language_rows(pd.DataFrame(many), "generation"), 1, 8)
+
+
+def test_of_two_sizes_timed_at_one_context_each_the_other_one_has_no_panel_against_batch(language_frame):
+    rows = fastest(language_rows(language_frame, "generation"))
+    place = {"1.3b": 1024, "360m": 4096}
+    rows = rows[(rows["batch"] == 128) & (rows["family"] == "attention") & (rows["length"] == rows["size"].map(place))]
+    assert set(rows["size"]) == set(place)
+    titles = [(axes.get_title(loc="left"), axes.texts[0].get_text()) for axes in generation(rows, 128, 1024).axes]
+    assert ("360M models", "at batch 128") in titles
+    assert ("360M models", "at context 1,024") not in titles

@@ -8,7 +8,9 @@ import pytest
 
 from basedbench.analysis import select
 from basedbench.errors import UserError
+from basedbench.plots.pareto import pareto
 from basedbench.plots.slices import slice_metrics, slices
+from basedbench.plots.style import save
 
 
 def drawn(frame, **options):
@@ -103,3 +105,12 @@ def test_a_model_that_lacks_the_last_slice_is_still_drawn(make_row):
 
 def test_the_note_stands_beneath(recall):
     assert drawn(recall, note="How it was done.")[1].texts[-1].get_text() == "How it was done."
+
+
+def test_dollars_in_a_name_are_no_formula(make_row, tmp_path):
+    rows = [make_row(name, 64, {}, 0.5, accuracy_by_slice={"64x4": 0.5}) for name in ("$\\frac{$", "a")]
+    _, figure = drawn(pd.DataFrame(rows))
+    save(figure, tmp_path / "slices.png")
+    assert any(axes.get_title(loc="left") == "$\\frac{$" for axes in figure.axes)
+    shown = select(pd.DataFrame(rows), ["state_bytes", "accuracy"])
+    save(pareto(shown, note="$\\frac{$"), tmp_path / "pareto.png")

@@ -14,6 +14,7 @@ from basedbench.errors import UserError
 from basedbench.store import Store, dataset, load, schema
 
 MORNING = datetime(2026, 1, 1, 8, tzinfo=UTC)
+TIME = schema.RECALL.field("created_at").type
 GARBAGE = {
     "empty": b"",
     "text": b"not parquet at all",
@@ -23,6 +24,7 @@ GARBAGE = {
     "homeless": {"suite": pa.nulls(1, pa.string()), "case_id": ["c"], "status": ["ok"], "created_at": [MORNING]},
     "endless": {"suite": ["s"], "case_id": ["c"], "created_at": [MORNING]},
     "ageless": {"suite": ["s"], "case_id": ["c"], "status": ["ok"]},
+    "dateless": {"suite": ["s"], "case_id": ["c"], "status": ["ok"], "created_at": pa.array([2**62], TIME)},
     "mistyped": {"suite": ["s"], "case_id": ["c"], "status": ["ok"], "accuracy": ["high"]},
 }
 
@@ -99,6 +101,27 @@ def test_columns_of_a_newer_version_are_ignored_and_survive_a_merge(store, make_
     (merged,) = (store.root / "recall").iterdir()
     joules = dict(zip(*pq.read_table(merged).select(["case_id", "joules"]).to_pydict().values(), strict=True))
     assert joules == {"later": 1.5, "now": None}
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_unknown_columns_that_cannot_be_merged_are_told(store, make_row, twice):
+    """Of two newer versions that have one in unlike types; of a file that has it twice."""
+    for case, value in (("later", "much"), ("latest", [1])):
+        row = {"suite": ["s"], "case_id": [case], "status": ["ok"], "created_at": [MORNING], "new": [value]}
+        table = pa.table(row)
+        table = table.append_column("new", pa.array([1])) if twice else table
+        pq.write_table(table, store.write("recall", make_row(case)).with_stem(case))
+    with pytest.raises(UserError, match="new"):
+        store.compact("recall")
+    assert len(load(store.root, "recall")) == 2
+    assert len(list((store.root / "recall").iterdir())) == 4
+
+
+def test_a_file_set_aside_replaces_none_of_the_same_name(store, make_row):
+    for _ in range(2):
+        put_garbage(store, "text", make_row("good"))
+        dataset.set_aside_corrupt(store.root, "recall")
+    assert len(list((store.root / "recall" / "corrupt").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", GARBAGE)
@@ -197,3 +220,10 @@ def test_load_is_a_public_call(store, make_row):
 
     store.write("recall", make_row())
     assert len(basedbench.load(str(store.root), "recall")) == 1
+
+
+def test_a_folder_with_a_file_name_is_no_result_to_look_for(store):
+    (store.root / "recall" / "a.parquet").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        load(store.root, "recall")
+    assert "look in" not in str(error.value)

@@ -23,7 +23,14 @@ STRANGE = [
     ("recall", {"accuracy_by_slice": {"all": 1.0}}, "slices that are not LENGTHxPAIRS"),
     ("throughput", {"operator": None}, "no operator and no model"),
     ("throughput", {"config": None}, "no config"),
+    ("recall", {"accuracy_by_slice": {"8x0": 1.0}}, "slices that are not LENGTHxPAIRS"),
+    ("recall", {"accuracy": -0.5}, "an impossible accuracy"),
+    ("recall", {"d_model": 0}, "an impossible d_model"),
     ("throughput", {"median_ms": None}, "no median_ms"),
+    ("throughput", {"median_ms": -1.0}, "an impossible median_ms"),
+    ("throughput", {"tokens_per_s": float("inf")}, "an impossible tokens_per_s"),
+    ("throughput", {"ci_high_ms": 1e300}, "an impossible ci_high_ms"),
+    ("throughput", {"length": 0}, "an impossible length"),
 ]
 
 

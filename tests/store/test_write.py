@@ -14,6 +14,7 @@ from basedbench.errors import UserError
 from basedbench.store import Store, files, load, schema
 
 FULL = ((errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EIO, "disk is full or failing"))
+FULL += ((errno.EFBIG, "lift that limit"),)
 
 # Writes two rows; in the middle of the third one's bytes it waits to be killed.
 KILLED = """
@@ -167,14 +168,16 @@ def test_a_kill_in_the_middle_of_a_row_loses_that_row_alone(tmp_path):
     assert list(load(tmp_path, "recall")["case_id"]) == ["c0", "c1"]
 
 
-def test_a_merge_removes_old_leftovers_of_killed_writers_alone(store):
-    folder = store.root / "recall"
-    folder.mkdir()
+@pytest.mark.parametrize("clean", [lambda store: store.compact("recall"), lambda store: Store(store.root)])
+@pytest.mark.parametrize("inside", ["", "recall"])
+def test_a_merge_and_a_writer_remove_old_leftovers_of_killed_ones_alone(store, clean, inside):
+    folder = store.root / inside
+    folder.mkdir(exist_ok=True)
     for age_s, name in ((0, "young"), (48 * 3600, "old")):
         path = folder / f"{files.HIDDEN}{name}"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age_s,) * 2)
-    store.compact("recall")
+    clean(store)
     assert [path.name for path in folder.iterdir()] == [f"{files.HIDDEN}young"]
 
 

@@ -92,3 +92,8 @@ def test_a_suite_that_is_not_here_is_told_by_its_rows() -> None:
     tally = tallies([row(of("based")[0], suite="mine"), row(of("h3")[0], suite="mine", status="oom")], None)[0]
     assert (tally.total.done, tally.total.failed, tally.commands()) == (1, {"oom": 1}, [])
     assert "--suite" in (tally.unknown or "")
+
+
+def test_a_time_that_no_run_takes_counts_as_none():
+    rows = [row(case, seconds) for case, seconds in zip(FIGURE2, (1e308, 1e308, -1.0, 10.0), strict=False)]
+    assert device_seconds(rows) == 10.0
