@@ -55,6 +55,9 @@ def throughput(
     fresh: Annotated[bool, typer.Option("--fresh", help="Time again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Time rows with these statuses again, such as oom,crashed.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file of your own contenders or mixers.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A whole model's weights: a local file or folder as released. Random without.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the end.")] = False,
 ) -> None:
@@ -85,7 +88,7 @@ def throughput(
     from basedbench.store import Store
     from basedbench.streams import stdout_to_stderr
     from basedbench.timing.ceilings import fractions_of
-    from basedbench.timing.choose import choose, outdated, pending
+    from basedbench.timing.choose import choose, outdated, pending, with_checkpoint
     from basedbench.timing.sweep import Sweep
     from basedbench.training.sweep import parse_statuses
 
@@ -94,7 +97,7 @@ def throughput(
     check_plugins(plugin or [], models is not None)
     if models is not None:
         foreign = {"--suite": suite, "--contender": contender, "--mode": mode, "--limit": limit, "--retry": retry}
-        refuse_with_models(foreign | {"--cross-check": cross_check})
+        refuse_with_models(foreign | {"--cross-check": cross_check, "--checkpoint": checkpoint})
         if batch is not None and batch > MOST:
             raise UserError(f"--batch takes whole numbers from 1 to {MOST}, got {batch}.")
         deadline = Deadline(limits.seconds(time_limit), began, unlimited().pace)
@@ -113,6 +116,8 @@ def throughput(
     if kind == "cpu":
         check_threads(chosen.measure.threads)
     cases = choose(chosen, kind, plugins=own, contenders=contender or [], mode=mode, pattern=filter)
+    if checkpoint is not None:
+        cases = with_checkpoint(cases, checkpoint)
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
     due = pending(cases, rows, fresh=fresh, retry=parse_statuses(retry))
     todo, rest = due[:limit], due[limit:] if limit else []

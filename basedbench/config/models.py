@@ -11,6 +11,7 @@ cases are chosen, not when a file is read.
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -27,12 +28,21 @@ _AXES = ("mode", "dtype", "batch", "length", "logits")
 
 
 class ModelCase(Timed):
-    """One implementation of a model at one shape. `overrides` change the preset; only a prefill has `logits`."""
+    """One implementation of a model at one shape. `overrides` change the preset; only a prefill has `logits`.
+
+    The weights are random, or those at `weights`, whose contents `checkpoint` stands for, wherever they lie.
+    """
 
     model: str
     mode: ModelMode
     logits: Logits | None = None
     overrides: dict[str, Any] = {}
+    checkpoint: str | None = None
+    weights: Annotated[Path | None, Field(exclude=True)] = None
+
+    def meaning(self, *without: str) -> dict[str, Any]:
+        """As if there were no checkpoints where there is none: such cases have had their ids for long."""
+        return super().meaning(*without, *(["checkpoint"] if self.checkpoint is None else []))
 
     @property
     def subject(self) -> str:
@@ -40,8 +50,9 @@ class ModelCase(Timed):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The preset and what was changed in it, as the row has it."""
-        return {"preset": self.model} | self.overrides | ({"logits": self.logits} if self.logits else {})
+        """The preset and what is not as usual, as the row has it."""
+        others = {"logits": self.logits, "checkpoint": self.checkpoint}
+        return {"preset": self.model} | self.overrides | {name: value for name, value in others.items() if value}
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -98,13 +109,20 @@ class ModelsSection(Section):
                     yield {**shape, **logits, "model": name, "overrides": overrides, "baseline": self.baseline}
 
 
+def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config` of a row as fields of `ModelCase`."""
+    own = ("logits", "checkpoint")
+    overrides = {name: value for name, value in config.items() if name not in ("preset", *own)}
+    return {name: config.get(name) for name in own} | {"overrides": overrides}
+
+
 def model_words(model: str, config: Mapping[str, Any], contender: str) -> list[str]:
     """A model in words: its preset, what was changed in it, and who computes it unless that is `ours`."""
     return [model, *changes(config), *([] if contender == "ours" else [f"by={contender}"])]
 
 
 def changes(config: Mapping[str, Any]) -> list[str]:
-    """What is not as usual in a model's row or case: overrides of its preset, and all logits of a prompt."""
+    """What is not as usual in a model's row or case: overrides of its preset, a checkpoint, all logits of a prompt."""
     changed = sorted(name for name in config if name not in ("preset", "logits"))
     words = [f"{name}={_text(config[name])}" for name in changed]
     return words + (["logits=all"] if config.get("logits") == "all" else [])

@@ -64,12 +64,16 @@ class Timed(Section):
     @property
     def id(self) -> str:
         """The case's stable identity. What it is compared with does not change what it is."""
-        return case_id(self.model_dump(exclude={"baseline"}))
+        return case_id(self.meaning())
 
     @property
     def problem_id(self) -> str:
         """The same for every contender: what the inputs are drawn from."""
-        return case_id(self.model_dump(exclude={"baseline", "contender", "cache", "device", "threads"}))
+        return case_id(self.meaning("contender", "cache", "device", "threads"))
+
+    def meaning(self, *without: str) -> dict[str, Any]:
+        """What identities are made of: all but the baseline and these fields."""
+        return self.model_dump(exclude={"baseline", *without})
 
     @property
     def baseline_key(self) -> tuple[str, str]:

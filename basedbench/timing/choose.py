@@ -1,14 +1,16 @@
 """Which cases of a suite are meant: `--contender`, `--mode` and `--filter`, each refused if it means nothing."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from basedbench.config.matching import matching
 from basedbench.config.models import MODELS, ModelCase
 from basedbench.config.throughput import AnyCase, ThroughputSuite
 from basedbench.contenders import Contender, all_contenders, get_contender
-from basedbench.contenders.language import IMPLEMENTATIONS, check_case
+from basedbench.contenders.language import IMPLEMENTATIONS, check_case, config_of
 from basedbench.errors import UserError, nearest
+from basedbench.models.language import identify_checkpoint
 
 Row = Mapping[str, Any]
 MODES = ("fwd", "fwd_bwd", "decode", "generation", "prefill")
@@ -48,6 +50,20 @@ def choose(
             raise UserError(f"--mode {mode!r}: {nearest(mode, MODES)}")
         cases = _left([case for case in cases if case.mode == mode], f"suite {suite.name} has no case of mode {mode}")
     return cases if pattern is None else matching(cases, pattern, "cases")
+
+
+def with_checkpoint(cases: Sequence[AnyCase], path: Path) -> list[AnyCase]:
+    """Cases of whole models with the weights at `path`. UserError unless these fit every one of them."""
+    models = [case for case in cases if isinstance(case, ModelCase)]
+    if len(models) < len(cases):
+        raise UserError("--checkpoint is for whole models alone: name a suite of them, or choose some with --filter.")
+    configs = {config_of(case): case.model for case in models}
+    try:
+        digest, *_ = [identify_checkpoint(config, path) for config in configs]
+    except UserError as error:
+        names = ", ".join(dict.fromkeys(configs.values()))
+        raise UserError(f"{error} The cases are of {names}; --filter chooses those of one.") from None
+    return [case.model_copy(update={"checkpoint": digest, "weights": path.resolve()}) for case in models]
 
 
 def pending(cases: Sequence[AnyCase], rows: Sequence[Row], *, fresh: bool, retry: Collection[str]) -> list[AnyCase]:

@@ -1,6 +1,6 @@
 """What a worker keeps from case to case: a language model, the verdicts on models, and what it checked ahead.
 
-Cases of one config, dtype and device differ in batch, context and mode; their weights are the same, from the same seed.
+Cases of one config, dtype, checkpoint and device differ in batch, context and mode; their weights are the same.
 One model is held at a time: another one takes its place, and `forget` makes room for other workers. A verdict depends
 on neither batch nor context (see `step_check`): the same check is made once. An operator's case may have been called
 and checked before the first sample of the sweep (see `rehearsal`): if it was right, its verdict stands.
@@ -14,10 +14,10 @@ from torch import device as Device
 from basedbench.config.models import ModelCase
 from basedbench.contenders.draw import DTYPES
 from basedbench.contenders.language import attention_of, config_of
-from basedbench.models.language import LanguageConfig, LanguageModel
+from basedbench.models.language import LanguageConfig, LanguageModel, load_checkpoint
 from basedbench.timing.correctness import Verdict
 
-_Asked = tuple[LanguageConfig, str, str, str, str | None]
+_Asked = tuple[LanguageConfig, str, str, str, str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,25 @@ class Kept:
     def __init__(self, device: str) -> None:
         self.device = Device(device)
         self._model: LanguageModel | None = None
+        self._checkpoint: str | None = None  # of its weights
         self._verdicts: dict[_Asked, Verdict] = {}
         self.ahead: dict[str, Ahead] = {}  # by case id
 
     def model(self, case: ModelCase) -> LanguageModel:
-        """The case's model: the one there is if it has the same config and dtype, otherwise a new one."""
-        config, dtype = config_of(case), DTYPES[case.dtype]
-        if self._model is None or (self._model.config, self._model.dtype) != (config, dtype):
+        """The case's model: the one there is if it has the same config, dtype and weights, otherwise a new one."""
+        wanted = config_of(case), DTYPES[case.dtype], case.checkpoint
+        if self._model is None or (self._model.config, self._model.dtype, self._checkpoint) != wanted:
             self._model = None  # before the next one takes its memory
-            self._model = LanguageModel(config, dtype=dtype, device=self.device).eval()
+            model = LanguageModel(wanted[0], dtype=wanted[1], device=self.device).eval()
+            if case.weights is not None:
+                load_checkpoint(model, case.weights)
+            self._model, self._checkpoint = model, case.checkpoint
         self._model.attention = attention_of(case)
         return self._model
 
     def verdict(self, case: ModelCase, check: Callable[[], Verdict]) -> Verdict:
-        """What `check` finds, or found before: for the same config, contender, dtype, mode and logits."""
-        asked = (config_of(case), case.contender, case.dtype, case.mode, case.logits)
+        """What `check` finds, or found before: for the same config, contender, dtype, mode, logits and weights."""
+        asked = (config_of(case), case.contender, case.dtype, case.mode, case.logits, case.checkpoint)
         if asked not in self._verdicts:
             self._verdicts[asked] = check()
         return self._verdicts[asked]

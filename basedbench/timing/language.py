@@ -1,11 +1,12 @@
 """A whole language model as a session times it: one decode step behind a context, or one prompt.
 
-The weights are random, made on the device, and shared by the cases of a worker (`kept`). Every model is checked first,
-before its state takes up the memory: what prefill and steps give, against the parallel form (`step_check`). Then, for
-generation, a state as it is behind `length` - 1 tokens: a short prompt is read, its recurrent states and rings are
-copied to every sequence, its keys and values repeated up to the context. Reading whole prompts would give the same step
-and take hours. A step ends with the choice of the largest logit, which is the next step's token. A prompt stands in one
-buffer, which every call fills with one of a few, and its state in another: so one CUDA graph serves all calls.
+The weights are random, made on the device, or a checkpoint's, and shared by the cases of a worker (`kept`). Every model
+is checked first, before its state takes up the memory: what prefill and steps give, against the parallel form
+(`step_check`). Then, for generation, a state as it is behind `length` - 1 tokens: a short prompt is read, its recurrent
+states and rings are copied to every sequence, its keys and values repeated up to the context. Reading whole prompts
+would give the same step and take hours. A step ends with the choice of the largest logit, which is the next step's
+token. A prompt stands in one buffer, which every call fills with one of a few, and its state in another: so one CUDA
+graph serves all calls.
 """
 
 from collections.abc import Callable

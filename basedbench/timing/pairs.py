@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from basedbench.config import suite_names
-from basedbench.config.models import ModelCase
+from basedbench.config.models import ModelCase, fields_of
 from basedbench.config.throughput import Case
 from basedbench.config.timed import Timed
 from basedbench.errors import warn
@@ -70,9 +70,7 @@ def case_label(row: Row) -> str:
         options = [f"{name}={value}" for name, value in config.items()]
         return " ".join([row["model"], row["mode"], row["dtype"], f"{row['batch']}x{row['length']}", *options])
     if not row["operator"]:
-        overrides = {name: value for name, value in config.items() if name not in ("preset", "logits")}
-        config = {"logits": config.get("logits"), "overrides": overrides}
-        return ModelCase.model_validate(_fields(ModelCase, row) | config).label
+        return ModelCase.model_validate(_fields(ModelCase, row) | fields_of(config)).label
     return Case.model_validate(_fields(Case, row) | {"config": config}).label
 
 

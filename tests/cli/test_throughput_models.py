@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from basedbench.models.language import LanguageModel, identify_checkpoint, preset
 from basedbench.store import Store, load
 from basedbench.store.schema import THROUGHPUT, blank_row
 from tests.cli.conftest import RunCli
+from tests.models.language.test_checkpoint import released
 from tests.plots.conftest import language_row
 
 SUITE = """
@@ -25,6 +28,8 @@ models:
     overrides: {d_model: 32, heads: 2, mlp_inner: 32, vocab_size: 64, layers: [[conv, linear]], feature_dim: 4}
     grid: [{mode: generation, batch: [1, 2], length: [8, 16]}, {mode: prefill, batch: 2, length: 16}]
 """
+
+SMALL = {"d_model": 32, "heads": 2, "mlp_inner": 32, "vocab_size": 64, "layers": ["attention", "attention"]}
 
 
 @pytest.fixture
@@ -195,3 +200,30 @@ def test_an_interval_without_an_upper_end_is_said_so(run_cli: RunCli, generated:
     assert drawn.exit_code == 0, drawn.stderr
     assert "over 200" in drawn.stdout
     assert "- -" not in drawn.stdout
+
+
+def test_a_checkpoint_s_weights_are_timed_and_named(run: Any, run_cli: RunCli, tmp_path: Path, out: Path) -> None:
+    config = preset("attention-360m", **SMALL)
+    model = LanguageModel(config, dtype=torch.float32, seed=5)
+    weights = tmp_path / "weights.bin"
+    torch.save(released(model), weights)
+    of_all = run("--checkpoint", weights)
+    assert of_all.exit_code == 2
+    assert "does not fit" in of_all.stderr
+    assert "--filter" in of_all.stderr
+    assert run("--checkpoint", tmp_path / "none", "--filter", "attention").exit_code == 2
+
+    cases = "attention.*generation.*2x8"
+    assert run("--filter", cases).exit_code == 0
+    told = run("--filter", cases, "--checkpoint", weights)
+    assert "1 of 1 cases to do" in told.stderr  # not the one with random weights
+    assert "0 of 1 cases to do" in run("--filter", cases, "--checkpoint", weights).stderr
+    random, loaded = (json.loads(text) for text in load(out, "throughput").sort_values("created_at")["config"])
+    assert loaded == random | {"checkpoint": identify_checkpoint(config, weights)}
+    assert set(load(out, "throughput")["status"]) == {"ok"}
+    assert f"checkpoint={loaded['checkpoint']}" in run_cli("plot", "generation", "--results", out, "--batch", 2).stdout
+    assert run_cli("compare", out, out).exit_code == 0
+
+    operators = run_cli("throughput", "--suite", "quick-throughput", "--device", "cpu", "--checkpoint", weights)
+    assert operators.exit_code == 2
+    assert "whole models alone" in operators.stderr
