@@ -87,17 +87,17 @@ def plan_of(rows: int, outputs: int, width: int, processors: int) -> Plan | None
     split = next((n for n in parts if tiles * n >= (ENOUGH if n > 1 else ENOUGH_WHOLE)), parts[-1])
     instead = min(split, batch // LEAST_ROWS)
     groups = 2 * instead if batch == MOST_ROWS and tiles * instead * 2 <= processors else instead
-    grouped = _plan(tile, steps, batch, split // instead, groups, rows)
+    grouped = _plan(rows, tile, steps, split // instead, groups)
     if groups > 1 and grouped.weight_stages >= -(-steps // grouped.split):
         return grouped
-    return _plan(tile, steps, batch, split, 1, rows)
+    return _plan(rows, tile, steps, split)
 
 
-def _plan(tile: int, steps: int, batch: int, split: int, groups: int, rows: int) -> Plan:
+def _plan(rows: int, tile: int, steps: int, split: int, groups: int = 1) -> Plan:
     """With rings as long as a part needs and shared memory holds."""
     most = -(-steps // split)
     x_stages = max(2, min(most, 4))
-    room = (SHARED_BYTES // (2 * STAGE) - x_stages * batch // groups) // tile
+    room = (SHARED_BYTES // (2 * STAGE) - x_stages * batch_of(rows) // groups) // tile
     return Plan(tile, STAGE, split, max(2, min(most, 10, room)), x_stages, rows >= ROWS_TO_MEET, groups)
 
 

@@ -57,12 +57,13 @@ def with_checkpoint(cases: Sequence[AnyCase], path: Path) -> list[AnyCase]:
     models = [case for case in cases if isinstance(case, ModelCase)]
     if len(models) < len(cases):
         raise UserError("--checkpoint is for whole models alone: name a suite of them, or choose some with --filter.")
-    configs = {config_of(case): case.model for case in models}
+    names = list(dict.fromkeys(case.model for case in models))
     try:
-        digest, *_ = [identify_checkpoint(config, path) for config in configs]
+        digest = identify_checkpoint({config_of(case) for case in models}, path)
     except UserError as error:
-        names = ", ".join(dict.fromkeys(configs.values()))
-        raise UserError(f"{error} The cases are of {names}; --filter chooses those of one.") from None
+        if len(names) == 1:
+            raise
+        raise UserError(f"{error} The cases are of {', '.join(names)}; --filter chooses those of one.") from None
     return [case.model_copy(update={"checkpoint": digest, "weights": path.resolve()}) for case in models]
 
 

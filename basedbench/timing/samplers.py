@@ -96,7 +96,7 @@ class GraphSampler:
         self._hold(1)
         [pass_ms] = self._in_a_row(1)
         if self.exposed or pass_ms < SHORTEST_GRAPH_MS:  # the lead is known by now: others say how many make a sample
-            pass_ms = min(self._in_a_row(1) + self._in_a_row(1))
+            pass_ms = min(self._in_a_row(2))
         passes = min(MOST_GRAPH_PASSES, max(1, math.ceil(SHORTEST_GRAPH_MS / max(pass_ms, 1e-4))))
         if passes > 1:
             self._hold(passes)

@@ -219,7 +219,7 @@ def test_a_checkpoint_s_weights_are_timed_and_named(run: Any, run_cli: RunCli, t
     assert "1 of 1 cases to do" in told.stderr  # not the one with random weights
     assert "0 of 1 cases to do" in run("--filter", cases, "--checkpoint", weights).stderr
     random, loaded = (json.loads(text) for text in load(out, "throughput").sort_values("created_at")["config"])
-    assert loaded == random | {"checkpoint": identify_checkpoint(config, weights)}
+    assert loaded == random | {"checkpoint": identify_checkpoint([config], weights)}
     assert set(load(out, "throughput")["status"]) == {"ok"}
     assert f"checkpoint={loaded['checkpoint']}" in run_cli("plot", "generation", "--results", out, "--batch", 2).stdout
     assert run_cli("compare", out, out).exit_code == 0

@@ -21,6 +21,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,29 +54,36 @@ def load_checkpoint(model: LanguageModel, path: Path | str) -> None:
 
     UserError names the first tensors that are missing, not expected, or of another shape.
     """
-    pieces = released(model)
-    tensors = _fitting(model, pieces, Path(path))
+    pieces, tensors = released(model), _tensors(Path(path))
+    _check(model, pieces, tensors, path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.cat([tensors[piece] for piece, _ in pieces[name]]).view(parameter.shape))
 
 
-def identify_checkpoint(config: LanguageConfig, path: Path | str) -> str:
-    """Twelve hex digits for the weights at `path`, however they are packed. UserError unless they fit `config`."""
-    model = LanguageModel(config, device="meta")
-    pieces = released(model)
-    tensors = _fitting(model, pieces, Path(path))
+def identify_checkpoint(configs: Collection[LanguageConfig], path: Path | str) -> str:
+    """Twelve hex digits for the weights at `path`, however they are packed. UserError unless they fit all `configs`."""
+    tensors, names = _tensors(Path(path)), set[str]()
+    for config in configs:
+        model = LanguageModel(config, device="meta")
+        pieces = released(model)
+        _check(model, pieces, tensors, path)
+        names |= {piece for parts in pieces.values() for piece, _ in parts}
     found = sha256()
-    for name in sorted(piece for parts in pieces.values() for piece, _ in parts):
+    for name in sorted(names):
         tensor = tensors[name].contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:12]
 
 
-def _fitting(model: LanguageModel, pieces: dict[str, list[Piece]], path: Path) -> dict[str, Tensor]:
-    """The tensors at `path` by their released names, the table among them. UserError unless they make up the model."""
-    tensors = {_plain(name): tensor for name, tensor in read_tensors(path).items() if "metrics" not in name}
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Those at `path` that are weights, by their released names."""
+    return {_plain(name): tensor for name, tensor in read_tensors(path).items() if "metrics" not in name}
+
+
+def _check(model: LanguageModel, pieces: dict[str, list[Piece]], tensors: dict[str, Tensor], path: Path | str) -> None:
+    """UserError unless the tensors make up the model; the head may stand for the table, and then joins as such."""
     expected = dict(piece for parts in pieces.values() for piece in parts)
     table, _ = pieces["embedding.weight"][0]
     if HEAD in tensors:
@@ -83,7 +91,6 @@ def _fitting(model: LanguageModel, pieces: dict[str, list[Piece]], path: Path) -
     problems = _problems(expected, tensors) or _unequal(model, table, tensors)
     if problems:
         raise UserError(f"{path} does not fit this model: {'; '.join(problems)}. Is it the checkpoint of this preset?")
-    return tensors
 
 
 def released(model: LanguageModel) -> dict[str, list[Piece]]:

@@ -92,16 +92,16 @@ def test_a_checkpoint_is_known_by_its_weights(tiny, based, tmp_path):
     """However they are packed, and under the older names; any other number or dtype makes it another one."""
     tensors = released(based)
     older = {f"model.{name}".replace("conv.conv.", "conv1.conv."): x for name, x in reversed(tensors.items())}
-    found = identify_checkpoint(based.config, save(tmp_path / "x.safetensors", tensors))
-    assert found == identify_checkpoint(based.config, save(tmp_path / "x.bin", older))
+    found = identify_checkpoint([based.config], save(tmp_path / "x.safetensors", tensors))
+    assert found == identify_checkpoint([based.config], save(tmp_path / "x.bin", older))
     half = {name: x.half() for name, x in tensors.items()}
     name, *_ = tensors
     changed = tensors | {name: tensors[name].clone()}
     changed[name].flatten()[-1] += 1
-    others = {identify_checkpoint(based.config, save(tmp_path / "y.bin", one)) for one in (half, changed)}
+    others = {identify_checkpoint([based.config], save(tmp_path / "y.bin", one)) for one in (half, changed)}
     assert len({found, *others}) == 3
     with pytest.raises(UserError, match="does not fit"):
-        identify_checkpoint(tiny("attention").config, tmp_path / "x.safetensors")
+        identify_checkpoint([based.config, tiny("attention").config], tmp_path / "x.safetensors")
 
 
 def test_weights_take_the_model_s_dtype(tiny, based, tokens, tmp_path):
