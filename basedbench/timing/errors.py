@@ -26,6 +26,9 @@ BLOCK_FLOOR, ROW_FLOOR = 2, 64
 # Disagreements between yes-or-no outputs (which token is the largest), as a share of all.
 FLAG_FLOOR = 0.01
 BLOCK_ROWS = 64
+# A gradient of few numbers is no mean over many errors: it is a few sums over all tokens, which may nearly cancel, and
+# the reference's own error tells little, as chance may have made it small. So many or less: times all floors.
+FEW, FEW_FLOOR = 16, 4
 # A gradient this small beside the largest is zero in exact arithmetic: its rounding is measured against the largest.
 NOTHING = 1e-9
 
@@ -89,7 +92,8 @@ def findings(
             typical = largest if sizes.get(name, math.inf) < NOTHING * largest else _typical(right)
             usual = _rounded(same[name], dtype) if name in sizes else same[name]
             errors, own = (_errors(x, right, length, typical) for x in (results[name], usual))
-            found += _bounded(name, errors, own, floor)
+            few = name in sizes and right.numel() <= FEW
+            found += _bounded(name, errors, own, floor * FEW_FLOOR if few else floor)
         else:
             share, own_share = (float((x[name] != right).double().mean()) for x in (results, same))
             found.append(Finding(share, 2 * own_share + FLAG_FLOOR, name, measure="share of wrong values"))

@@ -16,6 +16,7 @@ from basedbench.timing.cross_check import cross_check
 from basedbench.timing.failures import NOT_CAPTURED, shorten
 from basedbench.timing.kept import Ahead, Kept
 from basedbench.timing.kinds import only_compiled
+from basedbench.timing.mappings import renew_mappings
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, captured, wall_ms
 from basedbench.timing.samples import Round
@@ -172,6 +173,8 @@ class Session:
         replayed, launched = self._replayed()
         self.calls = replayed or self.calls
         self.sampler = self._make_sampler(self.calls, estimate_ms, _enqueue_ms(replayed, self.clock, enqueue_ms))
+        if self.case.mode in IN_GRAPHS and self.case.device == "cuda":
+            renew_mappings(self.device)  # where memory is too short for that, the state is what a sweep's turns make it
         self.sample_ms = self.sampler.sample(2)[-1] if estimate_ms < LONG_MS else estimate_ms
         gc.collect()
         gc.freeze()  # what is there by now is not looked at again

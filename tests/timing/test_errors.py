@@ -127,3 +127,12 @@ def test_every_shape_is_compared(shape: tuple[int, ...]) -> None:
     finding = judged(1.5 * x, x)
     assert finding.error == pytest.approx(0.5, rel=0.6)
     assert not finding.right
+
+
+@pytest.mark.parametrize(("numbers", "right"), [(2, True), (16, True), (64, False)])
+def test_a_gradient_of_few_numbers_is_no_mean(numbers: int, right: bool) -> None:
+    gradient = normal(numbers).abs() + 1
+    off = gradient * (1 + 3 * FLOOR["bf16"])
+    assert judged(off, gradient, name="gradient of g", dtype="bf16").right is right
+    assert not judged(gradient * (1 + 7 * FLOOR["bf16"]), gradient, name="gradient of g", dtype="bf16").right
+    assert not judged(off, gradient, name="output 1", dtype="bf16").right

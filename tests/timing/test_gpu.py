@@ -21,6 +21,7 @@ from basedbench.timing.flush import LONGEST_BLOCKER_MS
 from basedbench.timing.kept import Kept
 from basedbench.timing.kinds import NOTHING_TO_TUNE
 from basedbench.timing.language import LanguageSubject
+from basedbench.timing.mappings import renew_mappings
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, GraphSampler, captured, wall_ms
 from basedbench.timing.samples import Round
@@ -224,6 +225,14 @@ open_device("cuda:0")
 assert float(torch.ones(4, device="cuda").sum()) == 4
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_context_beside_torchs_own_comes_and_goes() -> None:
+    x = torch.ones(4, device=DEVICE)
+    held = torch.cuda.memory_allocated()
+    assert renew_mappings(DEVICE)
+    assert float(x.sum()) == 4  # this process's own context is current again
+    assert torch.cuda.memory_allocated() == held
 
 
 def test_ceilings_of_the_gpu() -> None:
