@@ -118,8 +118,8 @@ def recall(
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
-        left = _run(todo, engine, deadline, out, limit, quiet)
-    _show_results(cases, out, left, as_json)
+        left = _run(todo, engine, deadline, out, limit, quiet, fresh)
+    _show_results(cases, out, left, as_json, fresh)
 
 
 def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path, as_json: bool) -> None:
@@ -131,13 +131,13 @@ def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, 
         report.plan_table(cases, devices, jobs, out)
 
 
-def _show_results(cases: "list[RecallCase]", out: Path, left: int, as_json: bool) -> None:
+def _show_results(cases: "list[RecallCase]", out: Path, left: int, as_json: bool, fresh: bool) -> None:
     from basedbench.cli import recall_report as report
 
     if as_json:
         report.results_json(cases, out)
     else:
-        report.results_table(cases, out, left)
+        report.results_table(cases, out, left, fresh)
 
 
 def _run(
@@ -147,10 +147,11 @@ def _run(
     out: Path,
     limit: int | None,
     quiet: bool,
+    fresh: bool,
 ) -> int:
     """Run what is to be done; returns how many runs `--limit` leaves."""
     from basedbench.cli.progress import watch
-    from basedbench.cli.time_limit import say_left
+    from basedbench.cli.time_limit import goes_on, say_left
     from basedbench.engines.deadline import TimeUp
 
     todo, rest = plan.todo[:limit], plan.todo[limit:] if limit else []
@@ -163,10 +164,10 @@ def _run(
                 running.run(todo)
     except KeyboardInterrupt as stop:
         force = ", some processes only by force" if running and running.killed else ""
-        kept = f"Finished runs are in {out / 'recall'}; the same command again goes on from there."
+        kept = f"Finished runs are in {out / 'recall'}; the same command again {goes_on(fresh)}."
         typer.echo(f"\nStopped{force}. {kept}", err=True)
         raise typer.Exit(exit_code(stop)) from None
     assert running is not None
     at_once = sum(place.slots for place in running.places)
-    late = say_left(deadline, todo, running.left, running.under_way, rest, at_once=at_once, what="runs")
+    late = say_left(deadline, todo, running.left, running.under_way, rest, at_once=at_once, what="runs", fresh=fresh)
     return 0 if late else len(rest)

@@ -9,6 +9,7 @@ import typer
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
+from basedbench.cli.time_limit import goes_on
 from basedbench.errors import UserError, sentence, visible
 from basedbench.plots.scales import quantity
 from basedbench.store.dataset import finished
@@ -100,7 +101,7 @@ def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
     return {f"{label} ({stack})" if count[label] > 1 else label: runs for (label, stack), runs in models.items()}
 
 
-def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
+def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool = False) -> None:
     """Print the best run of every model, and what to do next."""
     stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall", understood=True)}
     validated = cases[0].test.select == "validation"
@@ -125,6 +126,6 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int) -> None:
     if len(failures) > MOST_FAILURES:
         typer.echo(f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {out}")
     if left:
-        typer.echo(f"{left} runs are left; the same command without --limit goes on.")
+        typer.echo(f"{left} runs are left; the same command without --limit {goes_on(fresh)}.")
     then = f" Next: basedbench plot pareto --results {out}" if any(row[2] for row in rows) else ""
     typer.echo(f"Rows: {out / 'recall'}.{then}")

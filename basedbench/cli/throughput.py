@@ -146,11 +146,12 @@ def throughput(
         with suppress(TimeUp), sweep.deadline.kept():
             sweep.run(todo, progress)
         progress.close(sweep.spent, sweep.called)
-        late = limits.say_left(sweep.deadline, todo, sweep.left, sweep.under_way, rest, what="cases")
+        late = limits.say_left(sweep.deadline, todo, sweep.left, sweep.under_way, rest, what="cases", fresh=fresh)
     except KeyboardInterrupt as stop:
-        typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; the same command again goes on from there.", err=True)
+        again = f"the same command again {limits.goes_on(fresh)}"
+        typer.echo(f"\nStopped. Rows are in {out / 'throughput'}; {again}.", err=True)
         raise typer.Exit(exit_code(stop)) from None
-    report.results(cases, report.stored(out, chosen.name), out, as_json, left=0 if late else len(rest))
+    report.results(cases, report.stored(out, chosen.name), out, as_json, left=0 if late else len(rest), fresh=fresh)
 
 
 def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> dict[str, float]:

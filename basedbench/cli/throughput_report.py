@@ -9,6 +9,7 @@ import typer
 
 from basedbench.cli.progress import clock
 from basedbench.cli.tables import print_json, print_note, print_table
+from basedbench.cli.time_limit import goes_on
 from basedbench.cli.timing_tables import duration, half_width, timing_tables
 from basedbench.config.throughput import AnyCase
 from basedbench.store.dataset import rows as stored_rows
@@ -93,7 +94,9 @@ def plan(cases: Sequence[AnyCase], todo: Sequence[AnyCase], as_json: bool) -> No
     typer.echo(f"{len(todo)} of {len(cases)} cases would run. Nothing was run.")
 
 
-def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: bool, left: int) -> None:
+def results(
+    cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: bool, left: int, fresh: bool = False
+) -> None:
     """The chosen cases in the order of the suite: tables, or JSON. `rows` are all of the suite: baselines are there."""
     by_id = {row["case_id"]: row for row in rows}
     ordered = [by_id[case.id] for case in cases if case.id in by_id]
@@ -105,7 +108,7 @@ def results(cases: Sequence[AnyCase], rows: Sequence[Row], out: Path, as_json: b
         print_table("", heading, lines, whole=[name for name in heading if name != "model"])
     _explain(ordered)
     if left:
-        typer.echo(f"{left} cases are left; the same command without --limit goes on.")
+        typer.echo(f"{left} cases are left; the same command without --limit {goes_on(fresh)}.")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot {_figure(ordered)} --results {out}")
 
 

@@ -27,6 +27,11 @@ def own_rows(rows: Iterable[dict[str, Any]], device: str) -> list[dict[str, Any]
     return [row for row in rows if row["device_name"] == device]
 
 
+def goes_on(fresh: bool) -> str:
+    """What the same command does if it is given again."""
+    return "begins anew; without --fresh it runs what has no row yet" if fresh else "goes on from there"
+
+
 def say_left(
     limit: "Deadline[Any]",
     todo: Sequence[Any],
@@ -36,6 +41,7 @@ def say_left(
     *,
     what: str,
     at_once: int = 1,
+    fresh: bool = False,
 ) -> bool:
     """If the limit left some of `todo`, say how much there is to do yet, `rest` included, and how to go on.
 
@@ -51,7 +57,7 @@ def say_left(
     text = f"Time limit of {clock(limit.limit_s)}: {are} left, about {ahead}"
     text += f"; {len(lost)} of them were under way and begin anew." if lost else "."
     if lost or len(left) < len(todo):
-        text += " The same command goes on from there."
+        text += f" The same command {goes_on(fresh)}."
     else:
         shortest = clock(min(map(limit.pace.seconds, left)))
         text += f" None would have ended in time, the shortest takes about {shortest}: give more time."

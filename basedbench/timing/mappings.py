@@ -1,7 +1,7 @@
 """The state in which a process leaves a GPU's address translation when it maps or frees memory.
 
 After memory was freed, steps that go through gigabytes were up to 7 % slower on an H200 until the device had begun
-another context, of any process; what the caches held, and waiting, changed nothing (measured: docs/log/language_models.md).
+another context, of any process; what the caches held, and waiting, changed nothing (docs/log/language_models.md).
 A capture frees what the allocator holds, so a graph whose process is alone on the device met the slow state, and one
 whose process takes turns with others the fast one. Beginning and ending a context gives both the same.
 """

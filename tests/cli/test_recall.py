@@ -375,3 +375,9 @@ def test_stdout_has_nothing_but_json_whatever_a_mixer_prints(suite: Path, tmp_pa
     assert len(json.loads(done.stdout)) == 2
     assert "printed check" in done.stderr
     assert "written" in done.stderr
+
+
+def test_what_goes_on_and_what_begins_anew(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    given = ["recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path, "--limit", 1]
+    assert "the same command without --limit goes on from there.\n" in run_cli(*given).stdout
+    assert "without --limit begins anew; without --fresh it runs what has no row" in run_cli(*given, "--fresh").stdout
