@@ -169,6 +169,8 @@ def test_settings_of_torch_that_a_plugin_changes_are_put_back(tmp_path):
             torch.is_grad_enabled(),
             torch.get_num_threads(),
             torch.get_float32_matmul_precision(),
+            torch.get_default_device(),
+            torch.backends.mkldnn.conv.fp32_precision,
             torch.are_deterministic_algorithms_enabled(),
             torch.get_rng_state().tolist(),
         )
@@ -177,7 +179,8 @@ def test_settings_of_torch_that_a_plugin_changes_are_put_back(tmp_path):
     path.write_text(
         PLUGIN + "\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
         "torch.set_num_threads(3)\ntorch.set_float32_matmul_precision('medium')\n"
-        "torch.use_deterministic_algorithms(True)\ntorch.manual_seed(5)\n"
+        "torch.use_deterministic_algorithms(True)\ntorch.manual_seed(5)\ntorch.set_default_device('meta')\n"
+        "torch.backends.fp32_precision = 'ieee'\n"
     )
     load_plugin(path)
     assert settings() == before

@@ -17,7 +17,7 @@ from basedbench.signals import exit_code, heed_signals, within_a_command
 from basedbench.streams import stderr_never_fails
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
-_SAFE = "Rows stored before are safe; the same command goes on from there."
+_SAFE = "Rows stored before are safe; the same command, without --fresh, goes on from there."
 
 
 class _Group(TyperGroup):

@@ -67,6 +67,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "parity": parity,
 } | {f"generation-{name}": partial(generation, name) for name in GENERATION}
 
+# The kind of result a table is made from; throughput's where nothing is said, and none for `states`.
+KINDS = {"published": "recall", "rates": "recall", "parity": "recall", "states": None}
+
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame | None":
     """A folder's rows of a kind, None if it has none."""

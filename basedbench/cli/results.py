@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from basedbench.cli.documents import TABLES
+from basedbench.cli.documents import KINDS, TABLES
 
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
@@ -96,9 +96,10 @@ def table(
     names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
     if not names:
         raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
-    if write is not None and names != ["states"] and not dataset.kinds_in(results):
-        # What the page has is worth more than that there is nothing.
-        raise UserError(_no_results(results))
+    for kind in {KINDS.get(one, "throughput") for one in names} if write is not None else ():
+        if kind is not None and kind not in dataset.kinds_in(results):
+            # What the page has is worth more than that there is nothing.
+            raise UserError(dataset.no_rows(results, kind))
     sections = {one: TABLES[one](results) for one in names}
     if write is None:
         typer.echo(visible("\n\n".join(sections.values())))

@@ -78,9 +78,15 @@ def free(path: Path) -> Path:
     return path.with_name(f"{secrets.token_hex(4)}-{path.name}") if os.path.lexists(path) else path
 
 
+# Names of unfinished files, as `check_writable` and `atomic.write` give them: a user may have others in the folder.
+_OWN = re.compile(re.escape(HIDDEN) + r"(probe-[0-9a-f]{8}|[0-9a-f]{16})")
+
+
 def remove_stale(folder: Path) -> None:
     """Remove what killed writers left behind more than a day ago; a write takes milliseconds."""
     for path in folder.glob(f"{HIDDEN}*"):
+        if not _OWN.fullmatch(path.name):
+            continue
         with suppress(OSError):  # gone meanwhile, or somebody else's
             if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink()
@@ -105,7 +111,7 @@ def _not_stored(error: OSError, folder: Path, what: str) -> str:
     mend = "lift that limit" if error.errno == errno.EFBIG else mend
     return (
         f"{atomic.cause(error)}: {what} was not stored in {str(folder)!r}. All rows stored before are safe; "
-        f"{mend} and run the same command again: it goes on from there."
+        f"{mend} and run the same command again, without --fresh: it goes on from there."
     )
 
 

@@ -45,7 +45,7 @@ class Kept:
             self._model = None  # before the next one takes its memory
             model = LanguageModel(wanted[0], dtype=wanted[1], device=self.device).eval()
             if case.weights is not None:
-                load_checkpoint(model, case.weights)
+                load_checkpoint(model, case.weights, case.checkpoint)
             self._model, self._checkpoint = model, case.checkpoint
         self._model.attention = attention_of(case)
         return self._model

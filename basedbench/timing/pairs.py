@@ -113,7 +113,7 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     assert a is not None
     assert b is not None  # both have a time
     result = compare_times(_rounds(a), _rounds(b), threshold)
-    again = sorted({case_label(row) for row in (a, b)}) if a["contender"] != b["contender"] else [label]
+    again = sorted({_chosen_by(row) for row in ([a, b] if a["contender"] != b["contender"] else [b])})
     command = _time_command(b, again, result, out) if result.needed else None
     notes = [result.reason, *_unlike(a, b)]
     result = replace(result, reason="; ".join(filter(None, notes)) or None)
@@ -145,12 +145,19 @@ def _median(row: Row | None) -> float | None:
     return None if row is None else row["median_ms"]
 
 
+def _chosen_by(row: Row) -> str:
+    """The label by which `--filter` chooses the row's case, before a checkpoint is given to it."""
+    config = {name: value for name, value in json.loads(row["config"]).items() if name != "checkpoint"}
+    return case_label({**row, "config": json.dumps(config)})
+
+
 def _time_command(row: Row, labels: Sequence[str], result: Comparison, out: str) -> str:
     if not row["operator"] and row["mode"] == "decode":
         place = f"--batch {row['batch']} --device {row['device']}"
         return f"basedbench throughput --models {_suite(row)} {place} --rounds {result.needed} --out {out}"
     pattern = "|".join(f"^{re.escape(label)}$".replace("\\ ", " ") for label in labels)
     options = f"--filter '{pattern}' --device {row['device']} --rounds {result.needed} --fresh --out {out}"
+    options += " --checkpoint PATH" if "checkpoint" in json.loads(row["config"]) else ""
     return f"basedbench throughput --suite {_suite(row)} {options}"
 
 

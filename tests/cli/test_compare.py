@@ -78,6 +78,18 @@ def test_the_command_that_settles_it_means_the_case(run_cli: RunCli, folders: tu
     assert int(rounds) == pair["needed"] > 8
 
 
+def test_the_command_for_a_checkpoint_chooses_before_it_is_given(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    model = {"operator": "", "mode": "generation", "model": "based-360m", "dtype": "fp32", "batch": 1}
+    config = {"preset": "based-360m", "checkpoint": "0123456789ab"}
+    for folder, factor in zip(folders, (1, 1.01), strict=True):
+        columns = {"config": config, "heads": None, "key_dim": None, "value_dim": None, "cache": "hot"} | model
+        write_time(folder, 512, 10 * factor, spread=30, suite="quick-models", **columns)
+    (pair,) = json.loads(run_cli("compare", *folders, "--json").stdout)["pairs"]
+    assert "checkpoint=0123456789ab" in pair["label"]
+    assert pair["command"].endswith(" --checkpoint PATH")
+    assert "0123456789ab" not in pair["command"]
+
+
 def test_rows_of_other_versions_are_left_out_or_unclear(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for folder in folders:
         write_time(folder, 256, 1)

@@ -146,8 +146,12 @@ def test_table_does_not_write_over_a_page_without_results(run_cli, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- kernels:begin -->\nthe table\n<!-- kernels:end -->\n")
     outcome = run_cli("results", "table", "kernels", "--results", tmp_path / "misspelt", "--write", page)
-    assert (outcome.exit_code, "there are no results in" in outcome.stderr) == (2, True)
+    assert (outcome.exit_code, "no throughput results in" in outcome.stderr) == (2, True)
     assert "the table" in page.read_text()
+    of_another_kind = {"suite": "calibration", "case_id": "0123456789ab", "status": "ok"}
+    Store(tmp_path).write("calibration", schema.blank_row("calibration") | of_another_kind)
+    outcome = run_cli("results", "table", "kernels", "--results", tmp_path, "--write", page)
+    assert (outcome.exit_code, "the table" in page.read_text()) == (2, True)
 
 
 def full(*_):

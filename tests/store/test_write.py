@@ -173,12 +173,12 @@ def test_a_kill_in_the_middle_of_a_row_loses_that_row_alone(tmp_path):
 def test_a_merge_and_a_writer_remove_old_leftovers_of_killed_ones_alone(store, clean, inside):
     folder = store.root / inside
     folder.mkdir(exist_ok=True)
-    for age_s, name in ((0, "young"), (48 * 3600, "old")):
+    for age_s, name in ((0, "fedcba9876543210"), (48 * 3600, "0123456789abcdef")):
         path = folder / f"{files.HIDDEN}{name}"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age_s,) * 2)
     clean(store)
-    assert [path.name for path in folder.iterdir()] == [f"{files.HIDDEN}young"]
+    assert [path.name for path in folder.iterdir()] == [f"{files.HIDDEN}fedcba9876543210"]
 
 
 def test_names_are_in_order_of_time_and_never_the_same():
@@ -203,3 +203,12 @@ def write_many(store: Store, make_row, written: set[tuple[str, str]]) -> None:
     for index in range(100):
         store.write("recall", make_row(f"c{index}"))
         written.add(("s", f"c{index}"))
+
+
+def test_only_unfinished_files_of_its_own_are_removed(tmp_path):
+    names = {".tmp-notes.txt": True, ".tmp-probe-0123abcd": False, ".tmp-0123456789abcdef": False, ".tmp-012": True}
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    files.remove_stale(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names

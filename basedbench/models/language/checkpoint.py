@@ -18,10 +18,9 @@ tensors are ever unpickled.
 """
 
 import json
-import pickle
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,16 @@ RENAMED: dict[str, dict[str, tuple[str, ...]]] = {
 Piece = tuple[str, tuple[int, ...]]  # a released tensor: its name and shape
 
 
-def load_checkpoint(model: LanguageModel, path: Path | str) -> None:
+def load_checkpoint(model: LanguageModel, path: Path | str, digest: str | None = None) -> None:
     """Fill `model` with the weights at `path`, each cast to the model's dtype; nothing changes unless all fit.
 
-    UserError names the first tensors that are missing, not expected, or of another shape.
+    UserError names the first tensors that are missing, not expected, or of another shape; also if a `digest` is given
+    and the weights are not those that `identify_checkpoint` found there.
     """
     pieces, tensors = released(model), _tensors(Path(path))
     _check(model, pieces, tensors, path)
+    if digest is not None and digest != _digest(tensors, {piece for parts in pieces.values() for piece, _ in parts}):
+        raise UserError(f"{path} was written while this command ran; give one that stays as it is, such as a copy.")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.cat([tensors[piece] for piece, _ in pieces[name]]).view(parameter.shape))
@@ -69,9 +71,13 @@ def identify_checkpoint(configs: Collection[LanguageConfig], path: Path | str) -
         pieces = released(model)
         _check(model, pieces, tensors, path)
         names |= {piece for parts in pieces.values() for piece, _ in parts}
+    return _digest(tensors, names)
+
+
+def _digest(tensors: Mapping[str, Tensor], names: Iterable[str]) -> str:
     found = sha256()
     for name in sorted(names):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].resolve_neg().contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:12]
@@ -217,7 +223,7 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file leads the unpickler anywhere: into an AssertionError, an IndexError
         # What torch says of most is how to unpickle code, which is never done here.
         reason = str(error) if isinstance(error, OSError) else "cut off, of another format, or with other objects"
         raise UserError(f"{path} is no checkpoint of tensors alone: {reason}; download it again.") from None

@@ -100,8 +100,21 @@ def test_a_checkpoint_is_known_by_its_weights(tiny, based, tmp_path):
     changed[name].flatten()[-1] += 1
     others = {identify_checkpoint([based.config], save(tmp_path / "y.bin", one)) for one in (half, changed)}
     assert len({found, *others}) == 3
+    negative = tensors | {name: torch._neg_view(-tensors[name])}
+    assert identify_checkpoint([based.config], save(tmp_path / "z.bin", negative)) == found
     with pytest.raises(UserError, match="does not fit"):
         identify_checkpoint([based.config, tiny("attention").config], tmp_path / "x.safetensors")
+
+
+def test_weights_that_were_written_meanwhile_are_refused(tiny, based, tmp_path):
+    path = save(tmp_path / "x.bin", released(based))
+    digest = identify_checkpoint([based.config], path)
+    load_checkpoint(based, path, digest)
+    save(path, released(tiny("based", torch.float32, seed=1)))
+    before = [x.clone() for x in based.parameters()]
+    with pytest.raises(UserError, match="was written while this command ran"):
+        load_checkpoint(based, path, digest)
+    assert all(map(torch.equal, based.parameters(), before))
 
 
 def test_weights_take_the_model_s_dtype(tiny, based, tokens, tmp_path):
@@ -207,6 +220,17 @@ def test_files_that_are_no_checkpoint(based, tmp_path, capsys, content, part):
     with pytest.raises(UserError, match=part):
         load_checkpoint(based, path)
     assert "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failure", [AssertionError, IndexError, AttributeError])
+def test_whatever_a_damaged_file_leads_the_unpickler_into(based, tmp_path, monkeypatch, failure):
+    def load(*arguments, **options):
+        raise failure
+
+    path = save(tmp_path / "x.bin", released(based))
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match="tensors alone: cut off"):
+        load_checkpoint(based, path)
 
 
 @pytest.mark.parametrize(
