@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from operator import attrgetter
 
 import torch
+import torch.utils._device  # by `get_default_device`, on its first call: now, before processes are forked
 
 _BACKENDS = (
     *("backends", "backends.cuda.matmul"),
