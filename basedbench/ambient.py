@@ -32,8 +32,8 @@ def settings_kept() -> Iterator[None]:
 
 def _precisions() -> dict[str, str]:
     """What each backend's float32 products and convolutions may be rounded to; nothing in a torch without that."""
-    backends = [attrgetter(name)(torch) for name in _BACKENDS] if hasattr(torch.backends, "fp32_precision") else []
-    return {name: backend.fp32_precision for name, backend in zip(_BACKENDS, backends, strict=False)}
+    names = _BACKENDS if hasattr(torch.backends, "fp32_precision") else ()
+    return {name: attrgetter(name)(torch).fp32_precision for name in names}
 
 
 def _legacy() -> tuple[str, bool] | None:
@@ -56,8 +56,9 @@ def all_kept() -> Iterator[None]:
         if _legacy() != legacy and legacy is not None:
             torch.set_float32_matmul_precision(legacy[0])
             torch.backends.cudnn.allow_tf32 = legacy[1]
-        for backend, was in precisions.items():  # the whole before its parts, which follow it
-            if _precisions()[backend] != was:
-                attrgetter(backend)(torch).fp32_precision = was
+        for name, was in precisions.items():  # the whole before its parts, which follow it
+            backend = attrgetter(name)(torch)
+            if backend.fp32_precision != was:
+                backend.fp32_precision = was
         if torch.are_deterministic_algorithms_enabled() != deterministic:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from basedbench.timing.waking import index_of
+
 # Limits of a container or a batch job, by the version of control groups: what it may use, what it uses, and the key of
 # what of that is only cached files.
 _GROUPS = (
@@ -24,7 +26,7 @@ def _of_gpu(device: str) -> int | None:
     """As the driver says: PyTorch would make a CUDA context in this process."""
     import pynvml
 
-    index = int(device.partition(":")[2] or 0)
+    index = index_of(device)
     shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = shown[index] if index < len(shown) else str(index)  # NVML counts the cards that are hidden from us, too
     by_name = pynvml.nvmlDeviceGetHandleByUUID

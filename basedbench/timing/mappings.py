@@ -8,7 +8,7 @@ whose process takes turns with others the fast one. Beginning and ending a conte
 
 import ctypes
 
-from basedbench.timing.waking import LIBRARY
+from basedbench.timing.waking import LIBRARY, index_of
 
 
 def renew_mappings(device: str) -> bool:
@@ -20,8 +20,7 @@ def renew_mappings(device: str) -> bool:
     try:
         driver = ctypes.CDLL(LIBRARY)
         return not (
-            driver.cuCtxCreate_v2(ctypes.byref(context), 0, int(device.partition(":")[2] or 0))
-            or driver.cuCtxDestroy_v2(context)
+            driver.cuCtxCreate_v2(ctypes.byref(context), 0, index_of(device)) or driver.cuCtxDestroy_v2(context)
         )
     except (OSError, AttributeError):
         return False

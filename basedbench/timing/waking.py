@@ -28,10 +28,15 @@ def open_device(device: str) -> None:
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # as torch does, but before older drivers first look
     with noted("device"):
         with ThreadPoolExecutor(1) as beside:
-            beside.submit(make_context, int(device.partition(":")[2] or 0))
+            beside.submit(make_context, index_of(device))
             with noted("imports of a first backward pass"), suppress(ImportError):
                 import_module(FIRST_BACKWARD)
         torch.cuda.set_device(device)
+
+
+def index_of(device: str) -> int:
+    """The driver's number of a device: 1 of "cuda:1", 0 of "cuda"."""
+    return int(device.partition(":")[2] or 0)
 
 
 def make_context(index: int) -> bool:

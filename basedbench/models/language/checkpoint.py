@@ -55,8 +55,8 @@ def load_checkpoint(model: LanguageModel, path: Path | str, digest: str | None =
     and the weights are not those that `identify_checkpoint` found there.
     """
     pieces, tensors = released(model), _tensors(Path(path))
-    _check(model, pieces, tensors, path)
-    if digest is not None and digest != _digest(tensors, {piece for parts in pieces.values() for piece, _ in parts}):
+    names = _check(model, pieces, tensors, path)
+    if digest is not None and digest != _digest(tensors, names):
         raise UserError(f"{path} was written while this command ran; give one that stays as it is, such as a copy.")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -68,9 +68,7 @@ def identify_checkpoint(configs: Collection[LanguageConfig], path: Path | str) -
     tensors, names = _tensors(Path(path)), set[str]()
     for config in configs:
         model = LanguageModel(config, device="meta")
-        pieces = released(model)
-        _check(model, pieces, tensors, path)
-        names |= {piece for parts in pieces.values() for piece, _ in parts}
+        names |= _check(model, released(model), tensors, path)
     return _digest(tensors, names)
 
 
@@ -88,8 +86,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return {_plain(name): tensor for name, tensor in read_tensors(path).items() if "metrics" not in name}
 
 
-def _check(model: LanguageModel, pieces: dict[str, list[Piece]], tensors: dict[str, Tensor], path: Path | str) -> None:
-    """UserError unless the tensors make up the model; the head may stand for the table, and then joins as such."""
+def _check(
+    model: LanguageModel, pieces: dict[str, list[Piece]], tensors: dict[str, Tensor], path: Path | str
+) -> set[str]:
+    """The names of what makes up the model, or UserError; the head may stand for the table, and then joins as such."""
     expected = dict(piece for parts in pieces.values() for piece in parts)
     table, _ = pieces["embedding.weight"][0]
     if HEAD in tensors:
@@ -97,6 +97,7 @@ def _check(model: LanguageModel, pieces: dict[str, list[Piece]], tensors: dict[s
     problems = _problems(expected, tensors) or _unequal(model, table, tensors)
     if problems:
         raise UserError(f"{path} does not fit this model: {'; '.join(problems)}. Is it the checkpoint of this preset?")
+    return set(expected)
 
 
 def released(model: LanguageModel) -> dict[str, list[Piece]]:
