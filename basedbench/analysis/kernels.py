@@ -10,7 +10,9 @@ from basedbench.analysis.markdown import table
 
 SUITE = "kernels"
 OURS = "ours"
-NOTHING = "No times of the suite `kernels` from a GPU are committed yet; `basedbench throughput` on one takes them."
+NOTHING = "No times of the suite `kernels` from a GPU are in these results; `basedbench throughput` on one takes them."
+SAME_RUN_S = 3600.0  # the longest that a part of the suite takes by one command
+APART = " *"
 COLUMNS = ("operator", "shape", "mode", "ours (95 % interval)", "of ceiling", "best peer", "its time", "ratio")
 _PLACE = ["mode", "dtype", "batch", "length", "heads", "key_dim", "value_dim", "config", "cache", "device_name"]
 _MODES = {"fwd": "forward", "fwd_bwd": "forward + backward", "decode": "decode step"}
@@ -29,23 +31,26 @@ def kernel_cases(frame: pd.DataFrame) -> pd.DataFrame:
     """Our rows of the suite `kernels`, in the order of operators, modes and shapes, with the best peer of each.
 
     New columns: `peer`, `peer_ms` (the fastest other contender of the operator at the same place) and `ratio` (its
-    time over ours), missing where there is none; `ceiling` (bandwidth or FLOPs, the larger share), `ceiling_fraction`.
+    time over ours), missing where there is none; `apart` (the two are not of one run, by code or hour: another card, or
+    another state of it); `ceiling` (bandwidth or FLOPs, the larger share), `ceiling_fraction`.
     """
     rows = frame[(frame["suite"] == SUITE) & frame["operator"].notna()]
     peers = rows[(rows["contender"] != OURS) & (rows["status"] == "ok")]
     places = ["operator", *_PLACE]
-    best = peers.sort_values("median_ms").drop_duplicates(places)[[*places, "contender", "median_ms"]]
-    best = best.rename(columns={"contender": "peer", "median_ms": "peer_ms"})
+    of_peer = {"contender": "peer", "median_ms": "peer_ms", "created_at": "_at", "code_version": "_code"}
+    best = peers.sort_values("median_ms").drop_duplicates(places)[[*places, *of_peer]].rename(columns=of_peer)
     ours = rows[rows["contender"] == OURS].merge(best, how="left", on=places)
     order = {name: index for index, name in enumerate(_MODES)}
     ours = ours.assign(_order=ours["mode"].map(order))
     ours = ours.sort_values(["device_name", "operator", "_order", "batch", "length", "key_dim", "value_dim", "config"])
     fractions = ours[["bandwidth_fraction", "flops_fraction"]].astype("float64").fillna(0.0)
+    seconds = (pd.to_datetime(ours["created_at"], utc=True) - pd.to_datetime(ours["_at"], utc=True)).dt.total_seconds().abs()
     return ours.assign(
+        apart=ours["peer"].notna() & ((seconds > SAME_RUN_S) | (ours["code_version"] != ours["_code"])),
         ratio=ours["peer_ms"] / ours["median_ms"],
         ceiling=["bandwidth" if bytes_ >= flops else "FLOPs" for bytes_, flops in fractions.to_numpy()],
         ceiling_fraction=fractions.max(axis=1),
-    ).drop(columns="_order")
+    ).drop(columns=["_order", "_at", "_code"])
 
 
 def kernel_table(frame: pd.DataFrame | None, *, largest: bool = False) -> str:
@@ -85,7 +90,8 @@ def _cells(row: dict[Hashable, Any]) -> list[str]:
     share = f"{100 * row['ceiling_fraction']:.0f} % {row['ceiling']}" if row["ceiling_fraction"] else "-"
     if pd.isna(row["peer_ms"]):
         return [row["operator"], shape, mode, time, share, "-", "-", "-"]
-    return [row["operator"], shape, mode, time, share, row["peer"], _time(row["peer_ms"]), f"{row['ratio']:.2f}"]
+    ratio = f"{row['ratio']:.2f}{APART if row['apart'] else ''}"
+    return [row["operator"], shape, mode, time, share, row["peer"], _time(row["peer_ms"]), ratio]
 
 
 def _shape(row: dict[Hashable, Any]) -> str:
