@@ -44,7 +44,8 @@ def kernel_cases(frame: pd.DataFrame) -> pd.DataFrame:
     ours = ours.assign(_order=ours["mode"].map(order))
     ours = ours.sort_values(["device_name", "operator", "_order", "batch", "length", "key_dim", "value_dim", "config"])
     fractions = ours[["bandwidth_fraction", "flops_fraction"]].astype("float64").fillna(0.0)
-    seconds = (pd.to_datetime(ours["created_at"], utc=True) - pd.to_datetime(ours["_at"], utc=True)).dt.total_seconds().abs()
+    own_time, other_time = (pd.to_datetime(ours[name], utc=True) for name in ("created_at", "_at"))
+    seconds = (own_time - other_time).dt.total_seconds().abs()
     return ours.assign(
         apart=ours["peer"].notna() & ((seconds > SAME_RUN_S) | (ours["code_version"] != ours["_code"])),
         ratio=ours["peer_ms"] / ours["median_ms"],

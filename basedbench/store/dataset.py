@@ -28,6 +28,10 @@ _ORDER = ["created_at", "row_id"]
 _DATED = pa.schema({"created_at": pa.timestamp("us", tz="UTC")})
 _CLOCKS_DIFFER = timedelta(days=1)
 _NEVER_NULL = [*_KEY, "status", "created_at"]
+# A disk may give back other bits than it was given. Files of earlier versions, without checksums, are read all the same.
+_CHECKED = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 CORRUPT = "corrupt"
 _FIRST_US, _LAST_US = (
     pa.scalar(end.replace(tzinfo=UTC), _DATED.field(0).type).value for end in (datetime.min, datetime.max)
@@ -175,13 +179,16 @@ def _read(
         paths = files.visible(folder)
         if not paths:
             return schema.empty_table()
-        with suppress(FileNotFoundError):  # merged meanwhile: look again
+        try:
             return _scan(paths, schema, list(columns or schema.names), where)
+        except FileNotFoundError:  # merged meanwhile: look again
+            if all(path.exists() for path in paths):
+                raise
 
 
 def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Expression | None) -> pa.Table:
     try:
-        source = ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
+        source = _dataset(paths, schema)
         table = source.to_table(columns=columns, filter=where)
         _check(table)
         return table
@@ -193,6 +200,10 @@ def _scan(paths: list[Path], schema: pa.Schema, columns: list[str], where: pc.Ex
         raise
 
 
+def _dataset(paths: list[Path], schema: pa.Schema) -> ds.Dataset:
+    return ds.dataset([files.for_pyarrow(path) for path in paths], schema=schema, format=_CHECKED)
+
+
 def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     """One file, all its columns, those of the schema first and in its types.
 
@@ -200,7 +211,7 @@ def _read_one(path: Path, schema: pa.Schema) -> pa.Table:
     FileNotFoundError if it is gone.
     """
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(files.for_pyarrow(path), page_checksum_verification=True).read()
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
@@ -236,7 +247,10 @@ def _concatenated(tables: Sequence[pa.Table], kind: str) -> pa.Table:
 
 
 def _check(table: pa.Table) -> None:
-    """ArrowInvalid where something is missing that every row was written with: without a time none is the newest."""
+    """ArrowInvalid where text is none, or something is missing that every row was written with: without a time none is
+    the newest.
+    """
+    table.validate(full=True)
     empty = [name for name in _NEVER_NULL if table.column(name).null_count]
     if empty:
         raise pa.ArrowInvalid(f"rows without {' and '.join(empty)}")
@@ -283,7 +297,7 @@ def _newest(
 
 def _warn_of_clocks(folder: Path, latest: datetime) -> None:
     with suppress(FileNotFoundError):  # merged meanwhile: the next reader says it
-        source = ds.dataset([str(path) for path in files.visible(folder)], schema=_DATED, format="parquet")
+        source = _dataset(files.visible(folder), _DATED)
         late = [part.path for part in source.get_fragments() if part.count_rows(filter=pc.field("created_at") > latest)]
         warn(
             f"rows in {' and '.join(late)} are dated in the future, by a clock that was wrong; they count as older "
@@ -300,7 +314,7 @@ def _distinct(table: pa.Table) -> pa.Table:
 def _parquet(table: pa.Table) -> memoryview:
     # Of a single row zstd makes nothing smaller, and takes most of the time that storing it does.
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd" if table.num_rows > 1 else "snappy")
+    pq.write_table(table, sink, compression="zstd" if table.num_rows > 1 else "snappy", write_page_checksum=True)
     return memoryview(sink.getvalue())
 
 

@@ -48,6 +48,23 @@ def visible(folder: Path) -> list[Path]:
         first = second
 
 
+def for_pyarrow(path: Path) -> str:
+    """A path that pyarrow takes for one: `run-12:30` would be a URI, and a first `~` somebody's home.
+
+    Raises UserError for one that is not text.
+    """
+    check_text(path)
+    return os.path.abspath(path)
+
+
+def check_text(path: Path) -> None:
+    """Raises UserError for a path that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the results folder {str(path)!a} is not UTF-8 text: rename it.") from error
+
+
 def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
     """Make `path` appear with this content, durably, or not at all.
 
@@ -60,7 +77,8 @@ def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
 
 
 def check_writable(root: Path) -> None:
-    """Write and remove a hidden file. Raises UserError if the folder cannot be made or written."""
+    """Write and remove a hidden file. Raises UserError if the folder cannot be made or written, or its name read."""
+    check_text(root)
     probe = root / f"{HIDDEN}probe-{secrets.token_hex(4)}"
     try:
         atomic.write(probe, b"basedbench")

@@ -5,6 +5,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,7 +153,7 @@ UNREADABLE = [
 def test_a_whole_file_that_cannot_be_read_now_is_not_set_aside(store, make_row, monkeypatch, failure, message):
     path = store.write("recall", make_row())
 
-    def fail(*_):
+    def fail(*_, **options):
         raise failure
 
     with monkeypatch.context() as patch:
@@ -227,3 +228,46 @@ def test_a_folder_with_a_file_name_is_no_result_to_look_for(store):
     with pytest.raises(UserError) as error:
         load(store.root, "recall")
     assert "look in" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["run-12:30", "s3:", "~", "~nobody"])
+def test_a_folder_is_a_folder_whatever_its_name(tmp_path, make_row, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Store(name).write("recall", make_row("a"))
+    Store(name).write("recall", make_row("b"))
+    assert list(load(name, "recall")["case_id"]) == ["a", "b"]
+    assert dataset.set_aside_corrupt(name, "recall") == []
+    assert dataset.compact(name, "recall") == 2
+    assert len(load(name, "recall")) == 2
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path, make_row):
+    name = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(UserError, match="is not UTF-8 text: rename it"):
+        Store(name)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_number_that_a_disk_changed_is_no_number(store, make_row, merged):
+    store.write("recall", make_row("a", accuracy=0.6806))
+    if merged:
+        store.write("recall", make_row("b", accuracy=0.5))
+        store.compact("recall")
+    (file,) = (store.root / "recall").glob("*.parquet")
+    content, number = bytearray(file.read_bytes()), np.float64(0.6806).tobytes()
+    content[content.index(number) + 6] ^= 8
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        load(store.root, "recall")
+    assert len(dataset.set_aside_corrupt(store.root, "recall")) == 1
+
+
+def test_text_that_is_none_makes_a_file_no_result(store, make_row):
+    file = store.write("recall", make_row("a", device_name="Xeon"))
+    table = pq.read_table(file)
+    name = table.column_names.index("device_name")
+    damaged = pa.array([b"Xe\xffn"], pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(table.set_column(name, "device_name", damaged), file)
+    with pytest.raises(UserError, match="cannot be read"):
+        load(store.root, "recall")
+    assert len(dataset.set_aside_corrupt(store.root, "recall")) == 1
