@@ -28,7 +28,7 @@ _ORDER = ["created_at", "row_id"]
 _DATED = pa.schema({"created_at": pa.timestamp("us", tz="UTC")})
 _CLOCKS_DIFFER = timedelta(days=1)
 _NEVER_NULL = [*_KEY, "status", "created_at"]
-# A disk may give back other bits than it was given. Files of earlier versions, without checksums, are read all the same.
+# A disk may give back other bits than it was given. Older files, which have no checksums, are read all the same.
 _CHECKED = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
