@@ -19,7 +19,7 @@ from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
 from .row_walks import walk_of_norm
-from .table_rows_triton import kept_rows, table_rows
+from .table_rows_triton import columns, kept_rows, table_rows
 
 TILE = 2048  # elements, for four warps: 16 per thread, which leaves room for several programs a multiprocessor
 FEW, FEW_WARPS = 512, 8  # up to so many rows, as in a decode step, twice the threads: fewer loads behind one another
@@ -86,7 +86,7 @@ def add_norm_backward_kernel(
     AHEAD: tl.constexpr,
 ):  # fmt: skip
     """With TABLE, r is a table: what the forward normalised is taken from it again."""
-    column = tl.arange(0, BLOCK_D)
+    column = columns(BLOCK_D, HAS_KEPT)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)
     d_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
     d_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -191,7 +191,7 @@ def backward_operator(
     width = r.shape[-1]
     rows, ways = dy.numel() // width, 1 if bias is None else 2
     dx, dh = _input_gradients(dy, r.dtype, kept, residual, dtype)
-    walk = walk_of_norm(rows, width)
+    walk = walk_of_norm(rows, width, kept is not None)
     partials = torch.empty((walk.programs, ways * width), dtype=torch.float32, device=r.device)
     add_norm_backward_kernel[(walk.programs,)](
         dy, dr, r, _contiguous(tokens), kept, dense_rows(weight), stats, dx, dh, partials, rows, 1 / keep, len(r),

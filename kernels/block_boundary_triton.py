@@ -22,7 +22,7 @@ from .dense_rows import dense_rows
 from .embedding import Rows
 from .partial_sums_triton import sum_parts
 from .row_walks import walk_of_boundary
-from .table_rows_triton import kept_rows
+from .table_rows_triton import columns, kept_rows
 
 TILE = 2048  # elements of a tile of the forward, for four warps
 ASKED = tl.constexpr(32)  # positions that tokens are compared with at once
@@ -106,7 +106,7 @@ def boundary_forward_kernel(
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, ONE_EXAMPLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK_D)
+    column = columns(BLOCK_D, HAS_KEPT)
     inside = (row < rows)[:, None] & (column < D)[None, :]
     at = row.to(tl.int64)[:, None] * D + column[None, :]
     x = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
@@ -148,7 +148,7 @@ def boundary_backward_kernel(
     CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """With HAS_TABLE, r is h: the stream that it was added to is taken from the table again."""
-    column = tl.arange(0, BLOCK_D)
+    column = columns(BLOCK_D, HAS_KEPT)
     gain, _ = _parameters(weight, weight, column, D, False)
     first_gain, first_shift = _parameters(first_weight, first_bias, column, D, HAS_FIRST)
     d_gain = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -258,7 +258,7 @@ def _boundary_backward(
     dresidual = torch.empty(r.shape, dtype=stream, device=r.device)
     dh = torch.empty(r.shape if dtype != stream else (0,), dtype=dtype, device=r.device)
     width, rows = r.shape[-1], stats.shape[1]
-    walk = walk_of_boundary(rows, width)
+    walk = walk_of_boundary(rows, width, kept is not None)
     ways = 2 if first_weight is None else 4
     partials = torch.empty((walk.programs, ways * width), dtype=torch.float32, device=r.device)
     weight = dense_rows(weight)

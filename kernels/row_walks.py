@@ -11,6 +11,7 @@ import triton
 
 SHORT = 2**20  # elements up to which a backward is over before loads ahead are worth their beginning
 FEW_ROWS = 2**22
+NARROW = 128
 WIDE = 512  # from here on a tile is a row or two, and takes four warps
 
 
@@ -21,21 +22,25 @@ class Walk(NamedTuple):
     constants: dict[str, Any]
 
 
-def walk_of_boundary(rows: int, width: int) -> Walk:
-    """Of `block_boundary`: rows of one norm or two."""
+def walk_of_boundary(rows: int, width: int, masked: bool = False) -> Walk:
+    """Of `block_boundary`: rows of one norm or two. `masked`: with a mask of dropout."""
     block = triton.next_power_of_2(width)
     if block > WIDE:
         return _walk(rows, block, tile=2048, programs=384, ahead=3, warps=4)
+    if masked and block <= NARROW:
+        return _walk(rows, block, tile=1024, programs=528, ahead=1, warps=4)
     if rows * block <= SHORT:
         return _walk(rows, block, tile=512, programs=512, ahead=1, warps=2)
     return _walk(rows, block, tile=1024, programs=384, ahead=3, warps=2)
 
 
-def walk_of_norm(rows: int, width: int) -> Walk:
-    """Of `add_layer_norm`."""
+def walk_of_norm(rows: int, width: int, masked: bool = False) -> Walk:
+    """Of `add_layer_norm`; `masked` as above."""
     block = triton.next_power_of_2(width)
-    if block > 128:
+    if block > NARROW:
         return _walk(rows, block, tile=2048, programs=256, ahead=3, warps=4)
+    if masked and rows * block <= SHORT:
+        return _walk(rows, block, tile=1024, programs=1056, ahead=1, warps=4)
     if rows * block <= SHORT:
         return _walk(rows, block, tile=512, programs=512, ahead=1, warps=2)
     return _walk(rows, block, tile=1024, programs=256 if rows * block <= FEW_ROWS else 512, ahead=3, warps=4)

@@ -20,6 +20,7 @@ from .short_conv_tiles_triton import (
     older,
     place,
     store_group,
+    tile_and_channels,
 )
 
 
@@ -62,14 +63,14 @@ def conv_backward_kernel(
     TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
     RESIDUAL: tl.constexpr, PIECES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    line = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    own_tile, programs, line = tile_and_channels(D, BLOCK_D)
     channel = line[None, :]
     w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
     b = channel_bias(bias, channel, D, HAS_BIAS)
     gb = channel_bias(gate_bias, channel, D, RESIDUAL)
     d0 = tl.zeros((ROWS, BLOCK_D), tl.float32)
     d1, d2, d3, d_bias, d_gate_bias = d0, d0, d0, d0, d0
-    for tile in range(tl.program_id(0), tl.cdiv(segments, ROWS), tl.num_programs(0)):
+    for tile in range(own_tile, tl.cdiv(segments, ROWS), programs):
         segment = (tile * ROWS + tl.arange(0, ROWS))[:, None]
         sequence, t = place(segment, per_sequence, STEPS)
         inside = (segment < segments) & (channel < D)
@@ -133,7 +134,7 @@ def conv_backward_kernel(
             dgate_at += GROUP * dgate_row * UNIT
             dy_at += GROUP * dy_row
             left -= GROUP
-    part = partials + tl.program_id(0) * width
+    part = partials + own_tile * width
     tap = part + line * TAPS + TAPS - 1
     tl.store(tap, tl.sum(d0, axis=0), mask=line < D)
     if TAPS > 1:

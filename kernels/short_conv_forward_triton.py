@@ -19,6 +19,7 @@ from .short_conv_tiles_triton import (
     older,
     place,
     store_group,
+    tile_and_channels,
 )
 
 
@@ -43,8 +44,9 @@ def conv_forward_kernel(
     TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
     RESIDUAL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    channel = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
-    segment = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    tile, _, line = tile_and_channels(D, BLOCK_D)
+    channel = line[None, :]
+    segment = (tile * ROWS + tl.arange(0, ROWS))[:, None]
     sequence, t = place(segment, per_sequence, STEPS)
     inside = (segment < segments) & (channel < D)
     left = length - t

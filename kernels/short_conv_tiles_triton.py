@@ -13,6 +13,21 @@ GROUP = tl.constexpr(4)  # tokens at once: no fewer than taps - 1, so that older
 
 
 @triton.jit
+def tile_and_channels(D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A program's tile, how many programs take tiles, and its channels.
+
+    Where rows are no whole lines of the cache, blocks of channels share some: then those of one tile run together.
+    """
+    blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    program, programs = tl.program_id(0), tl.num_programs(0) // blocks
+    if D % 64 == 0:  # of 16 bits
+        tile, block = program % programs, program // programs
+    else:
+        tile, block = program // blocks, program % blocks
+    return tile, programs, block * BLOCK_D + tl.arange(0, BLOCK_D)
+
+
+@triton.jit
 def channel_weights(weight, channel, D: tl.constexpr, TAPS: tl.constexpr):
     """The weights of the current token and of those 1, 2 and 3 back; zeros where there are fewer taps."""
     inside = channel < D

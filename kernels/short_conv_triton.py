@@ -51,7 +51,7 @@ def _strides(*tensors: Tensor) -> tuple[list[int], int]:
 def _tiles(
     shape: torch.Size, threads: int = THREADS, longest: int = LONGEST
 ) -> tuple[tuple[int, int], dict[str, int], tuple[int, int, int]]:
-    """The grid, a program per tile; the tiles' shape; and segments, length, segments of a sequence."""
+    """Tiles and blocks of channels, a program each; the tiles' shape; and segments, length, segments of a sequence."""
     batch, length, width = shape
     narrow = width % CHANNELS and width < 8 * CHANNELS
     block = min(CHANNELS // 2 if narrow else CHANNELS, triton.next_power_of_2(width))
@@ -97,7 +97,7 @@ def convolution(
     x, gate, bias, gate_bias = dense_rows(x), dense_rows(gate), dense_rows(bias), dense_rows(gate_bias)
     grid, tile, sizes = _tiles(x.shape)
     strides, unit = _strides(x, either(gate, x))
-    conv_forward_kernel[grid](
+    conv_forward_kernel[(math.prod(grid),)](
         x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), y, *sizes, *strides, **tile,
         UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
         GATED=gate is not None, RESIDUAL=gate_bias is not None, **_ahead(x, gate, unit),
@@ -134,7 +134,7 @@ def launch_backward(
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     strides, unit = _strides(x, either(gate, x), dx, dx if gate is None else dgate)
-    conv_backward_kernel[(programs, grid[1])](
+    conv_backward_kernel[(programs * grid[1],)](
         tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
         x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
         *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,

@@ -5,6 +5,19 @@
 import triton
 import triton.language as tl
 
+ALIKE = tl.constexpr(4)  # columns of a thread
+
+
+@triton.jit
+def columns(BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """The columns of whole rows. MASKED: beside a mask of bytes, of which a thread would load 16 and then have 16 of
+    everything; what others load by 4 or 8 would go through shared memory to get there.
+    """
+    column = tl.arange(0, BLOCK_D)
+    if MASKED:
+        column = tl.max_contiguous(column, min(ALIKE, BLOCK_D))
+    return column
+
 
 @triton.jit
 def table_rows(table, tokens, row, column, inside, rows, vocabulary, D: tl.constexpr):

@@ -102,7 +102,7 @@ def test_half_precision_mixers_on_a_float32_stream(randn, relative_error, device
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_more_tiles_than_programs(randn, relative_error, device, monkeypatch, ahead):
     walk = Walk(3, {"BLOCK_D": 64, "ROWS": 16, "AHEAD": ahead, "num_warps": 2})
-    monkeypatch.setattr("basedbench.kernels.block_boundary_triton.walk_of_boundary", lambda rows, width: walk)
+    monkeypatch.setattr("basedbench.kernels.block_boundary_triton.walk_of_boundary", lambda *shape: walk)
     compare(randn, relative_error, inputs(randn, (300, 64), torch.float32, device))
 
 
