@@ -1,7 +1,8 @@
 """Recall cases on this machine's devices, each device served by a process of its own.
 
-A worker that dies takes nothing down but itself: what it had in hand is tried once more, alone, and if it dies again
-the case becomes a row with the status `crashed`. So it goes with a worker in which a case takes too long (`timeout`).
+A worker that dies takes nothing down but itself: several cases that it had in hand are tried once more, each alone. A
+case that was the only one in hand becomes a row with the status `crashed`, and is not tried again. So it goes with a
+worker in which a case takes too long (`timeout`).
 """
 
 import math
@@ -18,7 +19,7 @@ from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
 from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
-from basedbench.errors import UserError
+from basedbench.errors import UserError, warn
 from basedbench.forking import end, start_training
 from basedbench.store import Store
 from basedbench.timing.failures import crash
@@ -61,6 +62,7 @@ class _Worker:
     in_hand: dict[str, RecallCase] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
     alone: bool = False
+    shared: bool = False  # by what it has in hand and other cases
     late: bool = False
     closed: bool = False
 
@@ -165,6 +167,7 @@ class LocalEngine:
     def _give(self, worker: _Worker, case: RecallCase | None) -> bool:
         if case is None:
             return False
+        worker.shared = bool(worker.in_hand)
         worker.in_hand[case.case_id] = case
         worker.models.add(case.model_id)
         self._began[case.case_id] = self.deadline.now()
@@ -247,6 +250,10 @@ class LocalEngine:
         late = f"not done within {self.timeout_s:g} s"
         status, reason = ("timeout", late) if worker.late else crash(worker.process.exitcode, "")
         progress = Progress(status=status, stop_reason="failed")
-        row = recall_row(case, progress, Circumstances(worker.place.device), reason)
-        Store(self.root).write("recall", row)
+        train_s = 0.0 if worker.shared else self.deadline.now() - self._began[case.case_id]  # its part is not known
+        row = recall_row(case, progress, Circumstances(worker.place.device, train_s), reason)
+        try:
+            Store(self.root).write("recall", row)
+        except ValueError as error:  # no row can hold it, which is not the other cases' fault
+            warn(f"{case.label} has no row: {error}.")
         self.listener.finished(case, row)

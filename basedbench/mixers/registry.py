@@ -71,7 +71,7 @@ def check_options(name: str, d_model: int, options: Mapping[str, Any], length: i
         resolved = mixer.resolve(d_model, options)
         mixer.check_length(resolved, length)
         settled = resolved.model_dump()
-        json.dumps(settled)  # as rows have them
+        json.dumps(settled, allow_nan=False)  # as rows have them
     except UserError:
         raise
     except Exception as error:  # of the user's mixer

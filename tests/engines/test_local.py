@@ -1,15 +1,20 @@
+import math
 from collections import deque
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pandas as pd
 import pytest
 
 from basedbench.engines import LocalEngine, Place
+from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.local import _Worker, slowest_first
 from basedbench.engines.worker import Worker
+from basedbench.models.recall import LayerSpec
 from basedbench.store import load
 from basedbench.store.schema import PROMISED
 from basedbench.training import rows as rows_module
@@ -107,6 +112,8 @@ def test_a_dying_process_costs_only_the_case_that_kills_it(
     assert rows["status"].to_dict() == {"dies": "crashed", "based": "ok", "attention": "ok"}
     assert rows["reason"]["dies"] == "the worker died with exit code 7"
     assert set(memory.rows) == {"dies", "based", "attention"}
+    assert memory.began.count("dies") == (1 if slots == 1 else 2)  # a case that was alone is not tried again
+    assert rows["train_s"]["dies"] > 0  # it was alone with the device, the last time
 
 
 def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path, plugin: Path) -> None:
@@ -114,6 +121,36 @@ def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path, plugin: Path) -> Non
     LocalEngine([Place("cpu", slots=1)], str(tmp_path), memory, [str(plugin)], timeout_s=1.5).run(cases_of("hangs")[:1])
     assert memory.rows["hangs"]["status"] == "timeout"
     assert load(tmp_path, "recall")["reason"][0] == "not done within 1.5 s"
+    assert load(tmp_path, "recall")["train_s"][0] >= 1.5
+
+
+def test_what_a_lost_run_shared_with_others_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, now = Memory(), 0.0
+    engine = LocalEngine([], str(tmp_path), memory, deadline=Deadline(math.inf, 0.0, unlimited().pace, lambda: now))
+    process = SimpleNamespace(exitcode=7)
+    worker = _Worker(Place("cpu", 2), process, SimpleNamespace(send=lambda case: None), 2)  # type: ignore[arg-type]
+    based, attention = cases_of()
+    for case in (based, attention):
+        engine._give(worker, case)
+    now = 5.0
+    worker.in_hand.pop(based.case_id)  # which is done
+    engine._lost(worker, worker.in_hand.pop(attention.case_id))
+    assert memory.rows["attention"]["train_s"] == 0
+    engine._give(worker, based)
+    now = 8.0
+    engine._lost(worker, based)
+    assert memory.rows["based"]["train_s"] == 3
+
+
+def test_a_row_that_cannot_be_stored_ends_no_sweep(
+    tmp_path: Path, plugin: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = cases_of()
+    endless = LayerSpec("based", {**good[0].layers[1].options, "cutoff": math.inf})  # which is refused before a sweep
+    bad = replace(good[0], named=(), layers=(good[0].layers[0], endless))
+    LocalEngine([Place("cpu", slots=2)], str(tmp_path), Memory(), [str(plugin)]).run([bad, good[1]])
+    assert list(load(tmp_path, "recall")["mixer"]) == ["attention"]
+    assert f"Warning: {bad.label} has no row: column 'config' takes JSON" in capfd.readouterr().err
 
 
 def test_a_run_that_breaks_the_device_costs_the_others_nothing(tmp_path: Path, plugin: Path) -> None:

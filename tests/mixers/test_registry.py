@@ -81,7 +81,9 @@ class Choosy(Mixer):
             raise KeyError("b")
 
 
-@pytest.mark.parametrize(("words", "said"), [("b", "KeyError: 'b'"), ({1}, "not JSON serializable")])
+@pytest.mark.parametrize(
+    ("words", "said"), [("b", "KeyError: 'b'"), ({1}, "not JSON serializable"), (float("inf"), "not JSON compliant")]
+)
 def test_what_a_mixer_raises_over_its_options_is_a_sentence(words, said):
     register(Choosy)
     assert check_options("choosy", 8, {"words": "a"}) == {"words": "a"}
