@@ -67,6 +67,7 @@ class Tally:
         self.seen: dict[str, int] = {}
 
     def started(self, case: RecallCase) -> None:
+        self.epochs_done -= self.seen.get(case.case_id, 0)  # of an attempt that was lost
         self.seen[case.case_id] = 0
 
     def epoch(self, case: RecallCase, epoch: int, accuracy: float) -> None:

@@ -63,6 +63,16 @@ def test_a_line_in_between_says_how_far_it_is(cases: list[RecallCase], clock: li
     assert told(view).endswith("best so far: based 0.750\n")
 
 
+def test_epochs_of_a_lost_attempt_do_not_count(cases: list[RecallCase], clock: list[float]) -> None:
+    view = PlainView(cases, Console(file=io.StringIO()))
+    for _ in range(2):
+        view.started(cases[0])
+        for epoch in (1, 2, 3, 4):
+            view.epoch(cases[0], epoch, 0.5)
+    view.report()
+    assert "(4 of 12 epochs)" in told(view)
+
+
 def test_a_terminal_has_the_same_words_in_its_bars(cases: list[RecallCase], clock: list[float]) -> None:
     view = LiveView(cases, ready=2)
     view.started(cases[0])
