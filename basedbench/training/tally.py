@@ -4,6 +4,7 @@ A sweep may be run as several commands, family by family or on several machines.
 of the device, so that sums over rows are device seconds, whatever ran side by side.
 """
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +50,7 @@ class SuiteTally:
     def commands(self, *more: str) -> list[str]:
         """One line for each family with runs left; `more` arguments stand at its end."""
         head = ["basedbench", "recall", "--sweep", *self.arguments, "--filter"]
-        return [shlex.join([*head, f"^{tally.name} ", *more]) for tally in self.families if tally.left]
+        return [shlex.join([*head, f"^{re.escape(tally.name)} ", *more]) for tally in self.families if tally.left]
 
 
 def tallies(rows: Sequence[Row], suite: str | None) -> list[SuiteTally]:

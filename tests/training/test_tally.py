@@ -1,5 +1,7 @@
 """How far a sweep has come, from its rows."""
 
+import re
+import shlex
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,6 +49,12 @@ def test_the_commands_run_exactly_what_is_left() -> None:
     ]
     found = [case for case in FIGURE2 if case.label.startswith("mamba ")]
     assert found == of("mamba")  # and nothing of mamba2
+
+
+def test_a_name_is_no_regular_expression() -> None:
+    suite = SuiteTally("mine", None, [Tally("lin+x", 1, 0, {}, 1, 0.0, None, None)], Tally("total", *[0] * 7), 0, ())
+    (command,) = suite.commands()
+    assert re.search(shlex.split(command)[-1], "lin+x d_model=16 lr=0.01 seed=0")
 
 
 def test_what_is_left_takes_as_long_as_what_is_done() -> None:
