@@ -109,7 +109,8 @@ class RecallRun:
         for part, cursor, order in zip(self.data.train, self.cursors, self.orders, strict=True):
             cursor.fill_(part.count * epoch if train.fresh else 0)
             if train.shuffle and not train.fresh:
-                generator = torch.Generator().manual_seed(self.case.seed * 1_000_003 + epoch)
+                seed = (self.case.seed * 1_000_003 + epoch) % 2**64  # what generators take
+                generator = torch.Generator().manual_seed(seed)
                 order.copy_(torch.randperm(len(order), generator=generator), non_blocking=True)
 
     def schedule(self, epoch: int) -> list[tuple[int, int]]:

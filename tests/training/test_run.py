@@ -57,6 +57,17 @@ def test_shuffled_batches_are_the_same_ones_in_another_order(make_case: MakeCase
     assert first != sorted(first)
 
 
+@pytest.mark.parametrize("seed", [0, 7, -7, -(2**63), 2**63 - 1])
+def test_any_seed_shuffles_and_small_ones_as_they_did(make_case: MakeCase, seed: int) -> None:
+    case = make_case(shuffle=True, seeds=[seed])
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    run._begin_epoch(3)
+    assert sorted(run.orders[0].tolist()) == list(range(40))
+    if abs(seed) < 2**32:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + 3)
+        assert run.orders[0].tolist() == torch.randperm(40, generator=generator).tolist()
+
+
 def test_an_epoch_reads_every_example_once(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case()
     run = RecallRun(case, recall_data(case, "cpu"), "cpu")
