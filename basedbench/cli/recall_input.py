@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from basedbench.config import RecallSuite, load_suite, plain_yaml
 from basedbench.config.load import explain
+from basedbench.config.recall import ModelSection
 from basedbench.engines import Place, cores
 from basedbench.engines.devices import default_precision
 from basedbench.errors import UserError, nearest
@@ -79,8 +80,10 @@ def narrow(
     if mixer is None:
         raise UserError("say --sweep for a whole suite, or --mixer NAME for one model (basedbench list mixers).")
     grid = {"d_model": D_MODEL if d_model is None else d_model, **given_options(extra)}
-    stack = [name.strip() for name in layers.split(",")] if layers else default_layers(suite, mixer)
-    return _rebuilt(suite, {"models": [{"mixer": mixer, "layers": stack, "grid": grid}]})
+    own = next((section for section in suite.models if section.mixer == mixer), None)  # as the suite trains it
+    stack = [name.strip() for name in layers.split(",")] if layers else default_layers(own, mixer)
+    rates = own.learning_rates if own else None
+    return _rebuilt(suite, {"models": [{"mixer": mixer, "layers": stack, "grid": grid, "learning_rates": rates}]})
 
 
 def _refuse_misspelt(extra: Sequence[str], known: Collection[str]) -> None:
@@ -91,11 +94,10 @@ def _refuse_misspelt(extra: Sequence[str], known: Collection[str]) -> None:
             raise UserError(f"no such option {name}: {nearest(name, known)}")
 
 
-def default_layers(suite: RecallSuite, mixer: str) -> list[Any]:
-    """As the suite stacks this mixer; otherwise as the paper would: Mamba blocks twice, others above a BaseConv."""
-    for section in suite.models:
-        if section.mixer == mixer and section.layers:
-            return [layer if isinstance(layer, str) else layer.model_dump() for layer in section.layers]
+def default_layers(section: ModelSection | None, mixer: str) -> list[Any]:
+    """As a suite's section stacks this mixer; without one as the paper would: Mamba twice, others above a BaseConv."""
+    if section:
+        return [layer if isinstance(layer, str) else layer.model_dump() for layer in section.layers]
     return [mixer, mixer] if get_mixer(mixer).block == "mamba" else ["base_conv", mixer]
 
 
