@@ -103,13 +103,13 @@ def recall(
     statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
     timeout_s = limits.seconds(timeout, "--timeout")
     if dry_run:
-        _show_plan(cases, devices, jobs, out, as_json)
+        _show_plan(cases, plan(cases, root, fresh, statuses), limit, devices, jobs, as_json)
         return
     if deterministic:
         determinism.ask()
     store = Store(root)
     with stdout_to_stderr():
-        todo = plan(cases, store, fresh, statuses)
+        todo = plan(cases, root, fresh, statuses)
         say_outdated([case.label for case in outdated(todo, store)], "runs")
         borrow(store, todo.borrowed)
         places = given.places(devices, jobs)
@@ -122,13 +122,15 @@ def recall(
     _show_results(cases, out, left, as_json, fresh)
 
 
-def _show_plan(cases: "list[RecallCase]", devices: list[str], jobs: int | None, out: Path, as_json: bool) -> None:
+def _show_plan(
+    cases: "list[RecallCase]", plan: "Plan", limit: int | None, devices: list[str], jobs: int | None, as_json: bool
+) -> None:
     from basedbench.cli import recall_report as report
 
     if as_json:
-        report.plan_json(cases, out)
+        report.plan_json(cases, plan, limit)
     else:
-        report.plan_table(cases, devices, jobs, out)
+        report.plan_table(cases, plan, limit, devices, jobs)
 
 
 def _show_results(cases: "list[RecallCase]", out: Path, left: int, as_json: bool, fresh: bool) -> None:

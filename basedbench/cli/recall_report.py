@@ -12,7 +12,6 @@ from basedbench.cli.tables import print_json, print_table
 from basedbench.cli.time_limit import goes_on
 from basedbench.errors import UserError, sentence, visible
 from basedbench.plots.scales import quantity
-from basedbench.store.dataset import finished
 from basedbench.store.dataset import rows as stored_rows
 from basedbench.store.schema import decode_json
 from basedbench.streams import stdout_to_stderr
@@ -20,54 +19,58 @@ from basedbench.timing.failures import shorten
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
 from basedbench.training.rows import model_sizes
+from basedbench.training.sweep import Plan
 
-PLAN = ("model", "runs", "done", "parameters", "state", "zoology", "paper", "time")
+PLAN = ("model", "runs", "done", "to run", "parameters", "state", "zoology", "paper", "time")
 STATES = ("state_bytes", "state_bytes_zoology", "state_bytes_paper")
 RESULTS = ("model", "state", "accuracy", "at lr", "runs", "failed")
 MOST_FAILURES = 5  # told in full at the end
 
 
-def plan_table(cases: Sequence[RecallCase], devices: Sequence[str], jobs: int | None, out: Path) -> None:
-    """Print the models of a sweep with their runs, parameters, state sizes and a rough time."""
-    done_before = finished(out, "recall")
-    rows, total_s, any_guess = [], 0.0, False
+def plan_table(
+    cases: Sequence[RecallCase], plan: Plan, limit: int | None, devices: Sequence[str], jobs: int | None
+) -> None:
+    """Print the models of a sweep with their runs, those that would run, their sizes and a rough time."""
+    done, to_run = _done_and_to_run(plan, limit)
+    rows, seconds, any_guess = [], [0.0], False
     for label, runs in by_model(cases).items():
         sizes = measured(runs[0])
-        done = sum((case.suite, case.case_id) in done_before for case in runs)
-        one = estimate(runs[0], devices[0])
-        total_s += one.seconds * (len(runs) - done)
-        any_guess |= one.guessed
+        ids = {case.case_id for case in runs}
+        one, count = estimate(runs[0], devices[0]), len(ids & to_run)
+        seconds += [one.seconds] * count
+        guessed = one.guessed and count > 0
+        any_guess |= guessed
         shown = (quantity(sizes[name], "bytes") for name in STATES)
-        rows.append(
-            (
-                label,
-                len(runs),
-                done,
-                sizes["parameters"],
-                *shown,
-                clock(one.seconds * len(runs)) + " ?" * one.guessed,
-            )
-        )
+        time = clock(one.seconds * count) + " ?" * guessed
+        rows.append((label, len(runs), len(ids & done), count, sizes["parameters"], *shown, time))
     print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN[1:])
     side_by_side = len(places(devices, jobs)) if devices[0] == "cpu" else len(devices)
-    left = f"{clock(total_s / side_by_side)} for what is left on {', '.join(devices)}"
+    ahead = clock(max(sum(seconds) / side_by_side, *seconds))
     if any_guess:
         typer.echo("?: a guess, for nobody has timed this mixer's runs on such a device.")
-    typer.echo(f"Roughly {left}, less where runs stop early. Nothing was run.")
+    on = ", ".join(devices)
+    typer.echo(f"Roughly {ahead} for what would run on {on}, less where runs stop early. Nothing was run.")
 
 
-def plan_json(cases: Sequence[RecallCase], out: Path) -> None:
-    """Every run with its case id, whether it has a row, and its model's sizes."""
-    done_before = finished(out, "recall")
-    plan = []
+def plan_json(cases: Sequence[RecallCase], plan: Plan, limit: int | None) -> None:
+    """Every run with its case id, whether it is done or would run, and its model's sizes."""
+    done, to_run = _done_and_to_run(plan, limit)
+    found = []
     for runs in by_model(cases).values():
         sizes = measured(runs[0])
         with stdout_to_stderr():  # for the labels a mixer looks at options
             named = [(case, case.label) for case in runs]
         for case, label in named:
-            done = (case.suite, case.case_id) in done_before
-            plan.append(case.meaning() | {"label": label, "case_id": case.case_id, "done": done} | sizes)
-    print_json(plan)
+            name = case.case_id
+            told = {"label": label, "case_id": name, "done": name in done, "to_run": name in to_run}
+            found.append(case.meaning() | told | sizes)
+    print_json(found)
+
+
+def _done_and_to_run(plan: Plan, limit: int | None) -> tuple[set[str], set[str]]:
+    """The case ids of both; a row of another suite that would be taken over is as good as one of its own."""
+    done = [*plan.done, *(case for case, _ in plan.borrowed)]
+    return {case.case_id for case in done}, {case.case_id for case in plan.todo[:limit]}
 
 
 def measured(case: RecallCase) -> dict[str, int]:

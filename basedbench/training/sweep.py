@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from basedbench.errors import UserError, nearest
 from basedbench.store import Store
-from basedbench.store.dataset import rows
+from basedbench.store.dataset import finished, rows
 from basedbench.store.schema import STATUSES
 from basedbench.training.cases import RecallCase
 
@@ -28,16 +29,19 @@ def parse_statuses(text: str | None) -> frozenset[str]:
     return frozenset(names)
 
 
-def plan(cases: Sequence[RecallCase], store: Store, fresh: bool, retry: frozenset[str]) -> Plan:
-    """Sort cases into done and not done; `fresh` runs everything again, `retry` the rows with these statuses."""
+def plan(cases: Sequence[RecallCase], root: Path, fresh: bool, retry: frozenset[str]) -> Plan:
+    """Sort cases into done and not done by the rows in `root`, which need not be there.
+
+    `fresh` runs everything again, `retry` the rows with these statuses.
+    """
     result = Plan()
     if fresh:
         result.todo.extend(cases)
         return result
-    finished = store.finished("recall")
-    elsewhere = {case_id: suite for (suite, case_id), status in finished.items() if status == "ok"}
+    known = finished(root, "recall")
+    elsewhere = {case_id: suite for (suite, case_id), status in known.items() if status == "ok"}
     for case in cases:
-        status = finished.get((case.suite, case.case_id))
+        status = known.get((case.suite, case.case_id))
         if status is not None and status not in retry:
             result.done.append(case)
         elif status is None and case.case_id in elsewhere:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from basedbench.cli import recall_report
 from basedbench.engines import determinism, paces
 from basedbench.store import Store, load
 from basedbench.store.dataset import rows
@@ -177,6 +178,62 @@ def test_dry_run_lists_and_writes_nothing(run_cli: RunCli, suite: Path, tmp_path
     untimed = run_cli("recall", "--mixer", "retnet", "--suite", suite, "--device", "cpu", "--out", out, "--dry-run")
     assert re.search(r"retnet d_model=64 .* s \?\s", untimed.stdout)
     assert "?: a guess" in untimed.stdout
+
+
+def test_a_dry_run_lists_what_the_command_would_run(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    sweep(run_cli, suite, out, "--limit", 1)
+    store, (row,) = Store(out), rows(out, "recall")
+    other = tmp_path / "other.yaml"
+    other.write_text(SUITE)
+
+    def would(path: Path, *more: object) -> tuple[int, int]:
+        plan = json.loads(sweep(run_cli, path, out, "--dry-run", "--json", *more))
+        return sum(run["done"] for run in plan), sum(run["to_run"] for run in plan)
+
+    assert would(suite) == would(other) == (1, 3)
+    assert would(suite, "--fresh") == (0, 4)
+    assert would(suite, "--limit", 2) == (1, 2)
+    assert re.search(r"feature_dim=2\s+2\s+1\s+1\s", sweep(run_cli, suite, out, "--dry-run", "--limit", 1))
+    store.write("recall", row | {"status": "oom", "created_at": None, "row_id": None})
+    assert would(suite) == (1, 3)
+    assert would(suite, "--retry", "oom") == would(other) == (0, 4)
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [((), "50 s"), (("--limit", 1), "30 s")])
+def test_a_sweep_takes_no_less_than_its_longest_run(
+    run_cli: RunCli,
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: tuple[object, ...],
+    seconds: str,
+) -> None:
+    estimates = {2: Estimate(30, False), 4: Estimate(20, False)}
+    monkeypatch.setattr(recall_report, "estimate", lambda case, device: estimates[case.config["feature_dim"]])
+    text = sweep(run_cli, suite, tmp_path, "--dry-run", "--jobs", 2, *limit)
+    assert f"Roughly {seconds} for what would run on cpu" in text
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+def test_one_model_is_trained_as_the_suite_trains_it(run_cli: RunCli, suite: Path, tmp_path: Path, mixer: str) -> None:
+    """`mamba` without layers of its own has a sweep's stack; both have rates of their own."""
+    sections = "models:\n" + "".join(
+        f"  - {{mixer: {name}, grid: {{d_model: 16}}, learning_rates: [0.003, 0.004]}}\n"
+        for name in ("mamba", "attention")
+    )
+    suite.write_text(SUITE.partition("models:")[0] + sections)
+
+    def ids(*arguments: object) -> list[str]:
+        outcome = run_cli(*arguments, "--suite", suite, "--device", "cpu", "--out", tmp_path, "--dry-run", "--json")
+        assert outcome.exit_code == 0, outcome.stderr
+        return [run["case_id"] for run in json.loads(outcome.stdout)]
+
+    whole = ids("recall", "--sweep", "--filter", f"^{mixer} ")
+    assert len(whole) == 2
+    one = ("recall", "--mixer", mixer, "--d-model", 16)
+    assert ids(*one) == whole
+    assert ids(*one, "--lr", "0.004") == whole[1:]
 
 
 @pytest.mark.parametrize(
