@@ -43,13 +43,14 @@ KERNELS_S = 60.0  # that a run waits at most for the processes that compile its 
 
 @dataclass(eq=False)
 class Active:
-    """A run under way. `share_s` is its part of the wall clock; `company` how many runs shared it on average."""
+    """A run under way. `share_s` is its part of the wall clock; `company` how many runs were under way on average."""
 
     case: RecallCase
     steps: Iterator[bool]
     stream: Any
     share_s: float = 0.0
     wall_s: float = 0.0
+    runs_s: float = 0.0  # the wall clock of all runs under way with it, itself included
     run: RecallRun | None = None
     epochs_told: int = 0
     progress: Progress = field(default_factory=Progress)
@@ -63,7 +64,7 @@ class Active:
 
     @property
     def company(self) -> int:
-        return max(1, round(self.wall_s / self.share_s)) if self.share_s else 1
+        return max(1, round(self.runs_s / self.wall_s)) if self.wall_s else 1
 
 
 class Worker:
@@ -201,12 +202,15 @@ class Worker:
         entry.run = None
 
     def _share(self) -> None:
-        """The time since this was last called, to the runs under way."""
+        """The time since this was last called, to the runs that train; to all under way while none does."""
         now = time.perf_counter()
         seconds, self._shared = now - self._shared, now
+        payers = [entry for entry in self.active if entry.recorded] or self.active
+        for entry in payers:
+            entry.share_s += seconds / len(payers)
         for entry in self.active:
-            entry.share_s += seconds / len(self.active)
             entry.wall_s += seconds
+            entry.runs_s += seconds * len(self.active)
 
     def _send(self, message: Message) -> None:
         self.connection.send(message)

@@ -97,14 +97,35 @@ def test_small_pieces_are_recorded_together_and_one_run_after_another(runs: Runs
     assert max(map(len, together)) == 4
 
 
-def test_each_second_is_shared_by_the_runs_under_way(runs: Runs) -> None:
+def test_each_second_is_shared_by_the_runs_that_train(runs: Runs) -> None:
+    """While none does, by all: a pays half of the second in which it is recorded, then all of its own steps."""
     runs.add("a", 1, 5, waits=0)
     runs.add("b", 3, 1, waits=0, piece_s=2.0)
     runs.worker.loop()
     a, b = runs.entries["a"], runs.entries["b"]
     assert a.share_s + b.share_s == pytest.approx(runs.now)
-    assert a.share_s == pytest.approx((1 + 0.005) / 2)
+    assert a.share_s == pytest.approx(1 / 2 + 0.005)
     assert b.wall_s == pytest.approx(runs.now)
+
+
+def test_a_run_that_only_waits_beside_one_that_trains_pays_nothing(runs: Runs) -> None:
+    runs.add("a", 0, 40)
+    runs.add("b", 0, 40)
+    for entry in runs.entries.values():
+        runs.worker._advance(entry)
+    runs.worker._share()
+    waiting = iter([False] * 1000)
+    idle = Active(SimpleNamespace(case_id="", label=""), waiting, None, run=SimpleNamespace(recorded=False))  # type: ignore[arg-type]
+    runs.worker.active.append(idle)
+    while len(runs.worker.active) > 1:
+        runs.worker._go_round()
+        runs.worker._share()
+    a, b = runs.entries["a"], runs.entries["b"]
+    assert idle.share_s == 0
+    assert a.share_s == pytest.approx(b.share_s)
+    assert a.share_s + b.share_s == pytest.approx(runs.now)
+    assert idle.wall_s > 0
+    assert a.company == b.company == idle.company == 3  # which is not the wall clock over the share
 
 
 def test_time_in_which_a_worker_has_no_run_is_nobodys(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
