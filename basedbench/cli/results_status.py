@@ -8,7 +8,7 @@ import typer
 from basedbench.cli.progress import clock
 from basedbench.cli.tables import print_json, print_table
 from basedbench.errors import visible
-from basedbench.training.tally import Row, SuiteTally, Tally, device_seconds
+from basedbench.training.tally import Row, SuiteTally, Tally, device_seconds, on_cores
 
 COLUMNS = ("family", "runs", "done", "failed", "left", "time", "a run", "left takes")
 
@@ -17,9 +17,12 @@ def status_table(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequenc
     """Print the suites, and how the time of all rows adds up. `more` stands at the end of every command."""
     for one in found:
         lines = [_line(tally) for tally in one.families]
-        print_table(_title(one), COLUMNS, [*lines, _line(one.total)], whole=COLUMNS[1:])
+        columns = (*COLUMNS[:-1], COLUMNS[-1] + "\non one core" * one.on_cores)
+        print_table(_title(one), columns, [*lines, _line(one.total)], whole=columns[1:])
         _after(one, more)
     typer.echo(f"{len(rows)} rows, {clock(device_seconds(rows))} of {visible(_devices(rows))}; shared runs count once.")
+    if on_cores(rows):
+        typer.echo("On a CPU times are of one core: as many runs as it has cores go side by side.")
 
 
 def status_json(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence[str]) -> None:

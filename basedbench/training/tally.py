@@ -1,7 +1,9 @@
 """How far a sweep has come, from the rows alone: what is done, what is left, and the device time that it took.
 
 A sweep may be run as several commands, family by family or on several machines. Each row's `train_s` is its run's share
-of the device, so that sums over rows are device seconds, whatever ran side by side.
+of the device, so that sums over rows are device seconds, whatever ran side by side. On a CPU each run has a process and
+a core of its own, and sums are core seconds. Not counted are attempts that left no row: those that were stopped, put
+off for lack of memory, or lost with a worker that others shared.
 """
 
 import re
@@ -37,7 +39,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class SuiteTally:
-    """A suite at one precision. `arguments` choose it on the command line; `other_rows` are of none of its runs."""
+    """A suite at one precision. `arguments` choose it on the command line; `other_rows` are of none of its runs.
+
+    `on_cores`: times are core seconds, since some of its runs were on a CPU.
+    """
 
     suite: str
     precision: str | None  # None for the suite's own
@@ -46,6 +51,7 @@ class SuiteTally:
     other_rows: int
     arguments: tuple[str, ...]
     unknown: str | None = None  # why the runs of this suite cannot be told
+    on_cores: bool = False
 
     def commands(self, *more: str) -> list[str]:
         """One line for each family with runs left; `more` arguments stand at its end."""
@@ -77,6 +83,11 @@ def device_seconds(rows: Iterable[Row]) -> float:
     return sum(shares.values())
 
 
+def on_cores(rows: Iterable[Row]) -> bool:
+    """Whether any of these runs was on a CPU."""
+    return any(row.get("device") == "cpu" for row in rows)
+
+
 def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> list[SuiteTally]:
     """The suite as it stands, unless only other precisions have rows; then at those that have."""
     mine = [row for row in rows if row["suite"] == suite.name]
@@ -104,7 +115,7 @@ def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> lis
 def _unknown(suite: str, rows: Sequence[Row], reason: str) -> SuiteTally:
     """What the rows alone say of a suite that cannot be read."""
     families = [_tally(mixer, len(own), own) for mixer, own in _by(lambda row: str(row["mixer"]), rows).items()]
-    return SuiteTally(suite, None, families, _total(families, rows), 0, (), reason)
+    return SuiteTally(suite, None, families, _total(families, rows), 0, (), reason, on_cores(rows))
 
 
 def _tallied(
@@ -117,7 +128,7 @@ def _tallied(
         _tally(mixer, len(own), [known[case.case_id] for case in own if case.case_id in known])
         for mixer, own in _by(lambda case: case.mixer, cases).items()
     ]
-    return SuiteTally(suite, precision, families, _total(families, found), 0, arguments)
+    return SuiteTally(suite, precision, families, _total(families, found), 0, arguments, on_cores=on_cores(found))
 
 
 def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:

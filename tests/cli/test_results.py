@@ -175,6 +175,8 @@ def test_status_adds_up_a_sweep_run_in_parts(run_cli, tmp_path):
     assert found["train_s"] == pytest.approx(total["train_s"])
     assert total["train_s"] > 0
     printed = run_cli("results", "status", "--suite", "smoke", "--results", out).stdout
+    assert "on one core" in printed
+    assert "\nOn a CPU times are of one core" in printed
     command = f"basedbench recall --sweep --suite smoke --precision fp32 --filter '^attention ' --out {out}"
     assert command in printed.replace("\n", "")
     arguments = shlex.split(command)[1:]

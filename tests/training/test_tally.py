@@ -96,6 +96,13 @@ def test_equal_runs_of_another_suite_count_and_their_time_once() -> None:
     assert tallies([row(shared), failed], "figure2-full")[0].total.failed == {"crashed": 1}  # as a sweep sees it
 
 
+def test_times_of_a_cpu_are_of_cores() -> None:
+    assert tallies([row(of("based")[0], device="cpu")], "figure2-full")[0].on_cores
+    elsewhere = row(of("h3")[0], suite="mine", case_id="0123456789ab", device="cpu")
+    figure2, mine = tallies([row(of("based")[0], device="cuda"), elsewhere], None)
+    assert (figure2.on_cores, mine.on_cores) == (False, True)
+
+
 def test_a_suite_that_is_not_here_is_told_by_its_rows() -> None:
     tally = tallies([row(of("based")[0], suite="mine"), row(of("h3")[0], suite="mine", status="oom")], None)[0]
     assert (tally.total.done, tally.total.failed, tally.commands()) == (1, {"oom": 1}, [])
