@@ -2,8 +2,8 @@
 
 A sweep may be run as several commands, family by family or on several machines. Each row's `train_s` is its run's share
 of the device, so that sums over rows are device seconds, whatever ran side by side. On a CPU each run has a process and
-a core of its own, and sums are core seconds. Not counted are attempts that left no row: those that were stopped, put
-off for lack of memory, or lost with a worker that others shared.
+a core of its own, and sums are core seconds. Not counted are attempts that were stopped, put off for lack of memory, or
+lost with a worker that others shared.
 """
 
 import re
