@@ -27,9 +27,12 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> "Place":
-        """`FOLDER`, or `FOLDER@COMMIT` unless there is a folder of that very name."""
+        """`FOLDER`, or `FOLDER@COMMIT` unless there is a folder of that very name. UserError if either is empty."""
         folder, at, revision = text.rpartition("@")
-        return cls(Path(folder), revision) if at and folder and not Path(text).exists() else cls(Path(text))
+        named = at and folder and not Path(text).exists()
+        if not text or (named and not revision):  # of a variable that is not set
+            raise UserError(f"{text!r}: takes a results folder, or FOLDER@COMMIT.")
+        return cls(Path(folder), revision) if named else cls(Path(text))
 
     def __str__(self) -> str:
         return f"{self.folder}@{self.revision}" if self.revision else str(self.folder)
@@ -90,13 +93,16 @@ def verdicts(text: str) -> list[str]:
 
 def kinds(choice: Choice, asked: str | None) -> list[str]:
     """The kinds of result to compare. UserError if the options contradict each other or there is nothing."""
+    for option, name in (("--contender", choice.contender), ("--against", choice.against)):
+        if name is not None and not name.strip():  # of a variable that is not set
+            raise UserError(f"{option} {name!r}: takes the name of a contender; `basedbench list contenders` has them.")
     if (choice.contender is None) != (choice.against is None):
         raise UserError("--contender and --against go together: --contender X --against Y.")
     if (choice.b is None) == (choice.contender is None):
         raise UserError("give two results folders, or one with --contender X --against Y.")
     if asked is not None and asked not in KINDS:
         raise UserError(f"--kind {asked!r}: {nearest(asked, KINDS)}")
-    wanted = [asked] if asked else ["throughput"] if choice.contender else list(KINDS)
+    wanted = [asked] if asked else list(KINDS) if choice.contender is None else ["throughput"]
     folders = [place.folder for place in (choice.a, choice.b) if place]
     for folder in folders:
         if not folder.is_dir():
@@ -113,7 +119,7 @@ def compared(choice: Choice, kind: str) -> Found:
     before = _known(choice.a, kind)
     after = _known(choice.b, kind) if choice.b else before
     out = str((choice.b or choice.a).folder)
-    if choice.contender and choice.against:
+    if choice.contender is not None and choice.against is not None:
         pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
     else:
         make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs
@@ -150,7 +156,7 @@ def _check_machines(choice: Choice, pairs: Sequence[Pair], before: Sequence[Row]
 
 
 def _chosen(choice: Choice, rows: Sequence[Row], pairs: list[Pair]) -> list[Pair]:
-    if not pairs and choice.contender:
+    if not pairs and choice.contender is not None:
         names = sorted({row["contender"] for row in rows})
         raise UserError(
             f"no rows of {choice.contender!r} in {choice.a}; {nearest(choice.contender.rpartition('/')[2], names)}"

@@ -29,7 +29,7 @@ def exit_code(pairs: Sequence[Pair], failing: Sequence[str]) -> int:
 def table(kind: str, found: Found, choice: Choice) -> None:
     """One line per pair."""
     columns = (*_HEADINGS[kind], "95 % interval", "verdict")
-    a, b = (choice.against, choice.contender) if choice.contender else (choice.a, choice.b)
+    a, b = (choice.against, choice.contender) if choice.b is None else (choice.a, choice.b)
     typer.echo(f"A: {a}   B: {b}   threshold {100 * choice.threshold:g} %")
     if found.software:
         typer.echo(f"Besides basedbench itself, what differs: {visible(found.software)}")
