@@ -102,6 +102,8 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
         raise UserError("give two results folders, or one with --contender X --against Y.")
     if asked is not None and asked not in KINDS:
         raise UserError(f"--kind {asked!r}: {nearest(asked, KINDS)}")
+    if asked == "recall" and choice.contender is not None:
+        raise UserError("--kind recall: --contender X --against Y compares throughput only.")
     wanted = [asked] if asked else list(KINDS) if choice.contender is None else ["throughput"]
     folders = [place.folder for place in (choice.a, choice.b) if place]
     for folder in folders:

@@ -219,6 +219,7 @@ def test_nothing_that_it_prints_needs_torch(folders: tuple[Path, Path]) -> None:
         (["{a}", "--contender", "ours", "--against", ""], "--against '': takes the name of a contender"),
         (["{a}", "--contender", "", "--against", "ours"], "--contender '': takes the name of a contender"),
         (["{a}", "{a}", "--contender", " ", "--against", ""], "--contender ' ': takes the name of a contender"),
+        (["{a}", "--contender", "ours", "--against", "x", "--kind", "recall"], "--kind recall: --contender X"),
         (["{a}", ""], "'': takes a results folder, or FOLDER@COMMIT"),
         (["{a}@", "{a}@"], "/before@': takes a results folder, or FOLDER@COMMIT"),
         (["{a}", "{a}", "--threshold", "two"], "--threshold 'two': takes a share"),
