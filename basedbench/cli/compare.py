@@ -39,7 +39,7 @@ def compare(
     sides = given.Place.parse(a), None if b is None else given.Place.parse(b)
     choice = given.Choice(*sides, contender, against, filter, given.share(threshold), across_machines)
     failing = given.verdicts(fail_on)
-    found = {name: given.compared(choice, name) for name in given.kinds(choice, kind)}
+    found = given.compared(choice, given.kinds(choice, kind))
     pairs = [pair for one in found.values() for pair in one.pairs]
     code = report.exit_code(pairs, failing)
     if as_json:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +117,41 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
     return found
 
 
-def compared(choice: Choice, kind: str) -> Found:
-    """The pairs of one kind. UserError for unlike machines, unless they were allowed, and if nothing is left."""
-    before = _known(choice.a, kind)
-    after = _known(choice.b, kind) if choice.b else before
+def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
+    """The pairs of each kind that has some which the filter finds.
+
+    UserError for unlike machines, unless they were allowed, and if nothing is left.
+    """
+    sides = {}
+    for kind in kinds:
+        before = _known(choice.a, kind)
+        sides[kind] = before, _known(choice.b, kind) if choice.b else before
+    pairs = {kind: _pairs(choice, kind, *both) for kind, both in sides.items()}
+    labels = {pair.label for pair in matching([*chain(*pairs.values())], choice.pattern or "", "cases")}
+    found = {}
+    for kind, both in sides.items():
+        chosen = [pair for pair in pairs[kind] if pair.label in labels]
+        if chosen:
+            found[kind] = Found(chosen, _check_machines(choice, chosen, *both) if choice.b else None)
+    return found
+
+
+def _pairs(choice: Choice, kind: str, before: Sequence[Row], after: Sequence[Row]) -> list[Pair]:
+    """All pairs of a kind. UserError if there are none."""
     out = str((choice.b or choice.a).folder)
     if choice.contender is not None and choice.against is not None:
         pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
     else:
         make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs
         pairs = make(before, after, choice.threshold, out)
-    chosen = _chosen(choice, before, pairs)
-    return Found(chosen, _check_machines(choice, chosen, before, after) if choice.b else None)
+    if not pairs and choice.contender is not None:
+        names = sorted({row["contender"] for row in before})
+        raise UserError(
+            f"no rows of {choice.contender!r} in {choice.a}; {nearest(choice.contender.rpartition('/')[2], names)}"
+        )
+    if not pairs:
+        raise UserError(f"no case in {choice.a} has a result to compare.")
+    return pairs
 
 
 def _known(place: Place, kind: str) -> Sequence[Row]:
@@ -155,14 +179,3 @@ def _check_machines(choice: Choice, pairs: Sequence[Pair], before: Sequence[Row]
             "say --across-machines to compare them all the same."
         )
     return "; ".join(dict.fromkeys(filter(None, [*hardware, *software]))) or None
-
-
-def _chosen(choice: Choice, rows: Sequence[Row], pairs: list[Pair]) -> list[Pair]:
-    if not pairs and choice.contender is not None:
-        names = sorted({row["contender"] for row in rows})
-        raise UserError(
-            f"no rows of {choice.contender!r} in {choice.a}; {nearest(choice.contender.rpartition('/')[2], names)}"
-        )
-    if not pairs:
-        raise UserError(f"no case in {choice.a} has a result to compare.")
-    return matching(pairs, choice.pattern or "", "cases")

@@ -197,6 +197,24 @@ def test_both_kinds_unless_one_is_chosen(run_cli: RunCli, folders: tuple[Path, P
     assert "1 SAME: no regression" in run_cli("compare", *folders, "--kind", "recall").stdout
 
 
+def test_a_kind_in_which_the_filter_finds_nothing_is_left_out(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for folder, cpu in zip(folders, "AB", strict=True):
+        write_time(folder, 256, 1)
+        write_recall(folder, 0.8, 0, fingerprint=MACHINE | {"cpu": cpu})
+    outcome = run_cli("compare", *folders, "--filter", "x256 ")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "\n1 SAME: no regression" in outcome.stdout
+    assert "B - A" not in outcome.stdout
+    pairs = json.loads(run_cli("compare", *folders, "--filter", "^based", "--across-machines", "--json").stdout)[
+        "pairs"
+    ]
+    assert [pair["kind"] for pair in pairs] == ["recall"]
+    outcome = run_cli("compare", *folders, "--filter", "zzz")
+    assert (outcome.exit_code, "matches none of 2 cases" in outcome.stderr) == (2, True)
+    outcome = run_cli("compare", *folders, "--filter", "x256 ", "--kind", "recall")
+    assert (outcome.exit_code, "matches none of 1 cases" in outcome.stderr) == (2, True)
+
+
 def test_nothing_that_it_prints_needs_torch(folders: tuple[Path, Path]) -> None:
     import subprocess
     import sys
