@@ -4,18 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from string import hexdigits
 from typing import Any
 
 import pyarrow.compute as pc
 
 from basedbench.config.matching import matching
-from basedbench.errors import UserError, nearest
+from basedbench.errors import UserError, check_text, nearest
 from basedbench.store.dataset import kinds_in, no_rows, rows
 from basedbench.timing.comparison import VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
 from basedbench.timing.pairs import Pair, contender_pairs, labelled, recall_pairs, time_pairs
 
 KINDS = ("throughput", "recall")
+_DIGITS, _EARLIER = 12, 7  # of a commit in `code_version`
 Row = Mapping[str, Any]
 
 
@@ -39,14 +41,13 @@ class Place:
         return f"{self.folder}@{self.revision}" if self.revision else str(self.folder)
 
     def rows(self, kind: str) -> Sequence[Row]:
-        """The newest row of each case. UserError if the revision left none."""
+        """The newest row of each case. UserError if the revision left none, or is no text."""
         if self.revision is None:
             return rows(self.folder, kind, understood=True)
-        found = rows(
-            self.folder, kind, pc.match_substring(pc.field("code_version"), f"+g{self.revision}"), understood=True
-        )
+        check_text("commit", self.revision)
+        found = rows(self.folder, kind, _of_commit(self.revision), understood=True)
         if not found:
-            there = sorted({row["code_version"] for row in rows(self.folder, kind)})
+            there = sorted({row["code_version"] or "unknown" for row in rows(self.folder, kind)})
             raise UserError(f"no {kind} rows of commit {self.revision!r} in {self.folder}; newest: {', '.join(there)}.")
         return found
 
@@ -70,6 +71,15 @@ class Found:
 
     pairs: list[Pair]
     software: str | None
+
+
+def _of_commit(revision: str) -> pc.Expression:
+    """Rows whose commit begins like the revision, which may be longer than what they hold of it."""
+    version = pc.field("code_version")
+    if not set(revision) <= set(hexdigits):
+        return pc.match_substring(version, f"+g{revision}")
+    digits = revision.lower()
+    return pc.match_substring_regex(version, rf"\+g({digits[:_DIGITS]}|{digits[:_EARLIER]}(\.|$))")
 
 
 def share(text: str) -> float:

@@ -135,12 +135,13 @@ def _write_sections(page: Path, sections: dict[str, str]) -> None:
 
 
 def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, Any]]:
-    """The kind and the row of the one case whose id begins so. Raises UserError if there is none, or several."""
+    """The kind and the row of the one case whose id begins so. UserError for what is no text, none, or several."""
     import pyarrow.compute as pc
 
-    from basedbench.errors import UserError
+    from basedbench.errors import UserError, check_text
     from basedbench.store import dataset
 
+    check_text("case", case)
     begins = pc.starts_with(pc.field("case_id"), case)
     found = [(kind, row) for kind in dataset.kinds_in(results) for row in dataset.rows(results, kind, begins)]
     found = [(kind, row) for kind, row in found if suite in (None, row["suite"])]

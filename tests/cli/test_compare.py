@@ -239,6 +239,7 @@ def test_nothing_that_it_prints_needs_torch(folders: tuple[Path, Path]) -> None:
         (["{a}", "{a}", "--contender", " ", "--against", ""], "--contender ' ': takes the name of a contender"),
         (["{a}", "--contender", "ours", "--against", "x", "--kind", "recall"], "--kind recall: --contender X"),
         (["{a}", ""], "'': takes a results folder, or FOLDER@COMMIT"),
+        (["{a}@abc", "{a}"], "no throughput rows of commit 'abc' in .*; newest: unknown"),
         (["{a}@", "{a}@"], "/before@': takes a results folder, or FOLDER@COMMIT"),
         (["{a}", "{a}", "--threshold", "two"], "--threshold 'two': takes a share"),
         (["{a}", "{a}", "--threshold", "0"], "takes a share between 0 and 1"),
@@ -270,9 +271,18 @@ def test_two_revisions_in_one_folder(run_cli: RunCli, folders: tuple[Path, Path]
     assert outcome.exit_code == 0
     assert "1 FASTER" in outcome.stdout
     assert run_cli("compare", f"{a}@bbbb", f"{a}@aaaa", "--quiet").exit_code == 1
-    outcome = run_cli("compare", a, f"{a}@cccc")
-    assert outcome.exit_code == 2
-    assert "no throughput rows of commit 'cccc'" in outcome.stderr
+    whole = f"{a}@{'a' * 40}", f"{a}@{'B' * 40}"  # as `git rev-parse` and others write them
+    assert "1 FASTER" in run_cli("compare", *whole).stdout
+    write_time(a, 256, 4, code_version="0.1.0+gccccccc")  # as versions were
+    assert "1 SLOWER" in run_cli("compare", whole[0], f"{a}@{'c' * 40}").stdout
+    for revision, message in (
+        ("c" * 6 + "d" * 34, "no throughput rows of commit 'cccc"),
+        ("dddd", "of commit 'dddd'"),
+        ("\udcff", "it is not UTF-8 text"),
+    ):
+        outcome = run_cli("compare", a, f"{a}@{revision}")
+        assert outcome.exit_code == 2
+        assert message in outcome.stderr
 
 
 def unwrapped(text: str) -> str:

@@ -94,6 +94,7 @@ def test_show_finds_a_case_of_any_kind(run_cli, results):
         (["aa"], "3 cases begin with 'aa'"),
         (["aa22"], "or --suite"),
         (["zz"], "basedbench list runs --results"),
+        (["\udcff"], "case '\\udcff': it is not UTF-8 text"),
         (["aa11", "--suite", "figure2"], "in suite 'figure2'"),
     ],
 )
