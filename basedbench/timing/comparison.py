@@ -79,5 +79,6 @@ def _reason(effect: float, threshold: float, low: float, high: float) -> str:
 def _needed(test: Welch, count_a: int, count_b: int, threshold: float) -> int:
     """Values on each side that make the error a quarter of what is to be told apart, if their spread stays as it is."""
     one_each = test.error / math.sqrt((1 / count_a + 1 / count_b) / 2)
-    wanted = math.ceil((4 * one_each / max(threshold, abs(test.difference))) ** 2)
+    errors = 4 * one_each / max(threshold, abs(test.difference))
+    wanted = math.ceil(min(errors, MOST_ROUNDS) ** 2)  # larger ones ask for no more, and may have no square
     return min(MOST_ROUNDS, max(wanted, 2 * max(count_a, count_b)))

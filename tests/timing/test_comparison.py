@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from basedbench.timing.comparison import compare_accuracies, compare_times
+from basedbench.timing.comparison import MOST_ROUNDS, compare_accuracies, compare_times
 from basedbench.timing.machines import hardware_difference, software_difference
 
 
@@ -56,6 +56,13 @@ def test_the_rounds_it_asks_for_would_settle_it() -> None:
         assert unclear.verdict == "UNCLEAR"
         needed = unclear.needed
         assert compare_times(rounds(10, 0.06, needed), rounds(level, 0.06, needed, seed=1)).verdict != "UNCLEAR"
+
+
+@pytest.mark.parametrize("threshold", [1e-200, 5e-324])
+def test_no_threshold_is_too_small(threshold: float) -> None:
+    a, b = rounds(10, 0.06), rounds(10, 0.06, seed=1)
+    results = compare_times(a, b, threshold), compare_accuracies(a, b, threshold)
+    assert [(result.verdict, result.needed) for result in results] == [("UNCLEAR", MOST_ROUNDS)] * 2
 
 
 def test_two_rounds_say_nothing() -> None:
