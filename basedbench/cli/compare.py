@@ -45,8 +45,9 @@ def compare(
     if as_json:
         report.as_json(found, code)
     else:
-        for name, one in found.items():
-            if not quiet:
+        if not quiet:
+            for name, one in found.items():
                 report.table(name, one, choice)
+            report.notes(pairs)
         report.summary(pairs, code)
     raise typer.Exit(code)

@@ -37,9 +37,8 @@ def table(kind: str, found: Found, choice: Choice) -> None:
     print_table("", columns, lines, whole=columns[1:])
 
 
-def summary(pairs: Sequence[Pair], code: int) -> None:
-    """The count of every verdict, the reasons, the commands that would settle what is unclear, the exit code."""
-    counts = Counter(pair.result.verdict for pair in pairs)
+def notes(pairs: Sequence[Pair]) -> None:
+    """The reasons, and the commands that would settle what is unclear."""
     noted = [pair for pair in pairs if pair.result.reason and pair.result.verdict != "SAME"]
     for pair in noted[:_NOTES]:
         print_note(f"{pair.result.verdict} {pair.label}: {pair.result.reason}")
@@ -47,6 +46,11 @@ def summary(pairs: Sequence[Pair], code: int) -> None:
             typer.echo(f"  {visible(pair.command)}")
     if len(noted) > _NOTES:
         typer.echo(f"... and {len(noted) - _NOTES} more; --json has all.")
+
+
+def summary(pairs: Sequence[Pair], code: int) -> None:
+    """The count of every verdict, and the exit code."""
+    counts = Counter(pair.result.verdict for pair in pairs)
     meaning = {0: "no regression", REGRESSION: "a regression", INCOMPLETE: "incomplete"}[code]
     listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     typer.echo(f"{listed}: {meaning} (exit code {code}).")

@@ -61,6 +61,8 @@ def test_every_verdict_and_the_exit_code(run_cli: RunCli, folders: tuple[Path, P
     assert run_cli("compare", a, b, "--filter", "x2048 ", "--fail-on", "slower,unclear").exit_code == 1
     assert run_cli("compare", a, b, "--filter", "x1024 ", "--threshold", "30%").exit_code == 0
     assert run_cli("compare", b, a, "--filter", "x(256|512) ").exit_code == 1
+    counts = "1 FASTER, 1 SLOWER, 1 SAME, 1 UNCLEAR, 1 MISSING: a regression (exit code 1).\n"
+    assert run_cli("compare", a, b, "--quiet").stdout == counts
 
 
 def test_the_command_that_settles_it_means_the_case(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
