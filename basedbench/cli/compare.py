@@ -27,11 +27,13 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the count of each verdict.")] = False,
 ) -> None:
-    """Compare results case by case: FASTER, SLOWER, SAME, UNCLEAR or MISSING; HIGHER or LOWER for accuracies.
+    """Compare results case by case: FASTER, SLOWER, SAME or UNCLEAR; HIGHER or LOWER for accuracies.
+
+    MISSING has no result in B; FAILED has none in A, which is no regression.
 
     FOLDER@COMMIT means the rows that this commit of basedbench left in the folder.
 
-    Exit code 0: no regression; 1: a regression; 2: usage; 3: incomplete, cases of A are missing in B.
+    Exit code 0: no regression; 1: a regression; 2: usage; 3: incomplete, results of A are missing in B.
     """
     from basedbench.cli import compare_input as given
     from basedbench.cli import compare_report as report

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from basedbench.config.matching import matching
 from basedbench.errors import UserError, check_text, nearest
 from basedbench.store.dataset import kinds_in, no_rows, rows
-from basedbench.timing.comparison import VERDICTS
+from basedbench.timing.comparison import NOT_COMPARED, VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
 from basedbench.timing.pairs import Pair, contender_pairs, labelled, recall_pairs, time_pairs
 
@@ -176,7 +176,7 @@ def _known(place: Place, kind: str) -> Sequence[Row]:
 
 def _check_machines(choice: Choice, pairs: Sequence[Pair], before: Sequence[Row], after: Sequence[Row]) -> str | None:
     """Refuses unlike machines, of the rows that were compared, or of the newest ones; returns what else differs."""
-    held = [pair for pair in pairs if pair.result.verdict != "MISSING"]
+    held = [pair for pair in pairs if pair.result.verdict not in NOT_COMPARED]
     hardware, software = [pair.hardware for pair in held], [pair.software for pair in held]
     if not held:
         newest = before[-1], after[-1]

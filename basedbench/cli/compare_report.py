@@ -52,6 +52,7 @@ def summary(pairs: Sequence[Pair], code: int) -> None:
     """The count of every verdict, and the exit code."""
     counts = Counter(pair.result.verdict for pair in pairs)
     meaning = {0: "no regression", REGRESSION: "a regression", INCOMPLETE: "incomplete"}[code]
+    meaning = "nothing to compare" if code == 0 and set(counts) == {"FAILED"} else meaning
     listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     typer.echo(f"{listed}: {meaning} (exit code {code}).")
 

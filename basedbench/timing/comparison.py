@@ -15,13 +15,15 @@ from basedbench.timing.stopping import FEWEST_ROUNDS
 LEVEL = 0.01
 THRESHOLD = 0.02
 MOST_ROUNDS = 400
-VERDICTS = ("FASTER", "SLOWER", "HIGHER", "LOWER", "SAME", "UNCLEAR", "MISSING")
+VERDICTS = ("FASTER", "SLOWER", "HIGHER", "LOWER", "SAME", "UNCLEAR", "MISSING", "FAILED")
+NOT_COMPARED = ("MISSING", "FAILED")
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A verdict on b against a. `change` is the ratio b / a of times, or the difference b - a of accuracies.
 
+    What A has and B lacks is MISSING; what failed in A is FAILED, for nothing of it can be missing. Both have a reason.
     An UNCLEAR verdict has a reason, and `needed`, the rounds or seeds on each side that should settle it.
     """
 

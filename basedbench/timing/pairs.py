@@ -108,8 +108,7 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     label = case_label(present[-1])
     for side, row in (("A", a), ("B", b)):
         if row is None or row["status"] != "ok":
-            reason = f"not in {side}" if row is None else _failure(row, side)
-            return Pair(label, _median(a), _median(b), Comparison("MISSING", reason=reason))
+            return Pair(label, _median(a), _median(b), _without_result(row, side))
     assert a is not None
     assert b is not None  # both have a time
     result = compare_times(_rounds(a), _rounds(b), threshold)
@@ -119,6 +118,13 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     result = replace(result, reason="; ".join(filter(None, notes)) or None)
     machines = hardware_difference(a, b), software_difference(a, b)
     return Pair(label, a["median_ms"], b["median_ms"], result, command, *machines)
+
+
+def _without_result(row: Row | None, side: str) -> Comparison:
+    """What is said where a side has no result: of a case that failed in A nothing is missing in B."""
+    if row is None:
+        return Comparison("MISSING", reason=f"not in {side}")
+    return Comparison("FAILED" if side == "A" else "MISSING", reason=_failure(row, side))
 
 
 def _failure(row: Row, side: str) -> str:
@@ -182,8 +188,7 @@ def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
     means = [fmean(one) if one else None for one in values]
     for side, rows, one in (("A", a, values[0]), ("B", b, values[1])):
         if not one:
-            reason = _failure(rows[0], side) if rows else f"not in {side}"
-            return Pair(label, means[0], means[1], Comparison("MISSING", reason=reason))
+            return Pair(label, means[0], means[1], _without_result(rows[0] if rows else None, side))
     result = _with_diverged(compare_accuracies(values[0], values[1], threshold), a, b)
     command = _recall_command(first, result, out) if result.needed else None
     return Pair(label, means[0], means[1], result, command, *_machines(a, b))

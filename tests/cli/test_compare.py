@@ -114,6 +114,24 @@ def test_a_failure_without_a_reason_says_no_none(run_cli: RunCli, folders: tuple
     assert "None" not in outcome.stdout
 
 
+def test_of_what_failed_in_a_nothing_is_missing(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    for folder, status in ((a, "diverged"), (b, "ok")):
+        write_recall(folder, 0.5, 0, status=status)
+    for folder in folders:
+        assert "\n1 FAILED: nothing to compare (exit code 0)" in run_cli("compare", a, folder).stdout
+    assert run_cli("compare", b, a).exit_code == 3
+    for folder in folders:
+        write_recall(folder, 0.5, 1, d_model=64)
+    assert "1 SAME, 1 FAILED: no regression (exit code 0)" in run_cli("compare", *folders).stdout
+    write_recall(a, 0.5, 2, d_model=128)
+    assert "1 SAME, 1 MISSING, 1 FAILED: incomplete (exit code 3)" in run_cli("compare", *folders).stdout
+    write_time(a, 256, 1)
+    write_time(a, 256, 1, "mine", status="oom", median_ms=None)
+    assert run_cli("compare", a, "--contender", "ours", "--against", "mine").exit_code == 0
+    assert run_cli("compare", a, "--contender", "mine", "--against", "ours").exit_code == 3
+
+
 def test_failures_are_missing_with_their_reason(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     a, b = folders
     write_time(a, 256, 1)
