@@ -45,17 +45,19 @@ def pareto(
 
     path = _target(out, results, "pareto", width)
     frame = _recall_rows(results, suite, precision)
-    if x == COLUMN:
-        frame = with_decode_rate(frame, _decode_rows(results, frame))
+    times = _decode_rows(results, frame) if x == COLUMN else None
     analysis.check_accuracy(frame, y)
     if x == y:
         raise UserError(f"x and y are both {x!r}; recall is drawn against a cost, such as --x state_bytes.")
     if published:
         check_comparable(frame, x, y)
-    points = analysis.select(frame, [x, y], select)
+    if times is None:
+        points = analysis.select(frame, [x, y], select)
+    else:
+        points = with_decode_rate(analysis.select(frame, [y, "parameters"], select), times)
     points = analysis.against_published(points, x) if published else points
     known = analysis.published() if published else None
-    note = _note(frame, analysis.selection_note(points, select), decoding_note(frame) if x == COLUMN else "")
+    note = _note(frame, analysis.selection_note(points, select), "" if times is None else decoding_note(points))
     title, lacking = column_title(y), f"without {x} above 0 and {y}"
     frontier(
         path, frame, points, x, y, title, note, lacking, published=known, table=table, width=width, as_json=as_json

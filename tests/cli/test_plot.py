@@ -284,6 +284,18 @@ def test_a_tradeoff_without_times_says_which_command_takes_them(mistake, tmp_pat
         assert f"`basedbench throughput --models mine --out {tmp_path / 'untimed'}` takes them" in said
 
 
+def test_the_interval_of_a_decode_rate_is_that_of_its_time(plot, tmp_path):
+    store = Store(tmp_path / "timed")
+    for seed in range(3):
+        store.write("recall", recall_row(seed, "based", {}, 0.5, 2048, seed=seed, layer_mixers="based"))
+    timed = {"operator": None, "model": "based d_model=64", "mode": "decode", "config": {}}
+    store.write("throughput", timing_row(0, "ours", 64, 1.0, **timed))
+    for name in (["pareto", "--x", "decode_tokens_per_s"], ["tradeoff"]):
+        (point,) = as_json(plot(*name, "--json", folder=store.root))["points"]
+        ends = point["decode_tokens_per_s_low"], point["decode_tokens_per_s_high"]
+        assert ends == pytest.approx((64_000 / 1.1, 64_000 / 0.9))
+
+
 def test_rows_of_other_versions_leave_every_figure_drawable(run_cli, tmp_path):
     store = Store(tmp_path / "results")
     for row in RUNS:
