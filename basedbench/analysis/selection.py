@@ -6,6 +6,7 @@ learning rates on the split that is also reported favours models that were tried
 was done, for the figure.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,8 @@ def select(
     oldest first.
 
     The best learning rate has the largest mean over seeds of `accuracy`, or of `validation_accuracy` where
-    select_split is "validation"; a diverged run counts as tried, with accuracy 0. Other failures are left out: they
-    say nothing of the model.
+    select_split is "validation" (if no run of the model has one, the point's select_split is "test"); a diverged run
+    counts as tried, with accuracy 0. Other failures are left out: they say nothing of the model.
     Columns: those of the model, learning_rate, learning_rates (tried), seeds (finished at this one), diverged
     (likewise), by_seed (the accuracy at each seed's own best rate, mean over the seeds that have all rates; NaN for
     fewer than two), and for every metric m its mean m with the 95 % t-interval m_low, m_high (NaN with one seed).
@@ -39,14 +40,15 @@ def select(
     if how not in HOW:
         raise UserError(f"no selection {how!r}: {nearest(how, HOW)}")
     values = {name: numbers(frame, name) for name in metrics}
-    runs = frame.assign(**values, _score=_scores(frame)) if len(frame) else frame
+    runs = frame.assign(**values) if len(frame) else frame
     runs = _of_one_experiment(runs[runs["status"].isin(["ok", "diverged"])])
     keys = [name for name in MODEL if name in frame.columns]
     points = []
-    for _, model in runs.groupby(keys, dropna=False, sort=False):
+    for _, same in runs.groupby(keys, dropna=False, sort=False):
+        model = _scored(same)
         tried = [rate for _, rate in model.groupby("learning_rate") if (rate["status"] == "ok").any()]
         if tried and how == "best-lr":
-            tried = [max(tried, key=lambda rate: float(rate["_score"].mean()))]
+            tried = [max(tried, key=_mean_score)]
         tries = model["learning_rate"].nunique()
         more = {"learning_rates": tries, "by_seed": _by_seed(model, tries)}
         points += [_point(rate, keys, metrics) | more for rate in tried]
@@ -79,12 +81,20 @@ def _of_one_experiment(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[~(told & runs.duplicated(["case_id"], keep="last"))]
 
 
-def _scores(frame: pd.DataFrame) -> pd.Series:
-    """What the learning rate is chosen on, per run."""
-    score = numbers(frame, "accuracy")
-    if "select_split" in frame.columns and "validation_accuracy" in frame.columns:
-        score = score.where(frame["select_split"] != "validation", numbers(frame, "validation_accuracy"))
-    return score.where(frame["status"] == "ok", 0.0)
+def _scored(model: pd.DataFrame) -> pd.DataFrame:
+    """A model's runs with what its learning rate is chosen on, and the split that this is of."""
+    score, finished = numbers(model, "accuracy"), model["status"] == "ok"
+    if "select_split" in model.columns and model["select_split"].iloc[0] == "validation":
+        known = "validation_accuracy" in model.columns and model.loc[finished, "validation_accuracy"].notna().any()
+        score = numbers(model, "validation_accuracy") if known else score
+        model = model.assign(select_split="validation" if known else "test")
+    return model.assign(_score=score.where(finished, 0.0))
+
+
+def _mean_score(rate: pd.DataFrame) -> float:
+    """Of the runs that have one; below all others where none has."""
+    score = float(rate["_score"].mean())
+    return -math.inf if math.isnan(score) else score
 
 
 def _point(rate: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +110,8 @@ def _point(rate: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> dict[
 
 def _by_seed(model: pd.DataFrame, tries: int) -> float:
     """What sweeps of one seed each would find on average: a rate that fails at one seed costs the others nothing."""
-    whole = [runs for _, runs in model.groupby("seed") if runs["learning_rate"].nunique() == tries]
+    scored = model[model["_score"].notna()]
+    whole = [runs for _, runs in scored.groupby("seed") if runs["learning_rate"].nunique() == tries]
     best = pd.Series([runs["accuracy"].iloc[runs["_score"].argmax()] for runs in whole], dtype="float64")
     return float(best.mean()) if len(best) > 1 else float("nan")
 

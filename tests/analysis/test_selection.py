@@ -114,6 +114,25 @@ def test_selection_on_the_validation_split():
     assert "chosen on the validation split" in selection_note(points)
 
 
+def test_without_any_validation_accuracy_the_test_split_chooses_and_the_note_says_so():
+    runs = [run(rate, seed, rate, select_split="validation") for rate in (1e-3, 1e-2) for seed in (0, 1)]
+    for rows in (frame(*runs), frame(*runs).drop(columns="validation_accuracy")):
+        points = select(rows)
+        assert (points["learning_rate"].tolist(), points["by_seed"].tolist()) == ([1e-2], [1e-2])
+        assert "chosen on the test split" in selection_note(points)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("missing", [1e-3, 1e-2])
+def test_a_rate_without_a_score_is_not_chosen_whatever_the_order(order, missing):
+    known = 1e-3 + 1e-2 - missing
+    runs = [run(missing, seed, 0.9, select_split="validation") for seed in (0, 1)]
+    runs += [run(known, seed, 0.5, select_split="validation", validation_accuracy=0.5) for seed in (0, 1)]
+    (point,) = select(frame(*runs[::order])).to_dict("records")
+    assert (point["learning_rate"], point["select_split"]) == (pytest.approx(known), "validation")
+    assert np.isnan(point["by_seed"])  # no seed has a score at all rates
+
+
 def test_all_keeps_every_learning_rate():
     points = select(frame(run(1e-3, 0, 0.4), run(1e-2, 0, 0.9), run(1e-2, 1, 0.7)), how="all")
     assert dict(zip(points["learning_rate"], points["accuracy"], strict=True)) == pytest.approx({1e-3: 0.4, 1e-2: 0.8})
