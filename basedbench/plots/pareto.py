@@ -55,11 +55,13 @@ def pareto(
 
     `note` stands beneath (how the points were selected); `published` are points as `analysis.published` returns them;
     `table` (a header and rows of texts) is set under the figure; `width` is "single" or "double", columns of a paper.
-    x is logarithmic: points without a positive x or without y are not drawn. Raises UserError if none is left.
+    x is logarithmic: points without a positive, finite x or without y are not drawn. Raises UserError if none is left.
     """
     points = drawable(points, x, y)
     if points.empty:
-        raise UserError(f"no point has both {x} (above 0, for the logarithmic axis) and {y}; plot other columns.")
+        raise UserError(
+            f"no point has both {x} (finite and above 0, for the logarithmic axis) and {y}; plot other columns."
+        )
     known = points[:0] if published is None else drawable(published, x, y)
     places = pd.concat([points[[x, y]], known[[x, y]]])
     style = marks([*points["family"], *known["family"]])
@@ -79,7 +81,8 @@ def pareto(
 
 def drawable(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The points that have a place on the figure."""
-    return points[(points[x] > 0) & points[y].notna()]
+    finite = points[y].between(-np.inf, np.inf, inclusive="neither")
+    return points[points[x].between(0, np.inf, inclusive="neither") & finite]
 
 
 def _layout(width: str, table: Sequence[Sequence[str]] | None) -> tuple[Figure, Axes, Axes]:

@@ -212,7 +212,9 @@ def test_one_point_is_a_figure(make_row):
 
 def test_points_without_a_place_are_left_out(make_row):
     rows = [make_row("based", 64, {}, 0.9), make_row("none", 64, {}, 0.1, state_bytes=0)]
-    assert lines(pareto(select(pd.DataFrame(rows))).axes[0], "none") == []
+    rows.append(make_row("endless", 64, {}, 0.1, state_bytes=np.inf))
+    axes = pareto(select(pd.DataFrame(rows))).axes[0]
+    assert lines(axes, "none") == lines(axes, "endless") == []
     with pytest.raises(UserError, match="no point has both state_bytes"):
         pareto(select(pd.DataFrame(rows[1:])))
 
