@@ -4,9 +4,10 @@ The tests run them over every registered mixer, `basedbench check mixer` over yo
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -29,13 +30,17 @@ from basedbench.checking.subject import (
 from basedbench.errors import place_of, printable, said_by
 from basedbench.kernels.asked import ask
 from basedbench.kernels.asked import reference as rows_of
-from basedbench.mixers import get_mixer
+from basedbench.mixers import Mixer, get_mixer
 from basedbench.mixers.base import PARAMETERS
 from basedbench.models import Dropout
 
 CHANGED = 20  # from this position on causality's two inputs differ
 ROOM = LENGTH + 5
 FEW_DIGITS = 0.05  # of bfloat16 beside float32
+LEAK = 1e-12  # rounding, of what changes by up to one; where a Fourier transform mixes in larger changes, of those ...
+LARGEST = 1e4  # ... but of none above this
+SLOPE = 1e-3  # of a gradient's norm, along a random direction
+MOVES = 1e-6, 1e-3, 1e-8  # of a central difference: the usual one, one above float32's rounding, one between kinks
 ALL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -71,30 +76,40 @@ def inputs_are_left_as_they_are(subject: Subject) -> Iterator[Breach]:
 
 
 def causal(subject: Subject) -> Iterator[Breach]:
-    """No output depends on a later input; and some depend on the inputs at all."""
-    mixer, x_BLD = subject.build(), subject.inputs()
-    changed_BLD = x_BLD.clone()
-    changed_BLD[:, CHANGED:] += 10
-    with torch.no_grad():
-        difference_L = (mixer(changed_BLD) - mixer(x_BLD)).abs().amax((0, 2))
-    early = difference_L[:CHANGED]
-    if not early.max() < 1e-12:
-        first = int((~(early < 1e-12)).nonzero()[0])
-        amount = f"changes by {float(difference_L[first]):.2g} when the inputs from position {CHANGED} on change"
-        yield Breach(f"the output at position {first}", amount)
-    if difference_L.max() <= 1e-6:
-        yield Breach("the outputs", "do not depend on the inputs")
+    """No output depends on a later input, in a long sequence neither; and some depend on the inputs at all."""
+    mixer, long = subject.build(), subject.longest()
+    checks = [(BATCH, LENGTH, CHANGED)]
+    if long > LENGTH:
+        checks += [(1, long, 3 * long // 4), (1, long, long - 4)]  # amid a chunk, and in what is left for the last
+    for batch, length, changed in checks:
+        x_BLD = subject.inputs(batch, length)
+        changed_BLD = x_BLD.clone()
+        changed_BLD[:, changed:] += 10
+        with torch.no_grad(), _noted(length):
+            difference_L = (mixer(changed_BLD) - mixer(x_BLD)).abs().amax((0, 2))
+        early, largest = difference_L[:changed], float(difference_L.max())
+        bound = LEAK * min(max(1.0, largest), LARGEST)
+        if not early.max() < bound:
+            first = int((~(early < bound)).nonzero()[0])
+            amount = f"changes by {float(difference_L[first]):.2g} when the inputs from position {changed} on change"
+            place = f"the output at position {first}"
+            yield Breach(place if length == LENGTH else f"{place} of {length} tokens", amount)
+        if length == LENGTH and largest <= 1e-6:
+            yield Breach("the outputs", "do not depend on the inputs")
 
 
 def forward_prefill_and_steps_agree(subject: Subject) -> Iterator[Breach]:
-    """forward = prefill = repeated step, from one token up."""
-    for length in (1, 2, 17, LENGTH):
-        mixer, x_BLD = subject.build(), subject.inputs(length=length)
-        with torch.inference_mode():
+    """forward = prefill = repeated step, from one token up, and beyond the chunks that a parallel form may have."""
+    mixer, long = subject.build(), subject.longest()
+    checks = [(BATCH, length) for length in (1, 2, 17, LENGTH)] + [(1, long)] * (long > LENGTH)
+    for batch, length in checks:
+        x_BLD = subject.inputs(batch, length)
+        with torch.inference_mode(), _noted(length):
             y_BLD = mixer(x_BLD)
-            stepped_BLD, _ = steps(mixer, x_BLD, mixer.init_state(BATCH, length, torch.float64))
-            yield from differences(f"prefill of {length} tokens", mixer.prefill(x_BLD)[0], y_BLD)
-            yield from differences(f"{length} steps", stepped_BLD, y_BLD)
+            stepped_BLD, _ = steps(mixer, x_BLD, mixer.init_state(batch, length, torch.float64))
+            filled_BLD, _ = mixer.prefill(x_BLD)
+        yield from differences(f"prefill of {length} tokens", filled_BLD, y_BLD)
+        yield from differences(f"{length} steps", stepped_BLD, y_BLD)
 
 
 def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
@@ -119,14 +134,22 @@ def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
 
 def prefill_then_steps(subject: Subject) -> Iterator[Breach]:
     """A prefill of a part, then steps, is the forward of the whole; with room reserved and without."""
-    for prompt in (1, 7, 16, LENGTH - 1):
-        for room in (None, ROOM):
-            mixer, x_BLD = subject.build(), subject.inputs()
-            with torch.inference_mode():
+    mixer, long = subject.build(), subject.longest()
+    checks: list[tuple[int, int, list[int], list[int | None]]] = [
+        (BATCH, LENGTH, [1, 7, 16, LENGTH - 1], [None, ROOM]),
+    ]
+    if long > LENGTH:
+        checks.append((1, long, [long - 8], [long]))
+    for batch, length, prompts, rooms in checks:
+        with torch.inference_mode(), _noted(length):
+            right_BLD = mixer(subject.inputs(batch, length))
+        for prompt, room in product(prompts, rooms):
+            x_BLD = subject.inputs(batch, length)
+            with torch.inference_mode(), _noted(length):
                 head_BLD, state = mixer.prefill(x_BLD[:, :prompt], room)
                 tail_BLD, _ = steps(mixer, x_BLD[:, prompt:], state)
-                joined_BLD = torch.cat((head_BLD, tail_BLD), 1)
-                yield from differences(f"prefill of {prompt} tokens, then steps", joined_BLD, mixer(x_BLD))
+            joined_BLD = torch.cat((head_BLD, tail_BLD), 1)
+            yield from differences(f"prefill of {prompt} tokens, then steps", joined_BLD, right_BLD)
 
 
 def prefill_leaves_the_state_of_steps(subject: Subject) -> Iterator[Breach]:
@@ -185,7 +208,10 @@ def ages_decode_together(subject: Subject) -> Iterator[Breach]:
 
 
 def gradients_are_right(subject: Subject) -> Iterator[Breach]:
-    """Gradients of the input and every parameter in float32 are those in float64; none is missing or zero."""
+    """Gradients of the input and every parameter say how the output changes when they do; none is missing or zero.
+
+    In float32 they are those in float64, and those agree with central differences, in a long sequence.
+    """
     wide, narrow = subject.build(), subject.build(torch.float32)
     wide.load_state_dict(narrow.state_dict())
     x_BLD, weights_BLD = subject.inputs(dtype=torch.float32), torch.randn(BATCH, LENGTH, subject.d_model)
@@ -203,6 +229,50 @@ def gradients_are_right(subject: Subject) -> Iterator[Breach]:
         error = float((found.double() - exact).norm())
         if not error < 1e-5 * float(exact.norm()) + 1e-6:
             yield Breach(f"the gradient of {key}", f"relative error {error / float(exact.norm()):.2g}, at most 1e-05")
+    missing = {key for key, exact in gradients[0].items() if exact is None or not exact.norm() > 0}
+    yield from _differ_from_slopes(subject, missing)
+
+
+def _differ_from_slopes(subject: Subject, missing: Set[str]) -> Iterator[Breach]:
+    """Where a gradient in float64 is not the slope of the output: along a random direction, each tensor for itself."""
+    mixer, length = subject.build(), subject.longest()
+    draws = torch.Generator().manual_seed(5)
+    x_BLD = subject.inputs(2, length).requires_grad_()
+    weights_BLD = torch.randn(x_BLD.shape, dtype=torch.float64, generator=draws)
+    with _noted(length):
+        y_BLD = mixer(x_BLD)
+        (y_BLD * weights_BLD).sum().backward()
+    rounding = 1e-14 * float((y_BLD.detach() * weights_BLD).norm())  # of the sum
+    named = {"input": x_BLD} | {key: p for key, p in mixer.named_parameters() if p.requires_grad}
+    for key, leaf in named.items():
+        direction = torch.randn(leaf.shape, dtype=leaf.dtype, generator=draws)
+        if key in missing or leaf.grad is None:
+            continue
+        claimed, norm = float((leaf.grad * direction).sum()), float(leaf.grad.norm())
+        slopes: list[float] = []
+        for move in MOVES:
+            slope = _slope(mixer, x_BLD, weights_BLD, leaf, move * direction) / move
+            bound = SLOPE * max(norm, abs(slope)) + rounding / move
+            if abs(slope - claimed) <= SLOPE * norm + rounding / move:
+                break
+            # Two that agree are no kink or rounding. If none do, nobody can say what the gradient should be.
+            if any(abs(slope - other) <= bound for other in slopes):
+                right = f"a central difference (float64, {length} tokens) gives {slope:.6g}"
+                yield Breach(f"the gradient of {key}", f"{claimed:.6g} along a random direction, where {right}")
+                break
+            slopes.append(slope)
+
+
+def _slope(mixer: Mixer, x_BLD: Tensor, weights_BLD: Tensor, leaf: Tensor, move: Tensor) -> float:
+    """The change of the weighted sum of outputs with `leaf`, moved there and back: half of that between both ends."""
+    start = leaf.detach().clone()
+    with torch.no_grad():
+        ends = []
+        for sign in (1, -1):
+            leaf.copy_(start + sign * move)
+            ends.append(mixer(x_BLD))
+        leaf.copy_(start)
+        return float(((ends[0] - ends[1]) * weights_BLD).sum()) / 2
 
 
 def state_has_the_stated_size(subject: Subject) -> Iterator[Breach]:
@@ -270,6 +340,17 @@ def randomness_has_a_generator_of_its_own(subject: Subject) -> Iterator[Breach]:
 
 
 @contextmanager
+def _noted(length: int) -> Iterator[None]:
+    """What is raised for the long sequence only says so."""
+    try:
+        yield
+    except Exception as error:
+        if length > LENGTH:
+            error.add_note(f"with {length} tokens; a mixer that takes fewer refuses them in check_length")
+        raise
+
+
+@contextmanager
 def _without_its_log() -> Iterator[None]:
     """What PyTorch prints of a call that fails on such tensors is in the exception."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -296,8 +377,14 @@ class Law:
 LAWS = (
     Law(output_has_shape_and_dtype, "Give back what came in: cast sums kept in a wider dtype with .to(x.dtype)."),
     Law(inputs_are_left_as_they_are, "No x.mul_(), x += or x[...] =, and none of .data: work on a new tensor."),
-    Law(causal, "Look for a mean, norm or convolution over the whole length, and for masks that are off by one."),
-    Law(forward_prefill_and_steps_agree, "Compare forward and step at the first position named; mind the first token."),
+    Law(
+        causal,
+        "Look for a mean, norm or convolution over the whole length or a chunk, and for masks that are off by one.",
+    ),
+    Law(
+        forward_prefill_and_steps_agree,
+        "Compare forward and step at the first position named; mind the first token, and the first of a chunk.",
+    ),
     Law(asked_outputs_are_rows_of_forward, "Only what a token does for itself may be left out: queries, gates, norms."),
     Law(prefill_then_steps, "prefill must leave the state as its last token left it, with room for max_length tokens."),
     Law(
@@ -308,7 +395,10 @@ LAWS = (
     ),
     Law(sequences_are_independent, "Look for a sum, norm or reshape that mixes dimension 0."),
     Law(ages_decode_together, "Keep positions in the state, one for each sequence, not in the module or a Python int."),
-    Law(gradients_are_right, "Look for .detach(), .data, in-place changes and hand-written backwards."),
+    Law(
+        gradients_are_right,
+        "Look for .detach(), .data, in-place changes and hand-written backwards; a straight-through one breaks it too.",
+    ),
     Law(state_has_the_stated_size, "Correct init_state or the docstring's formula: d d_model, L max_length, e bytes."),
     Law(bfloat16_is_close, "Accumulate sums over time in float32 (basedbench.mixers.base.accumulator_dtype)."),
     Law(
@@ -328,5 +418,6 @@ def broken(law: Law, subject: Subject) -> list[Breach]:
     except (Exception, SystemExit) as error:
         text = printable(said_by(error).strip().split("\n")[0])
         raised = f"raises {type(error).__name__}: {text}".removesuffix(": ")
+        raised += "".join(f" ({printable(str(note))})" for note in getattr(error, "__notes__", ()))
         found.append(Breach(place_of(error) or "the mixer", raised, raised=True))
     return found

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basedbench.errors import UserError
 from basedbench.mixers import Mixer, State, get_mixer
 
 LENGTH, BATCH = 33, 3
+LONG = 201  # ends 9 tokens into a chunk of 16, 32 or 64, and in the second of 128
 CLOSE = 1e-7  # absolute and relative, in float64
 
 
@@ -44,6 +46,18 @@ class Subject:
         """Seeded normal x (B,L,D)."""
         shape = batch, length, self.d_model
         return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+    def longest(self) -> int:
+        """LONG, or as many tokens as the mixer's `check_length` allows; not below LENGTH."""
+        cls = get_mixer(self.name)
+        options = cls.resolve(self.d_model, self.options)
+        for length in range(LONG, LENGTH, -1):
+            try:
+                cls.check_length(options, length)
+            except UserError:
+                continue
+            return length
+        return LENGTH
 
 
 def steps(mixer: Mixer, x_BLD: Tensor, state: State) -> tuple[Tensor, State]:

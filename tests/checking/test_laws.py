@@ -1,5 +1,7 @@
 """The contract's laws find mixers that break them, and say where."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from basedbench.checking.laws import LAWS, broken
 from basedbench.checking.subject import Subject
 from basedbench.errors import UserError
 from basedbench.mixers import Mixer, registry
+from basedbench.models import Dropout
 
 
 class Average(Mixer):
@@ -156,6 +159,130 @@ class Drops(Average):
         return super().forward(nn.functional.dropout(x_BLD, 0.1, self.training))
 
 
+class LaterChunks(Average):
+    """Chunks behind the first 64 tokens see all of themselves, and forget what was before."""
+
+    def forward(self, x_BLD):
+        means = [x_BLD[:, start : start + 64].mean(1, keepdim=True) for start in range(64, x_BLD.shape[1], 64)]
+        later_BLD = torch.cat([x_BLD[:, :0], *(mean_B1D.expand(-1, 64, -1) for mean_B1D in means)], 1)
+        head_BLD = super().forward(x_BLD[:, :64])
+        return torch.cat((head_BLD, self.proj(later_BLD[:, : max(x_BLD.shape[1] - 64, 0)])), 1)
+
+
+class Tail(Average):
+    """What is left behind the last whole chunk of 64 sees all of itself."""
+
+    def forward(self, x_BLD):
+        y_BLD, whole = super().forward(x_BLD), x_BLD.shape[1] // 64 * 64
+        if not whole:
+            return y_BLD
+        return torch.cat((y_BLD[:, :whole], y_BLD[:, -1:].expand_as(y_BLD[:, whole:])), 1)
+
+
+class ForgetsPrompts(Average):
+    """A prefill leaves the state of its last 64 tokens."""
+
+    def prefill(self, x_BLD, max_length=None):
+        _, state = super().prefill(x_BLD[:, -64:], max_length)
+        return self(x_BLD), state
+
+
+class Short(Average):
+    """No more than 64 tokens, and says so."""
+
+    @classmethod
+    def check_length(cls, options, length):
+        if length > 64:
+            raise UserError(f"{length} tokens are more than 64.")
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) + torch.zeros(64, 1, dtype=x_BLD.dtype)[torch.arange(x_BLD.shape[1])]
+
+
+class ShortUnsaid(Short):
+    """No more than 64 tokens, and does not say so."""
+
+    @classmethod
+    def check_length(cls, options, length):
+        pass
+
+
+class Fourier(Average):
+    """The sum by a Fourier transform, whose rounding is of the size of the largest sums."""
+
+    def forward(self, x_BLD):
+        count_L1 = torch.arange(1, x_BLD.shape[1] + 1).unsqueeze(-1)
+        wide_BLD, length = (x_BLD.double() if x_BLD.dtype == torch.float64 else x_BLD.float()), 2 * x_BLD.shape[1]
+        ones_FD = torch.fft.rfft(torch.ones_like(wide_BLD[0]), length, 0)
+        total_BLD = torch.fft.irfft(torch.fft.rfft(wide_BLD, length, 1) * ones_FD, length, 1)[:, : x_BLD.shape[1]]
+        return self.proj((total_BLD / count_L1).to(x_BLD.dtype))
+
+
+class Upside(torch.autograd.Function):
+    """An identity whose backward is upside down and three times too large."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -3 * gradient
+
+
+class WrongBackward(Average):
+    """A hand-written backward that is wrong in every dtype."""
+
+    def forward(self, x_BLD):
+        return Upside.apply(super().forward(x_BLD))
+
+
+class Gated(Average):
+    """Gates its outputs with the newest token."""
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.gate = nn.Linear(d_model, d_model)
+
+    def gates(self, x):
+        return self.gate(x).sigmoid()
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) * self.gates(x_BLD)
+
+    def step(self, x_BD, state):
+        y_BD, state = super().step(x_BD, state)
+        return y_BD * self.gates(x_BD), state
+
+
+class HalfDetached(Gated):
+    """The input gets its gradient through the mean, and none through the gate."""
+
+    def gates(self, x):
+        return super().gates(x.detach())
+
+
+class OneOfABatch(Gated):
+    """The gate's weight gets the gradient of a batch's first sequence, as often as there are sequences."""
+
+    def gates(self, x):
+        first = x[:1] @ self.gate.weight.T
+        return (x @ self.gate.weight.detach().T + first - first.detach() + self.gate.bias).sigmoid()
+
+
+class Kinked(Gated):
+    """Norms in float32 whatever comes in, kinks, a jump whose gradient is none, draws in training."""
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.scale, self.dropout = nn.Parameter(torch.ones(d_model)), Dropout(0.1)
+
+    def gates(self, x):
+        normed = nn.functional.rms_norm(x.float(), x.shape[-1:]).to(x.dtype) * self.scale
+        gate = self.gate(self.dropout(normed))
+        return gate.relu() + (gate > 0.1).to(x.dtype) + 0.5
+
+
 @pytest.fixture(autouse=True)
 def _own_registry(own_registries):
     """Whatever a test registers is gone after it."""
@@ -176,6 +303,40 @@ def test_one_that_is_not_causal():
     found = breaches(Peeks)
     assert "the output at position 0: changes by" in found["causal"][0]
     assert "from position 20 on" in found["causal"][0]
+
+
+def test_one_that_is_not_causal_beyond_its_first_chunk():
+    found = breaches(LaterChunks)
+    assert len(found["causal"]) == 2
+    assert found["causal"][0].startswith("the output at position 128 of 201 tokens: changes by")
+    assert found["causal"][0].endswith("from position 150 on change")
+    assert found["forward prefill and steps agree"][1].startswith("201 steps, first at position 64: differs")
+    assert "gradients are right" not in found
+
+
+def test_one_that_is_not_causal_in_what_is_left_behind_whole_chunks():
+    found = breaches(Tail)
+    assert [text.partition(":")[0] for text in found["causal"]] == ["the output at position 192 of 201 tokens"]
+    assert "201 steps, first at position 192: differs" in found["forward prefill and steps agree"][1]
+
+
+def test_a_prefill_whose_state_forgets_beyond_a_chunk():
+    found = breaches(ForgetsPrompts)
+    assert list(found) == ["prefill then steps"]
+    assert found["prefill then steps"][0].startswith("prefill of 193 tokens, then steps, first at position 193")
+
+
+def test_a_mixer_of_short_sequences_is_asked_for_no_longer_ones():
+    assert breaches(Short) == {}
+
+
+def test_one_that_does_not_say_what_it_takes_is_told_how():
+    raised = breaches(ShortUnsaid)["causal"]
+    assert raised[0].endswith("(with 201 tokens; a mixer that takes fewer refuses them in check_length)")
+
+
+def test_rounding_of_a_fourier_transform_is_no_leak():
+    assert breaches(Fourier) == {}
 
 
 def test_a_step_that_differs_names_the_position():
@@ -215,6 +376,31 @@ def _line_of(text):
 
 def test_a_missing_gradient():
     assert "the gradient of input" in breaches(Detached)["gradients are right"][0]
+
+
+def test_a_backward_that_is_wrong_in_every_dtype():
+    found = breaches(WrongBackward)
+    assert list(found) == ["gradients are right"]
+    told = found["gradients are right"]
+    wrong = [text.partition(":")[0].removeprefix("the gradient of ") for text in told]
+    assert wrong == ["input", "proj.weight", "proj.bias"]
+    claimed, slope = re.findall(r"-?\d+\.\d+", told[0])
+    assert float(claimed) == pytest.approx(-3 * float(slope), rel=1e-4)
+
+
+def test_a_gradient_that_lacks_a_part_is_named():
+    found = breaches(HalfDetached)
+    assert list(found) == ["gradients are right"]
+    assert [text.partition(":")[0] for text in found["gradients are right"]] == ["the gradient of input"]
+
+
+def test_a_gradient_of_another_sequence_is_named():
+    found = breaches(OneOfABatch)["gradients are right"]
+    assert "the gradient of gate.weight" in [text.partition(":")[0] for text in found]
+
+
+def test_kinks_jumps_draws_and_norms_in_float32_have_right_gradients():
+    assert breaches(Kinked) == {}
 
 
 def test_a_size_that_is_not_as_stated():
