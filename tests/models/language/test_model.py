@@ -244,13 +244,14 @@ def test_a_step_reads_nothing_back_and_brings_nothing_from_the_host(tiny, tokens
 
 @pytest.mark.parametrize("name", ["based", "mamba", "mamba2", "mixed"])
 def test_states_of_half_precision_cost_less_than_weights_of_half_precision(tiny, tokens, name):
-    """Of 40 steps against the whole forward in float64; and a sequence's are the same beside others."""
+    """Of 40 steps against the whole forward in float64; and a sequence's are the same in another place among others."""
     tokens_BL, errors = tokens(length=40), {}
     exact = tiny(name)(tokens_BL)
     for state_dtype in ("fp32", "bf16"):
         model = tiny(name, torch.bfloat16, state_dtype=state_dtype)
-        found = [stepped(model, part_BL) for part_BL in (tokens_BL, tokens_BL[1:2])]
-        assert torch.equal(found[0][1:2], found[1])
+        # As many sequences both times: a library's products of 16 bits may depend on that.
+        found = [stepped(model, part_BL) for part_BL in (tokens_BL, tokens_BL.roll(-1, 0))]
+        assert torch.equal(found[0].roll(-1, 0), found[1])
         errors[state_dtype] = ((found[0].double() - exact).norm() / exact.norm()).item()
     assert errors["bf16"] < 1.5 * errors["fp32"]
 
