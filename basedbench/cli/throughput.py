@@ -155,14 +155,15 @@ def throughput(
 
 
 def _ceilings(store: "Store", device: str, threads: int | None, quiet: bool) -> dict[str, float]:
-    """This machine's ceilings, measured first if the folder has none."""
-    from basedbench.timing.ceilings import calibrate, stored_ceilings
+    """This machine's ceilings; those that the folder lacks are measured first."""
+    from basedbench.timing.ceilings import calibrate, rates_of, stored_ceilings
 
     found = stored_ceilings(store.root, device, threads)
-    if found:
+    missing = [name for name in rates_of(device) if name not in found]
+    if not missing:
         return found
     _announce(quiet)
-    for row in calibrate(device, CEILING_SECONDS_ON_A_CPU, threads):
+    for row in calibrate(device, CEILING_SECONDS_ON_A_CPU, threads, missing if found else ()):
         store.write("calibration", row)
     return stored_ceilings(store.root, device, threads)
 

@@ -29,8 +29,10 @@ class Contender:
 
     @property
     def version(self) -> str | None:
-        """The version of the package behind it, or of the user's own file."""
-        return _version(self.package) if self.package else source_of(type(self))
+        """The version of the package behind it, and of the user's own file."""
+        own = source_of(type(self))
+        package = _version(self.package) if self.package else None
+        return f"{own}, {self.package} {package}" if own and package else package if self.package else own
 
     @property
     def unavailable(self) -> str | None:

@@ -56,6 +56,9 @@ def attention_step() -> Call:
         last = k_BLHK.shape[1] - 1
         if q_BHK.device not in lengths:
             lengths[q_BHK.device] = torch.full((len(q_BHK),), last, dtype=torch.int32, device=q_BHK.device)
-        return attention_decode(q_BHK, k_BLHK[:, last], v_BLHV[:, last], k_BLHK, v_BLHV, lengths[q_BHK.device])
+        k_BHK, v_BHV = k_BLHK[:, last], v_BLHV[:, last]
+        if not q_BHK.is_cuda:  # the reference would write the caches' last rows to themselves, which PyTorch may refuse
+            k_BHK, v_BHV = k_BHK.clone(), v_BHV.clone()
+        return attention_decode(q_BHK, k_BHK, v_BHV, k_BLHK, v_BLHV, lengths[q_BHK.device])
 
     return call

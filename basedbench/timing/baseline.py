@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-_PLACE = ("suite", "mode", "dtype", "batch", "length", "heads", "cache", "device", "device_name")
+_PLACE = ("suite", "mode", "dtype", "batch", "length", "heads", "cache", "device", "device_name", "threads")
 _SHAPE = ("key_dim", "value_dim", "config")
 
 

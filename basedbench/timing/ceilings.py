@@ -62,6 +62,11 @@ def fractions_of(cases: Iterable[AnyCase]) -> tuple[str, ...]:
     return ("copy", *sorted({f"matmul_{case.dtype}" for case in cases}))
 
 
+def rates_of(device: str) -> list[str]:
+    """The ceilings of a device that `stored_ceilings` gives: rates, so not what a launch costs."""
+    return ["copy", *(f"matmul_{dtype}" for dtype in PRODUCTS[_kind(device)])]
+
+
 def calibrate(
     device: str,
     seconds: float,

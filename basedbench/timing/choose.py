@@ -74,11 +74,19 @@ def pending(cases: Sequence[AnyCase], rows: Sequence[Row], *, fresh: bool, retry
 
 
 def outdated(cases: Sequence[AnyCase], rows: Sequence[Row], own: Sequence[Contender]) -> list[AnyCase]:
-    """The cases of the user's `own` contenders with a row of another version of their files."""
+    """The cases of the user's `own` contenders with a row of another version of their files.
+
+    A row of what failed in its first call does not say which, and may be of an earlier one.
+    """
     versions = {one.name: one.version for one in own}
-    known = {row["case_id"]: row["contender_version"] for row in rows}
-    mine = [case for case in cases if case.contender in versions and known.get(case.id)]
+    known = {row["case_id"]: row["contender_version"] for row in rows if _says_version(row)}
+    mine = [case for case in cases if case.contender in versions and case.id in known]
     return [case for case in mine if known[case.id] != versions[case.contender]]
+
+
+def _says_version(row: Row) -> bool:
+    """Or should: of what is refused beforehand nothing has run."""
+    return bool(row["contender_version"]) or row["status"] not in ("ok", "unsupported")
 
 
 def _check(case: AnyCase, where: str) -> None:

@@ -97,12 +97,18 @@ def _results(
 
 
 def _sum_of_bits(x: Tensor) -> Tensor:
-    """A number that a change of `x` changes too; no copy of a large one is made."""
+    """A number that a change of `x` changes too, another order as well; no copy of a large one is made."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = torch.atleast_1d(x.detach().view(whole[x.element_size()]))
     longest = max(range(bits.dim()), key=bits.size)
     parts = bits.split(max(1, SUMMED * bits.size(longest) // max(1, bits.numel())), longest)
-    return torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum()
+    sums = torch.stack([_by_place(part.reshape(-1).to(torch.int64)).sum(dtype=torch.int64) for part in parts])
+    return _by_place(sums).sum()
+
+
+def _by_place(numbers: Tensor) -> Tensor:
+    """Each times an odd number of its own, modulo 2^64: another number in a place, or in another, is another term."""
+    return torch.arange(len(numbers), device=numbers.device).mul_(2).add_(1).mul_(numbers)
 
 
 def judge(results: Results, same: Results, truth: Results, case: Case, name: str) -> Verdict:

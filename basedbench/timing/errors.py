@@ -88,6 +88,8 @@ def findings(
         if results[name].shape != right.shape:
             shapes = f"shape {tuple(results[name].shape)} where {tuple(right.shape)} is due"
             return [Finding(math.nan, 0.0, f"{name}: {shapes}")]
+        if not right.numel():
+            continue
         if right.is_floating_point():
             typical = largest if sizes.get(name, math.inf) < NOTHING * largest else _typical(right)
             usual = _rounded(same[name], dtype) if name in sizes else same[name]

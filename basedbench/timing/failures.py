@@ -35,7 +35,8 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "unsupported", _sentence(error)
     if any(type(one).__module__.startswith(COMPILER_MODULES) for one in chain):
         return "compile_error", _sentence(error)
-    if any(mark in text for mark in UNSUPPORTED):
+    # Python says "unsupported operand" of a mistake.
+    if isinstance(error, RuntimeError | ValueError) and any(mark in text for mark in UNSUPPORTED):
         return "unsupported", _sentence(error)
     return "runtime_error", _sentence(error)
 

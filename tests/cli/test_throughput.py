@@ -16,6 +16,7 @@ from basedbench.cli.throughput_report import outcome
 from basedbench.engines import cores
 from basedbench.store import Store, load
 from basedbench.store.schema import blank_row
+from basedbench.timing.ceilings import calibrate, rates_of, stored_ceilings
 from basedbench.timing.worker import Failure, Worker, Workers
 from tests.cli.conftest import RunCli, heeds
 from tests.timing.conftest import make_case
@@ -308,6 +309,19 @@ def test_what_took_longest_is_told_if_most_of_the_time_was_not_for_timing(
 
 
 WANTED = ("copy", "matmul_fp32")
+
+
+def test_ceilings_that_a_stopped_command_left_out_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "CEILING_SECONDS_ON_A_CPU", 0.01)
+    store = Store(tmp_path)
+    store.write("calibration", next(iter(calibrate("cpu", 0.01, 1, ["copy"]))))
+    copy = stored_ceilings(store.root, "cpu", 1)
+    found = throughput._ceilings(store, "cpu", 1, True)
+    assert set(found) == set(rates_of("cpu"))
+    assert found["copy"] == copy["copy"]
+    assert len(list((tmp_path / "calibration").iterdir())) == len(found)
+    assert throughput._ceilings(store, "cpu", 1, True) == found
+    assert len(list((tmp_path / "calibration").iterdir())) == len(found)
 
 
 def test_a_worker_finds_the_ceilings_that_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from basedbench.contenders import operator_of, operators
+from basedbench.contenders import get_contender, operator_of, operators
 from basedbench.contenders.attention import attention_reference
 from basedbench.contenders.costs import bytes_of, flops_of
 from basedbench.contenders.draw import Draw
@@ -40,6 +40,14 @@ def test_a_step_by_the_sequence_reference_is_the_public_step(operator: str) -> N
     for name in form.states:
         torch.testing.assert_close(two[name], one[name], rtol=1e-10, atol=1e-10)
         assert operator == "attention" or not torch.equal(one[name], drawn[name])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_our_attention_steps_on_a_cpu_whatever_the_batch(batch: int) -> None:
+    case = small("attention", "decode", batch=batch)
+    drawn = operator_of(case).draw(Draw(case, 0, "cpu"))
+    y_BHV = get_contender("ours").build(case)({name: x.clone() for name, x in drawn.items()})
+    torch.testing.assert_close(y_BHV, bind(operator_of(case).reference, case)(drawn))
 
 
 @pytest.mark.parametrize("length", [1, 17, 130])

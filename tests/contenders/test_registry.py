@@ -95,3 +95,13 @@ def test_what_cannot_be_asked_about_is_not_registered(given: Any, words: str) ->
     with pytest.raises(UserError, match=words):
         register(given)
     assert "mine" not in {one.name for one in all_contenders()}
+
+
+def test_a_class_of_the_users_own_is_known_by_its_file_and_its_package() -> None:
+    class Mine(Contender):
+        name, operators, package = "mine", ("short_conv",), "torch"
+
+    version = Mine().version
+    assert version is not None
+    assert version.startswith("test_registry.py ")
+    assert version.endswith(f", torch {torch.__version__}")

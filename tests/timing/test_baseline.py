@@ -11,6 +11,7 @@ def row(contender: str, milliseconds: float | None, baseline: str = "attention/s
     return case.model_dump() | {
         "suite": "own",
         "device_name": "A",
+        "threads": 1,
         "median_ms": milliseconds,
         "baseline": "/".join(case.baseline_key),
     }
@@ -27,6 +28,11 @@ def test_one_of_the_same_operator_has_the_same_shape_and_options() -> None:
     wide = row("reference", 9.0, "reference", key_dim=8)
     assert speed_up(row("ours", 3.0, "reference"), [wide]) is None
     assert speed_up(row("ours", 3.0, "reference", key_dim=8), [wide]) == 3.0
+
+
+def test_a_baseline_has_as_many_threads() -> None:
+    one, two = row("reference", 9.0, "reference"), row("reference", 6.0, "reference") | {"threads": 2}
+    assert speed_up(row("ours", 3.0, "reference") | {"threads": 2}, [one, two]) == 2.0
 
 
 def test_no_time_is_no_ratio() -> None:

@@ -27,6 +27,8 @@ InnerError.__module__ = "triton.compiler.errors"
         (InnerError("at 5:3: unsupported operand"), "compile_error"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "runtime_error"),
         (TypeError("missing argument"), "runtime_error"),
+        (TypeError("unsupported operand type(s) for *: 'NoneType' and 'int'"), "runtime_error"),
+        (ValueError("head_dim 48 is not supported"), "unsupported"),
     ],
 )
 def test_exceptions(error: Exception, status: str) -> None:
