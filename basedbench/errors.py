@@ -60,10 +60,10 @@ def check_name(what: str, name: str) -> None:
         raise UserError(f"{what} {name!r}: a name is made of letters, digits, _, -, + and a dot.")
 
 
-def check_text(what: str, text: str) -> None:
-    """UserError unless a text from the command line is UTF-8, as all texts of rows are."""
+def check_text(what: str, text: str, then: str = "") -> None:
+    """UserError unless a text from the command line is UTF-8, as all texts of rows are; `then` is what to do."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python keeps other bytes
-        raise UserError(f"{what} {text!r}: it is not UTF-8 text.")
+        raise UserError(f"{what} {text!r}: it is not UTF-8 text{then}.")
 
 
 def filter_of(pattern: str) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from basedbench import atomic
 from basedbench.atomic import HIDDEN
-from basedbench.errors import UserError
+from basedbench.errors import UserError, check_text
 
 SUFFIX = ".parquet"
 COMPACTED = "compacted-"
@@ -53,16 +53,8 @@ def for_pyarrow(path: Path) -> str:
 
     Raises UserError for one that is not text.
     """
-    check_text(path)
+    _check_name(path)
     return os.path.abspath(path)
-
-
-def check_text(path: Path) -> None:
-    """Raises UserError for a path that is not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the results folder {str(path)!a} is not UTF-8 text: rename it.") from error
 
 
 def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
@@ -78,7 +70,7 @@ def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
 
 def check_writable(root: Path) -> None:
     """Write and remove a hidden file. Raises UserError if the folder cannot be made or written, or its name read."""
-    check_text(root)
+    _check_name(root)
     probe = root / f"{HIDDEN}probe-{secrets.token_hex(4)}"
     try:
         atomic.write(probe, b"basedbench")
@@ -108,6 +100,11 @@ def remove_stale(folder: Path) -> None:
         with suppress(OSError):  # gone meanwhile, or somebody else's
             if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink()
+
+
+def _check_name(path: Path) -> None:
+    """Raises UserError for one that is not UTF-8."""
+    check_text("results folder", str(path), ": rename it")
 
 
 def _names(folder: Path) -> set[str]:
