@@ -20,6 +20,9 @@ from .selective_scan_tiles_gluon import (
     load_either,
     load_rows,
     load_slots,
+    not_before,
+    pairs_layout,
+    pairs_of,
     parts_layout,
     parts_places,
     power_of_two,
@@ -31,8 +34,32 @@ from .selective_scan_tiles_gluon import (
     step_size,
     store_parts,
     sum_of_lanes,
+    taken_apart,
     tile_layout,
 )
+
+
+@gluon.jit
+def _load_ahead(
+    delta, u, B, C, t, first, L, row_delta: gl.constexpr, row_u: gl.constexpr, row_B: gl.constexpr,
+    row_C: gl.constexpr, channels: gl.constexpr, BLOCK_D: gl.constexpr, N: gl.constexpr, WIDTH: gl.constexpr,
+    PAIRS: gl.constexpr,
+):  # fmt: skip
+    """delta, u, B and C of a tile as in memory; in PAIRS, half as many numbers of 32 bits."""
+    EACH: gl.constexpr = 2 if PAIRS else 1
+    TD: gl.constexpr = pairs_layout(tile_layout(BLOCK_D)) if PAIRS else tile_layout(BLOCK_D)
+    TN: gl.constexpr = pairs_layout(columns_layout(WIDTH)) if PAIRS else columns_layout(WIDTH)
+    if PAIRS:
+        delta, u, B, C = pairs_of(delta), pairs_of(u), pairs_of(B), pairs_of(C)
+    t_D = t + gl.arange(0, T, gl.SliceLayout(1, TD))
+    t_N = t + gl.arange(0, T, gl.SliceLayout(1, TN))
+    d = first // EACH + gl.arange(0, BLOCK_D // EACH, gl.SliceLayout(0, TD))
+    n = gl.arange(0, WIDTH // EACH, gl.SliceLayout(0, TN))
+    delta_TD = load_rows(delta, t_D, d, L, row_delta // EACH, channels // EACH, BLOCK_D // EACH)
+    u_TD = load_rows(u, t_D, d, L, row_u // EACH, channels // EACH, BLOCK_D // EACH)
+    B_TN = load_columns(B, t_N, n, L, row_B // EACH, N // EACH, WIDTH // EACH)
+    C_TN = load_columns(C, t_N, n, L, row_C // EACH, N // EACH, WIDTH // EACH)
+    return delta_TD, u_TD, B_TN, C_TN
 
 
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
@@ -43,7 +70,7 @@ def forward(
     row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
-    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr, ASKED: gl.constexpr,
+    STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr, ASKED: gl.constexpr, PAIRS: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles, and open_y, y before
     the gate.
@@ -64,9 +91,7 @@ def forward(
     b = gl.program_id(1).to(gl.int64)
     segment = gl.program_id(2)
     d = first + gl.arange(0, BLOCK_D, gl.SliceLayout(0, TD))
-    n = gl.arange(0, WIDTH, gl.SliceLayout(0, TN))
     tt = gl.arange(0, T, gl.SliceLayout(1, TD))
-    tn = gl.arange(0, T, gl.SliceLayout(1, TN))
     bias_D = load_constant(bias, d, channels, HAS_BIAS)
     skip_D = load_constant(D_skip, d, channels, HAS_D)
     u += b * batch_u
@@ -103,29 +128,33 @@ def forward(
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
     t = begin * T
-    next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-    next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
-    next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
-    next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+    next_rows = _load_ahead(
+        delta, u, B, C, t, first, L, row_delta, row_u, row_B, row_C, channels, BLOCK_D, N, WIDTH, PAIRS
+    )  # fmt: skip
     next_slot_T = load_slots(asked, t + tt, L, ASKED)
     for tile in range(begin, end):
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
-        u_TD = next_u_TD.to(gl.float32)
-        step_TD = step_size(next_delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
+        delta_TD, u_TD, B_TN, C_TN = next_rows
+        if PAIRS:
+            delta_TD = taken_apart(delta_TD, delta.dtype.element_ty, TD)
+            u_TD = taken_apart(u_TD, u.dtype.element_ty, TD)
+            B_TN = taken_apart(B_TN, B.dtype.element_ty, TN)
+            C_TN = taken_apart(C_TN, C.dtype.element_ty, TN)
+        u_TD = u_TD.to(gl.float32)
+        step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
-        B_shared.store(columns(next_B_TN, SN))
-        C_shared.store(columns(next_C_TN, SN))
+        B_shared.store(columns(B_TN, SN))
+        C_shared.store(columns(C_TN, SN))
         t += T
-        next_delta_TD = load_rows(delta, t + tt, d, L, row_delta, channels, BLOCK_D)
-        next_u_TD = load_rows(u, t + tt, d, L, row_u, channels, BLOCK_D)
-        next_B_TN = load_columns(B, t + tn, n, L, row_B, N, WIDTH)
-        next_C_TN = load_columns(C, t + tn, n, L, row_C, N, WIDTH)
+        next_rows = _load_ahead(
+            delta, u, B, C, t, first, L, row_delta, row_u, row_B, row_C, channels, BLOCK_D, N, WIDTH, PAIRS
+        )  # fmt: skip
         slot_T = next_slot_T
         next_slot_T = load_slots(asked, t + tt, L, ASKED)
         if HAS_Z:
-            z_TD = load_either(z, t - T + tt, slot_T, d, L, row_z, channels, BLOCK_D, ASKED).to(gl.float32)
+            z_TD = load_either(z, t - T + tt, slot_T, d, L, row_z, channels, BLOCK_D, ASKED)
         if KEEP:
             here = kept + (b * tiles + tile) * (N * channels) + d3
             for i in gl.static_range(GROUPS):
@@ -158,6 +187,7 @@ def forward(
         if HAS_Z:
             if KEEP:
                 gl.store(open_y + here_TD, y_TD.to(open_y.dtype.element_ty), mask=inside_TD)
+            z_TD = not_before(z_TD).to(gl.float32)
             y_TD *= z_TD * sigmoid(z_TD)
         gl.store(y + here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
     if STATE:

@@ -85,6 +85,39 @@ def load_rows(pointer, t, d, L, row: gl.constexpr, channels: gl.constexpr, BLOCK
     )
 
 
+@gluon.constexpr_function
+def pairs_layout(whole):
+    """Of (T, half as many numbers), two of 16 bits in each, by the threads of a layout `whole`."""
+    return gl.BlockedLayout(
+        [1, whole.size_per_thread[1] // 2], whole.threads_per_warp, whole.warps_per_cta, whole.order
+    )
+
+
+@gluon.jit
+def pairs_of(pointer):
+    return pointer.to(gl.pointer_type(gl.int32), bitcast=True)
+
+
+@gluon.jit
+def taken_apart(pairs, dtype: gl.constexpr, WHOLE: gl.constexpr):
+    """Numbers of 16 bits (T,D) from pairs (T,D/2).
+
+    Rows are loaded in pairs where they wait for the next tile: others would be taken apart, and waited for, at once.
+    """
+    low = (pairs & 0xFFFF).to(gl.int16).to(dtype, bitcast=True)
+    high = (pairs >> 16).to(gl.int16).to(dtype, bitcast=True)
+    both = gl.reshape(gl.join(low, high), [pairs.shape[0], 2 * pairs.shape[1]])
+    return gl.convert_layout(both, WHOLE, assert_trivial=True)
+
+
+@gluon.jit
+def not_before(x):
+    """x as it is known from here on: what follows from a load does not wait for it earlier."""
+    if x.dtype.primitive_bitwidth == 16:
+        return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1)
+
+
 @gluon.jit
 def load_slots(asked, t, L, ASKED: gl.constexpr):
     """(T,) of a sequence: the rows of asked tokens, -1 for others; without ASKED nothing that is used."""

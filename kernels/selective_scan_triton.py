@@ -67,6 +67,13 @@ class Inputs(NamedTuple):
         rows = {f"row_{name}": x.stride(1) for name, x in {"u": self.u, "B": self.B, "C": self.C}.items()}
         return {"ALIGNED": math.gcd(16, *starts)} | rows
 
+    @property
+    def pairs(self) -> bool:
+        """Whether all rows of u, delta, B and C are whole pairs of 16 bits, and begin with one."""
+        tensors = self.u, self.delta, self.B, self.C
+        sizes = (n for x in tensors for n in (x.data_ptr() // 2, *x.stride()[:2], x.shape[2]))
+        return all(x.dtype.itemsize == 2 for x in tensors) and all(n % 2 == 0 for n in sizes)
+
     def constants(self, block: int, softplus: bool) -> dict[str, Any]:
         rows = {"delta": self.delta, "z": self.u if self.z is None else self.z}
         return {
@@ -186,7 +193,7 @@ def forward_into(
         inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.z, inputs.bias, initial, asked, y, last,
         kept, open_y, length, tiles, slots, span, *inputs.strides, HAS_D=inputs.D is not None,
         HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
-        KEEP=kept.numel() > 0, num_warps=1, maxnreg=_forward_registers(states), **inputs.rows,
+        KEEP=kept.numel() > 0, PAIRS=inputs.pairs, num_warps=1, maxnreg=_forward_registers(states), **inputs.rows,
         **inputs.constants(block, softplus) | _rows_of(asked, channels),
     )  # fmt: skip
 

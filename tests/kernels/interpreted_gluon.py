@@ -11,7 +11,7 @@ import importlib
 import sys
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton
@@ -54,12 +54,14 @@ def _copies() -> types.SimpleNamespace:
     )
 
 
-def know_reciprocals() -> None:
-    """The one instruction that kernels name themselves."""
+def know_instructions() -> None:
+    """The two that kernels name themselves: a reciprocal, and a move that keeps what follows from going before it."""
 
     def create(self: Any, code: str, form: str, values: list[Any], *more: Any) -> Any:
-        assert code.startswith("rcp.approx.ftz.f32"), code
-        result = TensorHandle(np.float32(1) / values[0].data, tl.float32)
+        result = values[0]
+        if not code.startswith("mov.b32"):
+            assert code.startswith("rcp.approx.ftz.f32"), code
+            result = TensorHandle(np.float32(1) / values[0].data, tl.float32)
         return types.SimpleNamespace(get_result=lambda index: result)
 
     InterpreterBuilder.create_inline_asm = create
@@ -169,6 +171,15 @@ class Shared:
         return Shared(self.data.transpose([_number(i) for i in order]), self.dtype)
 
 
+class BlockedLayout(NamedTuple):
+    """What others are made of."""
+
+    size_per_thread: list[int]
+    threads_per_warp: list[int]
+    warps_per_cta: list[int]
+    order: list[int]
+
+
 def _allocated(dtype: Any, shape: Any, layout: Any) -> Any:
     if layout == "barriers":
         return Barriers(Barrier() for _ in range(_number(shape[0])))
@@ -185,7 +196,7 @@ def _language() -> types.ModuleType:
     for name in (
         *("program_id", "num_programs", "load", "store", "exp", "exp2", "abs", "where", "maximum", "minimum", "cdiv"),
         *("max", "sum", "sqrt", "expand_dims", "reshape", "permute", "join", "split", "broadcast", "associative_scan"),
-        *("multiple_of", "max_contiguous", "atomic_add"),
+        *("multiple_of", "max_contiguous", "atomic_add", "inline_asm_elementwise"),
     ):
         setattr(module, name, lambda *given, _name=name, **more: getattr(tl, _name)(*given, **more))
     here.to_tensor = lambda x: x if isinstance(x, tl.tensor) else tl.full((), x, tl.int32)
@@ -197,9 +208,9 @@ def _language() -> types.ModuleType:
     here.multiple_of = lambda x, number: x
     here.barrier = lambda: None
     here.allocate_shared_memory = _allocated
-    for name in (
-        *("BlockedLayout", "SliceLayout", "SwizzledSharedLayout", "DotOperandLayout", "NVMMADistributedLayout"),
-    ):
+    here.pointer_type = tl.pointer_type
+    here.BlockedLayout = BlockedLayout
+    for name in ("SliceLayout", "SwizzledSharedLayout", "DotOperandLayout", "NVMMADistributedLayout"):
         setattr(module, name, lambda *given: None)
     return module
 

@@ -17,7 +17,7 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 if interpreted:
     quick_interpreter.hasten()
-    interpreted_gluon.know_reciprocals()
+    interpreted_gluon.know_instructions()
     interpreted_gluon.know_dependents()
     scans = [f"selective_scan_{part}" for part in ("tiles", "sums", "ends", "forward", "backward")]
     walks = [f"ssd_walk_{part}" for part in ("tiles", "forward", "backward")]
