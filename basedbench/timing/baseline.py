@@ -18,21 +18,33 @@ def counterpart(row: Row, name: str, rows: Sequence[Row]) -> Row | None:
     """The row of the contender `name`, or `subject/contender`, at the place of `row`; None if there is none.
 
     One of the same operator or model has the same widths and options; one of another only the same value width, and
-    the same logits.
+    the same logits. If it was timed with several key widths or options, the nearest key width counts, then the options
+    that agree most, then the newest row: `rows` are oldest first.
     """
     own = subject(row)
     wanted, _, contender = name.rpartition("/")
     wanted = wanted or own
     same = (*_PLACE, *(_SHAPE if wanted == own else ("value_dim",)))
-    for other in rows:
-        named = (subject(other), other["contender"]) == (wanted, contender)
-        if named and all(other[column] == row[column] for column in same) and _logits(other) == _logits(row):
-            return other
-    return None
+    found = [
+        other
+        for other in reversed(rows)
+        if (subject(other), other["contender"]) == (wanted, contender)
+        and all(other[column] == row[column] for column in same)
+        and _options(other).get("logits") == _options(row).get("logits")
+    ]
+    return min(found, key=lambda other: _distance(other, row), default=None)
 
 
-def _logits(row: Row) -> Any:
-    return json.loads(row["config"] or "{}").get("logits")
+def _distance(one: Row, other: Row) -> tuple[int, int]:
+    """By how much two key widths differ, and how many options."""
+    options, others = _options(one), _options(other)
+    unlike = [name for name in options.keys() | others.keys() if options.get(name) != others.get(name)]
+    return abs((one["key_dim"] or 0) - (other["key_dim"] or 0)), len(unlike)
+
+
+def _options(row: Row) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(row["config"] or "{}")
+    return config
 
 
 def speed_up(row: Row, rows: Sequence[Row]) -> float | None:

@@ -1,5 +1,6 @@
 """Which row a ratio is taken of."""
 
+import json
 from typing import Any
 
 from basedbench.timing.baseline import counterpart, speed_up
@@ -14,6 +15,7 @@ def row(contender: str, milliseconds: float | None, baseline: str = "attention/s
         "threads": 1,
         "median_ms": milliseconds,
         "baseline": "/".join(case.baseline_key),
+        "config": json.dumps(case.config),
     }
 
 
@@ -22,6 +24,21 @@ def test_a_baseline_of_another_operator_may_have_another_key_width() -> None:
     others = [row("sdpa", 1.0, operator="attention", key_dim=64, **one) for one in ({"length": 25}, {"value_dim": 7})]
     assert speed_up(row("ours", 2.0), [*others, attention]) == 3.0
     assert speed_up(row("ours", 2.0), others) is None
+
+
+def test_of_several_key_widths_of_another_operator_the_nearest_counts() -> None:
+    """Whichever was timed first: rows are oldest first, and one that was timed again moves to the end."""
+    narrow, alike, wide = (row("sdpa", 2.0 * key, operator="attention", key_dim=key) for key in (2, 4, 9))
+    for order in ([narrow, alike, wide], [wide, alike, narrow], [alike, wide, narrow]):
+        assert counterpart(row("ours", 2.0), "attention/sdpa", order) is alike
+    assert counterpart(row("ours", 2.0, key_dim=8), "attention/sdpa", [narrow, wide, alike]) is wide
+
+
+def test_of_several_options_of_another_operator_those_that_agree_count_then_the_newest_row() -> None:
+    rows = [row("sdpa", 1.0, operator="sliding_window", config={"window": width}) for width in (8, 64, 32)]
+    like = row("ours", 1.0, operator="attention", config={"window": 8})
+    assert counterpart(like, "sliding_window/sdpa", rows) is rows[0]
+    assert counterpart(like | {"config": "{}"}, "sliding_window/sdpa", rows) is rows[2]
 
 
 def test_one_of_the_same_operator_has_the_same_shape_and_options() -> None:
