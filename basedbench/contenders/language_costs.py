@@ -23,6 +23,7 @@ from basedbench.kernels.taylor_attention import flops as taylor_flops
 from basedbench.models.language import LanguageConfig, LanguageModel
 from basedbench.models.language.config import LayerKind
 from basedbench.models.language.costs import state_size
+from basedbench.models.language.model import counted
 
 
 def bytes_of(model: LanguageModel, case: ModelCase) -> int:
@@ -38,14 +39,17 @@ def weight_bytes(model: LanguageModel) -> int:
 
 
 def held_bytes(case: ModelCase) -> tuple[int, int]:
-    """(weights, states of all sequences): what a case's device holds at the least. Nothing is built."""
+    """(weights, states of all sequences): what a case's device holds at the least. Nothing is built.
+
+    UserError if they cannot be counted.
+    """
     config, dtype = config_of(case), DTYPES[case.dtype]
     return _weights_of(config, dtype), case.batch * state_size(config, case.length, dtype)
 
 
 @cache
 def _weights_of(config: LanguageConfig, dtype: torch.dtype) -> int:
-    return weight_bytes(LanguageModel(config, dtype=dtype, device="meta"))
+    return weight_bytes(counted(config, dtype))
 
 
 def flops_of(model: LanguageModel, case: ModelCase) -> int:

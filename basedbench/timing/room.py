@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase
+from basedbench.errors import UserError
 
 CONTEXT_BYTES = 600 * 2**20  # of every worker: the device's context, libraries, kernels
 PROCESS_BYTES = 150 * 2**20  # of one on a CPU, beside what all of them share
@@ -24,9 +25,12 @@ SCORE_BYTES = 10
 
 def does_not_fit(case: AnyCase, free_bytes: int) -> str | None:
     """Why a device with so much free memory cannot hold a case, or None."""
-    needed = sum(_held(case))
-    if case.device == "cpu":
-        needed = max(needed, _alone(case))
+    try:
+        needed = sum(_held(case))
+        if case.device == "cpu":
+            needed = max(needed, _alone(case))
+    except UserError as error:
+        return str(error)
     if needed <= free_bytes:
         return None
     return f"needs {_gib(needed)} of memory, {_gib(free_bytes)} are free"

@@ -32,6 +32,12 @@ def test_beyond_the_device_is_said_with_both_numbers() -> None:
     assert does_not_fit(make_case(batch=2**31 - 1), 1) is None  # operators are not counted
 
 
+def test_what_64_bits_cannot_count_does_not_fit() -> None:
+    sizes = TINY | {"d_model": 2**31 - 2, "layers": ["linear"]}
+    case = make_model_case("based", overrides=sizes)
+    assert does_not_fit(case, 2**62) == "it has weights of more bytes than can be counted; give it smaller sizes."
+
+
 def test_on_a_cpu_nothing_is_tried_that_would_swap() -> None:
     """The float32 copy of 16-bit weights, and what reading a prompt takes, come on top; a GPU may try."""
     case = make_model_case("based", dtype="bf16", batch=1, length=8)

@@ -261,6 +261,14 @@ class LanguageModel(nn.Module):
                     normal_linear_(module, residual_std(layers) if onto_stream else 0.02)
 
 
+def counted(config: LanguageConfig, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A model to count with, which takes no memory. UserError if it has a tensor that 64 bits cannot count."""
+    try:
+        return LanguageModel(config, dtype=dtype, device="meta")
+    except (RuntimeError, TypeError, OverflowError) as error:  # PyTorch has no type of its own for it
+        raise UserError("it has weights of more bytes than can be counted; give it smaller sizes.") from error
+
+
 def _into(target: Tensor, tensor: Tensor) -> None:
     """Write a layer's state after a prompt; a cache of keys or values may have room for more."""
     if tensor.shape != target.shape:
