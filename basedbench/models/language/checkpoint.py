@@ -22,6 +22,7 @@ import re
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
+from os.path import isdir, isfile  # which say no of a name that no file can have; those of pathlib raise
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from torch import Tensor
 
 from basedbench.errors import UserError
 from basedbench.models.language.config import STATE_SPACE, LanguageConfig
-from basedbench.models.language.model import LanguageModel
+from basedbench.models.language.model import LanguageModel, counted
 from basedbench.models.language.safetensors import read_safetensors
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # what a folder is searched for, in this order
 HEAD = "lm_head.weight"
-FREQUENCIES = re.compile(r"transformer\.layers\.(\d+)\.mixer\.rotary_emb\.inv_freq")
+FREQUENCIES = re.compile(r"transformer\.layers\.(\d{1,9})\.mixer\.rotary_emb\.inv_freq")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FIRST_FEW = 3
 RENAMED: dict[str, dict[str, tuple[str, ...]]] = {
     "linear": {"in_proj.weight": ("proj_q.weight", "proj_k.weight", "proj_v.weight")},
@@ -67,7 +69,7 @@ def identify_checkpoint(configs: Collection[LanguageConfig], path: Path | str) -
     """Twelve hex digits for the weights at `path`, however they are packed. UserError unless they fit all `configs`."""
     tensors, names = _tensors(Path(path)), set[str]()
     for config in configs:
-        model = LanguageModel(config, device="meta")
+        model = counted(config)
         names |= _check(model, released(model), tensors, path)
     return _digest(tensors, names)
 
@@ -137,27 +139,23 @@ def _plain(name: str) -> str:
 
 def _problems(expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> list[str]:
     """What keeps the tensors from being the expected ones, in words."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    unexpected = [name for name in found if name not in expected and name != HEAD and not FREQUENCIES.fullmatch(name)]
-    other = [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
-    ]  # fmt: skip
+    copies = [name for name in tensors if name == HEAD or FREQUENCIES.fullmatch(name)]
+    no_weights = [name for name in (*expected, *copies) if name in tensors and not _plain_floats(tensors[name])]
+    plain = [name for name in expected if name in tensors and name not in no_weights]
+    shapes = {name: tuple(tensors[name].shape) for name in plain}
+    other = [f"{name} is {shape}, not {expected[name]}" for name, shape in shapes.items() if shape != expected[name]]
     groups = {
-        "missing": [name for name in expected if name not in found],
-        "not expected": unexpected,
+        "missing": [name for name in expected if name not in tensors],
+        "not expected": [name for name in tensors if name not in expected and name not in copies],
         "of another shape": other,
-        "no plain tensors of floating point": [
-            name for name in expected if name in found and not _plain_floats(tensors[name])
-        ],
+        "no plain tensors of floating point": no_weights,
     }
     return [_few(what, names) for what, names in groups.items() if names]
 
 
 def _plain_floats(tensor: Tensor) -> bool:
-    """Whether it can be copied as it is: quantized weights are no weights without their scales."""
-    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
+    """Whether it can be copied as it is: quantized weights, 8-bit ones too, are no weights without their scales."""
+    return tensor.dtype in FLOATS and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
 
 
 def _few(what: str, names: list[str]) -> str:
@@ -186,18 +184,20 @@ def _own_frequencies(config: LanguageConfig, layer: int, inv_freq: Tensor) -> bo
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their names in it. UserError for what cannot be read."""
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
+    return _read_folder(path) if isdir(path) else _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not isfile(path):
         raise UserError(f"checkpoint {path}: no such file or folder; give a local path, nothing is downloaded.")
     return read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     for name in WHOLE:
-        if (folder / name).is_file():
-            return read_tensors(folder / name)
-        if (folder / f"{name}.index.json").is_file():
+        if isfile(folder / name):
+            return _read_file(folder / name)
+        if isfile(folder / f"{name}.index.json"):
             return _read_parts(folder / f"{name}.index.json")
     raise UserError(f"checkpoint {folder}: neither {' nor '.join(WHOLE)} nor an index of one lies in this folder.")
 
@@ -209,11 +209,11 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
         files = sorted(set(places.values()))
         if not all(isinstance(name, str) and Path(name).name == name for name in files):
             raise ValueError("files outside the folder")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"{index} is no index of a checkpoint ({error!r}); download it again.") from None
     tensors: dict[str, Tensor] = {}
     for name in files:
-        held = read_tensors(index.parent / name)
+        held = _read_file(index.parent / name)
         lost = [tensor for tensor, place in places.items() if place == name and tensor not in held]
         if lost:
             raise UserError(f"{index.parent / name}: {_few('missing, although the index names them', lost)}.")

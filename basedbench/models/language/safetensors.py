@@ -19,6 +19,7 @@ from torch import Tensor
 from basedbench.errors import UserError
 
 LONGEST_HEADER = 100_000_000
+MOST_NUMBERS = 2**60  # of a tensor, or if it is empty of its other sizes: PyTorch multiplies them all in 64 bits
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -85,7 +86,7 @@ def _entry(name: str, entry: Any) -> Entry:
     if shape is None or place is None or len(place) != 2:
         raise _MalformedError(f"{name!r} has the shape {entry.get('shape')!r} at {entry.get('data_offsets')!r}")
     begin, end = place
-    if end - begin != math.prod(shape) * dtype.itemsize:
+    if end - begin != math.prod(shape) * dtype.itemsize or math.prod(size or 1 for size in shape) > MOST_NUMBERS:
         raise _MalformedError(f"{name!r} of {dtype} {shape} has {end - begin} bytes")
     return dtype, shape, begin, end
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from basedbench.errors import UserError
-from basedbench.models.language import identify_checkpoint, load_checkpoint
+from basedbench.models.language import identify_checkpoint, load_checkpoint, preset
 
 RELEASED = ["based", "attention", "mamba", "mamba2"]
 
@@ -173,12 +173,40 @@ def test_a_file_that_does_not_fit_changes_nothing(based, tmp_path, part):
     assert all(torch.equal(x, before[name] + 1) for name, x in based.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.complex64, "sparse", "meta"])
-def test_tensors_that_are_no_plain_weights_are_refused(based, tmp_path, kind):
-    tensors, name = released(based), "transformer.ln_f.weight"
-    make = {"sparse": torch.Tensor.to_sparse, "meta": lambda x: x.to("meta")}.get(kind, lambda x: x.to(kind))
+TABLE, TURNS = "transformer.embeddings.word_embeddings.weight", "transformer.layers.1.mixer.rotary_emb.inv_freq"
+UNLIKELY = {
+    "int8": lambda x: x.to(torch.int8),
+    "float8": lambda x: x.to(torch.float8_e4m3fn),
+    "float4": lambda x: x.to(torch.uint8).view(torch.float4_e2m1fn_x2),
+    "complex": lambda x: x.to(torch.complex64),
+    "sparse": torch.Tensor.to_sparse,
+    "meta": lambda x: x.to("meta"),
+    "nested": lambda x: torch.nested.nested_tensor([x, x]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", UNLIKELY)
+@pytest.mark.parametrize("name", ["transformer.ln_f.weight", "lm_head.weight", TURNS])
+def test_tensors_that_are_no_plain_weights_are_refused(based, tmp_path, kind, name):
+    """Nor where they only stand beside the weights, to be compared with them."""
+    tensors = released(based)
+    tensors |= {"lm_head.weight": tensors[TABLE], TURNS: torch.ones(4)}
+    wrong = UNLIKELY[kind](tensors[name].detach())
     with pytest.raises(UserError, match=f"no plain tensors of floating point: {name}"):
-        load_checkpoint(based, save(tmp_path / "x.bin", tensors | {name: make(tensors[name].detach())}))
+        load_checkpoint(based, save(tmp_path / "x.bin", tensors | {name: wrong}))
+
+
+def test_a_layer_of_more_digits_than_python_reads(based, tmp_path):
+    name = TURNS.replace("1", "1" * 5000)
+    with pytest.raises(UserError, match="not expected: transformer"):
+        load_checkpoint(based, save(tmp_path / "x.bin", released(based) | {name: torch.ones(4)}))
+
+
+def test_a_model_too_large_to_be_counted(based, tmp_path):
+    large = preset("based-360m", vocab_size=2**31 - 1, d_model=2**31 - 32)
+    with pytest.raises(UserError, match="more bytes than can be counted"):
+        identify_checkpoint({large}, save(tmp_path / "x.bin", released(based)))
 
 
 def test_a_checkpoint_of_another_model_names_the_first_few(tiny, based, tmp_path):
@@ -243,6 +271,10 @@ def test_whatever_a_damaged_file_leads_the_unpickler_into(based, tmp_path, monke
         ({"weight_map": {"a": 3}}, "no index"),
         ({"weight_map": {"a": "part.bin"}}, "missing, although the index names them: a"),
         ({"weight_map": {"a": "other.bin"}}, "no such file"),
+        ({"weight_map": {"a": ""}}, "no such file"),  # the folder itself, whose index names it
+        ({"weight_map": {"a": ".."}}, "no such file"),
+        ({"weight_map": {"a": "x" * 5000}}, "no such file"),
+        ("[" * 100_000, "no index"),
     ],
 )
 def test_folders_that_are_no_checkpoint(based, tmp_path, index, part):

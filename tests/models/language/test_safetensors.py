@@ -68,6 +68,8 @@ def test_writing_into_a_tensor_leaves_the_file_alone(tmp_path):
         ({"a": entry("F32", [24], 0, 24)}, "has 24 bytes"),
         ({"a": entry("U8", [10**30], 0, 24)}, "has 24 bytes"),
         ({"a": entry("U8", [24], 24, 0)}, "has -24 bytes"),
+        ({"a": entry("U8", [2**70, 0], 0, 0)}, "has 0 bytes"),
+        ({"a": entry("U8", [2**40, 2**40, 0], 0, 0)}, "has 0 bytes"),
         ({"a": entry("U8", [16], 8, 24)}, "begins at byte 8"),
         ({"a": entry("U8", [16], 0, 16), "b": entry("U8", [16], 8, 24)}, "'b' begins at byte 8 of the data, not at 16"),
         ({"a": entry("U8", [8], 0, 8), "b": entry("U8", [8], 16, 24)}, "not at 8"),
