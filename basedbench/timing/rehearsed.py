@@ -30,7 +30,7 @@ class Rehearsed:
     def new(self, cases: Iterable[AnyCase]) -> list[AnyCase]:
         """Those of them that were not rehearsed before."""
         try:
-            known = set(self.file.read_text().split())
+            known = set(self.file.read_text(errors="replace").split())
         except OSError:
             known = set()
         return [case for case in cases if case.id not in known]

@@ -291,6 +291,12 @@ def test_what_was_rehearsed_is_not_again_unless_something_changed(tmp_path: Path
     assert len({*found, known.file}) == 3
 
 
+def test_a_list_that_is_no_text_is_begun_anew(tmp_path: Path) -> None:
+    known, cases = Rehearsed(tmp_path, fingerprint(), []), [make_case("ours")]
+    known.file.write_bytes(b"\xff\x00")
+    assert known.new(cases) == cases
+
+
 def test_a_folder_that_cannot_be_written_is_no_matter(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     known, cases = Rehearsed(tmp_path / "file", fingerprint(), []), [make_case("ours")]
