@@ -52,7 +52,7 @@ class DecodeSession:
 
     def prepare(self) -> dict[str, Any]:
         """Everything before the first round. Returns the columns known by then; `status` says whether to go on."""
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {"threads": torch.get_num_threads() if self.device == "cpu" else None}
         try:
             with settings_kept():
                 return known | self._prepared(known)

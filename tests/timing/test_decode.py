@@ -57,6 +57,7 @@ def test_a_row_for_every_model() -> None:
         assert (row["status"], row["model"], row["mode"], row["batch"]) == ("ok", one.name, "decode", 3)
         assert len(row["round_medians_ms"]) == 4
         assert row["tokens_per_s"] == 3 / row["median_ms"] * 1e3
+        assert row["threads"] == torch.get_num_threads()
     assert rows[0]["state_bytes"] == 4 * (2 * 16 + 2 * 16 * 20) + 4  # two conv inputs; keys, values and their count
     assert rows[0]["parameters"] == made("base_conv", "attention").parameters_count()
     assert rows[0]["case_id"] != rows[1]["case_id"]
