@@ -1,13 +1,18 @@
 """Which version of the user's own code a row is of: the file that defines a mixer or contender, and its hash."""
 
+import re
+import shlex
 import sys
+from collections.abc import Iterable
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 DIGITS = 8
+ENTRY_POINTS = "basedbench.mixers"  # the group in which installed packages offer mixers
 
 
 def source_of(thing: Any) -> str | None:
@@ -22,3 +27,14 @@ def _of_module(module: ModuleType) -> str | None:
     """Of the file as it was when this was first asked, which registering does: what is running, whatever is edited."""
     file = Path(getattr(module, "__file__", None) or "")
     return f"{file.name} {sha256(file.read_bytes()).hexdigest()[:DIGITS]}" if file.is_file() else None
+
+
+def plugin_options(sources: str | None, mixers: Iterable[str] = ()) -> str:
+    """` --plugin mine.py` for each file that a row names so: what its command needs besides.
+
+    Nothing for files of installed packages, which offer one of the row's `mixers`: they are found without.
+    """
+    if not {entry.name for entry in entry_points(group=ENTRY_POINTS)}.isdisjoint(mixers):
+        return ""
+    named = [re.fullmatch(rf"(.+\.py) [0-9a-f]{{{DIGITS}}}", one) for one in (sources or "").split(", ")]
+    return "".join(f" --plugin {shlex.quote(one[1])}" for one in named if one)

@@ -1,16 +1,18 @@
 """Rows of an edited file are told from those of the file as it is."""
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
-from basedbench import plugins
+from basedbench import plugins, sources
 from basedbench.contenders import get_contender
 from basedbench.contenders import registry as contenders
 from basedbench.mixers import get_mixer
 from basedbench.mixers import registry as mixers
-from basedbench.sources import source_of
+from basedbench.sources import plugin_options, source_of
 from basedbench.store import load
 from tests.cli.conftest import RunCli, calibrated, out, run_cli
 
@@ -105,3 +107,23 @@ def test_throughput_tells_of_rows_of_an_edited_contender(
     assert [case["due"] for case in json.loads(planned.stdout)] == [False, False]
     assert "another version" not in run_cli(*arguments, "--fresh").stderr
     assert "another version" not in run_cli(*arguments).stderr
+
+
+def test_rows_of_decode_steps_name_the_file(plugin: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    suite, out = tmp_path / "mine.yaml", tmp_path / "results"
+    suite.write_text(RECALL)
+    arguments = ["--models", suite, "--plugin", plugin, "--device", "cpu", "--rounds", 3, "--batch", 2, "--out", out]
+    assert run_cli("throughput", *arguments).exit_code == 0
+    rows = load(out, "throughput").set_index("model")
+    assert rows.loc["base_conv+mine d_model=16", "contender_version"].startswith("own.py ")
+    assert not isinstance(rows.loc["base_conv+based d_model=16", "contender_version"], str)
+    assert set(rows["vocab_size"]) == {64}
+    assert set(rows["threads"]) == {torch.get_num_threads()}
+
+
+def test_what_a_package_offers_needs_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = [EntryPoint("theirs", "their:Mixer", "basedbench.mixers")]
+    monkeypatch.setattr(sources, "entry_points", lambda group: offered)
+    assert plugin_options("their.py 0123abcd", ["base_conv", "theirs"]) == ""
+    assert plugin_options("mine.py 0123abcd", ["base_conv", "mine"]) == " --plugin mine.py"
+    assert plugin_options(None, ["based"]) == plugin_options("2.13.0") == ""

@@ -11,9 +11,9 @@ from basedbench.errors import UserError, filter_of, nearest
 MEASURES = ("time_per_token", "tokens_per_s", "median_ms")
 _MOST_SERIES = 10  # in a panel; with more, batch sizes and then value widths get panels of their own
 _APART = ["group", "mode", "dtype", "heads", "cache", "device_name", "threads"]  # never in one panel
-_SHAPE = ["batch", "key_dim", "value_dim", "config"]
+_SHAPE = ["batch", "key_dim", "value_dim", "vocab_size", "config"]
 _MODES = {"fwd": "forward", "fwd_bwd": "forward and backward", "decode": "decode step"}
-_LETTERS = {"batch": "B", "heads": "H", "key_dim": "K", "value_dim": "V"}
+_LETTERS = {"batch": "B", "heads": "H", "key_dim": "K", "value_dim": "V", "vocab_size": "vocabulary"}
 
 
 @dataclass(frozen=True)

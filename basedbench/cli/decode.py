@@ -101,7 +101,8 @@ def _decoders(runs: "Sequence[RecallCase]") -> "dict[str, Decoder]":
 
     def decoder(case: "RecallCase") -> Decoder:
         name = decoded_name(case.layer_mixers, case.d_model, case.layer_options)
-        return Decoder(name, case.config_json, partial(build_model, case), case.longest, case.task.vocab_size)
+        build = partial(build_model, case)
+        return Decoder(name, case.config_json, build, case.longest, case.task.vocab_size, case.source)
 
     return {label: decoder(case) for label, case in _models(runs).items()}
 

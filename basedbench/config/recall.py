@@ -7,13 +7,14 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from basedbench.config.grid import axis_values, expand_grid
 from basedbench.config.section import Count, Section, Seed, Suite
 
+VOCABULARY = 8192  # the paper's
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 
 class TaskSection(Section):
     """MQAR's settings shared by all segments (see basedbench.tasks.mqar)."""
 
-    vocab_size: Count = 8192
+    vocab_size: Count = VOCABULARY
     power_a: float = 0.01
     filler: str = "random"
     passes: Count = 1

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 from basedbench.errors import OWN, UserError, check_name, nearest, sentence, text_of
 from basedbench.mixers.base import Mixer, MixerOptions
-from basedbench.sources import source_of
+from basedbench.sources import ENTRY_POINTS, source_of
 from basedbench.streams import stdout_to_stderr
 
-ENTRY_POINTS = "basedbench.mixers"
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 
 _mixers: dict[str, type[Mixer]] = {}

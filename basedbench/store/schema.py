@@ -124,6 +124,8 @@ _THROUGHPUT = {
 _THROUGHPUT_EXTRA = {
     "model": _TEXT,
     "parameters": _WHOLE,
+    # Of a recall suite's model; older rows do not say.
+    "vocab_size": _WHOLE,
     # What a whole model holds on the device between calls (weights and states), and the most sequences that would fit.
     "memory_bytes": _WHOLE,
     "largest_batch": _WHOLE,

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 
 from basedbench.config import case_id
+from basedbench.config.recall import VOCABULARY
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.store.schema import blank_row
-from basedbench.timing.decode_session import VOCABULARY, Decoder, set_up
+from basedbench.timing.decode_session import Decoder, set_up
 from basedbench.timing.failures import harmless
 from basedbench.timing.rows import times
 from basedbench.timing.samples import Round
@@ -147,7 +148,7 @@ def _outcome(models: _Models, index: int, rounds: int) -> dict[str, Any] | None:
 def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, Any]:
     shape = {"mode": "decode", "dtype": "fp32", "batch": batch, "length": decoder.length}
     meaning = {"kind": "decode", "model": decoder.name, "config": json.loads(decoder.config), "device": device, **shape}
-    if decoder.vocab_size != VOCABULARY:
+    if decoder.vocab_size != VOCABULARY:  # without it are the cases that were there first
         meaning["vocab_size"] = decoder.vocab_size
     return (
         blank_row("throughput")
@@ -157,7 +158,9 @@ def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, A
             "suite": suite,
             "model": decoder.name,
             "contender": "ours",
+            "contender_version": decoder.source,
             "config": decoder.config,
+            "vocab_size": decoder.vocab_size,
             "device": device,
             "cache": "hot",
             "graph": device == "cuda",

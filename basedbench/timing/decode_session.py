@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from basedbench.ambient import settings_kept
+from basedbench.config.recall import VOCABULARY
 from basedbench.models.recall import RecallModel
 from basedbench.models.state import state_bytes
 from basedbench.timing.clock import Clock, WallClock
@@ -24,13 +25,12 @@ from basedbench.timing.telemetry import Telemetry
 CHECKED_TOKENS = 24
 TOLERANCE = 1e-3  # float32 steps against the float32 parallel form, relative
 SAMPLES = 5
-VOCABULARY = 8192  # the paper's; models of others say so in their case
 
 
 @dataclass(frozen=True)
 class Decoder:
     """A model to be timed: `name` as in the rows ("base_conv+based d_model=64"), its options as JSON, its context,
-    its words.
+    its words, and the files of the user's own mixers in it.
 
     `build` makes it, in the process that times it.
     """
@@ -40,6 +40,7 @@ class Decoder:
     build: Callable[[], RecallModel]
     length: int
     vocab_size: int = VOCABULARY
+    source: str | None = None
 
 
 class DecodeSession:

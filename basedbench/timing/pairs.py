@@ -10,9 +10,11 @@ from typing import Any
 
 from basedbench.config import suite_names
 from basedbench.config.models import ModelCase, fields_of
+from basedbench.config.recall import VOCABULARY
 from basedbench.config.throughput import Case
 from basedbench.config.timed import Timed
 from basedbench.errors import warn
+from basedbench.sources import plugin_options
 from basedbench.store.schema import decode_json
 from basedbench.timing.baseline import counterpart, subject
 from basedbench.timing.comparison import Comparison, compare_accuracies, compare_times
@@ -67,8 +69,9 @@ def case_label(row: Row) -> str:
     """The label of a throughput row's case, which `--filter` matches."""
     config = decode_json({"config": row["config"]})["config"]
     if row["mode"] == "decode" and not row["operator"]:  # of a recall suite's model
+        words = [] if row["vocab_size"] in (None, VOCABULARY) else [f"vocab_size={row['vocab_size']}"]
         options = [f"{name}={value}" for name, value in config.items()]
-        return " ".join([row["model"], row["mode"], row["dtype"], f"{row['batch']}x{row['length']}", *options])
+        return " ".join([row["model"], row["mode"], row["dtype"], f"{row['batch']}x{row['length']}", *words, *options])
     if not row["operator"]:
         return ModelCase.model_validate(_fields(ModelCase, row) | fields_of(config)).label
     return Case.model_validate(_fields(Case, row) | {"config": config}).label
@@ -112,8 +115,8 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     assert a is not None
     assert b is not None  # both have a time
     result = compare_times(_rounds(a), _rounds(b), threshold)
-    again = sorted({_chosen_by(row) for row in ([a, b] if a["contender"] != b["contender"] else [b])})
-    command = _time_command(b, again, result, out) if result.needed else None
+    again = [a, b] if a["contender"] != b["contender"] else [b]
+    command = _time_command(again, result, out) if result.needed else None
     notes = [result.reason, *_unlike(a, b)]
     result = replace(result, reason="; ".join(filter(None, notes)) or None)
     machines = hardware_difference(a, b), software_difference(a, b)
@@ -157,13 +160,19 @@ def _chosen_by(row: Row) -> str:
     return case_label({**row, "config": json.dumps(config)})
 
 
-def _time_command(row: Row, labels: Sequence[str], result: Comparison, out: str) -> str:
+def _time_command(rows: Sequence[Row], result: Comparison, out: str) -> str:
+    """What times these rows of one suite again."""
+    row = rows[-1]
     if not row["operator"] and row["mode"] == "decode":
+        mixers = row["model"].partition(" ")[0].split("+")
         place = f"--batch {row['batch']} --device {row['device']}"
-        return f"basedbench throughput --models {_suite(row)} {place} --rounds {result.needed} --out {out}"
+        options = f"{place} --rounds {result.needed} --out {out}{plugin_options(row['contender_version'], mixers)}"
+        return f"basedbench throughput --models {_suite(row)} {options}"
+    labels = sorted({_chosen_by(row) for row in rows})
     pattern = "|".join(f"^{re.escape(label)}$".replace("\\ ", " ") for label in labels)
     options = f"--filter '{pattern}' --device {row['device']} --rounds {result.needed} --fresh --out {out}"
     options += " --checkpoint PATH" if "checkpoint" in json.loads(row["config"]) else ""
+    options += "".join(dict.fromkeys(plugin_options(row["contender_version"]) for row in rows))
     return f"basedbench throughput --suite {_suite(row)} {options}"
 
 
@@ -221,4 +230,10 @@ def _machines(a: Sequence[Row], b: Sequence[Row]) -> tuple[str | None, str | Non
 def _recall_command(row: Row, result: Comparison, out: str) -> str:
     pattern = f"^{row['mixer']} d_model={row['d_model']} .*lr={row['learning_rate']:g} "
     seeds = ",".join(str(seed) for seed in range(result.needed or 0))
-    return f"basedbench recall --sweep --suite {_suite(row)} --filter '{pattern}' --seed {seeds} --out {out}"
+    options = f"--seed {seeds} --out {out}{plugin_options(row['mixer_source'], _mixers(row))}"
+    return f"basedbench recall --sweep --suite {_suite(row)} --filter '{pattern}' {options}"
+
+
+def _mixers(row: Row) -> list[str]:
+    """Those of a recall row's layers, as far as it says."""
+    return (row["layer_mixers"] or row["mixer"]).split("+")

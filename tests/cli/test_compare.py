@@ -29,6 +29,13 @@ def write_time(out: Path, length: int, milliseconds: float, contender: str = "ou
     Store(out).write("throughput", row | {"fingerprint": MACHINE, "throttled": False} | columns)
 
 
+def write_decode(out: Path, case_id: str, milliseconds: float, **columns: Any) -> None:
+    """A row of `throughput --models`."""
+    no_operator = {"operator": None, "heads": None, "key_dim": None, "value_dim": None}
+    model = {"model": "base_conv+mine d_model=16", "mode": "decode", "batch": 64, "suite": "own", "config": {}}
+    write_time(out, 64, milliseconds, **no_operator, **model, case_id=case_id, **columns)
+
+
 def write_recall(out: Path, accuracy: float, seed: int, **columns: Any) -> None:
     """A recall row."""
     row = blank_row("recall") | {"suite": "quick", "case_id": f"{seed:012d}", "seed": seed, "accuracy": accuracy}
@@ -90,6 +97,26 @@ def test_the_command_for_a_checkpoint_chooses_before_it_is_given(run_cli: RunCli
     assert "checkpoint=0123456789ab" in pair["label"]
     assert pair["command"].endswith(" --checkpoint PATH")
     assert "0123456789ab" not in pair["command"]
+
+
+def test_the_commands_name_the_users_own_files(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for folder, factor in zip(folders, (1, 1.01), strict=True):
+        write_time(folder, 512, 10 * factor, "own", spread=30, contender_version="my own.py 0123abcd, triton 3.5")
+        write_time(folder, 256, 10 * factor, spread=30, contender_version="0.1.0")
+        write_decode(folder, "a", 10 * factor, spread=30, contender_version="mine.py 0123abcd")
+        write_recall(folder, 0.5 * factor, 0, mixer="mine", mixer_source="base.py 0123abcd, mine.py 4567cdef")
+    pairs = json.loads(run_cli("compare", *folders, "--json").stdout)["pairs"]
+    named = [re.findall(r" --plugin ('[^']+'|\S+)", pair["command"]) for pair in pairs]
+    assert sorted(named) == [[], ["'my own.py'"], ["base.py", "mine.py"], ["mine.py"]]
+
+
+def test_models_of_two_vocabularies_have_two_labels(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        for words in (None, 8192, 64, 66):
+            write_decode(folder, f"of-{words}", 1, vocab_size=words)
+    labels = [pair["label"] for pair in json.loads(run_cli("compare", *folders, "--json").stdout)["pairs"]]
+    usual = "base_conv+mine d_model=16 decode fp32 64x64"
+    assert sorted(labels) == [usual, usual, f"{usual} vocab_size=64", f"{usual} vocab_size=66"]
 
 
 def test_rows_of_other_versions_are_left_out_or_unclear(run_cli: RunCli, folders: tuple[Path, Path]) -> None:

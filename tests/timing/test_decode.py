@@ -67,6 +67,7 @@ def test_a_model_of_another_vocabulary_is_another_case() -> None:
     one, cases = decoder("base_conv", "based"), set()
     for words in (8192, 66, 34):
         (row,) = decode_rows([replace(one, vocab_size=words)], "mine", "cpu", batch=1, rounds=1)
+        assert row["vocab_size"] == words
         cases.add(row["case_id"])
     assert len(cases) == 3
 
