@@ -52,7 +52,7 @@ class Finding:
 
     @property
     def absent(self) -> bool:
-        """Whether there is nothing to measure: results are missing or have another shape."""
+        """Whether there is nothing to measure: results are missing, complex or of another shape."""
         return math.isnan(self.error) and not self.bound
 
     @property
@@ -72,7 +72,7 @@ def compare(results: Results, same: Results, truth: Results, dtype: str, length:
 def findings(
     results: Results, same: Results, truth: Results, dtype: str, length: int, floor: float | None = None
 ) -> list[Finding]:
-    """Every error that is looked at; a single one with a NaN where results are missing or have another shape.
+    """Every error that is looked at; a single one with a NaN where results are missing, complex or of another shape.
 
     `floor` takes the place of the dtype's.
     """
@@ -88,6 +88,8 @@ def findings(
         if results[name].shape != right.shape:
             shapes = f"shape {tuple(results[name].shape)} where {tuple(right.shape)} is due"
             return [Finding(math.nan, 0.0, f"{name}: {shapes}")]
+        if results[name].is_complex():  # no truth is: what is imaginary would be left out of every error
+            return [Finding(math.nan, 0.0, f"{name}: complex numbers where real ones are due")]
         if not right.numel():
             continue
         if right.is_floating_point():

@@ -100,6 +100,13 @@ def test_missing_outputs_and_shapes_are_named() -> None:
     assert "shape (2, 5, 7) where (2, 5, 8) is due" in judged(y[..., :7], y).where
 
 
+def test_what_is_imaginary_is_not_passed_over() -> None:
+    y = normal(2, 5, 8)
+    finding = judged(torch.complex(y, 100 + y), y)
+    assert not finding.right
+    assert finding.where == "output 1: complex numbers where real ones are due"
+
+
 def test_one_wrong_row_shows_however_many_are_right() -> None:
     y = normal(64, LENGTH, 8)
     wrong = y.clone()
