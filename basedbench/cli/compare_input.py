@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from basedbench.config.matching import matching
 from basedbench.errors import UserError, check_text, nearest
-from basedbench.store.dataset import kinds_in, no_rows, rows
+from basedbench.store.dataset import has_rows, kinds_in, no_rows, rows
 from basedbench.timing.comparison import NOT_COMPARED, VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
 from basedbench.timing.pairs import Pair, contender_pairs, labelled, recall_pairs, time_pairs
@@ -40,11 +40,17 @@ class Place:
     def __str__(self) -> str:
         return f"{self.folder}@{self.revision}" if self.revision else str(self.folder)
 
+    def has(self, kind: str) -> bool:
+        """Whether there are rows of this kind. UserError if the revision is no text."""
+        if self.revision is None:
+            return kind in kinds_in(self.folder)
+        check_text("commit", self.revision)
+        return has_rows(self.folder, kind, _of_commit(self.revision))
+
     def rows(self, kind: str) -> Sequence[Row]:
-        """The newest row of each case. UserError if the revision left none, or is no text."""
+        """The newest row of each case. UserError if the revision left none."""
         if self.revision is None:
             return rows(self.folder, kind, understood=True)
-        check_text("commit", self.revision)
         found = rows(self.folder, kind, _of_commit(self.revision), understood=True)
         if not found:
             there = sorted({row["code_version"] or "unknown" for row in rows(self.folder, kind)})
@@ -116,11 +122,15 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
     if asked == "recall" and choice.contender is not None:
         raise UserError("--kind recall: --contender X --against Y compares throughput only.")
     wanted = [asked] if asked else list(KINDS) if choice.contender is None else ["throughput"]
-    folders = [place.folder for place in (choice.a, choice.b) if place]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"there is no results folder {str(folder)!r} to compare.")
-    found = [kind for kind in wanted if all(kind in kinds_in(folder) for folder in folders)]
+    places = [place for place in (choice.a, choice.b) if place]
+    for place in places:
+        if not place.folder.is_dir():
+            raise UserError(f"there is no results folder {str(place.folder)!r} to compare.")
+    found = [kind for kind in wanted if all(place.has(kind) for place in places)]
+    if not found:
+        folders = [place.folder for place in places]
+        stored = [kind for kind in wanted if all(kind in kinds_in(folder) for folder in folders)]
+        found = stored[:1]  # of another revision alone: `rows` says which are there
     if not found:
         empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a.folder)
         raise UserError(no_rows(empty, wanted[0]))
@@ -137,6 +147,8 @@ def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
         before = _known(choice.a, kind)
         sides[kind] = before, _known(choice.b, kind) if choice.b else before
     pairs = {kind: _pairs(choice, kind, *both) for kind, both in sides.items()}
+    if not any(pairs.values()):
+        raise UserError(f"no case in {choice.a} has a result to compare.")
     labels = {pair.label for pair in matching([*chain(*pairs.values())], choice.pattern or "", "cases")}
     found = {}
     for kind, both in sides.items():
@@ -147,7 +159,7 @@ def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
 
 
 def _pairs(choice: Choice, kind: str, before: Sequence[Row], after: Sequence[Row]) -> list[Pair]:
-    """All pairs of a kind. UserError if there are none."""
+    """All pairs of a kind. UserError if there is no such contender."""
     out = str((choice.b or choice.a).folder)
     if choice.contender is not None and choice.against is not None:
         pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
@@ -159,8 +171,6 @@ def _pairs(choice: Choice, kind: str, before: Sequence[Row], after: Sequence[Row
         raise UserError(
             f"no rows of {choice.contender!r} in {choice.a}; {nearest(choice.contender.rpartition('/')[2], names)}"
         )
-    if not pairs:
-        raise UserError(f"no case in {choice.a} has a result to compare.")
     return pairs
 
 

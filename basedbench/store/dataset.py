@@ -115,6 +115,11 @@ def rows(
     return to_rows(only_understood(kind, table, str(root)) if understood else table)
 
 
+def has_rows(root: Path | str, kind: str, where: pc.Expression) -> bool:
+    """Whether any row is chosen, of which little is read."""
+    return _read(Path(root) / kind, schema_of(kind), _NEVER_NULL, where).num_rows > 0
+
+
 def compact(root: Path | str, kind: str) -> int:
     """Merge the files of a kind into one, and return how many there were.
 

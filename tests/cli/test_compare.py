@@ -332,6 +332,30 @@ def test_two_revisions_in_one_folder(run_cli: RunCli, folders: tuple[Path, Path]
         assert message in outcome.stderr
 
 
+def test_a_kind_of_which_a_revision_has_no_rows_is_left_out(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, _ = folders
+    write_time(a, 256, 2, code_version="0.1.0+gaaaaaaaaaaaa")
+    for commit in "ab":
+        write_recall(a, 0.8, 0, code_version=f"0.1.0+g{12 * commit}")
+    outcome = run_cli("compare", f"{a}@aaaa", f"{a}@bbbb", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert [pair["kind"] for pair in json.loads(outcome.stdout)["pairs"]] == ["recall"]
+    asked = run_cli("compare", f"{a}@aaaa", f"{a}@bbbb", "--kind", "throughput")
+    assert (asked.exit_code, "no throughput rows of commit 'bbbb'" in asked.stderr) == (2, True)
+    neither = run_cli("compare", a, f"{a}@cccc")
+    assert (neither.exit_code, "no throughput rows of commit 'cccc'" in neither.stderr) == (2, True)
+
+
+def test_a_kind_without_a_result_is_left_out(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        write_time(folder, 256, 2, status="oom", median_ms=None)
+    outcome = run_cli("compare", *folders)
+    assert (outcome.exit_code, "has a result to compare" in outcome.stderr) == (2, True)
+    for folder in folders:
+        write_recall(folder, 0.8, 0)
+    assert "1 SAME: no regression" in run_cli("compare", *folders).stdout
+
+
 def unwrapped(text: str) -> str:
     return " ".join(text.split())
 
