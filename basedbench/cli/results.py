@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from basedbench.cli.documents import KINDS, TABLES
+from basedbench.cli.documents import TABLES
 
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
@@ -96,7 +96,7 @@ def table(
     names = [one for one in TABLES if one == name or one.startswith(f"{name}-")]
     if not names:
         raise UserError(f"no table is called {name!r}: {nearest(name, TABLES)}")
-    for kind in {KINDS.get(one, "throughput") for one in names} if write is not None else ():
+    for kind in {TABLES[one].kind for one in names} if write is not None else ():
         if kind is not None and kind not in dataset.kinds_in(results):
             # What the page has is worth more than that there is nothing.
             raise UserError(dataset.no_rows(results, kind))
