@@ -61,17 +61,9 @@ class Store:
         files.store_bytes(path, _parquet(to_table(kind, stored | {"row_id": name})), what)
         return path
 
-    def finished(self, kind: str) -> dict[tuple[str, str], str]:
-        """The status of every stored case, by (suite, case_id)."""
-        return finished(self.root, kind)
-
     def row(self, kind: str, suite: str, case_id: str) -> dict[str, Any] | None:
         """The newest row of a case as plain Python values, or None."""
         return next(iter(rows(self.root, kind, (pc.field("suite") == suite) & (pc.field("case_id") == case_id))), None)
-
-    def compact(self, kind: str) -> int:
-        """Merge the rows of a kind into one file; see `compact`."""
-        return compact(self.root, kind)
 
 
 def finished(root: Path | str, kind: str) -> dict[tuple[str, str], str]:

@@ -41,13 +41,13 @@ def seen(store) -> str:
 def test_a_merge_changes_nothing_a_reader_sees(store, make_row, seed):
     for part in range(2):
         fill(store, make_row, 10 * seed + part)
-        before, frame, finished = seen(store), load(store.root, "recall"), store.finished("recall")
-        assert store.compact("recall") > 1
+        before, frame, finished = seen(store), load(store.root, "recall"), dataset.finished(store.root, "recall")
+        assert dataset.compact(store.root, "recall") > 1
         assert len(list((store.root / "recall").iterdir())) == 1
         assert seen(store) == before
         assert load(store.root, "recall").to_dict("list").keys() == frame.to_dict("list").keys()
         assert repr(load(store.root, "recall").values.tolist()) == repr(frame.values.tolist())
-        assert store.finished("recall") == finished
+        assert dataset.finished(store.root, "recall") == finished
 
 
 def test_every_instant_of_a_merge_shows_every_row_and_a_kill_loses_none(store, make_row, monkeypatch):
@@ -63,9 +63,9 @@ def test_every_instant_of_a_merge_shows_every_row_and_a_kill_loses_none(store, m
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", watched)
         with pytest.raises(KeyboardInterrupt):
-            store.compact("recall")
+            dataset.compact(store.root, "recall")
     assert looks == [before] * 5
-    store.compact("recall")
+    dataset.compact(store.root, "recall")
     assert seen(store) == before
 
 
@@ -75,8 +75,8 @@ def test_a_merge_keeps_superseded_rows_and_each_row_once(store, make_row, monkey
     with monkeypatch.context() as patch:  # a merge that dies before it removes anything
         patch.setattr(Path, "unlink", fail)
         with pytest.raises(InterruptedError):
-            store.compact("recall")
-    store.compact("recall")
+            dataset.compact(store.root, "recall")
+    dataset.compact(store.root, "recall")
     (merged,) = (store.root / "recall").iterdir()
     assert dataset.pq.read_table(merged)["accuracy"].to_pylist() == [0.0, 1.0, 2.0]
 
@@ -87,22 +87,22 @@ def test_a_merge_without_room_on_the_disk_removes_nothing(store, make_row, monke
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
         with pytest.raises(UserError, match="disk is full"):
-            store.compact("recall")
+            dataset.compact(store.root, "recall")
     assert seen(store) == before
     assert sorted((store.root / "recall").iterdir()) == names
 
 
 def test_nothing_to_merge(store, make_row):
-    assert store.compact("recall") == 0
+    assert dataset.compact(store.root, "recall") == 0
     path = store.write("recall", make_row())
-    assert store.compact("recall") == 1
+    assert dataset.compact(store.root, "recall") == 1
     assert path.exists()
 
 
 def test_a_reader_looks_again_if_files_were_merged_under_its_hands(store, make_row, monkeypatch):
     fill(store, make_row, 3)
     before, stale = seen(store), files.visible(store.root / "recall")
-    store.compact("recall")
+    dataset.compact(store.root, "recall")
     answers = [stale]
     visible = files.visible
     monkeypatch.setattr(files, "visible", lambda folder: answers.pop() if answers else visible(folder))
@@ -135,13 +135,15 @@ def test_two_processes_write_while_a_third_merges_and_reads(tmp_path):
     known: set[tuple[str, str]] = set()
     merges = 0
     while any(child.poll() is None for child in children):
-        now = set(store.finished("recall"))
+        now = set(dataset.finished(store.root, "recall"))
         assert known <= now
         known = now
-        merges += store.compact("recall") > 1
+        merges += dataset.compact(store.root, "recall") > 1
     assert [child.wait() for child in children] == [0, 0]
     assert merges
-    assert set(store.finished("recall")) == {("s", f"{name}{index}") for name in "ab" for index in range(40)}
+    assert set(dataset.finished(store.root, "recall")) == {
+        ("s", f"{name}{index}") for name in "ab" for index in range(40)
+    }
 
 
 def fail(*_args, **_keywords):

@@ -45,7 +45,7 @@ def test_the_newest_row_of_a_case_wins_whatever_the_order_of_writing(store, make
     for minutes, status in ((5, "oom"), (20, "ok"), (10, "timeout")):
         store.write("recall", make_row(status=status, created_at=MORNING + timedelta(minutes=minutes)))
     store.write("recall", make_row(suite="other", status="crashed", created_at=MORNING))
-    assert store.finished("recall") == {("s", "c1"): "ok", ("other", "c1"): "crashed"}
+    assert dataset.finished(store.root, "recall") == {("s", "c1"): "ok", ("other", "c1"): "crashed"}
     assert store.row("recall", "s", "c1")["status"] == "ok"
     assert store.row("recall", "s", "c2") is None
     assert list(load(store.root, "recall")["status"]) == ["crashed", "ok"]
@@ -89,8 +89,8 @@ def test_rows_of_an_older_version_lack_columns_and_load_with_nulls(store, make_r
     assert list(frame.index) == ["old", "new"]
     assert frame["seed"]["old"] == 7
     assert pd.isna(frame["family"]["old"])
-    store.compact("recall")
-    assert store.finished("recall") == {("s", "old"): "ok", ("s", "new"): "ok"}
+    dataset.compact(store.root, "recall")
+    assert dataset.finished(store.root, "recall") == {("s", "old"): "ok", ("s", "new"): "ok"}
 
 
 def test_columns_of_a_newer_version_are_ignored_and_survive_a_merge(store, make_row):
@@ -98,7 +98,7 @@ def test_columns_of_a_newer_version_are_ignored_and_survive_a_merge(store, make_
     row = {"suite": ["s"], "case_id": ["later"], "status": ["ok"], "joules": [1.5], "created_at": [MORNING]}
     pq.write_table(pa.table(row), store.root / "recall" / "later.parquet")
     assert "joules" not in load(store.root, "recall")
-    store.compact("recall")
+    dataset.compact(store.root, "recall")
     (merged,) = (store.root / "recall").iterdir()
     joules = dict(zip(*pq.read_table(merged).select(["case_id", "joules"]).to_pydict().values(), strict=True))
     assert joules == {"later": 1.5, "now": None}
@@ -113,7 +113,7 @@ def test_unknown_columns_that_cannot_be_merged_are_told(store, make_row, twice):
         table = table.append_column("new", pa.array([1])) if twice else table
         pq.write_table(table, store.write("recall", make_row(case)).with_stem(case))
     with pytest.raises(UserError, match="new"):
-        store.compact("recall")
+        dataset.compact(store.root, "recall")
     assert len(load(store.root, "recall")) == 2
     assert len(list((store.root / "recall").iterdir())) == 4
 
@@ -128,7 +128,7 @@ def test_a_file_set_aside_replaces_none_of_the_same_name(store, make_row):
 @pytest.mark.parametrize("name", GARBAGE)
 def test_a_file_that_is_no_result_is_named_and_can_be_set_aside(store, make_row, name):
     path = put_garbage(store, name, make_row("good"))
-    for read in (lambda: load(store.root, "recall"), lambda: store.compact("recall")):
+    for read in (lambda: load(store.root, "recall"), lambda: dataset.compact(store.root, "recall")):
         with pytest.raises(UserError, match=r"cannot be read .*--set-aside-corrupt") as error:
             read()
         assert path in str(error.value)
@@ -194,15 +194,15 @@ def test_a_row_of_a_wrong_clock_hides_no_newer_one(store, make_row, capsys):
     ahead = store.write("recall", make_row("d", status="timeout", created_at=now + timedelta(days=400)))
     alone = store.write("recall", make_row("e", created_at=now + timedelta(days=300)))
     store.write("recall", make_row(created_at=now))
-    assert store.finished("recall") == {("s", "e"): "ok", ("s", "d"): "oom", ("s", "c1"): "oom"}
+    assert dataset.finished(store.root, "recall") == {("s", "e"): "ok", ("s", "d"): "oom", ("s", "c1"): "oom"}
     assert list(load(store.root, "recall")["case_id"]) == ["e", "d", "c1"]
     (warning,) = capsys.readouterr().err.splitlines()
     assert "dated in the future" in warning
     assert [str(path) in warning for path in sorted(ahead.parent.iterdir())].count(True) == 2
     assert str(ahead) in warning
     assert str(alone) in warning
-    store.compact("recall")
-    assert store.finished("recall") == {("s", "e"): "ok", ("s", "d"): "oom", ("s", "c1"): "oom"}
+    dataset.compact(store.root, "recall")
+    assert dataset.finished(store.root, "recall") == {("s", "e"): "ok", ("s", "d"): "oom", ("s", "c1"): "oom"}
 
 
 def denied(*_args, **_keywords):
@@ -252,7 +252,7 @@ def test_a_number_that_a_disk_changed_is_no_number(store, make_row, merged):
     store.write("recall", make_row("a", accuracy=0.6806))
     if merged:
         store.write("recall", make_row("b", accuracy=0.5))
-        store.compact("recall")
+        dataset.compact(store.root, "recall")
     (file,) = (store.root / "recall").glob("*.parquet")
     content, number = bytearray(file.read_bytes()), np.float64(0.6806).tobytes()
     content[content.index(number) + 6] ^= 8

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from basedbench.errors import UserError
-from basedbench.store import Store, files, load, schema
+from basedbench.store import Store, dataset, files, load, schema
 
 FULL = ((errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EIO, "disk is full or failing"))
 FULL += ((errno.EFBIG, "lift that limit"),)
@@ -58,7 +58,7 @@ def test_nan_accuracy_is_kept(store, make_row):
 @pytest.mark.parametrize("kind", schema.KINDS)
 def test_every_kind_takes_a_blank_row(store, kind):
     store.write(kind, schema.blank_row(kind) | {"suite": "s", "case_id": "c", "status": "oom", "reason": "too large"})
-    assert store.finished(kind) == {("s", "c"): "oom"}
+    assert dataset.finished(store.root, kind) == {("s", "c"): "oom"}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_full_disk_loses_one_row_and_says_which(store, make_row, monkeypatch, 
             store.write("recall", make_row("lost"))
     for part in ("case lost", "suite s", str(store.root), "are safe", "run the same command again"):
         assert part in str(error.value)
-    assert store.finished("recall") == {("s", "safe"): "ok"}
+    assert dataset.finished(store.root, "recall") == {("s", "safe"): "ok"}
     assert len(list((store.root / "recall").iterdir())) == 1
 
 
@@ -153,7 +153,7 @@ def test_a_file_system_that_is_really_full(tmp_path, make_row):
         with pytest.raises(UserError, match="disk is full"):
             write_many(store, make_row, written)
         assert written
-        assert set(store.finished("recall")) == written
+        assert set(dataset.finished(store.root, "recall")) == written
         assert not list(root.rglob(f"{files.HIDDEN}*"))
     finally:
         subprocess.run(["umount", str(root)], check=True)
@@ -168,7 +168,9 @@ def test_a_kill_in_the_middle_of_a_row_loses_that_row_alone(tmp_path):
     assert list(load(tmp_path, "recall")["case_id"]) == ["c0", "c1"]
 
 
-@pytest.mark.parametrize("clean", [lambda store: store.compact("recall"), lambda store: Store(store.root)])
+@pytest.mark.parametrize(
+    "clean", [lambda store: dataset.compact(store.root, "recall"), lambda store: Store(store.root)]
+)
 @pytest.mark.parametrize("inside", ["", "recall"])
 def test_a_merge_and_a_writer_remove_old_leftovers_of_killed_ones_alone(store, clean, inside):
     folder = store.root / inside
