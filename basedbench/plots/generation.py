@@ -1,6 +1,7 @@
 """The generation figure: tokens per second of whole models against batch and against context, a row for each size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -21,14 +22,14 @@ def generation(rows: pd.DataFrame, batch: int, length: int, *, note: str = "", w
     """The figure for rows as `analysis.language.language_rows` returns them.
 
     Left against batch at context `length`, right against context at `batch`; a panel with one place only is left out if
-    there are others. Bars are the rows' intervals, crosses along the top what failed. Raises UserError if there are
-    more lines than a panel can hold.
+    there are others, or if one before it shows the same. Bars are the rows' intervals, crosses along the top what
+    failed. Raises UserError if there are more lines than a panel can hold.
     """
     names = zip(rows["name"], rows["size"], strict=True)  # the panel says the size
     rows = rows.assign(name=[name.replace(f"-{size}", "", 1) if size else name for name, size in names])
     panels = [panel for size in dict.fromkeys(rows["size"]) for panel in _panels(rows, size, batch, length)]
     panels = [panel for panel in panels if _places(panel)]  # not every size is timed at this context
-    panels = [panel for panel in panels if _places(panel) > 1] or panels
+    panels = [panel for panel in panels if _places(panel) > 1] or _distinct(panels)
     most = max(len(panel.series) for panel in panels)
     if most > MOST_LINES:
         raise UserError(f"{most} lines in a panel are more than {MOST_LINES}; choose models with --filter.")
@@ -49,6 +50,15 @@ def _panels(rows: pd.DataFrame, size: str, batch: int, length: int) -> Iterator[
 def _series(rows: pd.DataFrame, x: str) -> Iterator[Series]:
     for name, line in rows.groupby("name", sort=False):
         yield Series(str(name), str(line["contender"].iloc[0]), "", line.sort_values(x))
+
+
+def _distinct(panels: Sequence[Panel]) -> list[Panel]:
+    """The first of those that show the same points."""
+    found: dict[object, Panel] = {}
+    for panel in panels:
+        points = (series.rows[["name", "batch", "length"]].itertuples(index=False) for series in panel.series)
+        found.setdefault((panel.title, frozenset(chain.from_iterable(points))), panel)
+    return [*found.values()]
 
 
 def _places(panel: Panel) -> int:

@@ -73,17 +73,18 @@ _STEPS = {  # within a power of the base, finest first
     2: ((1, 1.25, 1.5, 1.75), (1, 1.5)),
 }
 _SHORT = {10: 100, 2: 8}  # a range below this factor has fewer powers than one would like
-_FINER = {  # for a range about a single point, in which none of these may lie
-    10: ([step / 10 for step in range(10, 100)], [step / 5 for step in range(5, 50)]),
-    2: ([1 + step / 8 for step in range(8)],),
-}
+_FINER = {10: (), 2: ([1 + step / 8 for step in range(8)],)}  # where none of these may lie in a range
+_NARROW = 2  # a range below this factor, such as that about a single point, looks even: so its ticks are, too
 
 
 def log_ticks(low: float, high: float, base: int, most: int) -> list[float]:
     """At most `most` (>= 2) ticks between low and high: powers of the base (2 or 10) at even steps.
 
-    In a short range the powers are divided, as finely as it takes to have two.
+    In a short range the powers are divided, as finely as it takes to have two; in a narrow one of base 10 ticks are at
+    even distances.
     """
+    if base == 10 and high / low < _NARROW and (even := _even_ticks(low, high, most)):
+        return even
     first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
     for steps in (*_STEPS[base], *_FINER[base]) if high / low < _SHORT[base] else ():
         fine = [step * float(base) ** power for power in range(first - 1, last + 1) for step in steps]
@@ -92,6 +93,16 @@ def log_ticks(low: float, high: float, base: int, most: int) -> list[float]:
             return fine
     stride = max(1, math.ceil((last - first + 1) / most))
     return [float(base) ** power for power in range(first, last + 1) if power % stride == 0]
+
+
+def _even_ticks(low: float, high: float, most: int) -> list[float]:
+    """2 to `most` multiples of 1, 2 or 5 times a power of ten, as many as there can be; none if that is not to be."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (power * times for times in (1, 2, 5, 10, 20)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if 2 <= last - first + 1 <= most:
+            return [count * step for count in range(first, last + 1)]
+    return []
 
 
 def log_axis(axis: "Axis", low: float, high: float, name: str, most: int = 8) -> None:

@@ -70,6 +70,8 @@ def test_ticks_of_a_short_range_are_divided():
     assert log_ticks(7, 10, 10, 10) == [7, 7.5, 8, 8.5, 9, 9.5, 10]
     assert log_ticks(3072, 12288, 2, 5) == [3072, 4096, 6144, 8192, 12288]
     assert log_ticks(1082, 1558, 10, 6) == [1100, 1200, 1300, 1400, 1500]  # about a single point
+    assert log_ticks(83, 120, 10, 6) == [90, 100, 110, 120]  # finer below a power than above it would be odd
+    assert log_ticks(0.903, 1.301, 10, 6) == pytest.approx([1, 1.1, 1.2, 1.3])
     assert log_ticks(2600, 3500, 2, 10) == [2816, 3072, 3328]
     assert log_ticks(1000, 2000, 2, 5) == [1024, 1280, 1536, 1792]
 
