@@ -4,10 +4,12 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 from basedbench.ambient import all_kept
 from basedbench.contenders import Contender
@@ -63,7 +65,8 @@ def _run(file: Path) -> Plugin:
         contenders.restore(contenders_before)
         sys.modules.pop(name, None)
         reason = text_of(error)
-        reason = "it calls sys.exit; leave that out." if isinstance(error, SystemExit) else reason
+        called = "os._exit" if isinstance(error, _ExitAtOnce) else "sys.exit"
+        reason = f"it calls {called}; leave that out." if isinstance(error, SystemExit) else reason
         raise UserError(f"plugin {file}, line {_line(error, file)}: {reason}") from error
     return plugin
 
@@ -76,10 +79,31 @@ def _execute(file: Path, name: str) -> None:
     sys.modules[name] = module  # where pydantic, dataclasses and pickle look its classes up
     here = os.getcwd()
     try:
-        with stdout_to_stderr(), all_kept():
+        with stdout_to_stderr(), all_kept(), _exits_raised():
             spec.loader.exec_module(module)
     finally:
         os.chdir(here)  # of which the names of other files, and --out, are told
+
+
+class _ExitAtOnce(SystemExit):
+    """What `os._exit` raises."""
+
+
+@contextmanager
+def _exits_raised() -> Iterator[None]:
+    """`os._exit` would end the command without a word. Not in what the file forks: that ends so."""
+    leave, here = os._exit, os.getpid()
+
+    def raised(status: int) -> NoReturn:
+        if os.getpid() != here:
+            leave(status)
+        raise _ExitAtOnce(status)
+
+    os._exit = raised
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def _line(error: BaseException, file: Path) -> int:
