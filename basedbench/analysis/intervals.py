@@ -1,4 +1,5 @@
-"""Student's t: the interval around a mean of few values (seeds, rounds), and around the difference of two means.
+"""Student's t: the interval around a mean of few values (seeds, rounds), and around the difference of two means. And
+Fisher's exact test: whether two shares differ.
 
 The distribution function is the closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4),
 so that plotting needs no statistics library.
@@ -53,6 +54,13 @@ class Welch:
         """The interval of the difference."""
         half = t_quantile(max(1, int(self.degrees)), confidence) * self.error
         return self.difference - half, self.difference + half
+
+
+def share_probability(a: tuple[int, int], b: tuple[int, int]) -> float:
+    """How often two equal shares would come out as unlike as `a` and `b`, (some, of how many) each, or more so."""
+    some, count = a[0] + b[0], a[1] + b[1]
+    ways = [math.comb(a[1], k) * math.comb(b[1], some - k) if some >= k else 0 for k in range(a[1] + 1)]
+    return sum(way for way in ways if way <= ways[a[0]]) / math.comb(count, some)
 
 
 def _probability_within(angle: float, degrees: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from basedbench.analysis.intervals import share_probability
 from basedbench.config import suite_names
 from basedbench.config.models import ModelCase, fields_of
 from basedbench.config.recall import VOCABULARY
@@ -17,7 +18,7 @@ from basedbench.errors import warn
 from basedbench.sources import plugin_options
 from basedbench.store.schema import decode_json
 from basedbench.timing.baseline import counterpart, subject
-from basedbench.timing.comparison import Comparison, compare_accuracies, compare_times
+from basedbench.timing.comparison import LEVEL, Comparison, compare_accuracies, compare_times
 from basedbench.timing.machines import hardware_difference, software_difference
 
 Row = Mapping[str, Any]
@@ -204,17 +205,25 @@ def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
 
 
 def _with_diverged(result: Comparison, a: Sequence[Row], b: Sequence[Row]) -> Comparison:
-    """With the seeds that diverged: where one side has a larger share of them, the others cannot show it as good."""
-    tried = [[row["status"] for row in rows if row["status"] in ("ok", "diverged")] for rows in (a, b)]
-    lost = [statuses.count("diverged") for statuses in tried]
+    """With the seeds that diverged: where one side has a larger share of them, the others cannot show it as good.
+
+    Where that is no chance it is the worse one, unless the others say that it is better.
+    """
+    statuses = [[row["status"] for row in rows] for rows in (a, b)]
+    lost = [one.count("diverged") for one in statuses]
+    tried = [count + one.count("ok") for count, one in zip(lost, statuses, strict=True)]
     if not any(lost):
         return result
-    told = [f"{lost[i]} of {len(tried[i])} seeds diverged in {'AB'[i]}" for i in (0, 1) if lost[i]]
-    result = replace(result, reason="; ".join(filter(None, [*told, result.reason])))
-    share_a, share_b = (lost[i] / len(tried[i]) for i in (0, 1))
-    if share_a == share_b or result.verdict == ("LOWER" if share_b > share_a else "HIGHER"):
-        return result
-    return replace(result, verdict="UNCLEAR", needed=max(result.needed or 0, 2 * max(map(len, tried))))
+    told = [f"{lost[i]} of {tried[i]} seeds diverged in {'AB'[i]}" for i in (0, 1) if lost[i]]
+    share_a, share_b = (lost[i] / tried[i] for i in (0, 1))
+    worse, better = ("LOWER", "HIGHER") if share_b > share_a else ("HIGHER", "LOWER")
+    if share_a == share_b or result.verdict == worse:
+        return replace(result, reason="; ".join(filter(None, [*told, result.reason])))
+    others = result.reason if result.verdict == "UNCLEAR" else f"the others alone would be {result.verdict}"
+    reason = "; ".join(filter(None, [*told, others]))
+    if result.verdict != better and share_probability((lost[0], tried[0]), (lost[1], tried[1])) < LEVEL:
+        return replace(result, verdict=worse, reason=f"{reason}; so unlike shares are no chance", needed=None)
+    return replace(result, verdict="UNCLEAR", reason=reason, needed=max(result.needed or 0, 2 * max(tried)))
 
 
 def _machines(a: Sequence[Row], b: Sequence[Row]) -> tuple[str | None, str | None]:

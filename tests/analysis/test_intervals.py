@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from basedbench.analysis.intervals import Welch, t_interval, t_quantile
+from basedbench.analysis.intervals import Welch, share_probability, t_interval, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 10, 29, 100, 1001])
@@ -53,3 +53,18 @@ def test_identical_groups_without_spread_are_not_different() -> None:
     same = Welch([2.0, 2.0, 2.0], [2.0, 2.0, 2.0])
     assert not same.significant()
     assert same.interval() == (0.0, 0.0)
+
+
+def test_shares_are_compared_as_scipy_does() -> None:
+    shares = [
+        ((0, 7), (6, 7)),
+        ((1, 9), (11, 12)),
+        ((3, 10), (3, 10)),
+        ((8, 10), (1, 6)),
+        ((0, 4), (0, 9)),
+        ((2, 2), (5, 5)),
+    ]
+    for a, b in shares:
+        table = [[some, count - some] for some, count in (a, b)]
+        assert share_probability(a, b) == pytest.approx(stats.fisher_exact(table).pvalue)
+        assert share_probability(b, a) == pytest.approx(share_probability(a, b))

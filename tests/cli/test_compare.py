@@ -236,6 +236,21 @@ def test_seeds_that_diverged_are_not_passed_over(run_cli: RunCli, folders: tuple
     assert "--seed 0,1,2,3,4,5,6,7" in pairs[0]["command"]
 
 
+def test_a_share_of_diverged_seeds_that_is_no_chance_is_a_verdict(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    """However many seeds are run, it would be UNCLEAR for ever."""
+    for d_model, in_a, in_b, more in ((16, 0, 10, 0.0), (32, 10, 0, 0.0), (64, 0, 10, 0.2), (128, 0, 10, -0.2)):
+        for folder, lost, better in zip(folders, (in_a, in_b), (0.0, more), strict=True):
+            for seed in range(20):
+                failed = {"status": "diverged"} if seed < lost else {}
+                write_recall(folder, 0.6 + 1e-4 * seed + better, 20 * d_model + seed, d_model=d_model, **failed)
+    outcome = run_cli("compare", *folders, "--json")
+    pairs = json.loads(outcome.stdout)["pairs"]
+    assert [pair["verdict"] for pair in pairs] == ["LOWER", "HIGHER", "UNCLEAR", "LOWER"]
+    assert outcome.exit_code == 1
+    said = "10 of 20 seeds diverged in B; the others alone would be SAME; so unlike shares are no chance"
+    assert (pairs[0]["reason"], pairs[0]["command"]) == (said, None)
+
+
 def test_both_kinds_unless_one_is_chosen(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for folder in folders:
         write_time(folder, 256, 1)
