@@ -14,8 +14,9 @@ The loops have no branches around a sum that is being multiplied into: with one,
 instruction of the products. So each logit is compared with the target, which most blocks hold for one of their
 positions anyway. Which of equal logits comes first is worked out afterwards, where there are any.
 
-Half precision up to D = 256 has kernels with fewer instructions: `linear_cross_entropy_half_triton`; its forward is for
-bfloat16 alone. They begin with a launch more in each direction, which few positions do not repay.
+bfloat16 of widths 64 and 128 has kernels of its own on Hopper: `linear_cross_entropy_gluon`. Other half precision up to
+D = 256 has kernels with fewer instructions: `linear_cross_entropy_half_triton`; its forward is for bfloat16 alone. They
+begin with a launch more in each direction, which few positions do not repay.
 
 The vocabulary (forward) and the positions (backward) are divided among programs where the grid would be too small for
 the device; partial results are added in a fixed order: results are reproducible bit by bit. Sums, exponentials and
@@ -34,6 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import linear_cross_entropy_pairs as pairs
 from .linear_cross_entropy_half_triton import ROWS, launch_forward, launch_weight_gradient, scale_rows
 from .partial_sums_triton import sum_parts
 from .precision import float32_precision
@@ -41,7 +43,7 @@ from .precision import float32_precision
 SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
-FINISHED = 8192  # numbers that a program loads when it puts shares together: 64 registers of a thread
+FINISHED = 4096  # numbers that a warp loads when it puts shares together: 128 registers of a thread
 FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
 
@@ -54,6 +56,9 @@ class Blocks(NamedTuple):
     stages: int
     registers: int | None = None  # at most so many for each thread
     together: int = 2  # programs that a multiprocessor is to run at once
+
+
+IN_PAIRS = Blocks(pairs.BLOCK, pairs.BLOCK, 4, 6, together=pairs.TOGETHER)  # of the kernels in Gluon
 
 
 @triton.jit
@@ -309,10 +314,17 @@ def shares(blocks: int, length: int, block: int, together: int = 2) -> tuple[int
     return triton.cdiv(length, share), share
 
 
-def finish_rows(positions: int, width: int, shares: int) -> int:
-    """Positions that one program finishes: few where rows or shares of them fill it, or where programs would be few."""
-    room = min(2048 // padded(width), FINISHED // (padded(width) * triton.next_power_of_2(shares)))
-    return max(1, min(16, room, triton.next_power_of_2(positions // (2 * MULTIPROCESSORS) + 1)))
+def finish_plan(positions: int, width: int, shares: int) -> tuple[int, int]:
+    """Positions that one program finishes, and its warps: a thread holds so many numbers of all shares as it may.
+
+    With several shares a warp for two positions is fastest, for what waits is a program.
+    """
+    numbers = padded(width) * triton.next_power_of_2(shares)
+    if shares > 1:
+        rows = 2 if 2 * numbers <= FINISHED else 1
+        return rows, max(1, rows * numbers // FINISHED)
+    enough = triton.next_power_of_2(positions // (2 * MULTIPROCESSORS) + 1)
+    return max(1, min(16, 1024 // padded(width), enough)), 4
 
 
 def pieces_of(dtype: torch.dtype) -> int:
@@ -345,14 +357,19 @@ def forward_operator(
     x, weight, target = x.contiguous(), weight.contiguous(), target.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
+    in_pairs = pairs.taken(x, weight)
     bounded = x.dtype == torch.bfloat16 and D <= BOUNDED and N > FEW
     blocks = bounded_blocks(D) if bounded else forward_blocks(D, pieces, differentiable)
-    splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words, blocks.together)
+    if in_pairs:
+        blocks = IN_PAIRS
+    splits, words = shares(triton.cdiv(N, blocks.positions), V, blocks.words * (1 + in_pairs), blocks.together)
     loss, hit, saved, slope = outputs(x, weight, target, differentiable)
     rows = loss.new_empty(splits, 4, N)
     expected = loss.new_empty(splits, N, D) if differentiable else loss
     how: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
-    if bounded:
+    if in_pairs:
+        pairs.launch_forward(x, weight, target, rows, expected, words, differentiable=differentiable)
+    elif bounded:
         tile = blocks.positions, blocks.words, padded(D)
         launch_forward(x, weight, target, rows, expected, words, differentiable=differentiable, blocks=tile, **how)
     else:
@@ -361,11 +378,11 @@ def forward_operator(
             D=D, BLOCK_N=blocks.positions, BLOCK_V=blocks.words, BLOCK_D=padded(D), PIECES=pieces,
             WHOLE=V % blocks.words == 0, EXPECTED=differentiable, **how,
         )  # fmt: skip
-    finished = finish_rows(N, D, splits)
+    finished, warps = finish_plan(N, D, splits)
     lce_finish_kernel[(triton.cdiv(N, finished),)](
         x, weight, target, rows, expected, loss, hit, saved, slope, N, V, splits,
         D=D, BLOCK_N=finished, BLOCK_V=blocks.words, BLOCK_D=padded(D),
-        BLOCK_S=triton.next_power_of_2(splits), EXPECTED=differentiable,
+        BLOCK_S=triton.next_power_of_2(splits), EXPECTED=differentiable, num_warps=warps,
     )  # fmt: skip
     return loss, hit, saved, slope
 
@@ -387,15 +404,20 @@ def gradient_operator(
     x, weight, target, grad_loss = x.contiguous(), weight.contiguous(), target.contiguous(), grad_loss.contiguous()
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
+    in_pairs = pairs.taken(x, weight)
     half = x.dtype.itemsize == 2 and D <= BOUNDED and N > FEW
     blocks = slopes_blocks(D) if half else backward_blocks(D, pieces)
-    splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions, blocks.together)
+    if in_pairs:
+        blocks = IN_PAIRS
+    splits, positions = shares(triton.cdiv(V, blocks.words), N, blocks.positions * (1 + in_pairs), blocks.together)
     parts = saved.new_empty(splits, V, D) if splits > 1 else torch.empty_like(weight)
     grad_x = x.new_empty(slope.shape)
     how: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": blocks.stages, "maxnreg": blocks.registers}
-    if half:
+    given = x, weight, target, saved, slope, grad_loss, grad_x
+    if in_pairs:
+        pairs.launch_weight_gradient(*given, parts, splits, positions)
+    elif half:
         tile = blocks.positions, blocks.words, padded(D)
-        given = x, weight, target, saved, slope, grad_loss, grad_x
         launch_weight_gradient(*given, parts, splits, positions, blocks=tile, **how)
     else:
         lce_weight_kernel[(triton.cdiv(V, blocks.words), splits)](

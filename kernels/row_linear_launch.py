@@ -3,8 +3,6 @@
 # mypy: allow-untyped-defs
 
 from collections.abc import Mapping
-from copy import copy
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -15,30 +13,12 @@ from torch import Tensor
 from .dependents import take_counters
 from .gluon_modules import gluon_module
 from .row_linear import MODULE, Plan, batch_of
+from .tensor_maps import tensor_map
 
 COUNTERS = 256  # tiles and groups of a launch, at most
 PAIRS = ("gate", "conv")  # ends that make one output of two, which lie half the outputs apart in the weight
 BESIDES = ("residual", "gain", "new_residual", "new_squares", "taps", "taps_bias", "state")  # what some ends take
 _counters: dict[tuple[torch.device, int], Tensor] = {}
-
-
-@lru_cache(maxsize=1024)
-def _map_of(sizes: tuple[int, ...], strides: tuple[int, ...], block: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """A tensor map for any tensor of this shape, yet without one."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    layout = NVMMASharedLayout(128, 16, len(sizes))
-    made = TensorDescriptor(torch.empty(1024, dtype=dtype), list(sizes), list(strides), list(block), layout)
-    made.base = None
-    return made
-
-
-def tensor_map(x: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], block: tuple[int, ...]) -> Any:
-    """Blocks of x as a tensor of these sizes; what lies beyond it reads as zero."""
-    made = copy(_map_of(sizes, strides, block, x.dtype))
-    made.base = x
-    return made
 
 
 def _rows_map(x: Tensor, rows: int, width: int) -> Any:

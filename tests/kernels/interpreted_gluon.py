@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
@@ -22,7 +23,12 @@ from tests.kernels import guard
 
 PARTS = ("", ".language", ".language.nvidia.ampere", ".language.nvidia.hopper")
 NAMES = tuple(f"triton.experimental.gluon{part}" for part in PARTS)
-NUMPY = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # what the interpreter keeps numbers in
+NUMPY = {
+    "fp32": np.float32,
+    "fp16": np.float16,
+    "bf16": np.uint16,
+    "int32": np.int32,
+}  # what the interpreter keeps numbers in
 
 
 def _number(x: Any) -> int:
@@ -52,6 +58,9 @@ def _copies() -> types.SimpleNamespace:
         commit_group=lambda: None,
         wait_group=lambda count: None,
     )
+
+
+tl.block_type.layout = None  # what kernels ask a tensor for
 
 
 def know_instructions() -> None:
@@ -84,7 +93,9 @@ class Map:
     def tile(self, corner: list[int]) -> np.ndarray:
         for watcher in guard.watchers:
             watcher.touched(np.array([self.base.data_ptr()]), "read")
-        whole = np.array(self.base.as_strided(self.sizes, self.strides).float().numpy())
+        tensor = self.base.as_strided(self.sizes, self.strides)
+        bits = self.dtype == tl.bfloat16
+        whole = tensor.view(torch.int16).numpy().view(np.uint16) if bits else tensor.float().numpy()
         cut = whole[tuple(np.s_[first : first + count] for first, count in zip(corner, self.block, strict=True))]
         edges = [(0, count - found) for count, found in zip(self.block, cut.shape, strict=True)]
         return np.pad(cut, edges).astype(NUMPY[self.dtype.name])
@@ -131,20 +142,27 @@ def _hopper() -> types.ModuleType:
     def waited(bar: Barrier, phase: Any) -> None:
         assert bar["phase"] != _number(phase), "waits for ever"
 
-    def product(a: Shared, b: Shared, sums: Any, is_async: bool) -> Any:
-        return _tensor(sums.handle.data + a.data.astype(np.float32) @ b.data.astype(np.float32), tl.float32)
+    def values(x: Any) -> np.ndarray:
+        data = x.data if isinstance(x, Shared) else x.handle.data
+        if x.dtype == tl.bfloat16:
+            return (data.astype(np.uint32) << 16).view(np.float32)
+        return data.astype(np.float32)
+
+    def product(a: Any, b: Shared, sums: Any, is_async: bool, use_acc: bool = True) -> Any:
+        return _tensor(values(a) @ values(b) + (sums.handle.data if use_acc else 0), tl.float32)
 
     module.tma = types.SimpleNamespace(async_copy_global_to_shared=copied)
     module.mbarrier = types.SimpleNamespace(
         init=lambda bar, count: None, expect=expected, wait=waited, MBarrierLayout=lambda: "barriers"
     )
     module.warpgroup_mma, module.warpgroup_mma_wait = product, lambda count, sums: sums[0]
+    module.warpgroup_mma_init = lambda sums: sums
     module.fence_async_shared = lambda: None
     return module
 
 
 class Shared:
-    """A block of shared memory, or a part of one; it starts as NaN."""
+    """A block of shared memory, or a part of one; numbers start as NaN."""
 
     def __init__(self, data: np.ndarray, dtype: Any) -> None:
         self.data, self.dtype, self.shape = data, dtype, data.shape
@@ -183,7 +201,7 @@ class BlockedLayout(NamedTuple):
 def _allocated(dtype: Any, shape: Any, layout: Any) -> Any:
     if layout == "barriers":
         return Barriers(Barrier() for _ in range(_number(shape[0])))
-    nothing = 0x7FC0 if dtype == tl.bfloat16 else np.nan
+    nothing = {"bf16": 0x7FC0, "int32": -(2**31)}.get(dtype.name, np.nan)
     return Shared(np.full([_number(n) for n in shape], nothing, NUMPY[dtype.name]), dtype)
 
 

@@ -21,12 +21,8 @@ if interpreted:
     interpreted_gluon.know_dependents()
     scans = [f"selective_scan_{part}" for part in ("tiles", "sums", "ends", "forward", "backward")]
     walks = [f"ssd_walk_{part}" for part in ("tiles", "forward", "backward")]
-    interpreted_gluon.load(
-        [
-            f"basedbench.kernels.{name}_gluon"
-            for name in (*scans, *walks, "long_conv", "row_linear_ends", "row_linear", "sliding_window_step", "wkv4")
-        ],
-    )
+    others = "linear_cross_entropy", "long_conv", "row_linear_ends", "row_linear", "sliding_window_step", "wkv4"
+    interpreted_gluon.load([f"basedbench.kernels.{name}_gluon" for name in (*scans, *walks, *others)])
 
 collect_ignore_glob = [] if interpreted or torch.cuda.is_available() else ["test_*.py"]
 
@@ -62,11 +58,12 @@ def dtypes() -> tuple[torch.dtype, ...]:
 
 @pytest.fixture
 def tensor_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel of `row_linear` finds its tensors: interpreted by a stand-in, on a GPU only by Hopper."""
+    """Kernels find their tensors: interpreted by a stand-in, on a GPU only by Hopper."""
     if interpreted:
-        from basedbench.kernels import row_linear_launch
+        from basedbench.kernels import linear_cross_entropy_pairs, row_linear_launch
 
-        monkeypatch.setattr(row_linear_launch, "tensor_map", lambda x, *more: interpreted_gluon.Map(x, *more))
+        for launches in (linear_cross_entropy_pairs, row_linear_launch):
+            monkeypatch.setattr(launches, "tensor_map", lambda x, *more: interpreted_gluon.Map(x, *more))
     elif torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("written for Hopper")
 

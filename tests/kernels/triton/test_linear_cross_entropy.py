@@ -12,7 +12,7 @@ from basedbench.kernels import linear_cross_entropy as public
 from basedbench.kernels.linear_cross_entropy import reference
 from basedbench.kernels.linear_cross_entropy_triton import (
     FINISHED,
-    finish_rows,
+    finish_plan,
     forward_operator,
     gradient_operator,
     linear_cross_entropy,
@@ -46,6 +46,7 @@ LEAST = 1e-7  # of the norm of the exact value: what the sums' order may change
 def kernels(request, monkeypatch) -> str:
     """The shapes are small here: half precision takes the kernels of many positions, or all those of few."""
     monkeypatch.setattr(module, "FEW", 0 if request.param == "many" else 2**30)
+    monkeypatch.setattr(module.pairs, "WIDTHS", ())  # test_linear_cross_entropy_pairs
     return request.param
 
 
@@ -259,9 +260,10 @@ def test_what_the_kernels_take(dtype, width, trained, expected):
 @pytest.mark.parametrize("positions", [1, 100, 528, 1056, 2112, 2**20])
 def test_all_shares_of_a_program_fit_in_registers(width, positions):
     for count in range(1, 17):
-        rows = finish_rows(positions, width, count)
+        rows, warps = finish_plan(positions, width, count)
         assert rows in (1, 2, 4, 8, 16)
-        assert rows * triton.next_power_of_2(count) * padded(width) <= FINISHED
+        assert warps in (1, 2, 4)
+        assert rows * triton.next_power_of_2(count) * padded(width) <= warps * FINISHED
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
