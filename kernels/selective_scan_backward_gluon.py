@@ -3,19 +3,24 @@
 Per tile: the states again, from the one before it that the forward kept, left in registers; then, in reverse, their
 gradient g_t = C_t dy_t + a_t+1 g_t+1, which gives A's: delta_t a_t g_t h_t-1. The gradients of states and of A stay in
 registers throughout. Sums over states change places in shared memory, by four steps; those over channels stand in
-`selective_scan_sums_gluon`. The next tile's loads are issued before the sums, when states no longer take registers.
+`selective_scan_sums_gluon`. COPIES: the next tile's inputs are copied to shared memory on the way back
+(`selective_scan_copies_gluon`); otherwise they are loaded before the sums, when states no longer take registers.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,var-annotated"
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from .selective_scan_copies_gluon import ask, kept_rows, room, take
 from .selective_scan_sums_gluon import (
     add_sums,
     gathered,
     last_first,
     no_sums,
+    room_for_sums,
+    store_sums,
     sum_of,
     sums_layout,
     sums_places,
@@ -45,6 +50,7 @@ from .selective_scan_tiles_gluon import (
     sigmoid,
     state_places,
     states_layout,
+    step_and_slope,
     step_size,
     store_parts,
     sum_of_lanes,
@@ -92,6 +98,7 @@ def backward(
     SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
     STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr, ASKED: gl.constexpr,
+    COPIES: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
@@ -111,6 +118,7 @@ def backward(
     LSD: gl.constexpr = parts_layout(BLOCK_D, WARPS)
     SUMS: gl.constexpr = sums_layout(SN, WARPS)
     DN: gl.constexpr = gl.SliceLayout(0, S3)
+    KEPT: gl.constexpr = kept_rows(BLOCK_D, SN, WARPS)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
     segment = gl.program_id(2)
@@ -160,12 +168,15 @@ def backward(
     step_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     x_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     dy_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
-    u_shared = gl.allocate_shared_memory(u.dtype.element_ty, [T, BLOCK_D], ROWS)
-    delta_shared = gl.allocate_shared_memory(delta.dtype.element_ty, [T, BLOCK_D], ROWS)
+    u_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
+    slope_shared = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], ROWS)
     B_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     C_shared = gl.allocate_shared_memory(gl.float32, [LANES, SN, T * PLACES], COLUMNS)
     dx_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
     dstep_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
+    sums_shared = ()
+    for _ in gl.static_range(BATCH):
+        sums_shared += (room_for_sums(SN, WARPS),)
     dD_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     dbias_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     begin = segment * span
@@ -173,21 +184,35 @@ def backward(
     tile = end - 1
     slot_T = load_slots(asked, tile * T + tt, L, ASKED)
     next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)
-    next_tile = _load_tile(
-        u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
-        row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z, ASKED,
-    )  # fmt: skip
+    if COPIES:
+        places = room(u, delta, B, C, z, open_y, dy, SN, GROUPS, BLOCK_D, WARPS, HAS_Z)
+        ask(
+            places, u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, first, L, row_B, row_C, channels,
+            row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, WARPS, HAS_Z, ASKED,
+        )  # fmt: skip
+        async_copy.wait_group(0)
+    else:
+        next_tile = _load_tile(
+            u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
+            row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z, ASKED,
+        )  # fmt: skip
     for _ in range(begin, end):
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
-        delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G = next_tile
-        delta_shared.store(delta_TD)
-        u_shared.store(u_TD)
+        if COPIES:
+            delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN = take(places, TD, TN)
+        else:
+            delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G = next_tile
         B_shared.store(columns(B_TN, SN))
         C_shared.store(columns(C_TN, SN))
         u_TD = u_TD.to(gl.float32)
+        u_shared.store(u_TD)
         dy_TD = dy_TD.to(gl.float32)
-        step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
+        if SOFTPLUS:
+            step_TD, slope_TD = step_and_slope(delta_TD, bias_D[None, :], inside_TD)
+            slope_shared.store(slope_TD)
+        else:
+            step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
         if HAS_Z:
@@ -209,7 +234,11 @@ def backward(
         for group in gl.static_range(0, GROUPS, BATCH):
             states = ()
             for i in gl.static_range(group, group + BATCH):
-                states += (states_G[i],)
+                if COPIES:
+                    kept_i = places[7][i].load(KEPT)
+                    states += (gl.reshape(kept_i, [LANES, SN, BLOCK_D]),)
+                else:
+                    states += (states_G[i],)
             decays = ()
             for s in gl.static_range(T):
                 step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
@@ -220,6 +249,12 @@ def backward(
                     states += (a * states[s * BATCH + j] + added,)
                     decays += (a,)
             barrier()  # what follows is read again, and computed again, instead of taking registers all the while
+            if COPIES and group + BATCH == GROUPS:  # nobody reads this tile's any more
+                following = gl.maximum(tile - 1, begin)  # after the last tile, that one again
+                ask(
+                    places, u, delta, B, C, z, open_y, dy, kept, following, next_slot_T, tt, tn, d, n, first, L,
+                    row_B, row_C, channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, WARPS, HAS_Z, ASKED,
+                )  # fmt: skip
             carry = ()
             dA = ()
             dB = ()
@@ -268,16 +303,21 @@ def backward(
                 dC = more_dC
                 store_parts(dx_shared, quad * QUAD, last_first(dx_rows, 0, 1))
                 store_parts(dstep_shared, quad * QUAD, last_first(dstep_rows, 0, 1))
+            for j in gl.static_range(BATCH):
+                store_sums(sums_shared[j], dB[j], dC[j], SN, WARPS)
             if group + BATCH == GROUPS:  # states no longer take registers
                 tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
                 slot_T = next_slot_T
                 next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)
-                next_tile = _load_tile(
-                    u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, n3, d3, L, row_B, row_C, channels,
-                    row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z, ASKED,
-                )  # fmt: skip
+                if COPIES:
+                    async_copy.wait_group(0)
+                else:
+                    next_tile = _load_tile(
+                        u, delta, B, C, z, open_y, dy, kept, tile, slot_T, tt, tn, d, n, n3, d3, L, row_B, row_C,
+                        channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, HAS_Z, ASKED,
+                    )  # fmt: skip
             for j in gl.static_range(BATCH):
-                gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(dB[j], dC[j], SN, WARPS, EXACT))
+                gl.store(sums + (t * 2 * WIDTH + (group + j) * GROUP), gathered(sums_shared[j], SN, WARPS, EXACT))
             if group == 0:
                 dx_TD = sum_of_lanes(dx_shared, LSD, TD)
                 dstep_TD = sum_of_lanes(dstep_shared, LSD, TD)
@@ -289,10 +329,11 @@ def backward(
         carry_G = new_carry
         dA_G = new_dA
         dstep_TD *= 1.0 / LOG2E
-        dstep_TD += dx_TD * u_shared.load(TD).to(gl.float32)
+        dstep_TD += dx_TD * u_shared.load(TD)
         if SOFTPLUS:
-            dstep_TD *= sigmoid(delta_shared.load(TD).to(gl.float32) + bias_D[None, :])
-        dstep_TD = gl.where(inside_TD, dstep_TD, 0.0)
+            dstep_TD *= slope_shared.load(TD)
+        else:
+            dstep_TD = gl.where(inside_TD, dstep_TD, 0.0)
         dbias_TD += dstep_TD
         dx_TD = dx_TD * step_shared.load(TD) + skip_D[None, :] * dy_shared.load(TD)
         gl.store(du + here_TD, dx_TD.to(du.dtype.element_ty), mask=inside_TD)

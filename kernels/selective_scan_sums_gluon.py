@@ -27,11 +27,35 @@ def product_layout(warps):
 
 
 @gluon.constexpr_function
+def gathered_places(sn, warps):
+    """Of (2, OUTER, WARPS, SN / OUTER, LANES, 2, T / 2, 2) in shared memory.
+
+    Four sums of a product lie together, where neither those who write nor those who read meet in a bank.
+    """
+    outer = (sn + 1) // 2
+    sizes = [2, outer, warps, sn // outer, LANES, 2, T // 2, 2]
+
+    def toggled(*bits):
+        return [sum(1 << place for dim, place in bits if dim == i) for i in range(8)]
+
+    bases = [toggled((7, 0))] + ([toggled((3, 0))] if sizes[3] == 2 else [])
+    bases += [toggled((6, 0)), toggled((6, 1)), toggled((5, 0))]
+    bases += [toggled((1, 0), (6, 0))] if outer == 2 else []
+    bases += [toggled((4, 0), (6, 1)), toggled((4, 1), (5, 0))]
+    bases += [toggled((2, place)) for place in range(warps.bit_length() - 1)] + [toggled((0, 0))]
+    return gl.SharedLinearLayout(bases)
+
+
+@gluon.constexpr_function
 def gathered_layout(sn, warps):
-    """Of (T, 2, LANES, SN, 2 warps): all that is left to sum in one thread."""
-    kinds = min(warps, 2)
+    """Of the same: all that is left to sum in one thread."""
+    kinds, outer = min(warps, 2), (sn + 1) // 2
+    pair = 2 if sn == 4 else 1
     return gl.BlockedLayout(
-        [1, 2 // kinds, 1, sn, 2 * warps], [8, 1, 4, 1, 1], [warps // kinds, kinds, 1, 1, 1], [4, 3, 2, 1, 0]
+        [2 // kinds, 1, warps, pair, 1, 2, 1, 2],
+        [1, outer, 1, sn // outer // pair, 4, 1, 4, 1],
+        [kinds, 1, warps // kinds, 1, 1, 1, 1, 1],
+        [7, 3, 1, 4, 6, 2, 5, 0],
     )
 
 
@@ -39,7 +63,7 @@ def gathered_layout(sn, warps):
 def sums_layout(sn, warps):
     """Of (T, 2, LANES SN), the same threads'."""
     kinds = min(warps, 2)
-    return gl.BlockedLayout([1, 2 // kinds, sn], [8, 1, 4], [warps // kinds, kinds, 1], [2, 1, 0])
+    return gl.BlockedLayout([2, 2 // kinds, sn // 2], [4, 1, 8], [1, kinds, 1], [2, 1, 0])
 
 
 @gluon.jit
@@ -73,15 +97,28 @@ def add_sums(sums, values, quad: gl.constexpr, SN: gl.constexpr, WARPS: gl.const
 
 
 @gluon.jit
-def gathered(first, second, SN: gl.constexpr, WARPS: gl.constexpr, EXACT: gl.constexpr):
-    """Two kinds of sums -> (T, 2, LANES SN), all that belongs to a state added."""
+def room_for_sums(SN: gl.constexpr, WARPS: gl.constexpr):
     OUTER: gl.constexpr = (SN + 1) // 2
-    parts = gl.reshape(gl.join(first, second), [OUTER, WARPS, SN // OUTER, LANES, 2, T, 2])
-    parts = gl.reshape(gl.permute(parts, (5, 6, 3, 0, 2, 1, 4)), [T, 2, LANES, SN, 2 * WARPS])
-    total = gl.sum(gl.convert_layout(parts, gathered_layout(SN, WARPS)), 4)
+    SIZES: gl.constexpr = [2, OUTER, WARPS, SN // OUTER, LANES, 2, T // 2, 2]
+    return gl.allocate_shared_memory(gl.float32, SIZES, gathered_places(SN, WARPS))
+
+
+@gluon.jit
+def store_sums(shared, first, second, SN: gl.constexpr, WARPS: gl.constexpr):
+    """Two kinds of sums, as products leave them."""
+    OUTER: gl.constexpr = (SN + 1) // 2
+    parts = gl.reshape(gl.join(first, second), [OUTER, WARPS, SN // OUTER, LANES, 2, T // 2, 2, 2])
+    shared.store(gl.permute(parts, (7, 0, 1, 2, 3, 4, 5, 6)))
+
+
+@gluon.jit
+def gathered(shared, SN: gl.constexpr, WARPS: gl.constexpr, EXACT: gl.constexpr):
+    """Two kinds of sums -> (T, 2, LANES SN), all that belongs to a state added."""
+    total = gl.sum(gl.sum(shared.load(gathered_layout(SN, WARPS)), 5), 2)
     if not EXACT:
         total *= CENTRED
-    return gl.convert_layout(gl.reshape(total, [T, 2, LANES * SN]), sums_layout(SN, WARPS), assert_trivial=True)
+    total = gl.reshape(gl.permute(total, (4, 5, 0, 3, 1, 2)), [T, 2, LANES * SN])
+    return gl.convert_layout(total, sums_layout(SN, WARPS), assert_trivial=True)
 
 
 @gluon.jit

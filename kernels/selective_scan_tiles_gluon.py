@@ -24,6 +24,7 @@ COLUMNS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2]))
 
 
 decay, rates = gluon.jit(arithmetic.decay.fn), gluon.jit(arithmetic.rates.fn)
+step_and_slope = gluon.jit(arithmetic.step_and_slope.fn)
 sigmoid, step_size = gluon.jit(arithmetic.sigmoid.fn), gluon.jit(arithmetic.step_size.fn)
 
 

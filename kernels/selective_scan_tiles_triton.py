@@ -34,11 +34,16 @@ def decay(step, A2):
 
 @triton.jit
 def softplus(x):
-    """max(x, 0) + log(1 + e), e = exp(-|x|): e times a polynomial, which is within 6e-9 of log(1 + e) / e.
+    """max(x, 0) + log(1 + e), e = exp(-|x|)."""
+    return softplus_of(x, tl.exp2(tl.abs(x) * -LOG2E))
+
+
+@triton.jit
+def softplus_of(x, e):
+    """e times a polynomial, which is within 6e-9 of log(1 + e) / e.
 
     It starts with 1, so that small steps are exact too; and special functions are what the forward waits for.
     """
-    e = tl.exp2(tl.abs(x) * -LOG2E)
     series = 0.1068055624 + e * (-0.0576644511 + e * (0.0202045885 + e * -0.0033184733))
     series = -0.2495858746 + e * (0.1969540072 + e * (-0.1535539676 + e * series))
     series = 1.0 + e * (-0.4999993276 + e * (0.3333051133 + e * series))
@@ -57,6 +62,15 @@ def step_size(delta, bias, mask, SOFTPLUS: tl.constexpr):
     if SOFTPLUS:
         delta = softplus(delta)
     return tl.where(mask, delta, 0.0)
+
+
+@triton.jit
+def step_and_slope(delta, bias, mask):
+    """softplus of delta + bias and its derivative, both 0 outside the sequence."""
+    x = delta.to(tl.float32) + bias
+    e = tl.exp2(tl.abs(x) * -LOG2E)
+    slope = reciprocal(1.0 + e) * tl.where(x < 0.0, e, 1.0)
+    return tl.where(mask, softplus_of(x, e), 0.0), tl.where(mask, slope, 0.0)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ PROGRAMS = 2048  # of one warp: four for each scheduler of a Hopper GPU
 ENOUGH = 528  # to do without segments: one for each; the backward's registers leave room for two
 SHORTEST = 16  # segment, in tiles
 CROWDED = 168  # registers of a thread, for twelve warps on a multiprocessor
+COPIED = 9, 16  # states with which inputs that come to shared memory behind the backward's work are faster
 ALONE = 1024  # one-warp programs of the backward, eight for each multiprocessor, to be enough
 
 
@@ -157,6 +158,27 @@ def _walk(states: int, sequence_channels: int) -> _Walk:
     return _Walk(16, states <= 16, None) if states <= 32 else _Walk(8, True, None)
 
 
+def _copies(inputs: Inputs, dy: Tensor, open_y: Tensor) -> bool:
+    """Whether the backward's inputs go to shared memory while it is at work on another tile.
+
+    No piece of less than four bytes can. With 24 states it is no faster, with 8 slower (docs/log).
+    """
+    states = inputs.A.shape[1]
+    rows = inputs.u, inputs.delta, inputs.z, dy, open_y
+    wide = min(inputs.B.element_size(), inputs.C.element_size()) >= 4
+    columns = wide or (states % 4 == 0 and inputs.rows["ALIGNED"] % 4 == 0)
+    return (
+        COPIED[0] <= states <= COPIED[1] and columns and all(_in_pieces(x) for x in rows if x is not None and x.numel())
+    )
+
+
+def _in_pieces(x: Tensor) -> bool:
+    """Of 16 bits: whether all rows are known to begin, and to end, with a piece of four numbers."""
+    *between, row = x.stride()[:-1]
+    strides = row % 4 == 0 and all(n % 16 == 0 for n in between)
+    return x.element_size() >= 4 or (strides and x.shape[-1] % 4 == 0 and x.data_ptr() % 16 == 0)
+
+
 def _forward_registers(states: int) -> int | None:
     """So many that sixteen warps fit into a multiprocessor, with few states twenty; more states need more."""
     return 96 if states <= 8 else 128 if states <= 16 else None
@@ -266,7 +288,8 @@ def backward_into(
         dlast, du, ddelta, dz, dconstants, dBC, dstate, length, tiles, slots, span, *inputs.strides, dy.stride(0),
         HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
-        WARPS=walk.warps, num_warps=walk.warps, maxnreg=walk.registers, **inputs.rows,
+        COPIES=_copies(inputs, dy, open_y), WARPS=walk.warps, num_warps=walk.warps,
+        maxnreg=walk.registers, **inputs.rows,
         **inputs.constants(block, softplus) | {"row_dy": dy.stride(1)}
         | {"row_dz": channels if z is None else dz.stride(1)} | _rows_of(asked, channels, "row_dy", "row_dz"),
     )  # fmt: skip

@@ -40,6 +40,11 @@ def _tensor(data: np.ndarray, like: Any) -> Any:
     return tl.tensor(TensorHandle(data, like), tl.block_type(like, list(data.shape)))
 
 
+def _shortened(x: np.ndarray) -> np.ndarray:
+    """Of float32 what TF32 keeps."""
+    return (x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def _product(a: Any, b: Any, sums: Any, input_precision: str | None = None) -> Any:
     """Of matrix units: TF32 operands are float32 without their last 13 bits; others are what they are."""
     if input_precision is None:
@@ -47,7 +52,7 @@ def _product(a: Any, b: Any, sums: Any, input_precision: str | None = None) -> A
         a, b = (x.handle.data.astype(np.float32) for x in (a, b))
     else:
         assert input_precision == "tf32"
-        a, b = ((x.handle.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in (a, b))
+        a, b = (_shortened(x.handle.data) for x in (a, b))
     return _tensor(sums.handle.data + a @ b, tl.float32)
 
 
@@ -183,7 +188,7 @@ class Shared:
         return Shared(self.data[_number(index)], self.dtype)
 
     def _reinterpret(self, dtype: Any, shape: Any, layout: Any) -> "Shared":
-        return Shared(self.data.reshape([_number(n) for n in shape]), dtype)
+        return Shared(self.data.view(NUMPY[dtype.name]).reshape([_number(n) for n in shape]), dtype)
 
     def permute(self, order: Any) -> "Shared":
         return Shared(self.data.transpose([_number(i) for i in order]), self.dtype)
@@ -228,7 +233,9 @@ def _language() -> types.ModuleType:
     here.allocate_shared_memory = _allocated
     here.pointer_type = tl.pointer_type
     here.BlockedLayout = BlockedLayout
-    for name in ("SliceLayout", "SwizzledSharedLayout", "DotOperandLayout", "NVMMADistributedLayout"):
+    for name in (
+        *("SliceLayout", "SwizzledSharedLayout", "SharedLinearLayout", "DotOperandLayout", "NVMMADistributedLayout"),
+    ):
         setattr(module, name, lambda *given: None)
     return module
 

@@ -19,7 +19,7 @@ if interpreted:
     quick_interpreter.hasten()
     interpreted_gluon.know_instructions()
     interpreted_gluon.know_dependents()
-    scans = [f"selective_scan_{part}" for part in ("tiles", "sums", "ends", "forward", "backward")]
+    scans = [f"selective_scan_{part}" for part in ("tiles", "copies", "sums", "ends", "forward", "backward")]
     walks = [f"ssd_walk_{part}" for part in ("tiles", "forward", "backward")]
     others = "linear_cross_entropy", "long_conv", "row_linear_ends", "row_linear", "sliding_window_step", "wkv4"
     interpreted_gluon.load([f"basedbench.kernels.{name}_gluon" for name in (*scans, *walks, *others)])

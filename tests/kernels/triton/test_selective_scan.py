@@ -1,5 +1,6 @@
 """The selective scan's kernels against the reference in float64: outputs, states, every gradient, at awkward sizes."""
 
+import contextlib
 import importlib
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from basedbench.kernels import selective_scan_step_triton as steps
 from basedbench.kernels import selective_scan_triton as kernels
+from tests.kernels.interpreted_bfloat16 import repaired
 
 from .conftest import interpreted
 
@@ -128,6 +130,36 @@ def test_ways_of_the_backward(randn, relative_error, device, monkeypatch, size, 
     batch, length, channels, states = size
     inputs = make_inputs(randn, device, torch.float32, *size)
     check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+@pytest.mark.parametrize("copied", [(0, 0), (1, 64)])
+@pytest.mark.parametrize(
+    "size", [(2, 17, 40, 16), (1, 9, 40, 24), (1, 9, 32, 7)] if interpreted else [(2, 1000, 96, 16), (2, 100, 64, 24)]
+)
+def test_ways_of_the_backward_in_bfloat16(randn, relative_error, device, monkeypatch, size, copied):
+    """Inputs loaded, or copied to shared memory."""
+    monkeypatch.setattr(kernels, "COPIED", copied)
+    batch, length, channels, states = size
+    inputs = make_inputs(randn, device, torch.bfloat16, *size)
+    with repaired() if interpreted else contextlib.nullcontext():
+        check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
+
+
+def test_copies_take_rows_of_whole_pieces(device, monkeypatch):
+    """A thread's piece of a row is at least four bytes, wherever rows of 16 bits begin."""
+    monkeypatch.setattr(kernels, "COPIED", (1, 64))
+
+    def copies(x, B, A):
+        return kernels._copies(kernels.inputs_of(x, x, A, B, B, None, x, None), x, x)
+
+    u, B = (torch.zeros(2, 3, n, dtype=torch.bfloat16, device=device) for n in (48, 38))
+    A = torch.zeros(32, 16, device=device)
+    assert copies(u[..., :32], B[..., 2:18], A)
+    assert not copies(u[..., :32], B[..., 1:17], A)
+    assert not copies(u[..., 8:40], B[..., :6], A[:, :6])
+    assert not copies(u[..., 2:34], B[..., :16], A)
+    assert not copies(u[..., :33], B[..., :16], A)
+    assert copies(u.float()[..., 1:34], B.float()[..., 1:7], A[:, :6])
 
 
 def test_slow_decays_are_not_low_on_average(device):
