@@ -9,6 +9,8 @@ from importlib import import_module
 from types import ModuleType
 from warnings import warn
 
+import torch
+
 OLDEST = (3, 6)  # Triton, with the Gluon that the kernels are written for
 
 
@@ -17,6 +19,12 @@ def triton_version() -> tuple[int, ...]:
     import triton
 
     return tuple(map(int, triton.__version__.split(".")[:2]))
+
+
+@lru_cache
+def is_hopper(device: torch.device) -> bool:
+    """Of compute capability 9.0, which kernels with warpgroup products and tensor maps are written for."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @lru_cache

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .gluon_modules import gluon_module
+from .gluon_modules import gluon_module, is_hopper
 from .tensor_maps import tensor_map
 
 MODULE = "linear_cross_entropy_gluon"
@@ -26,8 +26,7 @@ def taken(x: Tensor, weight: Tensor) -> bool:
         return False
     if any(one.data_ptr() % 16 for one in (x, weight)):
         return False
-    hopper = not x.is_cuda or torch.cuda.get_device_capability(x.device) == (9, 0)
-    return hopper and isinstance(gluon_module(MODULE), ModuleType)
+    return (not x.is_cuda or is_hopper(x.device)) and isinstance(gluon_module(MODULE), ModuleType)
 
 
 def _kernels() -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .dependents import counters_left, dependent, in_block
-from .gluon_modules import gluon_module
+from .gluon_modules import gluon_module, is_hopper
 
 MODULE = "row_linear_gluon"
 LEAST_ROWS, MOST_ROWS = 8, 128  # of a warpgroup product
@@ -150,7 +150,7 @@ def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> s
         return "addresses must be multiples of 16 bytes"
     if torch.is_grad_enabled() and any(one.requires_grad for one in given):
         return "no gradient"
-    if torch.cuda.get_device_capability(x.device) != (9, 0):
+    if not is_hopper(x.device):
         return "written for Hopper"
     if not fits(len(x), len(weight), weight.shape[1], plan, _processors(x.device.index or 0)):
         return "the plan does not fit this product or this device"

@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .gluon_modules import gluon_module
+from .gluon_modules import gluon_module, is_hopper
 from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
 
 # One wave of two programs per multiprocessor; more segments only move more states.
@@ -32,11 +32,6 @@ def _kernels() -> ModuleType | str:
     return gluon_module("taylor_gluon_serial")
 
 
-@lru_cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0)
-
-
 def _mappable(x: Tensor) -> bool:
     """Whether a tensor map can describe x: aligned to 16 bytes everywhere, rows dense."""
     strides = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
@@ -47,7 +42,7 @@ def unsupported(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor) -> str | None:
     """Why the Gluon kernels do not take these inputs, or None if they do."""
     if v_BLHV.dtype != torch.bfloat16 or q_BLHK.shape[-1] != 16 or v_BLHV.shape[-1] % 8:
         return "bf16, key width 16 and a value width that is a multiple of 8 only"
-    if not v_BLHV.is_cuda or not _is_hopper(v_BLHV.device):
+    if not v_BLHV.is_cuda or not is_hopper(v_BLHV.device):
         return "a GPU of compute capability 9.0 only"
     if not all(_mappable(x) for x in (q_BLHK, k_BLHK, v_BLHV)):
         return "strides and addresses must be multiples of 16 bytes"
