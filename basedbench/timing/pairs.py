@@ -27,6 +27,7 @@ _RECALL = (
     *("mixer", "config", "d_model", "layers", "layer_mixers", "layer_options"),
     *("learning_rate", "precision", "epochs", "init", "task", "recipe", "device"),
 )
+_LABELLED = ("mixer", "config", "d_model", "layer_options", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,33 @@ def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: flo
 def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """Models trained alike on both sides, their accuracies over seeds compared; `out` is the folder of b."""
     ours, theirs = _by_model(_by_case(a).values()), _by_model(_by_case(b).values())
-    return [_recall_pair(rows, theirs.get(model, []), threshold, out) for model, rows in ours.items()]
+    labels = _recall_labels([rows[0] for rows in ours.values()])
+    return [
+        _recall_pair(label, rows, theirs.get(model, []), threshold, out)
+        for label, (model, rows) in zip(labels, ours.items(), strict=True)
+    ]
+
+
+def _recall_labels(models: Sequence[Row]) -> list[str]:
+    """A label for each; models whose labels would be the same are told apart by what differs between them."""
+    labels = []
+    for row in models:
+        given = json.loads(row["config"]) | json.loads(row["layer_options"] or "{}")
+        options = "".join(f" {name}={value}" for name, value in given.items())
+        labels.append(f"{row['mixer']} d_model={row['d_model']}{options} lr={row['learning_rate']:g}")
+    known = [_settings(row) for row in models]
+    alike = [[known[i] for i, other in enumerate(labels) if other == label] for label in labels]
+    return [
+        " ".join([label, *(f"{k}={v}" for k, v in own.items() if any(one.get(k) != v for one in same))])
+        for label, own, same in zip(labels, known, alike, strict=True)
+    ]
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    """What defines a recall run beside what its label says anyway, task and recipe one by one."""
+    parts = [json.loads(row[name] or "{}") for name in ("task", "recipe")]
+    names = [name for name in _RECALL if name not in (*_LABELLED, "task", "recipe")]
+    return {name: row[name] for name in names} | parts[0] | parts[1]
 
 
 def case_label(row: Row) -> str:
@@ -189,11 +216,8 @@ def _by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
     return found
 
 
-def _recall_pair(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> Pair:
+def _recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> Pair:
     first = a[0]
-    given = json.loads(first["config"]) | json.loads(first["layer_options"] or "{}")
-    options = "".join(f" {name}={value}" for name, value in given.items())
-    label = f"{first['mixer']} d_model={first['d_model']}{options} lr={first['learning_rate']:g}"
     values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
     means = [fmean(one) if one else None for one in values]
     for side, rows, one in (("A", a, values[0]), ("B", b, values[1])):

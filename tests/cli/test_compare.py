@@ -223,6 +223,20 @@ def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Pat
     assert "B - A" in run_cli("compare", a, b).stdout
 
 
+def test_runs_that_differ_in_what_labels_leave_out_have_labels_of_their_own(
+    run_cli: RunCli, folders: tuple[Path, Path]
+) -> None:
+    for folder in folders:
+        for number, more in enumerate(({}, {"precision": "bf16"}, {"epochs": 3, "precision": "bf16"}, {"d_model": 64})):
+            write_recall(folder, 0.5, 40 + number, **more)
+    outcome = run_cli("compare", *folders, "--kind", "recall", "--json")
+    rows = [pair["label"] for pair in json.loads(outcome.stdout)["pairs"]]
+    told = [label.removeprefix("based d_model=32 feature_dim=8 lr=0.01 ") for label in rows[:3]]
+    assert len(set(told)) == 3
+    assert all(label.startswith("precision=") and " epochs=" in label for label in told)
+    assert rows[3] == "based d_model=64 feature_dim=8 lr=0.01"
+
+
 def test_seeds_that_diverged_are_not_passed_over(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for d_model, in_a, in_b, better in ((16, 0, 2, 0.0), (32, 1, 1, 0.0), (64, 0, 1, 0.2), (128, 0, 1, -0.2)):
         for folder, lost, more in zip(folders, (in_a, in_b), (0.0, better), strict=True):
