@@ -159,7 +159,7 @@ def lce_pairs_kernel(
         wanting = (gl.max(wrong_N.to(gl.int32), 0) > 0) & (done == count)
         if wanting:
             peak_N = gl.convert_layout(gl.max(peak, 1), ROW, assert_trivial=True)
-            from_N = peak_N * LOG2E
+            from_N = gl.where(peak_N == float("-inf"), 0.0, peak_N) * LOG2E
             sums = warpgroup_mma_wait(0, [sums])
             sums = warpgroup_mma_init(sums)
             barrier()

@@ -16,6 +16,7 @@ MODULE = "linear_cross_entropy_gluon"
 WIDTHS = (64, 128)
 BLOCK = 64  # positions and words of a block
 PAIR = 2 * BLOCK  # what a share is a multiple of
+WARPS = 4  # one warpgroup
 TOGETHER = 2  # programs of a multiprocessor
 ROWS = 16  # of grad_x, written at once
 
@@ -43,7 +44,7 @@ def launch_forward(
     """Partial results of shares of `words`: rows (S,4,N), expected (S,N,D)."""
     (N, D), V = x.shape, len(weight)
     _kernels().lce_pairs_kernel[(triton.cdiv(N, BLOCK), len(rows))](
-        x, weight, _rows_map(weight), target, rows, expected, N, V, words, D=D, EXPECTED=differentiable, num_warps=4
+        x, weight, _rows_map(weight), target, rows, expected, N, V, words, D=D, EXPECTED=differentiable, num_warps=WARPS
     )
 
 
@@ -55,5 +56,5 @@ def launch_weight_gradient(
     (N, D), V = x.shape, len(weight)
     _kernels().lce_slope_pairs_kernel[(V // BLOCK, splits)](
         _rows_map(x), weight, target, saved, grad_loss, parts, slope, grad_x, N, V, share,
-        D=D, GRAD_X=slope.numel() > 0, ROWS=ROWS, num_warps=4,
+        D=D, GRAD_X=slope.numel() > 0, ROWS=ROWS, num_warps=WARPS,
     )  # fmt: skip

@@ -43,7 +43,7 @@ from .precision import float32_precision
 SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
-FINISHED = 4096  # numbers that a warp loads when it puts shares together: 128 registers of a thread
+FINISHED = 4096  # numbers that a warp loads when it puts shares together; half as many of wide rows, or it spills
 FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
 
@@ -58,7 +58,7 @@ class Blocks(NamedTuple):
     together: int = 2  # programs that a multiprocessor is to run at once
 
 
-IN_PAIRS = Blocks(pairs.BLOCK, pairs.BLOCK, 4, 6, together=pairs.TOGETHER)  # of the kernels in Gluon
+IN_PAIRS = Blocks(pairs.BLOCK, pairs.BLOCK, pairs.WARPS, 6, together=pairs.TOGETHER)  # for shares, and the finish
 
 
 @triton.jit
@@ -321,8 +321,9 @@ def finish_plan(positions: int, width: int, shares: int) -> tuple[int, int]:
     """
     numbers = padded(width) * triton.next_power_of_2(shares)
     if shares > 1:
-        rows = 2 if 2 * numbers <= FINISHED else 1
-        return rows, max(1, rows * numbers // FINISHED)
+        most = FINISHED if padded(width) <= 128 else FINISHED // 2
+        rows = 2 if 2 * numbers <= most else 1
+        return rows, max(1, rows * numbers // most)
     enough = triton.next_power_of_2(positions // (2 * MULTIPROCESSORS) + 1)
     return max(1, min(16, 1024 // padded(width), enough)), 4
 

@@ -7,8 +7,6 @@ nothing of each other.
 Where Triton has no Gluon for them (`gluon_modules`), the plain Triton kernels take over.
 """
 
-from copy import copy
-from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from .gluon_modules import gluon_module, is_hopper
 from .taylor_gluon_states import SLOT, final_state_kernel, running_sums_kernel
+from .tensor_maps import tensor_map
 
 # One wave of two programs per multiprocessor; more segments only move more states.
 PROGRAMS = 256
@@ -73,28 +72,11 @@ def plan(batch: int, length: int, heads: int, value_dim: int) -> _Plan:
     return _Plan(length, heads, segment, triton.cdiv(length, segment), value_tiles, places)
 
 
-@lru_cache(maxsize=1024)
-def _map_of(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, rows: int, columns: int) -> Any:
-    """A tensor map for any tensor of this shape, yet without one: making it anew takes longer than small kernels."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    batch, length, heads, width = shape
-    # The stride of a dimension of one is never used, but has to be a valid one.
-    strides = tuple(8 if shape[i] == 1 else strides[i] for i in (0, 2, 1))
-    made = TensorDescriptor(
-        torch.empty(1024, dtype=dtype), [batch, heads, length, width], [*strides, 1], [1, 1, rows, columns],
-        NVMMASharedLayout(2 * columns, 16, 4),
-    )  # fmt: skip
-    made.base = None
-    return made
-
-
 def _map(x: Tensor, rows: int, columns: int) -> Any:
     """Tensor map of (B,L,H,W) in tiles of one head, rows x columns; what it reads beyond the edges is zero."""
-    made = copy(_map_of(x.shape, x.stride(), x.dtype, rows, columns))
-    made.base = x
-    return made
+    batch, length, heads, width = x.shape
+    strides = tuple(x.stride(i) for i in (0, 2, 1, 3))
+    return tensor_map(x, (batch, heads, length, width), strides, (1, 1, rows, columns))
 
 
 def slots_shape(cut: _Plan) -> tuple[int, int, int]:

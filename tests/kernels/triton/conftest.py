@@ -1,7 +1,8 @@
 """Tests of the Triton kernels: on a GPU, or interpreted on the CPU (`make interpreted`).
 
 Triton reads TRITON_INTERPRET once, when it is imported; so the rest of the suite, which runs in one process with
-other users of Triton, leaves this folder out. Interpreted dots of bfloat16 are wrong: skip that dtype there.
+other users of Triton, leaves this folder out. Interpreted dots of bfloat16 are wrong: `interpreted_bfloat16` repairs
+them where a kernel has no other dtype.
 """
 
 import os

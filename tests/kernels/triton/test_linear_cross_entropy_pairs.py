@@ -76,6 +76,46 @@ def test_one_target_for_all(height, device, relative_error):
     held_to_the_reference(relative_error, x, weight, torch.full_like(target, 77))
 
 
+@pytest.mark.parametrize("height", [0.0, 150.0])
+@pytest.mark.parametrize("long", [(130, 64, 1280), (300, 64, 128), (70, 128, 640)], ids=str)
+def test_shares_of_more_blocks_than_the_ring_has(long, height, device, relative_error, monkeypatch):
+    """Of words in the forward, of positions in the gradient; those that begin again too, and of two blocks."""
+    monkeypatch.setattr(module, "MULTIPROCESSORS", 1)
+    x, weight, target = inputs(long, torch.bfloat16, device)
+    x[:, 0], weight[:, 0] = 1, 0
+    weight[long[2] - 10 :, 0] = height
+    held_to_the_reference(relative_error, x, weight, target.clamp_max(long[2] - 20))
+
+
+@pytest.mark.parametrize("gap", [10.0, 20.0])  # beyond, float64 does not tell
+def test_sure_answers(gap, device, relative_error):
+    """The other words' sum is precise however small it is beside the target's."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randperm(512, generator=generator)[:70]
+    weight, x = torch.randn(512, 128, generator=generator) / 10, torch.zeros(70, 128)
+    here = torch.arange(70)
+    weight[:, :70], x[:, 70:] = 0, torch.randn(70, 58, generator=generator)
+    weight[target, here], x[here, here] = 1, gap
+    x, weight = (one.to(device, torch.bfloat16) for one in (x, weight))
+    held_to_the_reference(relative_error, x, weight, target.to(device))
+
+
+def test_words_of_no_probability_and_a_position_that_begins_again(device):
+    """A share of -inf alone counts nothing; a position of inf spoils its own loss only."""
+    x, weight, target = inputs((70, 64, 512), torch.bfloat16, device)
+    x[:, 0], weight[:, 0], weight[:256, 0] = 1, 0, float("-inf")
+    target = target.clamp_min(260)
+    for spoilt in (False, True):
+        if spoilt:
+            x[5, 1] = float("inf")
+        with torch.no_grad():
+            loss, _ = linear_cross_entropy(x, weight, target)
+            exact, _ = reference(x.double(), weight.double(), target)
+        assert loss.isnan().nonzero().flatten().tolist() == [5] * spoilt
+        others = torch.arange(70, device=device) != 5 if spoilt else slice(None)
+        torch.testing.assert_close(loss[others].double(), exact[others], rtol=1e-5, atol=1e-5)
+
+
 def test_large_logits_do_not_overflow(device, relative_error):
     x, weight, target = inputs((70, 64, 256), torch.bfloat16, device)
     loss, _, *gradients = both(linear_cross_entropy, 512 * x, weight, target)

@@ -162,6 +162,26 @@ def test_copies_take_rows_of_whole_pieces(device, monkeypatch):
     assert copies(u.float()[..., 1:34], B.float()[..., 1:7], A[:, :6])
 
 
+def test_pairs_are_rows_of_whole_ones(device):
+    """Two numbers of 16 bits are loaded at once where all rows begin with a pair, and end with one."""
+
+    def in_pairs(u, delta, B, C):
+        return kernels.inputs_of(u, delta, torch.zeros(u.shape[2], B.shape[2]), B, C, None, None, None).pairs
+
+    u, B = (torch.zeros(2, 3, n, dtype=torch.bfloat16, device=device) for n in (48, 40))
+    assert in_pairs(u, u, B, B)
+    assert in_pairs(u[..., 2:34], u.half()[..., :32], B[..., 4:20], B[..., 20:36])
+    assert not in_pairs(u, u.float(), B, B)
+    assert not in_pairs(u, u, B, B.float())
+    assert not in_pairs(u[..., 1:33], u[..., :32], B, B)
+    assert not in_pairs(u, u, B[..., 1:17], B[..., 17:33])
+    assert not in_pairs(u[..., :31], u[..., :31], B, B)
+    assert not in_pairs(u, u, B[..., :7], B[..., 8:15])
+    odd = torch.zeros(2 * 3 * 49, dtype=torch.bfloat16, device=device)
+    assert not in_pairs(odd.view(2, 3, 49)[..., :48], u, B, B)  # rows
+    assert not in_pairs(odd.as_strided((2, 3, 48), (145, 48, 1)), u, B, B)  # sequences
+
+
 def test_slow_decays_are_not_low_on_average(device):
     """A state that nothing is added to, after 40 steps: 4.3e-7 of it would be missing."""
     zeros, C = torch.zeros(1, 40, 16, device=device), torch.zeros(1, 40, 8, device=device)
