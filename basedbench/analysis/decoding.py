@@ -6,11 +6,20 @@ from typing import Any
 
 import pandas as pd
 
+from basedbench.config import suite_argument
 from basedbench.errors import UserError
+from basedbench.sources import plugin_options
 
 COLUMN = "decode_tokens_per_s"
 _KEY = ["model", "config"]
 _TAKEN = ["tokens_per_s", "median_ms", "ci_low_ms", "ci_high_ms", "batch", "length", "dtype", "device_name"]
+
+
+def command_for(recall: pd.DataFrame) -> str:
+    """The command that times the decode steps of these models."""
+    sources: list[str] = list(recall["mixer_source"].dropna().unique()) if "mixer_source" in recall else []
+    files = "".join(dict.fromkeys(plugin_options(source) for source in sources))
+    return f"basedbench throughput --models {suite_argument(recall['suite'].iloc[0])}{files}"
 
 
 def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int | None = None) -> pd.DataFrame:
@@ -28,9 +37,7 @@ def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int 
     found = _rows_of(recall, timed.sort_values("batch", kind="stable"))
     rate = found["tokens_per_s"].astype("float64")
     if rate.isna().all():
-        raise UserError(
-            f"no decode times of these models; `basedbench throughput --models {recall['suite'].iloc[0]}` takes them."
-        )
+        raise UserError(f"no decode times of these models; `{command_for(recall)}` takes them.")
     times = found[["median_ms", "ci_low_ms", "ci_high_ms"]].astype("float64")
     columns = {
         COLUMN: rate,

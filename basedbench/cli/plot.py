@@ -244,14 +244,13 @@ def _rows(results: Path, kind: str) -> "pd.DataFrame":
 
 def _decode_rows(results: Path, recall: "pd.DataFrame") -> "pd.DataFrame":
     """The throughput rows. UserError that says which command makes those of these models if there are none at all."""
+    from basedbench.analysis.decoding import command_for
     from basedbench.errors import UserError
     from basedbench.store.dataset import kinds_in
 
     if "throughput" not in kinds_in(results):
-        suite = recall["suite"].iloc[0]
         raise UserError(
-            f"no decode times of these models in {str(results)!r}; "
-            f"`basedbench throughput --models {suite} --out {results}` takes them."
+            f"no decode times of these models in {str(results)!r}; `{command_for(recall)} --out {results}` takes them."
         )
     return _rows(results, "throughput")
 

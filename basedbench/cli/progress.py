@@ -24,6 +24,8 @@ def watch(todo: Sequence[RecallCase], ready: int, quiet: bool) -> Iterator[Liste
     """A listener that shows the sweep while the block runs."""
     console = Console(stderr=True)
     if quiet or not todo:
+        if ready and not quiet:
+            console.print(f"Runs to do: 0; already done: {ready}", highlight=False)
         yield Tally(todo)
     elif console.is_terminal:
         live = LiveView(todo, ready)

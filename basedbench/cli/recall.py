@@ -37,7 +37,7 @@ def recall(
     d_model: Annotated[int | None, typer.Option(help="One model: its width. Default: 64.")] = None,
     layers: Annotated[str | None, typer.Option(help="One model: its layers, such as base_conv,based.")] = None,
     lr: Annotated[str | None, typer.Option(help="Learning rates, separated by commas, instead of the suite's.")] = None,
-    seed: Annotated[str | None, typer.Option(help="Seeds, separated by commas, instead of the suite's.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Seeds instead of the suite's: 0,1,7 or 0-9.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs, instead of the suite's.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, tf32 or bf16, instead of the suite's. auto: bf16 on GPUs, fp32 on CPUs.")

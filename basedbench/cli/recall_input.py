@@ -1,5 +1,6 @@
 """What the options of `basedbench recall` mean: a suite, possibly narrowed to one model, and the places to run it."""
 
+import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -17,6 +18,7 @@ from basedbench.mixers import get_mixer
 
 GPU_SLOTS = 8
 D_MODEL = 64
+MOST_SEEDS = 100_000
 ALIKE = 0.8  # of two words' letters: --sute and --suite, not --heads and --seed
 FOLDER_WORDS = ("--results", "--output", "--outdir", "--out-dir", "--folder")  # for --out, elsewhere
 
@@ -34,9 +36,9 @@ def choose_suite(
     suite: RecallSuite = load_suite(("quick" if devices == ["cpu"] else "figure2") if name is None else name, "recall")
     changes: dict[str, Any] = {}
     if lr is not None:
-        changes["learning_rates"] = _numbers("--lr", lr, float)
+        changes["learning_rates"] = _numbers("--lr", lr)
     if seed is not None:
-        changes["seeds"] = _numbers("--seed", seed, int)
+        changes["seeds"] = _seeds(seed)
     if epochs is not None:
         changes["epochs"] = epochs
     if precision is not None:
@@ -132,12 +134,26 @@ def _value(name: str, text: str) -> Any:
         raise UserError(f"{name} {text!r} is no value; a number, a word, or a list such as [8,16].") from None
 
 
-def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]:
+def _numbers(option: str, text: str) -> list[float]:
     try:
-        return [kind(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        whole = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"{option} takes {whole} separated by commas, got {text!r}.") from None
+        raise UserError(f"{option} takes numbers separated by commas, got {text!r}.") from None
+
+
+def _seeds(text: str) -> list[int]:
+    """Whole numbers and ranges of them: `0,1,7` or `0-9`."""
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)-(\d+)\s*", part)
+        first, last = (int(ends[1]), int(ends[2])) if ends else (0, -1)
+        if ends and not first <= last < first + MOST_SEEDS:
+            raise UserError(f"--seed {part.strip()}: a range goes up, by fewer than {MOST_SEEDS:,}.")
+        try:
+            found += range(first, last + 1) if ends else [int(part)]
+        except ValueError:
+            raise UserError(f"--seed takes whole numbers and ranges, such as 0,1,7 or 0-9, got {text!r}.") from None
+    return found
 
 
 def _rebuilt(suite: RecallSuite, changes: dict[str, Any]) -> RecallSuite:

@@ -43,7 +43,9 @@ def plan_table(
         shown = (quantity(sizes[name], "bytes") for name in STATES)
         time = clock(one.seconds * count) + " ?" * guessed
         rows.append((label, len(runs), len(ids & done), count, sizes["parameters"], *shown, time))
-    print_table(f"{len(cases)} runs; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN[1:])
+    rates, seeds = sorted({case.learning_rate for case in cases}), sorted({case.seed for case in cases})
+    given = f"lr {', '.join(f'{rate:.4g}' for rate in rates)}; {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+    print_table(f"{len(cases)} runs, {given}; state sizes at length {cases[0].longest}", PLAN, rows, whole=PLAN[1:])
     side_by_side = len(places(devices, jobs)) if devices[0] == "cpu" else len(devices)
     ahead = clock(max(sum(seconds) / side_by_side, *seconds))
     if any_guess:

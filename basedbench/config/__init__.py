@@ -2,7 +2,7 @@
 
 from basedbench.config.grid import expand_grid
 from basedbench.config.identity import case_id
-from basedbench.config.load import load_suite, parse_suite, suite_names
+from basedbench.config.load import load_suite, parse_suite, suite_argument, suite_names
 from basedbench.config.recall import RecallSuite
 from basedbench.config.section import Section, Suite
 from basedbench.config.throughput import ThroughputSuite
@@ -16,5 +16,6 @@ __all__ = [
     "expand_grid",
     "load_suite",
     "parse_suite",
+    "suite_argument",
     "suite_names",
 ]

@@ -45,6 +45,10 @@ def _logspace(name: str, arguments: Any) -> list[float | int]:
         case [int() | float() as low, int() | float() as high, int() as count] if (
             1 <= count <= MOST_VALUES and max(abs(low), abs(high)) <= MOST_EXPONENT
         ):
+            if name.endswith("learning_rates") and max(low, high) > 0:
+                raise ValueError(
+                    f"{name}: logspace takes exponents of ten, -3 for 0.001; {arguments!r} would begin at {10**low:g}"
+                )
             step = (high - low) / max(count - 1, 1)
             # Six digits: the same learning rate whatever the series that it came from.
             values = [float(f"{10 ** (low + step * i):.6g}") for i in range(count)]

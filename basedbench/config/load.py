@@ -23,6 +23,11 @@ LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
 
 
+def suite_argument(name: str) -> str:
+    """A row's suite as the command line takes it: one of the user's own was a file."""
+    return name if name in suite_names() else f"{name}.yaml"
+
+
 def suite_names(kind: str | None = None) -> list[str]:
     """The names of the suites that come with basedbench, of one kind or of all."""
     files = [entry for entry in resources.files("basedbench.suites").iterdir() if entry.name.endswith(".yaml")]

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from basedbench.analysis.intervals import share_probability
-from basedbench.config import suite_names
+from basedbench.config import suite_argument
 from basedbench.config.models import ModelCase, fields_of
 from basedbench.config.recall import VOCABULARY
 from basedbench.config.throughput import Case
@@ -64,11 +64,20 @@ def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: flo
 def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """Models trained alike on both sides, their accuracies over seeds compared; `out` is the folder of b."""
     ours, theirs = _by_model(_by_case(a).values()), _by_model(_by_case(b).values())
-    labels = _recall_labels([rows[0] for rows in ours.values()])
+    models = [rows[0] for rows in ours.values()]
     return [
-        _recall_pair(label, rows, theirs.get(model, []), threshold, out)
-        for label, (model, rows) in zip(labels, ours.items(), strict=True)
+        _recall_pair(label, rows, theirs.get(model, []), threshold, f"{_pattern(rows[0], models)} --out {out}")
+        for label, (model, rows) in zip(_recall_labels(models), ours.items(), strict=True)
     ]
+
+
+def _pattern(row: Row, models: Sequence[Row]) -> str:
+    """What chooses a model's runs with `--filter`: with the options in which others of its width differ from it."""
+    own = json.loads(row["config"])
+    alike = [json.loads(other["config"]) for other in models if all(other[k] == row[k] for k in ("mixer", "d_model"))]
+    varied = [name for name, value in own.items() if any(other.get(name) != value for other in alike)]
+    options = "".join(f"(?=.* {name}={re.escape(str(own[name]))} )" for name in varied)
+    return f"--filter '^{row['mixer']} d_model={row['d_model']} {options}.*lr={row['learning_rate']:g} '"
 
 
 def _recall_labels(models: Sequence[Row]) -> list[str]:
@@ -195,18 +204,13 @@ def _time_command(rows: Sequence[Row], result: Comparison, out: str) -> str:
         mixers = row["model"].partition(" ")[0].split("+")
         place = f"--batch {row['batch']} --device {row['device']}"
         options = f"{place} --rounds {result.needed} --out {out}{plugin_options(row['contender_version'], mixers)}"
-        return f"basedbench throughput --models {_suite(row)} {options}"
+        return f"basedbench throughput --models {suite_argument(row['suite'])} {options}"
     labels = sorted({_chosen_by(row) for row in rows})
     pattern = "|".join(f"^{re.escape(label)}$".replace("\\ ", " ") for label in labels)
     options = f"--filter '{pattern}' --device {row['device']} --rounds {result.needed} --fresh --out {out}"
     options += " --checkpoint PATH" if "checkpoint" in json.loads(row["config"]) else ""
     options += "".join(dict.fromkeys(plugin_options(row["contender_version"]) for row in rows))
-    return f"basedbench throughput --suite {_suite(row)} {options}"
-
-
-def _suite(row: Row) -> str:
-    """The suite as the command line takes it: one of the user's own was a file."""
-    return str(row["suite"]) if row["suite"] in suite_names() else f"{row['suite']}.yaml"
+    return f"basedbench throughput --suite {suite_argument(row['suite'])} {options}"
 
 
 def _by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
@@ -216,15 +220,14 @@ def _by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
     return found
 
 
-def _recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> Pair:
-    first = a[0]
+def _recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, chosen: str) -> Pair:
     values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
     means = [fmean(one) if one else None for one in values]
     for side, rows, one in (("A", a, values[0]), ("B", b, values[1])):
         if not one:
             return Pair(label, means[0], means[1], _without_result(rows[0] if rows else None, side))
     result = _with_diverged(compare_accuracies(values[0], values[1], threshold), a, b)
-    command = _recall_command(first, result, out) if result.needed else None
+    command = _recall_command(b[0], result, chosen) if result.needed else None
     return Pair(label, means[0], means[1], result, command, *_machines(a, b))
 
 
@@ -260,11 +263,11 @@ def _machines(a: Sequence[Row], b: Sequence[Row]) -> tuple[str | None, str | Non
     return hardware, software
 
 
-def _recall_command(row: Row, result: Comparison, out: str) -> str:
-    pattern = f"^{row['mixer']} d_model={row['d_model']} .*lr={row['learning_rate']:g} "
-    seeds = ",".join(str(seed) for seed in range(result.needed or 0))
-    options = f"--seed {seeds} --out {out}{plugin_options(row['mixer_source'], _mixers(row))}"
-    return f"basedbench recall --sweep --suite {_suite(row)} --filter '{pattern}' {options}"
+def _recall_command(row: Row, result: Comparison, chosen: str) -> str:
+    """The runs of b that are missing, with the files that its rows name: those of a may be another version."""
+    files = plugin_options(row["mixer_source"], _mixers(row))
+    seeds = f"--seed 0-{(result.needed or 1) - 1}"
+    return f"basedbench recall --sweep --suite {suite_argument(row['suite'])} {chosen} {seeds}{files}"
 
 
 def _mixers(row: Row) -> list[str]:

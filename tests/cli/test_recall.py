@@ -101,7 +101,7 @@ def test_equal_runs_of_another_suite_are_taken_over(run_cli: RunCli, suite: Path
     sweep(run_cli, suite, out)
     other = tmp_path / "other.yaml"
     other.write_text(SUITE.replace("[2, 4]", "[4]"))
-    assert "Runs to do" not in sweep(run_cli, other, out)
+    assert "Runs to do: 0; already done: 2" in sweep(run_cli, other, out)
     frame = load(out, "recall")
     assert frame.groupby("suite").size().to_dict() == {"own": 4, "other": 2}
 
@@ -266,6 +266,9 @@ def test_one_model_is_trained_as_the_suite_trains_it(run_cli: RunCli, suite: Pat
         (["--sweep", "--d-model", "64"], ["--d-model does not go with --sweep"]),
         (["--mixer", "based", "--feature-dim", "[1"], ["--feature-dim '[1'", "a list such as [8,16]"]),
         (["--sweep", "--seed", "99999999999999999999"], ["train.seeds[0]", "less than"]),
+        (["--sweep", "--seed", "3-1"], ["--seed 3-1", "goes up"]),
+        (["--sweep", "--seed", "0-9999999"], ["--seed 0-9999999", "fewer than"]),
+        (["--sweep", "--seed", "0:9"], ["whole numbers and ranges"]),
         (["--mixer", "based", "--d-model", str(2**63)], [f"d_model={2**63}", "from 1 to 2147483647"]),
         (["--mixer", "based", "--feature-dim", "9" * 13, "--dry-run"], ["feature_dim=" + "9" * 13, "cannot be built"]),
         (["--sweep", "--suite", ""], ["no suite is called ''"]),

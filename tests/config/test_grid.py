@@ -4,6 +4,7 @@ from itertools import pairwise
 import pytest
 
 from basedbench.config import case_id, expand_grid
+from basedbench.config.grid import axis_values
 
 
 def test_grid_is_the_product_with_the_last_key_fastest() -> None:
@@ -37,6 +38,12 @@ def test_logspace_of_any_length(count: int) -> None:
         assert rates[-1] == pytest.approx(10**-1.25, rel=1e-5)
         steps = [math.log10(b / a) for a, b in pairwise(rates)]
         assert steps == pytest.approx([2.25 / (count - 1)] * (count - 1), abs=1e-5)
+
+
+def test_learning_rates_of_a_logspace_are_given_by_exponents() -> None:
+    with pytest.raises(ValueError, match=r"learning_rates: logspace takes exponents of ten, -3 for 0\.001"):
+        axis_values("learning_rates", {"logspace": [0.001, 0.03, 4]})
+    assert axis_values("learning_rates", {"logspace": [-3, 0, 2]}) == [0.001, 1]
 
 
 def test_whole_numbers_of_a_logspace_are_whole() -> None:
