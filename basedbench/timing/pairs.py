@@ -76,7 +76,7 @@ def _pattern(row: Row, models: Sequence[Row]) -> str:
     own = json.loads(row["config"])
     alike = [json.loads(other["config"]) for other in models if all(other[k] == row[k] for k in ("mixer", "d_model"))]
     varied = [name for name, value in own.items() if any(other.get(name) != value for other in alike)]
-    options = "".join(f"(?=.* {name}={re.escape(str(own[name]))} )" for name in varied)
+    options = "".join(f"(?=(?:.* )?{name}={re.escape(str(own[name]))} )" for name in varied)
     return f"--filter '^{row['mixer']} d_model={row['d_model']} {options}.*lr={row['learning_rate']:g} '"
 
 
