@@ -76,6 +76,15 @@ def devices_note(frame: pd.DataFrame) -> str:
     return f"Trained on {' and '.join(devices)}." if len(devices) > 1 else ""
 
 
+def doubts_note(frame: pd.DataFrame) -> str:
+    """Which mixers' runs have no state bytes, and why: nothing where all have them."""
+    if "state_doubt" not in frame.columns:
+        return ""
+    doubted = frame[(frame["status"] == "ok") & frame["state_doubt"].notna()].drop_duplicates("mixer")
+    doubts = list(dict.fromkeys(doubted["state_doubt"]))
+    return f"Without state bytes, as they would not be those needed: {'; '.join(doubts)}." if doubts else ""
+
+
 def failures(frame: pd.DataFrame) -> dict[str, int]:
     """How many rows have each status other than ok."""
     counts = frame.loc[frame["status"] != "ok", "status"].value_counts()

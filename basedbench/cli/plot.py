@@ -231,9 +231,9 @@ def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] 
 
 def _note(frame: "pd.DataFrame", selection: str, decoding: str = "") -> str:
     """What a figure of recall runs rests on."""
-    from basedbench.analysis.suites import devices_note
+    from basedbench.analysis.suites import devices_note, doubts_note
 
-    return " ".join(filter(None, [selection, devices_note(frame), decoding]))
+    return " ".join(filter(None, [selection, devices_note(frame), decoding, doubts_note(frame)]))
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame":

@@ -9,10 +9,10 @@ import pandas as pd
 import typer
 
 from basedbench import analysis
-from basedbench.analysis.suites import counts_text, failures
+from basedbench.analysis.suites import counts_text, doubts_note, failures
 from basedbench.analysis.timings import Panel, Series
 from basedbench.cli.tables import WIDTH, print_json, print_table
-from basedbench.errors import visible
+from basedbench.errors import UserError, visible
 from basedbench.plots import pareto as figures
 from basedbench.plots.scales import count_text, quantity
 from basedbench.plots.style import save
@@ -39,6 +39,8 @@ def frontier(
 ) -> None:
     """Draw the points of recall rows with their frontier, and list them; `lacking` says what undrawn ones are."""
     shown = figures.drawable(points, x, y)
+    if shown.empty and (doubts := doubts_note(frame)):
+        raise UserError(f"no point has both {x} and {y}. {doubts}")
     rows = point_table(shown, x, y)
     drawn = figures.pareto(shown, x, y, note=note, published=published, table=rows if table else None, width=width)
     save(drawn, path)

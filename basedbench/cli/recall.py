@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 
 from basedbench.cli.options import options_of
 from basedbench.cli.time_limit import TimeLimit
+from basedbench.errors import visible
 from basedbench.signals import exit_code
 
 if TYPE_CHECKING:
@@ -116,10 +118,25 @@ def recall(
         places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
+        todo = replace(
+            todo, todo=_looked_at(todo.todo[:limit], plugins, plugin or []) + (todo.todo[limit:] if limit else [])
+        )
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
         left = _run(todo, engine, deadline, out, limit, quiet, fresh)
     _show_results(cases, out, left, as_json, fresh)
+
+
+def _looked_at(todo: "list[RecallCase]", plugins: list[str], given: list[Path]) -> "list[RecallCase]":
+    """The cases; those whose mixers, of the user's own, answer from more than their states have that in their rows."""
+    if not any(case.source for case in todo):
+        return todo
+    from basedbench.checking.state import with_doubts
+
+    cases, sentences = with_doubts(todo, plugins, [str(file) for file in given])
+    for sentence in sentences:
+        typer.echo(visible(sentence), err=True)
+    return cases
 
 
 def _show_plan(

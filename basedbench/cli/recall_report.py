@@ -121,7 +121,8 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
         best = max(good, key=lambda row: row[chosen_on], default=None)
         shown: tuple[str | None, ...] = (None, None, None)
         if best:
-            shown = (quantity(best["state_bytes"], "bytes"), f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
+            state = None if best["state_bytes"] is None else quantity(best["state_bytes"], "bytes")
+            shown = (state, f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
         rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(lost)))
     title = "Best run of each model: accuracy on the test split after its last epoch"
     title += ", chosen on the validation split" if validated else ""

@@ -76,6 +76,8 @@ _RECALL_EXTRA = {
     "mixer_source": _TEXT,
     # What layers have beyond `config` and their mixers' defaults ("layer1.window"); null for most models.
     "layer_options": _TEXT,
+    # Why the state columns are null though the run is well: the user's own mixer answers from more than its state.
+    "state_doubt": _TEXT,
     "init": _TEXT,
     "recipe": _TEXT,
     "task": _TEXT,

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,8 @@ class RecallCase:
     task: TaskSection
     train: TrainSection
     test: TestSection
+    # Why its state bytes cannot be believed, if that was found; no part of what decides the result.
+    state_doubt: str | None = field(default=None, compare=False)
 
     @property
     def case_id(self) -> str:

@@ -68,6 +68,7 @@ def _case_columns(case: RecallCase) -> dict[str, Any]:
         "layer_mixers": case.layer_mixers,
         "mixer_source": case.source,
         "layer_options": case.layer_options_json,
+        "state_doubt": case.state_doubt,
         "learning_rate": case.learning_rate,
         "seed": case.seed,
         "precision": train.precision,
@@ -86,9 +87,11 @@ def described(case: RecallCase) -> dict[str, Any]:
     """What a row says of the model; raises whatever a mixer raises, or ValueError for what no row can hold.
 
     A run asks for it first: what is wrong with a mixer is the run's own failure then, not that of storing its row.
+    Of a state that is in doubt it says nothing.
     """
     init_matters(case.layers)
-    return model_sizes(case) | {"family": family(case)}
+    sizes = {"parameters": build_model(case).parameters_count()} if case.state_doubt else model_sizes(case)
+    return sizes | {"family": family(case)}
 
 
 def model_sizes(case: RecallCase) -> dict[str, int]:

@@ -441,3 +441,95 @@ def test_what_goes_on_and_what_begins_anew(run_cli: RunCli, suite: Path, tmp_pat
     given = ["recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", tmp_path, "--limit", 1]
     assert "the same command without --limit goes on from there.\n" in run_cli(*given).stdout
     assert "without --limit begins anew; without --fresh it runs what has no row" in run_cli(*given, "--fresh").stdout
+
+
+HONEST_AND_CHEAT = """
+import torch
+from torch import nn
+from basedbench.mixers import Mixer, register
+
+@register
+class Honest(Mixer):
+    name = "honest"
+
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x_BLD):
+        return self.out(x_BLD.cumsum(1))
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        return {"sum": torch.zeros(batch_size, self.d_model, dtype=dtype, device=device)}
+
+    def step(self, x_BD, state):
+        return self.out(state["sum"] + x_BD), {"sum": state["sum"] + x_BD}
+
+@register
+class Cheat(Honest):
+    name = "cheat"
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):
+        return {"s": torch.zeros(batch_size, 1, dtype=dtype, device=device)}
+
+    def step(self, x_BD, state):
+        return self.out(x_BD), state
+
+@register
+class Ends(Honest):
+    name = "ends"
+
+    def step(self, x_BD, state):
+        import os
+        os._exit(3)
+"""
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_rows_of_a_mixer_whose_steps_are_not_its_forward_have_no_state_bytes(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(HONEST_AND_CHEAT)
+    models = "\n".join(f"  - mixer: {name}\n    grid: {{d_model: [16, 8]}}" for name in ("honest", "cheat", "ends"))
+    Path("own.yaml").write_text(SUITE.partition("models:")[0] + "models:\n" + models)
+    given = ("recall", "--sweep", "--suite", "own.yaml", "--device", "cpu", "--plugin", "mine.py", "--out", "results")
+    outcome = run_cli(*given, "--lr", "0.01")
+    assert outcome.exit_code == 0, outcome.stderr
+    said = [line for line in outcome.stderr.splitlines() if "state bytes" in line]
+    assert len(said) == 2, said
+    assert re.match(r"cheat: stepping differs from the forward by \d", said[0])
+    assert "basedbench check mixer cheat --plugin mine.py --d-model 16 says more." in said[0]
+    assert said[1].startswith("ends: its state could not be looked at (")
+    stored = {(row["mixer"], row["d_model"]): row for row in rows(Path("results"), "recall")}
+    assert {row["status"] for row in stored.values()} == {"ok"}
+    for (mixer, _), row in stored.items():
+        states = [row[name] for name in recall_report.STATES]
+        assert (row["state_doubt"] is None) == (mixer == "honest")
+        assert all(size is None for size in states) if mixer != "honest" else all(states), states
+        assert row["parameters"] > 0
+    outcome = run_cli("plot", "pareto", "--results", "results", "--out", "pareto.png")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "Without state bytes, as they would not be those needed: cheat: stepping differs" in " ".join(
+        outcome.stdout.split()
+    )
+    assert "Not shown: 4 without state_bytes" in outcome.stdout
+    assert run_cli(*given, "--lr", "0.01").stderr.count("state bytes") == 0  # nothing is trained
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_where_all_points_lack_a_state_pareto_says_why(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(HONEST_AND_CHEAT)
+    Path("own.yaml").write_text(SUITE)
+    given = ("recall", "--mixer", "cheat", "--suite", "own.yaml", "--device", "cpu", "--plugin", "mine.py")
+    outcome = run_cli(*given, "--d-model", "16", "--out", "results", "--limit", "1")
+    assert outcome.exit_code == 0, outcome.stderr
+    plotted = subprocess.run(
+        [sys.executable, "-m", "basedbench", "plot", "pareto", "--results", "results"], capture_output=True, text=True
+    )
+    assert plotted.returncode
+    assert "cheat: stepping differs from the forward by" in plotted.stderr
+    assert "Traceback" not in plotted.stderr

@@ -1,0 +1,156 @@
+"""Whether a mixer of the user's own answers from the state it states: looked at before a sweep trains it.
+
+The project's own mixers are held to more than this by the tests. In float32, as runs train, with room for its rounding:
+what a shortcut gains is far above that.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from basedbench.checking.subject import Subject, changes, layout
+from basedbench.errors import printable, said_by
+from basedbench.mixers import Mixer, get_mixer
+from basedbench.models.recall import LayerSpec
+from basedbench.plugins import load_plugins
+from basedbench.sources import source_of
+from basedbench.timing.failures import shorten
+from basedbench.timing.worker import Failure, Worker
+from basedbench.training.cases import RecallCase
+
+ROUNDING = 1e-3  # of the largest output
+BATCH, LONGEST = 2, 256
+LIMIT_S = 60.0  # for one mixer
+
+
+class Attempt:
+    """One mixer inside the process."""
+
+    def __init__(self, subject: Subject, length: int) -> None:
+        self.subject, self.length = subject, length
+
+    def prepare(self) -> str | None:
+        """What is wrong with its state."""
+        return state_doubt(self.subject, self.length)
+
+
+def set_up(device: str, plugins: Sequence[str]) -> Callable[[Subject, int], Attempt]:
+    """What the process does first."""
+    torch.set_num_threads(1)
+    load_plugins(plugins)
+    return Attempt
+
+
+def with_doubts(
+    cases: Sequence[RecallCase], plugins: Sequence[str], given: Sequence[str]
+) -> tuple[list[RecallCase], list[str]]:
+    """The cases with what is wrong with the states of the user's own mixers, and a sentence for each such mixer.
+
+    They are looked at in a process apart: one that ends it or never answers has no state that could be believed.
+    `given` are the plugins as the command has them.
+    """
+    found: dict[str, str | None] = {}
+    told: dict[str, str] = {}
+    worker = None
+    try:
+        for case in cases:
+            for layer in case.layers:
+                key = _key(layer, case)
+                if key in found or source_of(get_mixer(layer.mixer)) is None:
+                    continue
+                worker = worker or Worker("cpu", plugins, set_up)
+                subject = Subject(layer.mixer, case.d_model, dict(layer.options))
+                answer = worker.ask("prepare", subject, min(LONGEST, case.longest), limit_s=LIMIT_S)
+                if isinstance(answer, Failure):
+                    worker.stop()
+                    worker, answer = None, f"its state could not be looked at ({shorten(answer.reason)})"
+                found[key] = answer and f"{layer.mixer}: {answer}"
+                if answer and layer.mixer not in told:
+                    told[layer.mixer] = f"{found[key]}{_consequence(subject, given)}"
+    finally:
+        if worker is not None:
+            worker.stop()
+    return [_doubted(case, found) for case in cases], list(told.values())
+
+
+def _key(layer: LayerSpec, case: RecallCase) -> str:
+    return f"{layer.mixer} {case.d_model} {sorted(layer.options.items())}"
+
+
+def _doubted(case: RecallCase, found: Mapping[str, str | None]) -> RecallCase:
+    doubts = dict.fromkeys(doubt for layer in case.layers if (doubt := found.get(_key(layer, case))))
+    return replace(case, state_doubt="; ".join(doubts)) if doubts else case
+
+
+def _consequence(subject: Subject, plugins: Sequence[str]) -> str:
+    """The rest of the sentence, with the command that tells more."""
+    given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in subject.options.items()}
+    options = "".join(f" --{name.replace('_', '-')} {shlex.quote(value)}" for name, value in given.items())
+    files = "".join(f" --plugin {shlex.quote(file)}" for file in plugins)
+    command = f"basedbench check mixer {subject.name}{files} --d-model {subject.d_model}{options}"
+    return f", so its state bytes are not those that its answers need; its rows have none. {command} says more."
+
+
+def state_doubt(subject: Subject, length: int) -> str | None:
+    """Why the bytes of init_state are not what the mixer's answers need; None if nothing speaks against them.
+
+    None also where forward itself fails here: its runs fail by that, or it needs a GPU, which this does not look at.
+    """
+    x_BLD = subject.inputs(BATCH, length, torch.float32)
+    try:
+        mixer = subject.build(torch.float32)
+        with torch.no_grad():
+            y_BLD = mixer(x_BLD)
+            if not y_BLD.any():  # a last product that begins at zero would hide all
+                for parameter in mixer.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                y_BLD = mixer(x_BLD)
+    except (Exception, SystemExit):
+        return None
+    try:
+        with torch.no_grad():
+            return _leak(mixer, x_BLD, y_BLD) or _steps_differ(mixer, x_BLD, y_BLD)
+    except (Exception, SystemExit) as error:
+        text = printable(said_by(error).strip().split("\n")[0])
+        return shorten(f"decoding raises {type(error).__name__}: {text}".removesuffix(": "))
+
+
+def _leak(mixer: Mixer, x_BLD: Tensor, y_BLD: Tensor) -> str | None:
+    """Answers that depend on later tokens."""
+    length = x_BLD.shape[1]
+    changed = 3 * length // 5 | 1  # amid a chunk
+    others_BLD = torch.cat((x_BLD[:, :changed], x_BLD[:, : length - changed]), 1)
+    early_BLD = y_BLD[:, :changed]
+    difference = _distance(mixer(others_BLD)[:, :changed], early_BLD)
+    return f"its outputs change by {difference:.2g} when later tokens do" if _more(difference, early_BLD) else None
+
+
+def _steps_differ(mixer: Mixer, x_BLD: Tensor, y_BLD: Tensor) -> str | None:
+    """Steps that need something besides their state: two texts take turns, so that nothing can be kept elsewhere."""
+    batch, length, _ = x_BLD.shape
+    state, other = (mixer.init_state(batch, length, x_BLD.dtype) for _ in range(2))
+    before, outputs = layout(state), []
+    for position in range(length):
+        y_BD, state = mixer.step(x_BLD[:, position].clone(), state)
+        for breach in changes(f"is not init_state's after step {position + 1}", before, layout(state)):
+            return f"{breach.where} ({breach.amount})"
+        outputs.append(y_BD.clone())
+        _, other = mixer.step(x_BLD[:, length - 1 - position].clone(), other)
+    stepped_BLD = torch.stack(outputs, 1)
+    if stepped_BLD.shape != y_BLD.shape:
+        return f"stepping gives the shape {tuple(stepped_BLD.shape)} and the forward {tuple(y_BLD.shape)}"
+    difference = _distance(stepped_BLD, y_BLD)
+    return f"stepping differs from the forward by {difference:.2g}" if _more(difference, y_BLD) else None
+
+
+def _distance(found: Tensor, right: Tensor) -> float:
+    return float((found - right).abs().max())
+
+
+def _more(difference: float, right: Tensor) -> bool:
+    """Than rounding, of what is a number at all."""
+    return not difference <= ROUNDING * float(right.abs().max()) and bool(right.isfinite().all())

@@ -1,0 +1,127 @@
+"""The look at a user's mixer before a sweep: it finds states that answers do not rest on, and accuses nobody else."""
+
+import pytest
+import torch
+from torch import nn
+
+from basedbench.checking.state import state_doubt
+from basedbench.checking.subject import Subject
+from basedbench.mixers import Mixer, State, mixer_names, register
+
+pytestmark = pytest.mark.usefixtures("own_registries")
+LENGTH = 64
+OURS = mixer_names()
+
+
+class Sum(Mixer):
+    """Honest: the running sum."""
+
+    name = "sum"
+
+    def __init__(self, d_model: int, **options: object) -> None:
+        super().__init__(d_model, **options)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return self.out(x_BLD.cumsum(1))
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None) -> State:  # type: ignore[no-untyped-def]
+        return {"sum": torch.zeros(batch_size, self.d_model, dtype=dtype, device=device)}
+
+    def step(self, x_BD: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        sum_BD = state["sum"] + x_BD
+        return self.out(sum_BD), {"sum": sum_BD}
+
+
+class Cheat(Sum):
+    name = "cheat"
+
+    def step(self, x_BD, state):  # type: ignore[no-untyped-def]
+        return self.out(x_BD), state
+
+
+class Leak(Sum):
+    name = "leak"
+
+    def forward(self, x_BLD):  # type: ignore[no-untyped-def]
+        return self.out(x_BLD.cumsum(1) + x_BLD.roll(-1, 1))
+
+
+class Hides(Sum):
+    """Its sum is in the module."""
+
+    name = "hides"
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):  # type: ignore[no-untyped-def]
+        self.kept_BD = torch.zeros(batch_size, self.d_model)
+        return {"s": torch.zeros(batch_size, 1)}
+
+    def step(self, x_BD, state):  # type: ignore[no-untyped-def]
+        self.kept_BD = self.kept_BD + x_BD
+        return self.out(self.kept_BD), state
+
+
+class Grows(Sum):
+    name = "grows"
+
+    def init_state(self, batch_size, max_length, dtype=torch.float32, device=None):  # type: ignore[no-untyped-def]
+        return {"sum": torch.zeros(batch_size, 0, self.d_model)}
+
+    def step(self, x_BD, state):  # type: ignore[no-untyped-def]
+        past_BLD = torch.cat((state["sum"], x_BD[:, None]), 1)
+        return self.out(past_BLD.sum(1)), {"sum": past_BLD}
+
+
+class Stepless(Sum):
+    name = "stepless"
+    step = Mixer.step
+
+
+class Stateless(Sum):
+    name = "stateless"
+    init_state = Mixer.init_state  # type: ignore[assignment]
+
+
+class Zero(Cheat):
+    """Nothing shows before its last product is trained."""
+
+    name = "zero"
+
+    def __init__(self, d_model: int, **options: object) -> None:
+        super().__init__(d_model, **options)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+
+class Unusable(Sum):
+    """Its run says so itself."""
+
+    name = "unusable"
+
+    def forward(self, x_BLD):  # type: ignore[no-untyped-def]
+        raise RuntimeError("needs a GPU")
+
+
+@pytest.mark.parametrize(
+    ("mixer", "doubt"),
+    [
+        (Sum, None),
+        (Unusable, None),
+        (Cheat, "stepping differs from the forward by "),
+        (Zero, "stepping differs from the forward by "),
+        (Hides, "stepping differs from the forward by "),
+        (Leak, "its outputs change by "),
+        (Grows, "state 'sum' is not init_state's after step 1 ("),
+        (Stepless, "decoding raises NotImplementedError: Stepless has no `step`"),
+        (Stateless, "decoding raises NotImplementedError: Stateless has no `init_state`"),
+    ],
+)
+def test_a_state_that_answers_do_not_rest_on_is_in_doubt(mixer: type[Mixer], doubt: str | None) -> None:
+    register(mixer)
+    found = state_doubt(Subject(mixer.name, 16), LENGTH)
+    assert found == doubt if doubt is None or found is None else found.startswith(doubt)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_mixers_are_not_in_doubt(name: str) -> None:
+    assert state_doubt(Subject(name, 32), 100) is None
