@@ -1,4 +1,7 @@
-"""Launches of the Gluon kernels of `linear_cross_entropy`: bfloat16 on Hopper, widths 64 and 128."""
+"""Launches of the Gluon kernels of `linear_cross_entropy`: bfloat16 on Hopper, widths 64 and 128.
+
+The vocabulary is a multiple of 128, the operands start at multiples of 16 bytes. Others have the Triton kernels.
+"""
 
 # mypy: allow-untyped-defs
 

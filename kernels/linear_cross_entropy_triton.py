@@ -14,9 +14,10 @@ The loops have no branches around a sum that is being multiplied into: with one,
 instruction of the products. So each logit is compared with the target, which most blocks hold for one of their
 positions anyway. Which of equal logits comes first is worked out afterwards, where there are any.
 
-bfloat16 of widths 64 and 128 has kernels of its own on Hopper: `linear_cross_entropy_gluon`. Other half precision up to
-D = 256 has kernels with fewer instructions: `linear_cross_entropy_half_triton`; its forward is for bfloat16 alone. They
-begin with a launch more in each direction, which few positions do not repay.
+bfloat16 of widths 64 and 128 with a multiple of 128 words has kernels of its own on Hopper:
+`linear_cross_entropy_gluon`. Other half precision up to D = 256 has kernels with fewer instructions:
+`linear_cross_entropy_half_triton`; its forward is for bfloat16 alone. They begin with a launch more in each direction,
+which few positions do not repay.
 
 The vocabulary (forward) and the positions (backward) are divided among programs where the grid would be too small for
 the device; partial results are added in a fixed order: results are reproducible bit by bit. Sums, exponentials and
