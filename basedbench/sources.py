@@ -29,6 +29,25 @@ def _of_module(module: ModuleType) -> str | None:
     return f"{file.name} {sha256(file.read_bytes()).hexdigest()[:DIGITS]}" if file.is_file() else None
 
 
+def versions(sources: Iterable[str]) -> dict[str, list[str]]:
+    """The files of which rows name more than one version, by `mixer_source` or `contender_version`: their hashes."""
+    found: dict[str, dict[str, None]] = {}
+    for one in dict.fromkeys(part for source in sources for part in source.split(", ")):
+        named = re.fullmatch(rf"(.+\.py) ([0-9a-f]{{{DIGITS}}})", one)
+        if named:
+            found.setdefault(named[1], {})[named[2]] = None
+    return {file: list(hashes) for file, hashes in found.items() if len(hashes) > 1}
+
+
+def versions_note(sources: Iterable[str]) -> str:
+    """A sentence for each file of which there are rows of several versions."""
+    told = (
+        f"Rows of {len(hashes)} versions of {file} ({', '.join(hashes)}) stand side by side."
+        for file, hashes in versions(sources).items()
+    )
+    return " ".join(told)
+
+
 def plugin_options(sources: str | None, mixers: Iterable[str] = ()) -> str:
     """` --plugin mine.py` for each file that a row names so: what its command needs besides.
 

@@ -12,7 +12,7 @@ from basedbench.contenders import get_contender
 from basedbench.contenders import registry as contenders
 from basedbench.mixers import get_mixer
 from basedbench.mixers import registry as mixers
-from basedbench.sources import plugin_options, source_of
+from basedbench.sources import plugin_options, source_of, versions_note
 from basedbench.store import load
 from tests.cli.conftest import RunCli, calibrated, out, run_cli
 
@@ -119,6 +119,18 @@ def test_rows_of_decode_steps_name_the_file(plugin: Path, tmp_path: Path, run_cl
     assert not isinstance(rows.loc["base_conv+based d_model=16", "contender_version"], str)
     assert set(rows["vocab_size"]) == {64}
     assert set(rows["threads"]) == {torch.get_num_threads()}
+
+
+def test_several_versions_of_a_file_are_told() -> None:
+    rows = [
+        "a.py 0123abcd",
+        "a.py 4567cdef, b.py 00000000",
+        "b.py 00000000",
+        "torch 2.13.0",
+        "a.py 0123abcd, triton 3.5",
+    ]
+    assert versions_note(rows) == "Rows of 2 versions of a.py (0123abcd, 4567cdef) stand side by side."
+    assert versions_note(rows[1:4]) == ""
 
 
 def test_what_a_package_offers_needs_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from basedbench.config.matching import matching
-from basedbench.errors import UserError, check_text, nearest
+from basedbench.errors import UserError, check_text, nearest, warn
+from basedbench.sources import versions_note
 from basedbench.store.dataset import has_rows, kinds_in, no_rows, rows
 from basedbench.timing.comparison import NOT_COMPARED, VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
@@ -146,6 +147,11 @@ def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
     for kind in kinds:
         before = _known(choice.a, kind)
         sides[kind] = before, _known(choice.b, kind) if choice.b else before
+        named = "mixer_source" if kind == "recall" else "contender_version"
+        places = (choice.a, choice.b) if choice.b else (choice.a,)
+        for place, side in zip(places, sides[kind], strict=False):
+            if told := versions_note(filter(None, (row[named] for row in side))):
+                warn(f"{place}: {told} --fresh takes the older ones again.")
     pairs = {kind: _pairs(choice, kind, *both) for kind, both in sides.items()}
     if not any(pairs.values()):
         raise UserError(f"no case in {choice.a} has a result to compare.")

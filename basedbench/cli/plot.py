@@ -144,6 +144,7 @@ def throughput(
     from basedbench.cli.plot_report import print_points, report, series_line
     from basedbench.plots.style import save
     from basedbench.plots.throughput import throughput as draw
+    from basedbench.sources import versions_note
 
     path = _target(out, results, "throughput", width)
     rows = times.timings(of_suites(_rows(results, "throughput"), suite or ()), y)
@@ -151,6 +152,7 @@ def throughput(
         rows = _only(rows, column, wanted)
     rows = times.labelled_like(rows, filter) if filter else rows
     note = f"Medians; bars: 95% intervals. {times.shared_conditions(rows)}."
+    note = f"{note} {versions_note(rows['contender_version'].dropna())}".strip()
     save(draw(rows, y, note=note, width=width), path)
     if as_json:
         print_points(path, rows, rows, y=y, note=note)
@@ -232,8 +234,10 @@ def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] 
 def _note(frame: "pd.DataFrame", selection: str, decoding: str = "") -> str:
     """What a figure of recall runs rests on."""
     from basedbench.analysis.suites import devices_note, doubts_note
+    from basedbench.sources import versions_note
 
-    return " ".join(filter(None, [selection, devices_note(frame), decoding, doubts_note(frame)]))
+    versions = versions_note(frame["mixer_source"].dropna()) if "mixer_source" in frame else ""
+    return " ".join(filter(None, [selection, devices_note(frame), decoding, doubts_note(frame), versions]))
 
 
 def _rows(results: Path, kind: str) -> "pd.DataFrame":

@@ -129,6 +129,16 @@ def test_the_command_runs_the_files_of_the_side_that_it_writes_to(run_cli: RunCl
             assert not re.search(pattern[1], f"mine d_model=32 feature_dim={rest} lr=0.01 seed=0")
 
 
+def test_versions_of_a_file_within_a_side_are_told(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    """Another version in B is what is compared; two in A are mixed up."""
+    for folder, versions in zip(folders, ("01", "2"), strict=True):
+        for number, one in enumerate(versions):
+            write_recall(folder, 0.5, number, mixer="mine", mixer_source=f"mine.py 0000000{one}")
+    said = re.sub(r"\s+", " ", run_cli("compare", *folders).stderr)
+    assert said.count("Rows of 2 versions of mine.py (00000000, 00000001)") == 1
+    assert "00000002" not in said
+
+
 def test_models_of_two_vocabularies_have_two_labels(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for folder in folders:
         for words in (None, 8192, 64, 66):
