@@ -81,7 +81,7 @@ def doubts_note(frame: pd.DataFrame) -> str:
     if "state_doubt" not in frame.columns:
         return ""
     doubted = frame[(frame["status"] == "ok") & frame["state_doubt"].notna()].drop_duplicates("mixer")
-    doubts = list(dict.fromkeys(doubted["state_doubt"]))
+    doubts = sorted(set(doubted["state_doubt"]))
     return f"Without state bytes, as they would not be those needed: {'; '.join(doubts)}." if doubts else ""
 
 
