@@ -29,21 +29,21 @@ def _of_module(module: ModuleType) -> str | None:
     return f"{file.name} {sha256(file.read_bytes()).hexdigest()[:DIGITS]}" if file.is_file() else None
 
 
-def versions(sources: Iterable[str]) -> dict[str, list[str]]:
-    """The files of which rows name more than one version, by `mixer_source` or `contender_version`: their hashes."""
-    found: dict[str, dict[str, None]] = {}
-    for one in dict.fromkeys(part for source in sources for part in source.split(", ")):
-        named = re.fullmatch(rf"(.+\.py) ([0-9a-f]{{{DIGITS}}})", one)
-        if named:
-            found.setdefault(named[1], {})[named[2]] = None
-    return {file: list(hashes) for file, hashes in found.items() if len(hashes) > 1}
+def _files(sources: str) -> list[tuple[str, str]]:
+    """The user's files in a row's `mixer_source` or `contender_version`, each with its hash."""
+    named = (re.fullmatch(rf"(.+\.py) ([0-9a-f]{{{DIGITS}}})", one) for one in sources.split(", "))
+    return [(one[1], one[2]) for one in named if one]
 
 
 def versions_note(sources: Iterable[str]) -> str:
     """A sentence for each file of which there are rows of several versions."""
+    found: dict[str, dict[str, None]] = {}
+    for file, version in dict.fromkeys(one for source in sources for one in _files(source)):
+        found.setdefault(file, {})[version] = None
     told = (
         f"Rows of {len(hashes)} versions of {file} ({', '.join(hashes)}) stand side by side."
-        for file, hashes in versions(sources).items()
+        for file, hashes in found.items()
+        if len(hashes) > 1
     )
     return " ".join(told)
 
@@ -55,5 +55,4 @@ def plugin_options(sources: str | None, mixers: Iterable[str] = ()) -> str:
     """
     if not {entry.name for entry in entry_points(group=ENTRY_POINTS)}.isdisjoint(mixers):
         return ""
-    named = [re.fullmatch(rf"(.+\.py) [0-9a-f]{{{DIGITS}}}", one) for one in (sources or "").split(", ")]
-    return "".join(f" --plugin {shlex.quote(one[1])}" for one in named if one)
+    return "".join(f" --plugin {shlex.quote(file)}" for file, _ in _files(sources or ""))
