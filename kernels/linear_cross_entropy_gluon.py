@@ -44,6 +44,19 @@ def _fetch(tiles, ring, bars, step, row, BYTES: gl.constexpr, pred):
 
 
 @gluon.jit
+def _begun(tiles, ring, row, count, BYTES: gl.constexpr):
+    """The ring's barriers; all tiles but a pair's are asked for, `count` being as many as there are."""
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(bars.index(i), count=1)
+    fence_async_shared()
+    barrier()
+    for i in gl.static_range(STAGES - 2):
+        _fetch(tiles, ring, bars, i, row + i * BLOCK, BYTES, i < count)
+    return bars
+
+
+@gluon.jit
 def _logits(x, ring, bars, step, zeros):
     """The product with the words of a step, under way."""
     slot = step % STAGES
@@ -96,13 +109,7 @@ def lce_pairs_kernel(
     count = (gl.minimum(first + words, V) - first) // BLOCK
     ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK, D], weight_map.layout)
     some = gl.allocate_shared_memory(dtype, [BLOCK, D], weight_map.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(bars.index(i), count=1)
-    fence_async_shared()
-    barrier()
-    for i in gl.static_range(STAGES - 2):
-        _fetch(weight_map, ring, bars, i, first + i * BLOCK, BYTES, i < count)
+    bars = _begun(weight_map, ring, first, count, BYTES)
     n = gl.program_id(0) * BLOCK + gl.arange(0, BLOCK, gl.SliceLayout(1, LINES))
     d = gl.arange(0, D, gl.SliceLayout(0, LINES))
     v = gl.load(target + n, mask=n < N, other=-1).to(gl.int32)
@@ -242,13 +249,7 @@ def lce_slope_pairs_kernel(
     factors = gl.allocate_shared_memory(gl.float32, [2 * BLOCK], ROW_SHARED)
     owns = gl.allocate_shared_memory(gl.float32, [2 * BLOCK], ROW_SHARED)
     targets = gl.allocate_shared_memory(gl.int32, [2 * BLOCK], ROW_SHARED)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(bars.index(i), count=1)
-    fence_async_shared()
-    barrier()
-    for i in gl.static_range(STAGES - 2):
-        _fetch(x_map, ring, bars, i, begin + i * BLOCK, BYTES, i < count)
+    bars = _begun(x_map, ring, begin, count, BYTES)
     v = gl.program_id(0) * BLOCK + gl.arange(0, BLOCK, gl.SliceLayout(1, W))
     d = gl.arange(0, D, gl.SliceLayout(0, W))
     w_VD = gl.load(weight + v[:, None] * D + d[None, :])
