@@ -1,0 +1,55 @@
+"""Examples of different lengths one behind another: what stands behind an example's last question is left out.
+
+    x_0 ... x_(T-1) = example 0, example 1, ..., each from its first token on
+
+An output at a token depends on no later one, so nothing that is asked for changes. Operators that mix tokens take such
+a batch as one row (1,T,D), with the places where its examples begin; all others need not know.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ALIGNED = 8  # lengths are multiples of it, as kernels walk over tiles of so many tokens
+
+
+class Packing(NamedTuple):
+    """Where each of B examples begins.
+
+    starts_B: (B + 1,) int32 on the device, multiples of 8, the last of them T; examples do not become longer from one
+    to the next, so that the longest begin first. longest: the length of the first.
+    """
+
+    starts_B: Tensor
+    longest: int
+
+    @property
+    def batch(self) -> int:
+        """The number of examples."""
+        return len(self.starts_B) - 1
+
+    def spread(self, x_xTD: Tensor) -> Tensor:
+        """(1,T,...) -> (B,L,...) for L = longest, with zeros behind each example; any device, differentiable."""
+        index_BL, inside_BL = self._index()
+        spread = x_xTD[0][index_BL]
+        return spread.where(inside_BL.view(*inside_BL.shape, *[1] * (spread.ndim - 2)), 0)
+
+    def gather(self, x_BLD: Tensor) -> Tensor:
+        """What `spread` came from: (B,L,...) -> (1,T,...)."""
+        return x_BLD[self._index()[1]][None]
+
+    def _index(self) -> tuple[Tensor, Tensor]:
+        starts, step_L = self.starts_B.long(), torch.arange(self.longest, device=self.starts_B.device)
+        inside_BL = step_L < starts.diff()[:, None]
+        return (starts[:-1, None] + step_L).where(inside_BL, 0), inside_BL
+
+
+def packing_of(lengths: list[int], device: torch.device | str) -> Packing:
+    """The packing of examples of these lengths. Raises ValueError unless they fit `Packing`."""
+    if not lengths or min(lengths) < 1 or any(length % ALIGNED for length in lengths):
+        raise ValueError(f"lengths of packed examples are multiples of {ALIGNED}, not {lengths}")
+    if lengths != sorted(lengths, reverse=True):
+        raise ValueError(f"packed examples come longest first, not {lengths}")
+    starts = torch.tensor([0, *lengths], device="cpu").cumsum(0).int()
+    return Packing(starts.to(device), lengths[0])
