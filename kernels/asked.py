@@ -12,21 +12,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .packing import Packing
 
-class Asked(NamedTuple):
-    """The asked tokens of a batch, and what a layer reads at them.
 
-    positions_BK: int64, distinct within an example. slots_BL: int32, the token's row b K + k, or -1. x_BKD: the rows of
-    x_BLD there.
+class Questions(NamedTuple):
+    """Which tokens of a batch are asked for.
+
+    positions_BK: int64, distinct within an example. slots_BL: int32, the token's row b K + k, or -1. With `packing` the
+    slots are (1,T), and positions still those within an example.
     """
 
     positions_BK: Tensor
     slots_BL: Tensor
-    x_BKD: Tensor
+    packing: Packing | None = None
 
     def rows(self, y_BLE: Tensor) -> Tensor:
-        """Those of another tensor (B,L,E) -> (B,K,E)."""
-        return take_rows(y_BLE, self.positions_BK, self.slots_BL)
+        """Rows of a tensor (B,L,E), or with `packing` (1,T,E), at the asked tokens -> (B,K,E)."""
+        if self.packing is None:
+            return take_rows(y_BLE, self.positions_BK, self.slots_BL)
+        at_xK = (self.positions_BK + self.packing.starts_B[:-1, None]).view(1, -1)
+        return take_rows(y_BLE, at_xK, self.slots_BL).view(*self.positions_BK.shape, -1)
+
+
+class Asked(NamedTuple):
+    """The asked tokens of a batch, see `Questions`, and what a layer reads at them: x_BKD, the rows of x_BLD there."""
+
+    positions_BK: Tensor
+    slots_BL: Tensor
+    x_BKD: Tensor
+    packing: Packing | None = None
+
+    def rows(self, y_BLE: Tensor) -> Tensor:
+        """Those of another tensor (B,L,E), or with `packing` (1,T,E) -> (B,K,E)."""
+        return Questions(self.positions_BK, self.slots_BL, self.packing).rows(y_BLE)
 
 
 def slots_of(positions_BK: Tensor, length: int) -> Tensor:
@@ -37,10 +55,15 @@ def slots_of(positions_BK: Tensor, length: int) -> Tensor:
     return slots.scatter_(1, positions_BK, rows)
 
 
-def ask(x_BLD: Tensor, positions_BK: Tensor) -> Asked:
+def questions_at(positions_BK: Tensor, length: int) -> Questions:
+    """`Questions` at these positions of examples of one length."""
+    return Questions(positions_BK, slots_of(positions_BK, length))
+
+
+def ask(x_BLD: Tensor, questions: Questions) -> Asked:
     """`Asked` with rows of x (B,L,D) taken here."""
-    slots_BL = slots_of(positions_BK, x_BLD.shape[1])
-    return Asked(positions_BK, slots_BL, take_rows(x_BLD, positions_BK, slots_BL))
+    positions_BK, slots_BL, packing = questions
+    return Asked(positions_BK, slots_BL, questions.rows(x_BLD), packing)
 
 
 def reference(x_BLD: Tensor, positions_BK: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Sums in float32 (float64 for float64 inputs).
 import torch
 from torch import Tensor
 
+from .packing import Packing
 from .precision import accumulation_dtype, without_autocast
 
 
@@ -24,8 +25,11 @@ def reference(
     *,
     window: int | None = None,
     scale: float | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """Both in PyTorch: the sliding window's with a `window`, else Taylor's. Differentiable, any device."""
+    if packing is not None:
+        k_BLHF, v_BLHV = packing.spread(k_BLHF), packing.spread(v_BLHV)
     dtype = accumulation_dtype(v_BLHV.dtype)
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q_BKHF, k_BLHF, v_BLHV))
     s_BHKL = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -39,26 +43,44 @@ def reference(
     return (weights @ v).transpose(1, 2).to(v_BLHV.dtype)
 
 
-def taylor_attention_asked(q_BKHF: Tensor, k_BLHF: Tensor, v_BLHV: Tensor, positions_BK: Tensor) -> Tensor:
-    """q (B,K,H,F), k (B,L,H,F), v (B,L,H,V), positions (B,K) int64 -> y (B,K,H,V)."""
-    return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, None, None)
+def taylor_attention_asked(
+    q_BKHF: Tensor, k_BLHF: Tensor, v_BLHV: Tensor, positions_BK: Tensor, *, packing: Packing | None = None
+) -> Tensor:
+    """q (B,K,H,F), k (B,L,H,F), v (B,L,H,V), positions (B,K) int64 -> y (B,K,H,V).
+
+    With `packing` k and v are (1,T,H,F) and (1,T,H,V).
+    """
+    return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, None, None, packing)
 
 
 def sliding_window_asked(
-    q_BKHF: Tensor, k_BLHF: Tensor, v_BLHV: Tensor, positions_BK: Tensor, window: int, *, scale: float | None = None
+    q_BKHF: Tensor,
+    k_BLHF: Tensor,
+    v_BLHV: Tensor,
+    positions_BK: Tensor,
+    window: int,
+    *,
+    scale: float | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
-    """q (B,K,H,F), k (B,L,H,F), v (B,L,H,V), positions (B,K) int64 -> y (B,K,H,V); scale 1 / sqrt(F) by default."""
+    """As `taylor_attention_asked`, with softmax over a window; scale 1 / sqrt(F) by default."""
     if window < 1:
         raise ValueError(f"window must be at least 1 (keys before the query's own), not {window}")
-    return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, window, scale)
+    return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, window, scale, packing)
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, positions_BK: Tensor, window: int | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions_BK: Tensor,
+    window: int | None,
+    scale: float | None,
+    packing: Packing | None,
 ) -> Tensor:
     if q.is_cuda:
         from . import asked_attention_triton as fused
 
         if fused.supported(q, k, v):
-            return fused.attention(q, k, v, positions_BK, window, scale)
-    return reference(q, k, v, positions_BK, window=window, scale=scale)
+            return fused.attention(q, k, v, positions_BK, window, scale, packing)
+    return reference(q, k, v, positions_BK, window=window, scale=scale, packing=packing)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .dense_rows import dense_rows
 from .offsets import fit
+from .packing import Packing
 from .precision import precision_of
 from .slices import gradients_like
 from .taylor_tiles import load_tile, operand, product, scores
@@ -39,6 +40,16 @@ NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be 
 def _place(x, batch, head, batch_stride, head_stride, UNIT: tl.constexpr):
     """Where a head of an example begins, for strides in units."""
     return x + (batch * batch_stride + head * head_stride) * UNIT
+
+
+@triton.jit
+def _tokens(x, row, starts, batch, length, UNIT: tl.constexpr, PACKED: tl.constexpr):
+    """Where an example's rows begin from its batch's place on, and how many there are; see `Packing`."""
+    if PACKED:
+        first = tl.load(starts + batch)
+        x += first.to(tl.int64) * (row * UNIT)
+        length = tl.load(starts + batch + 1) - first
+    return x, length
 
 
 @triton.jit
@@ -68,13 +79,13 @@ def _seen(position, key, WINDOW: tl.constexpr):
 
 @triton.jit
 def asked_forward_kernel(
-    q, k, v, positions, y, sums, asked, length, heads, scale, batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v,
-    row_v, head_v, F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    q, k, v, positions, starts, y, sums, asked, length, heads, scale, batch_q, row_q, head_q, batch_k, row_k, head_k,
+    batch_v, row_v, head_v, F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """y (B,K,H,V), and of each row 1 / z, or with a WINDOW log2 of z (B,H,K). `scale`: then times log2(e).
 
-    Strides are in units of UNIT numbers, see `_strides`.
+    Strides are in units of UNIT numbers, see `_strides`. PACKED: k and v are one row of examples, batch strides 0.
     """
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     query, position = _queries(positions, batch, tl.program_id(0) * QUERIES, asked, QUERIES)
@@ -82,6 +93,8 @@ def asked_forward_kernel(
     q = _place(q, batch, head, batch_q, head_q, UNIT)
     k = _place(k, batch, head, batch_k, head_k, UNIT)
     v = _place(v, batch, head, batch_v, head_v, UNIT)
+    k, _ = _tokens(k, row_k, starts, batch, length, UNIT, PACKED)
+    v, length = _tokens(v, row_v, starts, batch, length, UNIT, PACKED)
     q_QF = load_tile(q, row_q * UNIT, query, c_F, asked, F, BF, False)
     y_QV = tl.zeros([QUERIES, BV], tl.float32)
     z_Q = tl.zeros([QUERIES], tl.float32)
@@ -131,10 +144,10 @@ def _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW: tl.constexpr, PRE
 
 @triton.jit
 def asked_backward_kernel(
-    q, k, v, y, dy, positions, sums, dq, dk, dv, asked, length, heads, scale, factor, batch_q, row_q, head_q, batch_k,
-    row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv, F: tl.constexpr,
-    V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr,
+    q, k, v, y, dy, positions, starts, sums, dq, dk, dv, asked, length, heads, scale, factor, batch_q, row_q, head_q,
+    batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv,
+    F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dq (B,K,H,F), dk and dv. `scale` as in the forward, `factor` that of the scores' derivative.
 
@@ -150,6 +163,10 @@ def asked_backward_kernel(
     q_QF = load_tile(q, row_q * UNIT, query, c_F, asked, F, BF, False)
     dk = _place(dk, batch, head, batch_dk, head_dk, UNIT)
     dv = _place(dv, batch, head, batch_dv, head_dv, UNIT)
+    k, _ = _tokens(k, row_k, starts, batch, length, UNIT, PACKED)
+    v, _ = _tokens(v, row_v, starts, batch, length, UNIT, PACKED)
+    dk, _ = _tokens(dk, row_dk, starts, batch, length, UNIT, PACKED)
+    dv, length = _tokens(dv, row_dv, starts, batch, length, UNIT, PACKED)
     own = (batch * asked * heads + head) * V
     given = load_tile(dy + own, heads * V, query, c_V, asked, V, BV, False)
     sums_Q = tl.load(sums + tl.program_id(0).to(tl.int64) * asked + query, mask=query < asked, other=0.0)
@@ -202,13 +219,16 @@ def _most_queries(q: Tensor, v: Tensor) -> int:
     return FEW_QUERIES if _wide(q, v) and q.dtype != torch.bfloat16 else MOST_QUERIES
 
 
-def _strides(*tensors: Tensor) -> tuple[tuple[int, ...], int]:
-    """Strides, and the numbers that are a unit of them: all that 16 bytes hold if rows are whole pieces of those.
+def _strides(q: Tensor, *tensors: Tensor, packed: bool) -> tuple[tuple[int, ...], int]:
+    """Strides of q and the others, which are one row of examples if `packed`, and the numbers that are a unit of them.
 
-    Triton knows multiples of 16 only. Rows of 8 or 24 keys beside 64 values are none, and were read number by number.
+    That is all that 16 bytes hold if rows are whole pieces of those: Triton knows multiples of 16 only. Rows of 8 or 24
+    keys beside 64 values are none, and were read number by number.
     """
-    strides = [stride for x in tensors for stride in x.stride()[:3]]
-    piece = 16 // tensors[0].element_size()
+    strides = [*q.stride()[:3]]
+    for x in tensors:
+        strides += [0 if packed else x.stride(0), *x.stride()[1:3]]
+    piece = 16 // q.element_size()
     known = all(stride % 16 == 0 for stride in strides)
     unit = 1 if known or any(stride % piece for stride in strides) else piece
     return tuple(stride // unit for stride in strides), unit
@@ -231,23 +251,28 @@ def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
 
 @torch.library.custom_op("basedbench::asked_attention", mutates_args=())
 def forward_operator(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, starts: Tensor | None, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """y (B,K,H,V), and of each row 1 / z, or with a window (0: none) log2 of z, (B,H,K) in float32."""
+    """y (B,K,H,V), and of each row 1 / z, or with a window (0: none) log2 of z, (B,H,K) in float32.
+
+    starts: of a `Packing`, if k and v are one.
+    """
     q, k, v, positions = dense_rows(q), dense_rows(k), dense_rows(v), positions.contiguous()
-    y, sums = outputs(q, k, v, positions, window, scale)
+    y, sums = outputs(q, k, v, positions, starts, window, scale)
     batch, asked, heads, _ = q.shape
     constants = _constants(q, v, window)
-    strides, unit = _strides(q, k, v)
+    strides, unit = _strides(q, k, v, packed=starts is not None)
     asked_forward_kernel[(triton.cdiv(asked, constants["QUERIES"]), batch * heads)](
-        q, k, v, positions, y, sums, asked, k.shape[1], heads, scale * (math.log2(math.e) if window else 1),
-        *strides, **constants, UNIT=unit,
+        q, k, v, positions, starts, y, sums, asked, k.shape[1], heads, scale * (math.log2(math.e) if window else 1),
+        *strides, **constants, UNIT=unit, PACKED=starts is not None,
     )  # fmt: skip
     return y, sums
 
 
 @forward_operator.register_fake
-def outputs(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
+def outputs(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, starts: Tensor | None, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
     """The outputs, not yet written."""
     batch, asked, heads, _ = q.shape
     return v.new_empty((batch, asked, heads, v.shape[-1])), v.new_empty((batch, heads, asked), dtype=torch.float32)
@@ -255,35 +280,35 @@ def outputs(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int, sca
 
 @torch.library.custom_op("basedbench::asked_attention_backward", mutates_args=("dq", "dk", "dv"))
 def backward_operator(
-    q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, positions: Tensor, sums: Tensor, window: int, scale: float,
-    dq: Tensor, dk: Tensor, dv: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, positions: Tensor, starts: Tensor | None, sums: Tensor,
+    window: int, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> None:  # fmt: skip
     """Writes the gradients; those of k and v may be slices of one tensor."""
     q, k, v, dy, positions = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous(), positions.contiguous()
     batch, asked, heads, _ = q.shape
-    strides, unit = _strides(q, k, v, dk, dv)
+    strides, unit = _strides(q, k, v, dk, dv, packed=starts is not None)
     asked_backward_kernel[(batch * heads,)](
-        q, k, v, y, dy, positions, sums, dq, dk, dv, asked, k.shape[1], heads,
+        q, k, v, y, dy, positions, starts, sums, dq, dk, dv, asked, k.shape[1], heads,
         scale * (math.log2(math.e) if window else 1), scale, *strides, **_constants(q, v, window), UNIT=unit,
-        EXACT=0 < window < SMALL_WINDOW and q.dtype != torch.float32,
+        EXACT=0 < window < SMALL_WINDOW and q.dtype != torch.float32, PACKED=starts is not None,
     )  # fmt: skip
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, positions, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, output[0], positions, output[1])
+    q, k, v, positions, starts, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, output[0], positions, starts, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dy is None:
-        return None, None, None, None, None, None
-    q, k, v, y, positions, sums = ctx.saved_tensors
+        return None, None, None, None, None, None, None
+    q, k, v, y, positions, starts, sums = ctx.saved_tensors
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = gradients_like(k, v)
-    backward_operator(q, k, v, y, dy, positions, sums, ctx.window, ctx.scale, dq, dk, dv)
-    return dq, dk, dv, None, None, None
+    backward_operator(q, k, v, y, dy, positions, starts, sums, ctx.window, ctx.scale, dq, dk, dv)
+    return dq, dk, dv, None, None, None, None
 
 
 forward_operator.register_autograd(_gradients, setup_context=_keep)
@@ -295,15 +320,24 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     fitting = 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and min(q.numel(), k.numel(), v.numel()) > 0
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     few = q.shape[1] <= _most_queries(q, v) or not differentiated
-    return known and fitting and few and fit(q, k, v) and len(k) * k.shape[2] < 65536 and _roomy(q)
+    return known and fitting and few and fit(q, k, v) and len(q) * k.shape[2] < 65536 and _roomy(q)
 
 
 def _roomy(x: Tensor) -> bool:
     return not x.is_cuda or torch.cuda.get_device_capability(x.device) in ROOMY
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int | None, scale: float | None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    window: int | None,
+    scale: float | None,
+    packing: Packing | None = None,
+) -> Tensor:
     """`asked_attention.reference` by the kernels above."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    y: Tensor = forward_operator(q, k, v, positions, window or 0, scale)[0]
+    starts = None if packing is None else packing.starts_B
+    y: Tensor = forward_operator(q, k, v, positions, starts, window or 0, scale)[0]
     return y

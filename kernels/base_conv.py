@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .gated_conv import gated_conv
 from .gated_conv import reference as gated
+from .packing import Packing
 from .precision import product_dtype
 from .short_conv import on_triton
 
@@ -21,13 +22,23 @@ def reference(u_BLD: Tensor, gate_weight_DD: Tensor, gate_bias_D: Tensor, weight
     return gated(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)
 
 
-def base_conv(u_BLD: Tensor, gate_weight_DD: Tensor, gate_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor) -> Tensor:
-    """u (B,L,D), W (D,D) and b (D), the convolution's weight (D,W) and bias (D) -> y (B,L,D).
+def base_conv(
+    u_BLD: Tensor,
+    gate_weight_DD: Tensor,
+    gate_bias_D: Tensor,
+    weight_DW: Tensor,
+    bias_D: Tensor,
+    packing: Packing | None = None,
+) -> Tensor:
+    """u (B,L,D), W (D,D) and b (D), the convolution's weight (D,W) and bias (D) -> y (B,L,D); with `packing` (1,T,D).
 
     Under autocast with u in another dtype than its products: `gated_conv` behind a product of its own.
     """
     if on_triton(u_BLD, weight_DW) and product_dtype(u_BLD) in (None, u_BLD.dtype):
         from .base_conv_triton import base_conv as joined
 
-        return joined(u_BLD, gate_weight_DD, gate_bias_D, weight_DW, bias_D)
-    return gated_conv(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)
+        return joined(u_BLD, gate_weight_DD, gate_bias_D, weight_DW, bias_D, packing)
+    if packing is not None:
+        u_BLD = packing.spread(u_BLD)
+    y_BLD = gated_conv(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)
+    return y_BLD if packing is None else packing.gather(y_BLD)

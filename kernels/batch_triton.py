@@ -2,12 +2,14 @@
 
 # mypy: allow-untyped-defs
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .asked import Questions
+from .batch import Batch, Tables
+from .packing import Packing
 
 BLOCK = 1024
 LOSSES = 8192  # summed at once, by 16 warps: with few a batch of 16,384 is a chain of loads, each waiting for the last
@@ -15,17 +17,31 @@ LOSSES = 8192  # summed at once, by 16 warps: with few a batch of 16,384 is a ch
 
 @triton.jit
 def take_batch_kernel(
-    tables, outs, widths, order, cursor, TABLES: tl.constexpr, BLOCK: tl.constexpr
+    tokens, positions, targets, out_tokens, out_positions, out_targets, slots, order, cursor, starts, length, asked,
+    PACKED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A program copies one row of every table."""
+    """A program takes one example; PACKED: see `Packing`."""
     b = tl.program_id(0)
     row = tl.load(order + tl.load(cursor) + b)
-    for i in tl.static_range(TABLES):
-        width = widths[i]
-        for start in range(0, width, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            values = tl.load(tables[i] + row * width + column, mask=column < width)
-            tl.store(outs[i] + b.to(tl.int64) * width + column, values, mask=column < width)
+    first, own = b.to(tl.int64) * length, length
+    if PACKED:
+        first = tl.load(starts + b).to(tl.int64)
+        own = tl.load(starts + b + 1) - first.to(tl.int32)
+    for start in range(0, own, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < own
+        tl.store(out_tokens + first + column, tl.load(tokens + row * length + column, mask=inside), mask=inside)
+        tl.store(slots + first + column, tl.full([BLOCK], -1, tl.int32), mask=inside)
+    tl.debug_barrier()  # what is asked for is written over what is not
+    for start in range(0, asked, BLOCK_K):
+        question = start + tl.arange(0, BLOCK_K)
+        inside = question < asked
+        position = tl.load(positions + row * asked + question, mask=inside, other=0)
+        slot = b * asked + question
+        tl.store(out_positions + slot, position, mask=inside)
+        tl.store(out_targets + slot, tl.load(targets + row * asked + question, mask=inside), mask=inside)
+        # Where steps are only rehearsed, the examples may be those of another batch, and longer.
+        tl.store(slots + first + position, slot, mask=inside & (position < own))
 
 
 @triton.jit(do_not_specialize=["size", "count"])
@@ -43,15 +59,21 @@ def count_step_kernel(loss, total, cursor, steps, count, size, BLOCK: tl.constex
     tl.store(steps, taken + 1)
 
 
-def take_batch(tables: Sequence[Tensor], order_N: Tensor, cursor: Tensor, size: int) -> list[Tensor]:
+def take_batch(tables: Tables, order_N: Tensor, cursor: Tensor, size: int, packing: Packing | None = None) -> Batch:
     """`batch.take_reference` by the kernel above."""
-    outs = [torch.empty((size, table.shape[1]), dtype=table.dtype, device=table.device) for table in tables]
-    widths = tuple(table.shape[1] for table in tables)
-    block = min(BLOCK, triton.next_power_of_2(max(widths)))
+    (tokens, positions, targets), like = tables, tables.tokens_NL
+    length, asked = tokens.shape[1], positions.shape[1]
+    shape = (size, length) if packing is None else (1, packing.tokens)
+    found = torch.empty(shape, dtype=like.dtype, device=like.device)
+    slots = torch.empty(shape, dtype=torch.int32, device=like.device)
+    rows, answers = (torch.empty((size, asked), dtype=like.dtype, device=like.device) for _ in range(2))
     take_batch_kernel[(size,)](
-        tuple(tables), tuple(outs), widths, order_N, cursor, TABLES=len(tables), BLOCK=block, num_warps=1
-    )
-    return outs
+        tokens, positions, targets, found, rows, answers, slots, order_N, cursor,
+        None if packing is None else packing.starts_B, length, asked, PACKED=packing is not None,
+        BLOCK=min(BLOCK, triton.next_power_of_2(length)), BLOCK_K=min(BLOCK, triton.next_power_of_2(asked)),
+        num_warps=1,
+    )  # fmt: skip
+    return Batch(found, answers, Questions(rows, slots, packing))
 
 
 def count_step(loss_N: Tensor, total: Tensor, cursor: Tensor, size: int, steps: Tensor) -> None:

@@ -8,7 +8,7 @@ LayerNorm (arXiv 1607.06450) with `center`, RMSNorm (arXiv 1910.07467) without; 
 end of an add-then-norm block whose output is added once more, and the start of what follows: one pass over memory where
 two norms and two sums would take four.
 
-In front of a model's last mixer `last_boundary` gives the stream, and what that mixer reads, at asked positions too
+In front of a model's last mixer `last_boundary` gives the stream, and what that mixer reads, at asked tokens too
 (module `asked`): the stream is needed nowhere else, and is not written there.
 
 Statistics in float32 (float64 for float64 inputs). s has the promoted dtype of h and residual; y has `dtype`, or the
@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .asked import Asked, ask
-from .asked import reference as rows_of
+from .asked import Asked, Questions, ask
 from .costs import total_bytes, total_flops
 from .embedding import Rows
 
@@ -48,11 +47,11 @@ def reference(
 
 
 def last_reference(
-    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, positions_BK: Tensor, **options: Any
+    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, questions: Questions, **options: Any
 ) -> tuple[Tensor, Asked, Tensor]:
     """`last_boundary` in PyTorch: differentiable, any device."""
     y_BLD, s_BLD = reference(h_BLD, residual_BLD, norm, **options)
-    return y_BLD, ask(y_BLD, positions_BK), rows_of(s_BLD, positions_BK)
+    return y_BLD, ask(y_BLD, questions), questions.rows(s_BLD)
 
 
 def _norm(x: Tensor, norm: Norm, center: bool, eps: float) -> Tensor:
@@ -90,7 +89,7 @@ def last_boundary(
     h_BLD: Tensor,
     residual_BLD: Tensor,
     norm: Norm,
-    positions_BK: Tensor,
+    questions: Questions,
     *,
     rows: Rows | None = None,
     first: Norm | None = None,
@@ -98,7 +97,7 @@ def last_boundary(
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Asked, Tensor]:
-    """As `block_boundary`, from (B,L,D) -> y (B,L,D), y at `positions_BK` (int64, distinct within an example), s there.
+    """As `block_boundary`, from (B,L,D) -> y (B,L,D), y at the asked tokens (B,K,D), s there.
 
     Raises ValueError for a bias without centering.
     """
@@ -106,9 +105,9 @@ def last_boundary(
     if _by_kernels(h_BLD, residual_BLD, norm, center):
         from .block_boundary_triton import last_boundary as by_triton
 
-        return by_triton(h_BLD, residual_BLD, norm, positions_BK, rows=rows, **options)
+        return by_triton(h_BLD, residual_BLD, norm, questions, rows=rows, **options)
     _require_none(rows)
-    return last_reference(h_BLD, residual_BLD, norm, positions_BK, **options)
+    return last_reference(h_BLD, residual_BLD, norm, questions, **options)
 
 
 def _require_none(rows: Rows | None) -> None:

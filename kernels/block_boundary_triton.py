@@ -2,7 +2,7 @@
 
 A row lives in registers. Saved: r in the stream's dtype and the statistics of both norms; the backward forms the rest
 again. As in `add_layer_norm`, the backward's programs are fixed in number and leave one partial sum each of the gains'
-and biases' gradients. With asked positions the forward also finds every token's slot and writes the asked rows there;
+and biases' gradients. With slots of asked tokens the forward also writes their rows there;
 the backward adds what comes back for them to the rows that they are copies of. A stream that is rows of a table
 (`Rows`) is read from the table, by the backward too: it lies in the L2 cache, and neither r nor the stream is written.
 """
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .asked import Asked
+from .asked import Asked, Questions
 from .block_boundary import Norm
 from .dense_rows import dense_rows
 from .embedding import Rows
@@ -25,7 +25,6 @@ from .row_walks import walk_of_boundary
 from .table_rows_triton import columns, kept_rows
 
 TILE = 2048  # elements of a tile of the forward, for four warps
-ASKED = tl.constexpr(32)  # positions that tokens are compared with at once
 
 
 @triton.jit
@@ -80,30 +79,11 @@ def _input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
 
 
 @triton.jit
-def _slots(tile, tokens, length, positions, asked, ROWS: tl.constexpr, ONE_EXAMPLE: tl.constexpr):
-    """The slots of a tile's tokens, -1 where they are not asked for; ONE_EXAMPLE: no tile is of two examples."""
-    row = tile * ROWS + tl.arange(0, ROWS)
-    example = tl.where(row < tokens, row // length, 0)
-    place = row % length
-    found = tl.full([ROWS], -1, tl.int32)
-    for start in range(0, asked, ASKED):
-        index = start + tl.arange(0, ASKED)
-        if ONE_EXAMPLE:
-            at = positions + (tile * ROWS // length).to(tl.int64) * asked + index
-            position = tl.load(at, mask=index < asked, other=-1)[None, :]
-        else:
-            at = positions + example.to(tl.int64)[:, None] * asked + index[None, :]
-            position = tl.load(at, mask=(index < asked)[None, :], other=-1)
-        found = tl.maximum(found, tl.max(tl.where(position == place[:, None], index[None, :], -1), axis=1))
-    return tl.where((found >= 0) & (row < tokens), example * asked + found, -1)
-
-
-@triton.jit
 def boundary_forward_kernel(
-    h, residual, tokens, kept, positions, first_weight, first_bias, weight, bias, y, s, r, at_rows, slots, stats, rows,
-    asked, length, vocabulary, scale, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-    HAS_TABLE: tl.constexpr, HAS_KEPT: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr, STORE_R: tl.constexpr, ONE_EXAMPLE: tl.constexpr,
+    h, residual, tokens, kept, slots, first_weight, first_bias, weight, bias, y, s, r, at_rows, stats, rows,
+    vocabulary, scale, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_TABLE: tl.constexpr,
+    HAS_KEPT: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CENTER: tl.constexpr, STORE_R: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = columns(BLOCK_D, HAS_KEPT)
@@ -129,9 +109,8 @@ def boundary_forward_kernel(
     tl.store(stats + rows + row, rstd, mask=row < rows)
     out = (normalised * gain + shift).to(y.dtype.element_ty)
     tl.store(y + at, out, mask=inside)
-    if HAS_POSITIONS:
-        slot = _slots(tl.program_id(0), rows, length, positions, asked, ROWS, ONE_EXAMPLE)
-        tl.store(slots + row, slot, mask=row < rows)
+    if HAS_SLOTS:
+        slot = tl.load(slots + row, mask=row < rows, other=-1)
         to = slot.to(tl.int64)[:, None] * D + column[None, :]
         taken = inside & (slot >= 0)[:, None]
         tl.store(at_rows + to, out, mask=taken)
@@ -144,7 +123,7 @@ def boundary_forward_kernel(
 def boundary_backward_kernel(
     dy, ds, d_at_rows, r, table, tokens, kept, slots, first_weight, first_bias, weight, stats, dresidual, dh, partials,
     rows, vocabulary, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_TABLE: tl.constexpr,
-    HAS_KEPT: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_KEPT: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr,
     CENTER: tl.constexpr, HAS_DS: tl.constexpr, HAS_AT: tl.constexpr, STORE_DH: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """With HAS_TABLE, r is h: the stream that it was added to is taken from the table again."""
@@ -160,7 +139,7 @@ def boundary_backward_kernel(
         inside = (row < rows)[:, None] & (column < D)[None, :]
         at = row.to(tl.int64)[:, None] * D + column[None, :]
         given, back = at, inside
-        if HAS_POSITIONS:
+        if HAS_SLOTS:
             slot = tl.load(slots + row, mask=row < rows, other=-1)
             given = slot.to(tl.int64)[:, None] * D + column[None, :]
             back = inside & (slot >= 0)[:, None]
@@ -199,29 +178,28 @@ def boundary_backward_kernel(
 @torch.library.custom_op("basedbench::block_boundary", mutates_args=())
 def _boundary(
     h: Tensor, residual: Tensor, table: Tensor | None, tokens: Tensor | None, kept: Tensor | None,
-    positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    slots: Tensor | None, asked: int, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
     bias: Tensor | None, keep: float, center: bool, eps: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, s, y at the positions, r (empty where it is s, or can be had again from the table), slots, each row's mean and
-    1 / sqrt(var + eps) of both norms. With positions s is there only; without, what belongs to them is empty.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, s, y at the `asked` rows that have slots, r (empty where it is s, or can be had again from the table), each
+    row's mean and 1 / sqrt(var + eps) of both norms. With slots s is there only; without, y there is empty.
     """
-    h, positions = h.contiguous(), _contiguous(positions)
+    h = h.contiguous()
     stream = residual.contiguous() if table is None else table.contiguous()
     found = _outputs(
-        h, residual, table, tokens, kept, positions, first_weight, first_bias, weight, bias, keep, center, eps, dtype
+        h, residual, table, tokens, kept, slots, asked, first_weight, first_bias, weight, bias, keep, center, eps, dtype
     )
-    y, s, at_rows, r, slots, stats = found
+    y, s, at_rows, r, stats = found
     width, rows = h.shape[-1], stats.shape[1]
-    asked, length = (1, 1) if positions is None else (positions.shape[1], h.shape[1])
     block = triton.next_power_of_2(width)
     tile = max(1, TILE // block)
     if rows:
         boundary_forward_kernel[(triton.cdiv(rows, tile),)](
-            h, stream, _contiguous(tokens), kept, positions, dense_rows(first_weight), dense_rows(first_bias),
-            dense_rows(weight), dense_rows(bias), y, s, r, at_rows, slots, stats, rows, asked, length, len(stream),
-            1 / keep, eps, D=width, BLOCK_D=block, ROWS=tile, HAS_TABLE=table is not None, HAS_KEPT=kept is not None,
-            HAS_POSITIONS=positions is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
-            CENTER=center, STORE_R=r.numel() > 0, ONE_EXAMPLE=positions is not None and length % tile == 0,
+            h, stream, _contiguous(tokens), kept, _contiguous(slots), dense_rows(first_weight), dense_rows(first_bias),
+            dense_rows(weight), dense_rows(bias), y, s, r, at_rows, stats, rows, len(stream), 1 / keep, eps, D=width,
+            BLOCK_D=block, ROWS=tile, HAS_TABLE=table is not None, HAS_KEPT=kept is not None,
+            HAS_SLOTS=slots is not None, HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None,
+            CENTER=center, STORE_R=r.numel() > 0,
         )  # fmt: skip
     return found
 
@@ -229,18 +207,17 @@ def _boundary(
 @_boundary.register_fake
 def _outputs(
     h: Tensor, residual: Tensor, table: Tensor | None, tokens: Tensor | None, kept: Tensor | None,
-    positions: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    slots: Tensor | None, asked: int, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
     bias: Tensor | None, keep: float, center: bool, eps: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     stream, width = torch.promote_types(h.dtype, residual.dtype), h.shape[-1]
-    given = h.shape if positions is None else (*positions.shape, width)
+    given = h.shape if slots is None else (asked, width)
     s = h.new_empty(given, dtype=stream)
-    at_rows = h.new_empty((0,) if positions is None else given, dtype=dtype)
-    again = table is not None or (positions is None and first_weight is None)
+    at_rows = h.new_empty((0,) if slots is None else given, dtype=dtype)
+    again = table is not None or (slots is None and first_weight is None)
     r = h.new_empty((0,) if again else h.shape, dtype=stream)
-    slots = h.new_empty((0,) if positions is None else h.shape[:-1], dtype=torch.int32)
     stats = h.new_empty((2 if first_weight is None else 4, h.shape[:-1].numel()), dtype=torch.float32)
-    return h.new_empty(h.shape, dtype=dtype), s, at_rows, r, slots, stats
+    return h.new_empty(h.shape, dtype=dtype), s, at_rows, r, stats
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -250,7 +227,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 @torch.library.custom_op("basedbench::block_boundary_backward", mutates_args=())
 def _boundary_backward(
     dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, table: Tensor | None, tokens: Tensor | None,
-    kept: Tensor | None, slots: Tensor, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    kept: Tensor | None, slots: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
     bias: Tensor | None, stats: Tensor, stream: torch.dtype, dtype: torch.dtype, keep: float, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of residual and h (empty where it is the same), and of the 2 or 4 parameters. With a table, r is h."""
@@ -264,10 +241,10 @@ def _boundary_backward(
     weight = dense_rows(weight)
     first = (weight, weight) if first_weight is None else (dense_rows(first_weight), dense_rows(first_bias))
     boundary_backward_kernel[(walk.programs,)](
-        dy, ds, d_at_rows, r, _contiguous(table), _contiguous(tokens), kept, slots, *first, weight, stats, dresidual,
-        dh, partials, rows, 0 if table is None else len(table), 1 / keep, D=width, HAS_TABLE=table is not None,
-        HAS_KEPT=kept is not None, HAS_POSITIONS=slots.numel() > 0, HAS_FIRST=first_weight is not None,
-        HAS_BIAS=bias is not None, CENTER=center, HAS_DS=ds is not None,
+        dy, ds, d_at_rows, r, _contiguous(table), _contiguous(tokens), kept, _contiguous(slots), *first, weight, stats,
+        dresidual, dh, partials, rows, 0 if table is None else len(table), 1 / keep, D=width,
+        HAS_TABLE=table is not None, HAS_KEPT=kept is not None, HAS_SLOTS=slots is not None,
+        HAS_FIRST=first_weight is not None, HAS_BIAS=bias is not None, CENTER=center, HAS_DS=ds is not None,
         HAS_AT=d_at_rows is not None and d_at_rows.numel() > 0, STORE_DH=dh.numel() > 0, **walk.constants,
     )  # fmt: skip
     sums = sum_parts(partials, weight.dtype, (weight, bias, first_weight, first_bias))
@@ -277,7 +254,7 @@ def _boundary_backward(
 @_boundary_backward.register_fake
 def _(
     dy: Tensor, ds: Tensor | None, d_at_rows: Tensor | None, r: Tensor, table: Tensor | None, tokens: Tensor | None,
-    kept: Tensor | None, slots: Tensor, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
+    kept: Tensor | None, slots: Tensor | None, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
     bias: Tensor | None, stats: Tensor, stream: torch.dtype, dtype: torch.dtype, keep: float, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dh = r.new_empty(r.shape if dtype != stream else (0,), dtype=dtype)
@@ -286,10 +263,10 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:
-    h, residual, *rows, _, first_weight, first_bias, weight, bias, ctx.keep, ctx.center, _, _ = inputs
-    _, s, _, r, slots, stats = output
+    h, residual, *rows, slots, _, first_weight, first_bias, weight, bias, ctx.keep, ctx.center, _, _ = inputs
+    _, s, _, r, stats = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(r, slots, stats)
+    ctx.mark_non_differentiable(r, stats)
     ctx.dtypes = residual.dtype, h.dtype
     kept = h if rows[0] is not None else r if r.numel() else s
     ctx.save_for_backward(kept, *rows, slots, first_weight, first_bias, weight, bias, stats)
@@ -303,7 +280,7 @@ def _gradients(ctx, dy: Tensor | None, ds: Tensor | None, d_at_rows: Tensor | No
     d_first = parameters[2:].unbind() if len(parameters) == 4 else (None, None)
     d_bias = None if bias is None else parameters[1]
     d_h = dh if dh.numel() else dresidual
-    return d_h, dresidual, None, None, None, None, *d_first, parameters[0], d_bias, None, None, None, None
+    return d_h, dresidual, None, None, None, None, None, *d_first, parameters[0], d_bias, None, None, None, None
 
 
 _boundary.register_autograd(_gradients, setup_context=_setup)
@@ -311,27 +288,29 @@ _boundary.register_autograd(_gradients, setup_context=_setup)
 
 def block_boundary(h_xD: Tensor, residual_xD: Tensor, norm: Norm, **options: Any) -> tuple[Tensor, Tensor]:
     """`block_boundary.reference` by the kernels above."""
-    y, s, *_ = _apply(h_xD, residual_xD, norm, None, **options)
+    y, s, *_ = _apply(h_xD, residual_xD, norm, None, 0, **options)
     return y, s
 
 
 def last_boundary(
-    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, positions_BK: Tensor, **options: Any
+    h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, questions: Questions, **options: Any
 ) -> tuple[Tensor, Asked, Tensor]:
     """`block_boundary.last_reference` by the kernels above."""
-    y, s, at_rows, _, slots, _ = _apply(h_BLD, residual_BLD, norm, positions_BK, **options)
-    return y, Asked(positions_BK, slots, at_rows), s
+    positions_BK, slots_BL, packing = questions
+    y, s, at_rows, *_ = _apply(h_BLD, residual_BLD, norm, slots_BL, positions_BK.numel(), **options)
+    at_BKD, s_BKD = (x.view(*positions_BK.shape, -1) for x in (at_rows, s))
+    return y, Asked(positions_BK, slots_BL, at_BKD, packing), s_BKD
 
 
 def _apply(
-    h: Tensor, residual: Tensor, norm: Norm, positions: Tensor | None, *, rows: Rows | None = None,
+    h: Tensor, residual: Tensor, norm: Norm, slots: Tensor | None, asked: int, *, rows: Rows | None = None,
     first: Norm | None = None, center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     stream = torch.promote_types(h.dtype, residual.dtype)
     pair = (None, None) if first is None else first
     dtype = dtype or torch.promote_types(stream, norm[0].dtype)
     *looked, keep = rows or (None, None, None, 1.0)
-    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _boundary(
-        h, residual, *looked, positions, *pair, *norm, keep, center, eps, dtype
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _boundary(
+        h, residual, *looked, slots, asked, *pair, *norm, keep, center, eps, dtype
     )
     return found

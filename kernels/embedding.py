@@ -7,8 +7,7 @@ PyTorch's backward sorts 64-bit tokens, eight passes over keys and positions; tw
 taken in the order of the positions, in float32 (float64 for float64): equal inputs give equal bits.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from .costs import total_bytes
 
 MOST = 256  # places of one token in a batch, which one program adds up
-SORTED_AT_ONCE = 1 << 22  # tokens: sorting takes a few times their memory
 
 
 class Places(NamedTuple):
@@ -47,23 +45,27 @@ class Rows(NamedTuple):
     keep: float
 
 
-def sorted_places(tokens_NL: Tensor, sizes: Sequence[int], vocabulary: int) -> Places | None:
-    """The places of batches of these sizes, one after another; None if a token fills too much of one."""
-    device, length = tokens_NL.device, tokens_NL.shape[1]
-    batches, starts = torch.arange(len(sizes), device=device), torch.tensor([0, *accumulate(sizes)], device=device)
-    batch_N = batches.repeat_interleave(starts.diff())
-    orders, edges = [], []
-    for numbers_n in batches.split(max(1, SORTED_AT_ONCE // (max(sizes) * length))):
-        rows_n = torch.arange(int(starts[numbers_n[0]]), int(starts[numbers_n[-1] + 1]), device=device)
-        keys_x, order_x = (tokens_NL[rows_n] + batch_N[rows_n, None] * vocabulary).flatten().sort(stable=True)
-        orders.append((order_x + (rows_n[0] - starts[keys_x // vocabulary]) * length).int())
-        words = torch.arange(vocabulary, device=device)
-        bounds_x = torch.searchsorted(keys_x, (numbers_n[:, None] * vocabulary + words).flatten())
-        edges.append((bounds_x + rows_n[0] * length).int())
-    starts_x = torch.cat([*edges, starts[-1:].int() * length])
+def sorted_places(blocks: Iterable[tuple[Tensor, int]], vocabulary: int) -> Places | None:
+    """The places of batches one after another; None if a token fills too much of one.
+
+    blocks: tokens (n,T) of the next n batches, all of one size, and the number of examples in each.
+    """
+    orders, edges, sizes, tokens = [], [], [], 0
+    for tokens_nT, examples in blocks:
+        count, each = tokens_nT.shape
+        words, batches = (torch.arange(size, device=tokens_nT.device) for size in (vocabulary, count))
+        keys_x, order_x = (tokens_nT + batches[:, None] * vocabulary).flatten().sort(stable=True)
+        orders.append((order_x % each).int())
+        bounds_x = torch.searchsorted(keys_x, (batches[:, None] * vocabulary + words).flatten())
+        edges.append((bounds_x + tokens).int())
+        sizes.append(torch.full((count,), examples, device=tokens_nT.device))
+        tokens += tokens_nT.numel()
+    sizes_n = torch.cat(sizes)
+    starts_x = torch.cat([*edges, edges[0].new_full((1,), tokens)])
     if starts_x.diff().max() > MOST:
         return None
-    return Places(torch.cat(orders), starts_x, batch_N.int(), starts.new_zeros(()))
+    batch_N = torch.arange(len(sizes_n), device=sizes_n.device).repeat_interleave(sizes_n)
+    return Places(torch.cat(orders), starts_x, batch_N.int(), sizes_n.new_zeros(()))
 
 
 def reference(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:

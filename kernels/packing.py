@@ -18,11 +18,12 @@ class Packing(NamedTuple):
     """Where each of B examples begins.
 
     starts_B: (B + 1,) int32 on the device, multiples of 8, the last of them T; examples do not become longer from one
-    to the next, so that the longest begin first. longest: the length of the first.
+    to the next, so that the longest begin first. longest: the length of the first. tokens: T.
     """
 
     starts_B: Tensor
     longest: int
+    tokens: int
 
     @property
     def batch(self) -> int:
@@ -31,18 +32,16 @@ class Packing(NamedTuple):
 
     def spread(self, x_xTD: Tensor) -> Tensor:
         """(1,T,...) -> (B,L,...) for L = longest, with zeros behind each example; any device, differentiable."""
-        index_BL, inside_BL = self._index()
-        spread = x_xTD[0][index_BL]
+        starts_B, step_L = self.starts_B.long(), torch.arange(self.longest, device=self.starts_B.device)
+        inside_BL = step_L < starts_B.diff()[:, None]
+        spread = x_xTD[0][(starts_B[:-1, None] + step_L).where(inside_BL, 0)]
         return spread.where(inside_BL.view(*inside_BL.shape, *[1] * (spread.ndim - 2)), 0)
 
     def gather(self, x_BLD: Tensor) -> Tensor:
         """What `spread` came from: (B,L,...) -> (1,T,...)."""
-        return x_BLD[self._index()[1]][None]
-
-    def _index(self) -> tuple[Tensor, Tensor]:
-        starts, step_L = self.starts_B.long(), torch.arange(self.longest, device=self.starts_B.device)
-        inside_BL = step_L < starts.diff()[:, None]
-        return (starts[:-1, None] + step_L).where(inside_BL, 0), inside_BL
+        token_T = torch.arange(self.tokens, device=self.starts_B.device)
+        example_T = torch.searchsorted(self.starts_B, token_T, right=True, out_int32=True) - 1
+        return x_BLD[example_T, token_T - self.starts_B[example_T]][None]
 
 
 def packing_of(lengths: list[int], device: torch.device | str) -> Packing:
@@ -52,4 +51,4 @@ def packing_of(lengths: list[int], device: torch.device | str) -> Packing:
     if lengths != sorted(lengths, reverse=True):
         raise ValueError(f"packed examples come longest first, not {lengths}")
     starts = torch.tensor([0, *lengths], device="cpu").cumsum(0).int()
-    return Packing(starts.to(device), lengths[0])
+    return Packing(starts.to(device), lengths[0], sum(lengths))

@@ -18,6 +18,7 @@ from .short_conv_tiles_triton import (
     convolve,
     load_group,
     older,
+    packed_place,
     place,
     store_group,
     tile_and_channels,
@@ -57,12 +58,13 @@ def _pieces(dy, starts, batches, rows, sequence, t, channel, PIECES: tl.constexp
 
 @triton.jit
 def conv_backward_kernel(
-    dy, dy_starts, dy_batches, dy_rows, x, gate, weight, bias, gate_bias, state, dx, dgate, partials,
+    dy, dy_starts, dy_batches, dy_rows, x, gate, weight, bias, gate_bias, state, starts, dx, dgate, partials,
     segments, length, per_sequence, x_batch, x_row, gate_batch, gate_row, dx_batch, dx_row, dgate_batch, dgate_row,
     width, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr,
     TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
-    RESIDUAL: tl.constexpr, PIECES: tl.constexpr, AHEAD: tl.constexpr,
+    RESIDUAL: tl.constexpr, PIECES: tl.constexpr, PACKED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
+    """PACKED: all tensors are one row of examples, see `Packing`; `per_sequence` is their number then."""
     own_tile, programs, line = tile_and_channels(D, BLOCK_D)
     channel = line[None, :]
     w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
@@ -72,20 +74,28 @@ def conv_backward_kernel(
     d1, d2, d3, d_bias, d_gate_bias = d0, d0, d0, d0, d0
     for tile in range(own_tile, tl.cdiv(segments, ROWS), programs):
         segment = (tile * ROWS + tl.arange(0, ROWS))[:, None]
-        sequence, t = place(segment, per_sequence, STEPS)
         inside = (segment < segments) & (channel < D)
-        left = length - t
-        x_at = x + sequence * x_batch * UNIT + t.to(tl.int64) * x_row * UNIT + channel
-        dx_at = dx + sequence * dx_batch * UNIT + t.to(tl.int64) * dx_row * UNIT + channel
-        gate_at = gate + sequence * gate_batch * UNIT + t.to(tl.int64) * gate_row * UNIT + channel
-        dgate_at = dgate + sequence * dgate_batch * UNIT + t.to(tl.int64) * dgate_row * UNIT + channel
-        dy_at, dy_row = _pieces(dy, dy_starts, dy_batches, dy_rows, sequence, t, channel, PIECES)
+        steps = STEPS + 1
+        if PACKED:
+            t, token, left = packed_place(starts, segment, segments, per_sequence, STEPS)
+            sequence = token.to(tl.int64) * 0
+            inside = inside & (left > 0)  # before a segment, too
+            steps = tl.minimum(STEPS, tl.max(tl.max(left, 1), 0)) + 1
+        else:
+            sequence, t = place(segment, per_sequence, STEPS)
+            token = t
+            left = length - t
+        x_at = x + sequence * x_batch * UNIT + token.to(tl.int64) * x_row * UNIT + channel
+        dx_at = dx + sequence * dx_batch * UNIT + token.to(tl.int64) * dx_row * UNIT + channel
+        gate_at = gate + sequence * gate_batch * UNIT + token.to(tl.int64) * gate_row * UNIT + channel
+        dgate_at = dgate + sequence * dgate_batch * UNIT + token.to(tl.int64) * dgate_row * UNIT + channel
+        dy_at, dy_row = _pieces(dy, dy_starts, dy_batches, dy_rows, sequence, token, channel, PIECES)
         x1, x2, x3 = older(
             x_at, state + (sequence * D + channel) * (TAPS - 1), t, x_row * UNIT, inside, TAPS, HAS_STATE
         )
         q3 = tl.zeros((ROWS, BLOCK_D), tl.float32)  # dx 3, 2 and 1 tokens before a group, as far as it is known
         q2, q1 = q3, q3
-        for step in tl.range(0, STEPS + 1, GROUP, num_stages=AHEAD):
+        for step in tl.range(0, steps, GROUP, num_stages=AHEAD):
             # The last group belongs to the next segment, which counts it: here it only completes what comes before.
             own, completes = step < STEPS, inside & (step > 0)
             xa, xb, xc, xd = load_group(x_at, x_row * UNIT, left, inside)

@@ -17,6 +17,7 @@ from .short_conv_tiles_triton import (
     convolve,
     load_group,
     older,
+    packed_place,
     place,
     store_group,
     tile_and_channels,
@@ -39,25 +40,36 @@ def _output(x0, x1, x2, x3, factor, w0, w1, w2, w3, b, TAPS: tl.constexpr, SILU:
 
 @triton.jit
 def conv_forward_kernel(
-    x, gate, weight, bias, gate_bias, state, y, segments, length, per_sequence, x_batch, x_row, gate_batch, gate_row,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr,
+    x, gate, weight, bias, gate_bias, state, starts, y, segments, length, per_sequence, x_batch, x_row, gate_batch,
+    gate_row, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr,
     TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_STATE: tl.constexpr, SILU: tl.constexpr, GATED: tl.constexpr,
-    RESIDUAL: tl.constexpr, AHEAD: tl.constexpr,
+    RESIDUAL: tl.constexpr, PACKED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
+    """PACKED: x and y are one row of examples, see `Packing`; `per_sequence` is their number then."""
     tile, _, line = tile_and_channels(D, BLOCK_D)
     channel = line[None, :]
     segment = (tile * ROWS + tl.arange(0, ROWS))[:, None]
-    sequence, t = place(segment, per_sequence, STEPS)
     inside = (segment < segments) & (channel < D)
-    left = length - t
-    x += sequence * x_batch * UNIT + t.to(tl.int64) * x_row * UNIT + channel
-    y += (sequence * length + t) * D + channel
-    gate += sequence * gate_batch * UNIT + t.to(tl.int64) * gate_row * UNIT + channel
+    steps = STEPS
+    if PACKED:
+        t, token, left = packed_place(starts, segment, segments, per_sequence, STEPS)
+        x += token.to(tl.int64) * x_row * UNIT + channel
+        y += token.to(tl.int64) * D + channel
+        gate += token.to(tl.int64) * gate_row * UNIT + channel
+        inside = inside & (left > 0)  # before a segment, too
+        steps = tl.minimum(STEPS, tl.max(tl.max(left, 1), 0))
+    else:
+        sequence, t = place(segment, per_sequence, STEPS)
+        left = length - t
+        x += sequence * x_batch * UNIT + t.to(tl.int64) * x_row * UNIT + channel
+        y += (sequence * length + t) * D + channel
+        gate += sequence * gate_batch * UNIT + t.to(tl.int64) * gate_row * UNIT + channel
+        state += (sequence * D + channel) * (TAPS - 1)
     w0, w1, w2, w3 = channel_weights(weight, channel, D, TAPS)
     b = channel_bias(bias, channel, D, HAS_BIAS)
     gb = channel_bias(gate_bias, channel, D, RESIDUAL)
-    x1, x2, x3 = older(x, state + (sequence * D + channel) * (TAPS - 1), t, x_row * UNIT, inside, TAPS, HAS_STATE)
-    for _ in tl.range(0, STEPS, GROUP, num_stages=AHEAD):
+    x1, x2, x3 = older(x, state, t, x_row * UNIT, inside, TAPS, HAS_STATE)
+    for _ in tl.range(0, steps, GROUP, num_stages=AHEAD):
         xa, xb, xc, xd = load_group(x, x_row * UNIT, left, inside)
         if GATED:
             fa, fb, fc, fd = load_group(gate, gate_row * UNIT, left, inside)

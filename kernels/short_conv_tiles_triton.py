@@ -56,6 +56,20 @@ def place(segment, per_sequence, STEPS: tl.constexpr):
 
 
 @triton.jit
+def packed_place(starts, segment, segments, examples, STEPS: tl.constexpr):
+    """Of examples one behind another: the token of its own example at which each segment starts, that token's place in
+    the whole row, and how many are left of the example from there on.
+
+    Segments of the same time are neighbours: the shortest examples come last, so that a tile is done early, or empty.
+    """
+    example = segment % examples
+    t = segment // examples * STEPS
+    first = tl.load(starts + example, mask=segment < segments, other=0)
+    behind = tl.load(starts + example + 1, mask=segment < segments, other=0)
+    return t, first + t, behind - first - t
+
+
+@triton.jit
 def _older(x, state, t, stride, inside, BACK: tl.constexpr, TAPS: tl.constexpr, HAS_STATE: tl.constexpr):
     """The input BACK tokens before a segment that starts at t: of the state, or zero, before the sequence."""
     if BACK < TAPS:

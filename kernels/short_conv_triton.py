@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .dense_rows import dense_rows, either
 from .dependents import dependent
+from .packing import Packing
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -49,10 +50,13 @@ def _strides(*tensors: Tensor) -> tuple[list[int], int]:
 
 
 def _tiles(
-    shape: torch.Size, threads: int = THREADS, longest: int = LONGEST
+    shape: torch.Size, packing: Packing | None, threads: int = THREADS, longest: int = LONGEST
 ) -> tuple[tuple[int, int], dict[str, int], tuple[int, int, int]]:
-    """Tiles and blocks of channels, a program each; the tiles' shape; and segments, length, segments of a sequence."""
-    batch, length, width = shape
+    """Tiles and blocks of channels, a program each; the tiles' shape; and segments, length, segments of a sequence.
+
+    With `packing` the number of examples stands in the place of the last.
+    """
+    batch, length, width = shape if packing is None else (packing.batch, packing.longest, shape[-1])
     narrow = width % CHANNELS and width < 8 * CHANNELS
     block = min(CHANNELS // 2 if narrow else CHANNELS, triton.next_power_of_2(width))
     blocks = triton.cdiv(width, block)
@@ -62,7 +66,8 @@ def _tiles(
     height, per_sequence = 32 * WARPS * VECTOR // block, triton.cdiv(length, steps)
     segments = batch * per_sequence
     tile = {"D": width, "BLOCK_D": block, "ROWS": height, "STEPS": steps, "num_warps": WARPS}
-    return (triton.cdiv(segments, height), blocks), tile, (segments, length, per_sequence)
+    last = per_sequence if packing is None else batch
+    return (triton.cdiv(segments, height), blocks), tile, (segments, length, last)
 
 
 def _ahead(x: Tensor, gate: Tensor | None, unit: int) -> dict[str, int]:
@@ -81,7 +86,7 @@ def _y(x: Tensor, gate: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("basedbench::conv", mutates_args=())
-def convolution(
+def _convolution(
     x: Tensor,
     gate: Tensor | None,
     weight: Tensor,
@@ -90,22 +95,54 @@ def convolution(
     state: Tensor | None,
     silu: bool,
 ) -> Tensor:
-    """The convolution of x, with SiLU, times a gate; with the gate's bias, plus x. `state` has no gradient."""
+    return _launch_forward(x, gate, weight, bias, gate_bias, state, silu, None)
+
+
+def convolution(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate_bias: Tensor | None,
+    state: Tensor | None,
+    silu: bool,
+    packing: Packing | None = None,
+) -> Tensor:
+    """The convolution of x, with SiLU, times a gate; with the gate's bias, plus x. `state` has no gradient.
+
+    With `packing` x is (1,T,D), and there are neither a state nor gradients, for operators that call `launch_backward`.
+    """
+    if packing is None:
+        return _convolution(x, gate, weight, bias, gate_bias, state, silu)
+    return _launch_forward(x, gate, weight, bias, gate_bias, state, silu, packing)
+
+
+def _launch_forward(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate_bias: Tensor | None,
+    state: Tensor | None,
+    silu: bool,
+    packing: Packing | None,
+) -> Tensor:
     y = _y(x, gate)
     if not y.numel():
         return y
     x, gate, bias, gate_bias = dense_rows(x), dense_rows(gate), dense_rows(bias), dense_rows(gate_bias)
-    grid, tile, sizes = _tiles(x.shape)
+    grid, tile, sizes = _tiles(x.shape, packing)
     strides, unit = _strides(x, either(gate, x))
     conv_forward_kernel[(math.prod(grid),)](
-        x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), y, *sizes, *strides, **tile,
-        UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
-        GATED=gate is not None, RESIDUAL=gate_bias is not None, **_ahead(x, gate, unit),
+        x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x),
+        None if packing is None else packing.starts_B, y, *sizes, *strides, **tile, UNIT=unit, TAPS=weight.shape[1],
+        HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu, GATED=gate is not None,
+        RESIDUAL=gate_bias is not None, PACKED=packing is not None, **_ahead(x, gate, unit),
     )  # fmt: skip
     return y
 
 
-@convolution.register_fake
+@_convolution.register_fake
 def _(x, gate, weight, bias, gate_bias, state, silu):
     return _y(x, gate)
 
@@ -126,20 +163,25 @@ def launch_backward(
     silu: bool,
     dx: Tensor,
     dgate: Tensor,
+    packing: Packing | None = None,
 ) -> Tensor:
-    """Writes dx and dgate, returns the parameters' gradients. dy: tensors that side by side are the gradient of y."""
+    """Writes dx and dgate, returns the parameters' gradients. dy: tensors that side by side are the gradient of y.
+
+    `packing` as in `convolution`.
+    """
     x, gate, dy = dense_rows(x), dense_rows(gate), [dense_rows(part) for part in dy]
     bias, gate_bias = dense_rows(bias), dense_rows(gate_bias)
-    grid, tile, sizes = _tiles(x.shape, THREADS_BACKWARD, LONGEST_BACKWARD)
+    grid, tile, sizes = _tiles(x.shape, packing, THREADS_BACKWARD, LONGEST_BACKWARD)
     programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     strides, unit = _strides(x, either(gate, x), dx, dx if gate is None else dgate)
     conv_backward_kernel[(programs * grid[1],)](
         tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
-        x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x), dx, dgate, partials,
-        *sizes, *strides, width, **tile, UNIT=unit, TAPS=weight.shape[1], HAS_BIAS=bias is not None,
-        HAS_STATE=state is not None, SILU=silu, GATED=gate is not None, RESIDUAL=gate_bias is not None,
-        PIECES=len(dy), **_ahead(x, gate, min(unit, _strides(*dy)[1])),
+        x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x),
+        None if packing is None else packing.starts_B, dx, dgate, partials, *sizes, *strides, width, **tile, UNIT=unit,
+        TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
+        GATED=gate is not None, RESIDUAL=gate_bias is not None, PIECES=len(dy), PACKED=packing is not None,
+        **_ahead(x, gate, min(unit, _strides(*dy)[1])),
     )  # fmt: skip
     return sum_parts(partials, weight.dtype, (weight, bias, gate_bias))
 
@@ -195,7 +237,7 @@ def _gradients(ctx, dy: Tensor):
     return dx, None if gate is None else dgate, *parameters, None, None
 
 
-convolution.register_autograd(_gradients, setup_context=_setup)
+_convolution.register_autograd(_gradients, setup_context=_setup)
 
 
 @torch.library.custom_op("basedbench::split_conv_backward", mutates_args=())

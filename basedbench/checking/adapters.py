@@ -11,8 +11,8 @@ from torch import Tensor
 
 from basedbench.kernels import rotary_angles
 from basedbench.kernels.adamw import Coefficients, Moments
-from basedbench.kernels.asked import Asked, slots_of
-from basedbench.kernels.batch import count_reference, count_step, take_batch, take_reference
+from basedbench.kernels.asked import Asked, questions_at, slots_of
+from basedbench.kernels.batch import Tables, count_reference, count_step, take_batch, take_reference
 from basedbench.kernels.taylor_attention import apart
 
 Function = Callable[..., Any]
@@ -96,7 +96,7 @@ def of_block_boundary(function: Function, last: Function) -> Function:
         options["first"] = None if first_weight_D is None else (first_weight_D, first_bias_D)
         if positions_BK is None:
             return function(h_BLD, residual_BLD, norm, **options)
-        y_BLD, asked, s_BKD = last(h_BLD, residual_BLD, norm, positions_BK, **options)
+        y_BLD, asked, s_BKD = last(h_BLD, residual_BLD, norm, questions_at(positions_BK, h_BLD.shape[1]), **options)
         return y_BLD, asked.x_BKD, s_BKD
 
     return call
@@ -169,24 +169,27 @@ def _angles(position: Tensor, rotated: int, x: Tensor) -> Any:
     return rotary_angles(position, rotated, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def batch(tokens_NL: Tensor, pairs_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor) -> tuple[Tensor, ...]:
+def batch(
+    tokens_NL: Tensor, positions_NK: Tensor, targets_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor
+) -> tuple[Tensor, ...]:
     """A batch fetched, and the step counted."""
-    return _batch(take_batch, count_step, (tokens_NL, pairs_NK), order_N, cursor, loss_N)
+    return _batch(take_batch, count_step, Tables(tokens_NL, positions_NK, targets_NK), order_N, cursor, loss_N)
 
 
 def batch_reference(
-    tokens_NL: Tensor, pairs_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor
+    tokens_NL: Tensor, positions_NK: Tensor, targets_NK: Tensor, order_N: Tensor, cursor: Tensor, loss_N: Tensor
 ) -> tuple[Tensor, ...]:
     """`batch` by the references."""
-    return _batch(take_reference, count_reference, (tokens_NL, pairs_NK), order_N, cursor, loss_N)
+    tables = Tables(tokens_NL, positions_NK, targets_NK)
+    return _batch(take_reference, count_reference, tables, order_N, cursor, loss_N)
 
 
 def _batch(
-    take: Function, count: Function, tables: tuple[Tensor, ...], order_N: Tensor, cursor: Tensor, loss_N: Tensor
+    take: Function, count: Function, tables: Tables, order_N: Tensor, cursor: Tensor, loss_N: Tensor
 ) -> tuple[Tensor, ...]:
     size = len(order_N) // 2
-    rows = take(list(tables), order_N, cursor, size)
+    tokens, targets, (positions, slots, _) = take(tables, order_N, cursor, size)
     total, after = torch.zeros((), dtype=torch.float64, device=loss_N.device), cursor.clone()
     steps = torch.zeros_like(cursor)
     count(loss_N, total, after, size, steps)
-    return *rows, total.view(1), after.view(1), steps.view(1)
+    return tokens, targets, positions, slots, total.view(1), after.view(1), steps.view(1)

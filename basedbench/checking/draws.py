@@ -464,11 +464,13 @@ def adamw(source: Source) -> Arguments:
 
 
 def batch(source: Source) -> Arguments:
-    """Tables of tokens and of pairs, an order, and where in it the batch begins."""
+    """Tables of tokens, questions and answers, an order, and where in it the batch begins."""
     examples = 16
+    asked = min(source.size["K"], source.length)
     return {
         "tokens_NL": source.below(8192, examples, source.length),
-        "pairs_NK": source.below(8192, examples, 7),
+        "positions_NK": source.uniform(0, 1, examples, source.length).argsort(1)[:, :asked].contiguous(),
+        "targets_NK": source.below(8192, examples, asked),
         "order_N": source.uniform(0, 1, examples).argsort(),
         "cursor": torch.tensor(5),
         "loss_N": source.normal(examples, dtype=torch.float32).square(),

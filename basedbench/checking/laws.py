@@ -28,8 +28,9 @@ from basedbench.checking.subject import (
     steps,
 )
 from basedbench.errors import place_of, printable, said_by
-from basedbench.kernels.asked import ask
+from basedbench.kernels.asked import Questions, ask, questions_at, slots_of
 from basedbench.kernels.asked import reference as rows_of
+from basedbench.kernels.packing import packing_of
 from basedbench.mixers import Mixer, get_mixer
 from basedbench.mixers.base import PARAMETERS
 from basedbench.models import Dropout
@@ -117,7 +118,7 @@ def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
     for asked in (1, 5, LENGTH):
         mixer, x_BLD = subject.build(), subject.inputs().requires_grad_()
         positions_BK = torch.rand(BATCH, LENGTH, generator=torch.Generator().manual_seed(2)).argsort(1)[:, :asked]
-        found_BKD = mixer.forward_asked(x_BLD, ask(x_BLD, positions_BK))
+        found_BKD = mixer.forward_asked(x_BLD, ask(x_BLD, questions_at(positions_BK, LENGTH)))
         rows_BKD = rows_of(mixer(x_BLD), positions_BK)
         yield from differences(f"forward_asked of {asked} tokens", found_BKD.detach(), rows_BKD.detach(), tokens=False)
         weights_BKD = torch.randn(rows_BKD.shape, dtype=x_BLD.dtype, generator=torch.Generator().manual_seed(3))
@@ -130,6 +131,27 @@ def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
             if right is not None:
                 given = torch.zeros_like(right) if mine is None else mine
                 yield from differences(f"the gradient of {key} at {asked} asked tokens", given, right, tokens=False)
+
+
+def packed_examples_are_each_alone(subject: Subject) -> Iterator[Breach]:
+    """Where a mixer packs: examples one behind another have the outputs that each has alone."""
+    mixer = subject.build()
+    packing = packing_of([24, 16, 8, 8], "cpu")
+    x_1TD = subject.inputs(1, packing.tokens)
+    lengths = packing.starts_B.diff().tolist()
+    positions_BK = torch.stack([torch.arange(8).flip(0), torch.arange(8)] * 2) + packing.starts_B.diff()[:, None] - 8
+    at_1x = (positions_BK + packing.starts_B[:-1, None]).view(1, -1)
+    with torch.inference_mode():
+        alone = [mixer(x_1LD) for x_1LD in x_1TD.split(lengths, 1)]
+        if mixer.packs(mixer.options, asked=False):
+            found = mixer(x_1TD, packing).split(lengths, 1)
+            for length, mine, right in zip(lengths, found, alone, strict=True):
+                yield from differences(f"a packed example of {length} tokens", mine, right)
+        if mixer.packs(mixer.options, asked=True):
+            questions = Questions(positions_BK, slots_of(at_1x, packing.tokens), packing)
+            found_BKD = mixer.forward_asked(x_1TD, ask(x_1TD, questions))
+            rows_BKD = torch.cat([rows_of(y, at[None]) for y, at in zip(alone, positions_BK, strict=True)])
+            yield from differences("forward_asked of packed examples", found_BKD, rows_BKD, tokens=False)
 
 
 def prefill_then_steps(subject: Subject) -> Iterator[Breach]:
@@ -384,6 +406,10 @@ LAWS = (
     Law(
         forward_prefill_and_steps_agree,
         "Compare forward and step at the first position named; mind the first token, and the first of a chunk.",
+    ),
+    Law(
+        packed_examples_are_each_alone,
+        "Begin anew at each of packing.starts_B; `packs` says whether training may leave tokens out.",
     ),
     Law(asked_outputs_are_rows_of_forward, "Only what a token does for itself may be left out: queries, gates, norms."),
     Law(prefill_then_steps, "prefill must leave the state as its last token left it, with room for max_length tokens."),

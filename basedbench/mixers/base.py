@@ -101,6 +101,15 @@ class Mixer(nn.Module):
         """The parallel form, used in training."""
         raise NotImplementedError(f"{type(self).__name__} has no `forward`")
 
+    @classmethod
+    def packs(cls, options: Any, *, asked: bool) -> bool:
+        """Whether `forward`, or with `asked` `forward_asked`, takes packed examples (`Packing`) of one row (1, T, D).
+
+        Training leaves out what lies behind an example's last question then. `forward` gets the packing as its second
+        argument, `forward_asked` in `asked.packing`.
+        """
+        return False
+
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         """`forward` at some tokens only, (B, K, D): all that a model's last layer is asked for in training.
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from basedbench.kernels import base_conv
+from basedbench.kernels.packing import Packing
 from basedbench.mixers.base import Mixer, MixerOptions, State
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -39,9 +40,13 @@ class BaseConv(Mixer):
         self.conv = ShortConv(d_model, self.options.kernel_size)
         self.proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    @classmethod
+    def packs(cls, options: BaseConvOptions, *, asked: bool) -> bool:
+        return not asked
+
+    def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
         gate, conv = self.proj, self.conv
-        return base_conv(x_BLD, gate.weight, gate.bias, conv.weight, cast(Tensor, conv.bias))
+        return base_conv(x_BLD, gate.weight, gate.bias, conv.weight, cast(Tensor, conv.bias), packing)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         y_BLD, state_BDS = self.conv.prefill(x_BLD)

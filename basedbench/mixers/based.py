@@ -77,6 +77,10 @@ class Based(Mixer):
             y_BLHV = y_BLHV + sliding_window(local[0], local[1], local[2], self.options.window)
         return self.out_proj(y_BLHV.flatten(2))
 
+    @classmethod
+    def packs(cls, options: BasedOptions, *, asked: bool) -> bool:
+        return asked and not options.window
+
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         if self.options.window:
             return super().forward_asked(x_BLD, asked)
@@ -84,7 +88,7 @@ class Based(Mixer):
         kv_BLE, q_BKE = linear_asked(x_BLD, asked.x_BKD, self.in_proj.weight, None, slice(keys))
         k_BLHK, v_BLHV = (part.unflatten(-1, (heads, -1)) for part in cut(kv_BLE, self.widths[1:]))
         q_BKHK = q_BKE.unflatten(-1, (heads, -1))
-        y_BKHV = taylor_attention_asked(q_BKHK, k_BLHK, v_BLHV, asked.positions_BK)
+        y_BKHV = taylor_attention_asked(q_BKHK, k_BLHK, v_BLHV, asked.positions_BK, packing=asked.packing)
         return self.out_proj(y_BKHV.flatten(2))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:

@@ -45,11 +45,17 @@ class SlidingWindow(SoftmaxMixer):
             y_BLHK = sliding_window(q_BLHK, k_BLHK, v_BLHK, self.options.window)
         return self._output(y_BLHK)
 
+    @classmethod
+    def packs(cls, options: SlidingWindowOptions, *, asked: bool) -> bool:
+        return asked and not options.dropout
+
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         if self.dropout.active:
             return super().forward_asked(x_BLD, asked)
         projected = self._project_asked(x_BLD, asked)
-        return self._output(sliding_window_asked(*projected, asked.positions_BK, self.options.window))
+        return self._output(
+            sliding_window_asked(*projected, asked.positions_BK, self.options.window, packing=asked.packing)
+        )
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)

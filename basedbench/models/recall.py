@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding, last_boundary
-from basedbench.kernels.asked import Asked, ask
+from basedbench.kernels.asked import Asked, Questions, ask, questions_at
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places, Rows
 from basedbench.kernels.embedding_norm import embedding_norm, unwritten_embedding_norm
@@ -120,21 +120,24 @@ class RecallModel(nn.Module):
         """(V, D): the embedding, which is the output head too."""
         return self.embedding.weight
 
-    def hidden(self, tokens_BL: Tensor, positions_BK: Tensor | None = None, places: Places | None = None) -> Tensor:
-        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at `positions_BK` (int64) only.
+    def hidden(self, tokens_BL: Tensor, questions: Questions | None = None, places: Places | None = None) -> Tensor:
+        """What the head reads: (B, L, D) after the final norm, or (B, K, D) at the asked tokens only.
 
-        `places`: see `embedding`.
+        `places`: see `embedding`. Tokens of packed questions are (1, T), for layers of which this `packs`.
         """
         mixers = self.mixers
+        packing = None if questions is None else questions.packing
 
         def mix(layer: int, x_BLD: Tensor, asked: Asked | None) -> Tensor:
-            return mixers[layer](x_BLD) if asked is None else mixers[layer].forward_asked(x_BLD, asked)
+            if asked is not None:
+                return mixers[layer].forward_asked(x_BLD, asked)
+            return mixers[layer](x_BLD) if packing is None else mixers[layer](x_BLD, packing)
 
-        return self._hidden(tokens_BL, mix, positions_BK, places)
+        return self._hidden(tokens_BL, mix, questions, places)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
-        return F.linear(self.hidden(tokens_BL, positions_BK), self.head_weight)
+        return F.linear(self.hidden(tokens_BL, _questions(tokens_BL, positions_BK)), self.head_weight)
 
     def prefill(
         self, tokens_BL: Tensor, max_length: int | None = None, positions_BK: Tensor | None = None
@@ -148,7 +151,8 @@ class RecallModel(nn.Module):
             state.update(_prefixed(layer, part))
             return y_BLD if asked is None else asked.rows(y_BLD)
 
-        return F.linear(self._hidden(tokens_BL, mix, positions_BK), self.head_weight), state
+        questions = _questions(tokens_BL, positions_BK)
+        return F.linear(self._hidden(tokens_BL, mix, questions), self.head_weight), state
 
     def init_state(
         self,
@@ -190,15 +194,15 @@ class RecallModel(nn.Module):
         self,
         tokens: Tensor,
         mix: Callable[[int, Tensor, Asked | None], Tensor],
-        positions_BK: Tensor | None = None,
+        questions: Questions | None = None,
         places: Places | None = None,
     ) -> Tensor:
-        """What the head reads; `mix(layer, x, asked)` applies a mixer, the last one at `positions_BK` only."""
+        """What the head reads; `mix(layer, x, asked)` applies a mixer, the last one at the asked tokens only."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
         x, residual, rows = _enter(tokens, self.embedding.weight, blocks[0], places, written=len(blocks) == 1)
         asked = None
-        if positions_BK is not None and len(blocks) == 1:
-            asked = ask(x, positions_BK)
+        if questions is not None and len(blocks) == 1:
+            asked = ask(x, questions)
             residual = asked.rows(residual)
         for layer, block in enumerate(blocks):
             following = self.norm if layer == len(blocks) - 1 else blocks[layer + 1].entrance
@@ -209,12 +213,21 @@ class RecallModel(nn.Module):
                 "dtype": product_dtype(x),
             }
             given = mix(layer, x, asked), residual, _parameters(following)
-            if positions_BK is not None and layer == len(blocks) - 2:
-                x, asked, residual = last_boundary(*given, positions_BK, rows=rows, **options)
+            if questions is not None and layer == len(blocks) - 2:
+                x, asked, residual = last_boundary(*given, questions, rows=rows, **options)
             else:
                 x, residual = block_boundary(*given, rows=rows, **options)
             rows = None
         return x
+
+
+def packs(d_model: int, layers: Sequence[LayerSpec]) -> bool:
+    """Whether a model of these layers takes packed examples, one behind another (`Packing`)."""
+    kinds = [(get_mixer(spec.mixer), spec.options) for spec in layers]
+    last = len(kinds) - 1
+    return all(
+        kind.packs(kind.resolve(d_model, options), asked=layer == last) for layer, (kind, options) in enumerate(kinds)
+    )
 
 
 def _enter(
@@ -235,6 +248,10 @@ def _enter(
     if written:
         return *embedding_norm(tokens, table_VD, norm, **options), None
     return unwritten_embedding_norm(tokens, table_VD, norm, **options)
+
+
+def _questions(tokens_BL: Tensor, positions_BK: Tensor | None) -> Questions | None:
+    return None if positions_BK is None else questions_at(positions_BK, tokens_BL.shape[1])
 
 
 def _parameters(norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor | None]:

@@ -6,16 +6,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from basedbench.kernels.batch import Tables
 from basedbench.kernels.embedding import Places, sorted_places
+from basedbench.kernels.packing import ALIGNED
+from basedbench.models.recall import packs
 from basedbench.tasks import MQAR, batches_hash, combined_hash
 from basedbench.training.cases import RecallCase
+from basedbench.training.packed import PackedBatches, packed_batches, token_blocks
 
 
 @dataclass(frozen=True)
 class SegmentData:
     """The examples of one shape. `count` is what one epoch uses; fresh data holds that many for each epoch.
 
-    `places`: where each token stands in each batch, where batches are always the same.
+    Where batches are always the same, `packed` is what is left out of them, if anything, and `places` where each token
+    stands in each of them.
     """
 
     name: str
@@ -24,6 +29,12 @@ class SegmentData:
     targets_NK: Tensor
     count: int
     places: Places | None = None
+    packed: PackedBatches | None = None
+
+    @property
+    def tables(self) -> Tables:
+        """What batches are taken from."""
+        return Tables(self.tokens_NL, self.positions_NK, self.targets_NK)
 
 
 @dataclass(frozen=True)
@@ -42,15 +53,24 @@ class _Portion:
     total: int
     count: int
     batch: int = 0  # the size of batches that are always the same
+    packed: bool = False
 
 
-def recall_data(case: RecallCase, device: str) -> RecallData:
-    """The data of a case, from the cache of this process if another run made them."""
+def recall_data(case: RecallCase, device: str, packed: bool | None = None) -> RecallData:
+    """The data of a case, from the cache of this process if another run made them.
+
+    `packed`: whether batches are, see `PackedBatches`; by default on a GPU, for a model that takes them so. Those of a
+    shuffled order never are.
+    """
+    if packed is None:
+        packed = device != "cpu" and packs(case.d_model, case.layers)
     train, test = case.train, case.test
     epochs = train.epochs if train.fresh else 1
     batch = 0 if train.shuffle and not train.fresh else train.batch_size
     learn = tuple(
-        _Portion(case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0, batch)
+        _Portion(
+            case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0, batch, packed
+        )
         for s in train.segments
     )
     judge = tuple(
@@ -81,11 +101,14 @@ def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
     task = portion.task
     with torch.no_grad():
         tokens, positions, targets = task.examples(seed, portion.split, 0, portion.total, device=device)
-        places = None
-        if portion.batch and tokens.is_cuda:  # on a CPU nobody reads them
+        places = packed = None
+        if portion.batch:
             sizes = split_sizes(portion.count, portion.batch) * (portion.total // portion.count)
-            places = sorted_places(tokens, sizes, task.vocab_size)
-    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count, places)
+            if portion.packed and task.length % ALIGNED == 0:
+                packed = packed_batches(positions, task.length, sizes)
+            if tokens.is_cuda:  # on a CPU nobody reads them
+                places = sorted_places(token_blocks(tokens, sizes, packed), task.vocab_size)
+    return SegmentData(f"{task.length}x{task.pairs}", tokens, positions, targets, portion.count, places, packed)
 
 
 def split_sizes(count: int, batch: int) -> list[int]:

@@ -19,13 +19,13 @@ from torch.nn.utils import get_total_norm
 from basedbench.ambient import settings_kept
 from basedbench.errors import UserError
 from basedbench.kernels import linear_cross_entropy
-from basedbench.kernels.batch import count_step, take_batch
+from basedbench.kernels.batch import Batch, count_step, take_batch
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places
 from basedbench.kernels.partial_sums import together
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
-from basedbench.training.data import RecallData, SegmentData, split_sizes
+from basedbench.training.data import RecallData, split_sizes
 from basedbench.training.graphs import Call, Recorder
 from basedbench.training.optimizer import AdamW
 
@@ -66,7 +66,10 @@ class RecallRun:
         self.recorder = Recorder(self.device, self.generator)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.cursors = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in data.train]
-        self.orders = [torch.arange(len(part.tokens_NL), device=self.device) for part in data.train]
+        self.orders = [
+            torch.arange(len(part.tokens_NL), device=self.device) if part.packed is None else part.packed.order_N
+            for part in data.train
+        ]
         self.judged = [(split, part) for split, parts in data.splits.items() for part in parts]
         self.test_cursors = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in self.judged]
         self.hits = torch.zeros(len(self.judged), dtype=torch.int64, device=self.device)
@@ -131,7 +134,10 @@ class RecallRun:
     def train_batch(self, index: int, size: int) -> None:
         """One optimizer step on the next `size` examples of a segment."""
         part, cursor = self.data.train[index], self.cursors[index]
-        loss_N, _ = self._losses(part, self.orders[index], cursor, size, part.places)
+        packing = None if part.packed is None else part.packed.packings[size]
+        batch = take_batch(part.tables, self.orders[index], cursor, size, packing)
+        places = None if part.places is None else part.places._replace(cursor=cursor)
+        loss_N, _ = self._losses(batch, places)
         share_N = self.recorder.constant(1 / len(loss_N), len(loss_N), loss_N.dtype)
         with together(loss_N):
             found = torch.autograd.grad(loss_N, self.weights.leaves, share_N, allow_unused=True)
@@ -148,23 +154,19 @@ class RecallRun:
         self.model.eval()
         _, part = self.judged[index]
         cursor = self.test_cursors[index]
-        _, hits = self._losses(part, self.recorder.arange(len(part.tokens_NL)), cursor, size)
+        order_N = self.recorder.arange(len(part.tokens_NL))
+        _, hits = self._losses(take_batch(part.tables, order_N, cursor, size))
         self.hits[index].add_(hits.sum())
         cursor.add_(size)
         self.model.train()
 
-    def _losses(
-        self, part: SegmentData, order_N: Tensor, cursor: Tensor, size: int, places: Places | None = None
-    ) -> tuple[Tensor, Tensor]:
-        tables = part.tokens_NL, part.positions_NK, part.targets_NK
-        tokens_BL, positions_BK, targets_BK = take_batch(tables, order_N, cursor, size)
+    def _losses(self, batch: Batch, places: Places | None = None) -> tuple[Tensor, Tensor]:
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.case.train.precision == "bf16", cache_enabled=False
         )
         with autocast, self.weights.in_place():
-            here = None if places is None else places._replace(cursor=cursor)
-            asked_BKD = self.model.hidden(tokens_BL, positions_BK, here)
-            return linear_cross_entropy(asked_BKD.flatten(0, 1), self.weights.head, targets_BK.flatten())
+            asked_BKD = self.model.hidden(batch.tokens_BL, batch.questions, places)
+            return linear_cross_entropy(asked_BKD.flatten(0, 1), self.weights.head, batch.targets_BK.flatten())
 
     def _end_epoch(self, values: list[float], steps: int) -> None:
         progress = self.progress

@@ -79,6 +79,17 @@ class Blends(Average):
         return super().forward(x_BLD) + 1e-3 * x_BLD.mean(0)
 
 
+class RunsOn(Average):
+    """Takes packed examples, and averages over those before."""
+
+    @classmethod
+    def packs(cls, options, *, asked):
+        return True
+
+    def forward(self, x_BLD, packing=None):
+        return super().forward(x_BLD)
+
+
 class Detached(Average):
     """No gradient reaches the input through the mean."""
 
@@ -303,6 +314,13 @@ def test_one_that_is_not_causal():
     found = breaches(Peeks)
     assert "the output at position 0: changes by" in found["causal"][0]
     assert "from position 20 on" in found["causal"][0]
+
+
+def test_one_that_does_not_begin_anew_at_a_packed_example():
+    found = breaches(RunsOn)
+    assert set(found) == {"packed examples are each alone"}
+    assert "a packed example of 16 tokens" in found["packed examples are each alone"][0]
+    assert "forward_asked of packed examples" in found["packed examples are each alone"][-1]
 
 
 def test_one_that_is_not_causal_beyond_its_first_chunk():

@@ -5,6 +5,7 @@ import torch
 
 from basedbench.kernels.asked_attention import reference
 from basedbench.kernels.asked_attention_triton import attention, backward_operator, forward_operator, supported
+from basedbench.kernels.packing import packing_of
 from basedbench.kernels.slices import cut
 from tests.kernels.triton.conftest import interpreted
 
@@ -20,14 +21,14 @@ def inputs(randn, device, dtype, shape):
     return q, randn(3, length, heads * (width + values)).to(device, dtype), positions
 
 
-def outputs_and_gradients(function, q, kv, positions, signs, shape, window):
+def outputs_and_gradients(function, q, kv, positions, signs, shape, window, packing=None):
     _, _, heads, width, values = shape
     leaves = [x.detach().clone().requires_grad_() for x in (q, kv)]
     k, v = (part.unflatten(-1, (heads, -1)) for part in cut(leaves[1], [heads * width, heads * values]))
     if function is reference:
-        y = reference(leaves[0], k, v, positions, window=window)
+        y = reference(leaves[0], k, v, positions, window=window, packing=packing)
     else:
-        y = attention(leaves[0], k, v, positions, window, None)
+        y = attention(leaves[0], k, v, positions, window, None, packing)
     return [y.detach(), *torch.autograd.grad((y.double() * signs).sum(), leaves)]
 
 
@@ -44,6 +45,30 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, shape, win
         for mine, other, true in zip(ours, theirs, exact, strict=True):
             assert mine.dtype == other.dtype
             assert relative_error(mine, true) <= 2 * relative_error(other, true) + FLOOR[dtype]
+
+
+@pytest.mark.parametrize("window", [None, 8, 1024])
+@pytest.mark.parametrize("shape", [(72, 4, 1, 16, 64), (104, 30, 2, 8, 48)], ids=str)
+def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, poisoned, shape, window):
+    """Keys of the next example, and gradients there, are not theirs."""
+    lengths = [shape[0], shape[0] - 32, 40]
+    packing = packing_of(lengths, device)
+    for dtype in dtypes:
+        q, kv, _ = inputs(randn, device, dtype, shape)
+        positions = torch.stack([torch.randperm(length, device=device)[: shape[1]] for length in lengths])
+        signs = randn(*q.shape[:3], shape[-1]).sign().to(device).double()
+        rows, rest = packing.gather(kv), (shape, window)
+        found = outputs_and_gradients(attention, q, rows, positions, signs, *rest, packing)
+        for b, (start, length) in enumerate(zip(packing.starts_B.tolist(), lengths, strict=False)):
+            alone = q[b : b + 1], rows[:, start : start + length], positions[b : b + 1]
+            exact = outputs_and_gradients(reference, *(x.double() for x in alone[:2]), alone[2], signs[b], *rest)
+            theirs = outputs_and_gradients(reference, *alone, signs[b], *rest)
+            parts = found[0][b : b + 1], found[1][b : b + 1], found[2][:, start : start + length]
+            for mine, other, true in zip(parts, theirs, exact, strict=True):
+                assert relative_error(mine, true) <= 2 * relative_error(other, true) + FLOOR[dtype]
+        whole = outputs_and_gradients(reference, q, rows, positions, signs, *rest, packing)
+        for mine, other in zip(found, whole, strict=True):
+            assert relative_error(mine, other) <= 4 * FLOOR[dtype]
 
 
 @pytest.mark.parametrize("window", [None, 30])
@@ -73,11 +98,11 @@ def test_every_element_is_written_and_the_same_again(randn, device, poisoned, wi
     dy, scale = randn(3, asked, heads, values).to(device, torch.float32), width**-0.5
     results = []
     for _ in range(2):
-        y, sums = forward_operator(q, k, v, positions, window or 0, scale)
+        y, sums = forward_operator(q, k, v, positions, None, window or 0, scale)
         dq, whole = torch.full_like(q, torch.nan), torch.full_like(kv, torch.nan)
         parts = whole.split([heads * width, heads * values], -1)
         dk, dv = (part.unflatten(-1, (heads, -1)) for part in parts)
-        backward_operator(q, k, v, y, dy, positions, sums, window or 0, scale, dq, dk, dv)
+        backward_operator(q, k, v, y, dy, positions, None, sums, window or 0, scale, dq, dk, dv)
         results.append([y, sums, dq, whole])
     first, again = results
     assert all(x.isfinite().all() for x in first)
@@ -120,8 +145,8 @@ def test_what_the_kernels_take(randn, device):
 def test_registration(randn, device):
     q, kv, positions = inputs(randn, device, torch.float32, (17, 3, 1, 16, 16))
     k, v = (part.unflatten(-1, (1, -1)).clone().requires_grad_() for part in kv.split([16, 16], -1))
-    torch.library.opcheck(forward_operator, (q.requires_grad_(), k, v, positions, 4, 0.25))
-    y, sums = forward_operator(q, k, v, positions, 4, 0.25)
+    torch.library.opcheck(forward_operator, (q.requires_grad_(), k, v, positions, None, 4, 0.25))
+    y, sums = forward_operator(q, k, v, positions, None, 4, 0.25)
     given = [x.detach() for x in (q, k, v, y, torch.ones_like(y))]
     room = [torch.empty_like(x) for x in given[:3]]
-    torch.library.opcheck(backward_operator, (*given, positions, sums.detach(), 4, 0.25, *room))
+    torch.library.opcheck(backward_operator, (*given, positions, None, sums.detach(), 4, 0.25, *room))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from basedbench.kernels import base_conv_triton as kernels
+from basedbench.kernels.packing import packing_of
 
 module = importlib.import_module("basedbench.kernels.base_conv")
 
@@ -60,6 +61,24 @@ def test_slices_and_gradients_that_are_not_dense(randn, device):
     assert torch.equal(found[0][..., :16], expected[1])
     for one, other in zip(found[1:], expected[2:], strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("lengths", [[40, 24, 24, 8], [136, 72, 8], [8] * 9], ids=str)
+@pytest.mark.parametrize(("channels", "taps"), [(16, 3), (64, 4), (96, 2)])
+def test_packed_examples_are_each_alone(randn, relative_error, device, channels, taps, lengths):
+    """Segments of several lengths; what stands in front of an example, and behind it, is not its own."""
+    packing = packing_of(lengths, device)
+    u, *parameters = make_inputs(randn, device, torch.float32, 1, packing.tokens, channels, taps)
+    dy = randn(1, packing.tokens, channels).float().to(device)
+    ours = results(lambda *x: kernels.base_conv(*x, packing), [u, *parameters], dy)
+    pieces = [x.split(lengths, 1) for x in (u.double(), dy.double())]
+    alone = [results(module.reference, [x, *(p.double() for p in parameters)], g) for x, g in zip(*pieces, strict=True)]
+    y, du, *sums = zip(*alone, strict=True)
+    exact = torch.cat(y, 1), torch.cat(du, 1), *(sum(part) for part in sums)
+    theirs = results(lambda *x: module.base_conv(*x, packing), [u.double(), *(p.double() for p in parameters)], dy)
+    for one, other, truth in zip(ours, theirs, exact, strict=True):
+        assert relative_error(one, truth) <= 1e-6
+        assert relative_error(other, truth) <= 1e-12
 
 
 def test_nothing_to_do(randn, device):

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
+from basedbench.kernels.asked import questions_at
 from basedbench.kernels.block_boundary_triton import block_boundary, last_boundary
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import sorted_places
@@ -34,7 +35,7 @@ def outputs_and_gradients(function, tokens, tensors, signs, **options):
 @pytest.mark.parametrize("width", [48, 128])
 def test_outputs_and_gradients(randn, relative_error, device, dtypes, width, is_sorted, dropped, center):
     data = torch.randint(VOCABULARY, (7, LENGTH), generator=torch.Generator().manual_seed(0)).to(device)
-    places = sorted_places(data, [4, 3], VOCABULARY) if is_sorted else None
+    places = sorted_places([(data[:4].view(1, -1), 4), (data[4:].view(1, -1), 3)], VOCABULARY) if is_sorted else None
     if places is not None:
         places.cursor.fill_(4)
     tokens = data[4:]
@@ -131,7 +132,7 @@ def test_an_unwritten_stream_is_the_written_one(randn, device, dtypes, asked, dr
         boundary = (x.float() + h).to(dtypes[-1]), r, (parameters[2], None)
         common = {"rows": rows, "first": first, "center": center, "dtype": dtypes[-1]}
         if asked:
-            y, at, s = last_boundary(*boundary, positions, **common)
+            y, at, s = last_boundary(*boundary, questions_at(positions, LENGTH), **common)
             outputs = [y, at.x_BKD, s]
         else:
             outputs = list(block_boundary(*boundary, **common))

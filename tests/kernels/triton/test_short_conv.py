@@ -193,9 +193,11 @@ def test_steps(randn, device, dtypes, taps, activation):
 def test_registration(randn, device):
     tensors = draw(randn, device, torch.float32, (2, 5, 16), (2, 5, 16), (16, 3), (16,), (16,))
     x, gate, weight, bias, gate_bias = (tensor.requires_grad_() for tensor in tensors)
-    torch.library.opcheck(triton.convolution, (x, gate, weight, bias, gate_bias, None, False))
-    torch.library.opcheck(triton.convolution, (x, gate, weight, bias, None, None, True))
-    torch.library.opcheck(triton.convolution, (x, None, weight, None, None, torch.zeros(2, 16, 2, device=device), True))
+    torch.library.opcheck(triton._convolution, (x, gate, weight, bias, gate_bias, None, False))
+    torch.library.opcheck(triton._convolution, (x, gate, weight, bias, None, None, True))
+    torch.library.opcheck(
+        triton._convolution, (x, None, weight, None, None, torch.zeros(2, 16, 2, device=device), True)
+    )
     with torch.no_grad():
         state = torch.zeros(2, 16, 2, device=device)
         arguments = (x[:, 0].detach(), weight.detach(), bias.detach(), state, True, False)

@@ -17,8 +17,10 @@ from basedbench import kernels
 from basedbench.config import RecallSuite
 from basedbench.kernels import ssd_plan
 from basedbench.kernels.embedding import sorted_places
+from basedbench.models.recall import packs
 from basedbench.training.cases import recall_cases
 from basedbench.training.data import recall_data, split_sizes
+from basedbench.training.packed import token_blocks
 from basedbench.training.run import RecallRun, Weights
 from tests.kernels.triton.conftest import interpreted
 
@@ -59,14 +61,18 @@ def suite(mixer: str, options: dict[str, Any], shapes: list[tuple[int, int]], vo
 
 
 def runs(chosen: RecallSuite) -> tuple[RecallRun, RecallRun]:
-    """The suite's run twice, without dropout: its optimizer and sorted places as on a GPU, and as on a CPU."""
+    """The suite's run twice, without dropout: its optimizer, places and packed batches as on a GPU, and as on a CPU."""
     (case,) = recall_cases(chosen)
     case = replace(case, train=case.train.model_copy(update={"embed_dropout": 0.0}))
-    ours, reference = (RecallRun(case, recall_data(case, "cpu"), "cpu") for _ in range(2))
+    packed = packs(case.d_model, case.layers)
+    ours, reference = (RecallRun(case, recall_data(case, "cpu", packed=one), "cpu") for one in (packed, False))
     ours.optimizer._moments = ours.optimizer._flat(None)
     ours.weights = Weights(ours.model, ours.optimizer)
     sizes, words = split_sizes(2 * BATCH + TAIL, BATCH), chosen.task.vocab_size
-    train = [replace(part, places=sorted_places(part.tokens_NL, sizes, words)) for part in ours.data.train]
+    train = [
+        replace(part, places=sorted_places(token_blocks(part.tokens_NL, sizes, part.packed), words))
+        for part in ours.data.train
+    ]
     ours.data = replace(ours.data, train=tuple(train))
     return ours, reference
 

@@ -1,0 +1,94 @@
+"""Batches without the tokens behind each example's last question: the same losses, gradients and rows."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from basedbench.kernels.embedding import sorted_places
+from basedbench.models.recall import packs
+from basedbench.training.cases import RecallCase
+from basedbench.training.data import recall_data, split_sizes
+from basedbench.training.packed import PackedBatches, packed_batches, token_blocks
+from basedbench.training.run import RecallRun
+from tests.training.conftest import MakeCase
+
+WINDOW = [{"mixer": "sliding_window", "grid": {"d_model": 16, "window": 8}}]
+
+
+def test_every_example_once_in_its_own_batch_and_long_enough() -> None:
+    sizes = [8, 8, 8, 5]
+    positions = torch.rand(29, 64).argsort(1)[:, :3]
+    packed = packed_batches(positions, 64, sizes)
+    order = packed.order_N.split(sizes)
+    for number, (rows, size) in enumerate(zip(order, sizes, strict=True)):
+        assert sorted(rows.tolist()) == list(range(8 * number, 8 * number + size))
+        lengths = packed.packings[size].starts_B.diff()
+        assert (positions[rows].amax(1) < lengths).all()
+        assert (lengths % 8 == 0).all()
+        assert (lengths.diff() <= 0).all()
+        assert packed.packings[size].tokens % 16 == 0
+    # No longer than any batch asks for, but for whole tiles and the eight tokens that make the sum even.
+    most = torch.stack([(positions[rows].amax(1) + 1) for rows in order[:3]]).amax(0)
+    assert packed.packings[8].tokens <= ((most + 7) // 8 * 8).sum() + 8
+
+
+def test_odd_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        packed_batches(torch.zeros(4, 1, dtype=torch.int64), 20, [4])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_places_are_those_of_the_tokens_that_are_read(packed: bool) -> None:
+    sizes, tokens = [4, 4, 3], torch.randint(10, (11, 32))
+    batches = packed_batches(torch.rand(11, 32).argsort(1)[:, :2], 32, sizes) if packed else None
+    places = sorted_places(token_blocks(tokens, sizes, batches), 10)
+    assert places is not None
+    start = 0
+    for number, size in enumerate(sizes):
+        read = batch_of(tokens, batches, start, size)
+        for word in range(10):
+            first, last = places.starts[number * 10 + word : number * 10 + word + 2].tolist()
+            assert places.order[first:last].tolist() == (read == word).nonzero().flatten().tolist()
+        assert (places.batch_N[start : start + size] == number).all()
+        start += size
+
+
+def batch_of(tokens: torch.Tensor, batches: PackedBatches | None, start: int, size: int) -> torch.Tensor:
+    if batches is None:
+        return tokens[start : start + size].flatten()
+    rows, lengths = batches.order_N[start : start + size], batches.packings[size].starts_B.diff()
+    return torch.cat([tokens[row, :length] for row, length in zip(rows, lengths.tolist(), strict=True)])
+
+
+@pytest.mark.parametrize("models", [None, WINDOW], ids=["based", "sliding_window"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_learns_the_same(make_case: MakeCase, models: list[dict[str, object]] | None, fresh: bool) -> None:
+    case = make_case(models, fresh=fresh, embed_dropout=0.0, batch_size=12)
+    assert packs(case.d_model, case.layers)
+    plain, packed = (run_of(case, choice) for choice in (False, True))
+    for segment in packed.data.train:
+        assert segment.packed is not None
+        assert set(segment.packed.packings) == set(split_sizes(segment.count, 12))
+        assert segment.packed.packings[12].tokens < 12 * segment.tokens_NL.shape[1]
+    assert packed.data.data_hash == plain.data.data_hash
+    assert packed.progress.losses == pytest.approx(plain.progress.losses, rel=1e-4)
+    for mine, other in zip(packed.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-3)
+
+
+def run_of(case: RecallCase, packed: bool) -> RecallRun:
+    run = RecallRun(case, recall_data(case, "cpu", packed=packed), "cpu")
+    for _ in run.train():
+        pass
+    return run
+
+
+def test_shuffled_batches_and_other_models_are_not_packed(make_case: MakeCase) -> None:
+    shuffled = make_case(shuffle=True)
+    assert all(part.packed is None for part in recall_data(shuffled, "cpu", packed=True).train)
+    case = make_case([{"mixer": "sliding_window", "grid": {"d_model": 16, "window": 8, "dropout": 0.1}}])
+    assert not packs(case.d_model, case.layers)
+    odd = [part.model_copy(update={"length": part.length + 4}) for part in case.train.segments]
+    case = replace(case, train=case.train.model_copy(update={"segments": odd}))
+    assert all(part.packed is None for part in recall_data(case, "cpu", packed=True).train)
