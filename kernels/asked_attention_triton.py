@@ -43,13 +43,10 @@ def _place(x, batch, head, batch_stride, head_stride, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _tokens(x, row, starts, batch, length, UNIT: tl.constexpr, PACKED: tl.constexpr):
-    """Where an example's rows begin from its batch's place on, and how many there are; see `Packing`."""
-    if PACKED:
-        first = tl.load(starts + batch)
-        x += first.to(tl.int64) * (row * UNIT)
-        length = tl.load(starts + batch + 1) - first
-    return x, length
+def _example(starts, batch):
+    """Where the tokens of a packed example begin, and how many there are; see `Packing`."""
+    first = tl.load(starts + batch)
+    return first.to(tl.int64), tl.load(starts + batch + 1) - first
 
 
 @triton.jit
@@ -93,8 +90,10 @@ def asked_forward_kernel(
     q = _place(q, batch, head, batch_q, head_q, UNIT)
     k = _place(k, batch, head, batch_k, head_k, UNIT)
     v = _place(v, batch, head, batch_v, head_v, UNIT)
-    k, _ = _tokens(k, row_k, starts, batch, length, UNIT, PACKED)
-    v, length = _tokens(v, row_v, starts, batch, length, UNIT, PACKED)
+    if PACKED:
+        first, length = _example(starts, batch)
+        k += first * row_k * UNIT
+        v += first * row_v * UNIT
     q_QF = load_tile(q, row_q * UNIT, query, c_F, asked, F, BF, False)
     y_QV = tl.zeros([QUERIES, BV], tl.float32)
     z_Q = tl.zeros([QUERIES], tl.float32)
@@ -163,10 +162,12 @@ def asked_backward_kernel(
     q_QF = load_tile(q, row_q * UNIT, query, c_F, asked, F, BF, False)
     dk = _place(dk, batch, head, batch_dk, head_dk, UNIT)
     dv = _place(dv, batch, head, batch_dv, head_dv, UNIT)
-    k, _ = _tokens(k, row_k, starts, batch, length, UNIT, PACKED)
-    v, _ = _tokens(v, row_v, starts, batch, length, UNIT, PACKED)
-    dk, _ = _tokens(dk, row_dk, starts, batch, length, UNIT, PACKED)
-    dv, length = _tokens(dv, row_dv, starts, batch, length, UNIT, PACKED)
+    if PACKED:
+        first, length = _example(starts, batch)
+        k += first * row_k * UNIT
+        v += first * row_v * UNIT
+        dk += first * row_dk * UNIT
+        dv += first * row_dv * UNIT
     own = (batch * asked * heads + head) * V
     given = load_tile(dy + own, heads * V, query, c_V, asked, V, BV, False)
     sums_Q = tl.load(sums + tl.program_id(0).to(tl.int64) * asked + query, mask=query < asked, other=0.0)
