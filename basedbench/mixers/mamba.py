@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from basedbench.kernels import selective_scan, selective_scan_step, selective_ssm, selective_ssm_asked
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.linear_asked import linear_asked
+from basedbench.kernels.packing import Packing
 from basedbench.kernels.precision import negative_exp
 from basedbench.kernels.row_linear import row_linear
 from basedbench.mixers.base import (
@@ -51,6 +52,7 @@ class Mamba(Mixer):
     name = "mamba"
     Options = MambaOptions
     block = "mamba"
+    enters = True
     options: MambaOptions
 
     def __init__(self, d_model: int, **options: Any) -> None:
@@ -79,8 +81,14 @@ class Mamba(Mixer):
         weights = self.conv.weight, self.conv.bias, self.x_proj.weight, self.dt_proj.weight
         return cast(tuple[Tensor, ...], (*weights, self.dt_proj.bias, self.A_log, self.D))
 
+    def enter(self, x_xD: Tensor) -> Tensor:
+        return self.in_proj(x_xD)
+
+    def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
+        return self.out_proj(selective_ssm(p_BLE, *self._between()))
+
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.out_proj(selective_ssm(self.in_proj(x_BLD), *self._between()))
+        return self.forward_entered(self.enter(x_BLD))
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         inner = len(self.A_log)

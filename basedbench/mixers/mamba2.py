@@ -24,6 +24,7 @@ from basedbench.errors import UserError
 from basedbench.kernels import add_layer_norm, ssd, ssd_step
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.linear_asked import linear_asked
+from basedbench.kernels.packing import Packing
 from basedbench.kernels.precision import negative_exp, product_dtype
 from basedbench.kernels.split_ssd import split_ssd
 from basedbench.kernels.split_ssd_asked import split_ssd_asked
@@ -61,6 +62,7 @@ class Mamba2(Mixer):
     name = "mamba2"
     Options = Mamba2Options
     block = "mamba"
+    enters = True
     options: Mamba2Options
 
     def __init__(self, d_model: int, **options: Any) -> None:
@@ -113,15 +115,21 @@ class Mamba2(Mixer):
         )
         return normed
 
-    def _scan(self, x_BLD: Tensor) -> Tensor:
-        """The gated y (B, L, H, P)."""
+    def enter(self, x_xD: Tensor) -> Tensor:
+        return project_aligned(self.in_proj, x_xD)
+
+    def _scan(self, p_BLE: Tensor) -> Tensor:
+        """The gated y (B, L, H, P) of what `enter` gives."""
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias
         head_dim, groups = self.options.head_dim, self.options.groups
-        return split_ssd(project_aligned(self.in_proj, x_BLD), *convolution, *scan, head_dim=head_dim, groups=groups)
+        return split_ssd(p_BLE, *convolution, *scan, head_dim=head_dim, groups=groups)
+
+    def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
+        return self._output(self._scan(p_BLE))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self._output(self._scan(x_BLD))
+        return self.forward_entered(self.enter(x_BLD))
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         """z, the scan's outputs, norm and W_out at asked tokens only; x, B, C and dt, which those read, at all.
@@ -129,7 +137,7 @@ class Mamba2(Mixer):
         Of many tokens the whole scan: then it is faster than attention is.
         """
         if asked.positions_BK.shape[1] > MOST_AS_ATTENTION:
-            y_BLHP = self._scan(x_BLD)
+            y_BLHP = self._scan(self.enter(x_BLD))
             return self._output(self._heads(asked.rows(y_BLHP.flatten(2))))
         inner = self.in_widths[0]
         weight = aligned(self.in_proj.weight, self.in_proj.out_features - inner)  # see `project_aligned`

@@ -72,8 +72,12 @@ class Recorder:
         """Start copying a small tensor to the host."""
         return Fetch(tensor)
 
-    def record(self, steps: Sequence[Call], changed: Sequence[Tensor]) -> Iterator[None]:
+    def record(
+        self, steps: Sequence[Call], changed: Sequence[Tensor], before: Callable[[Step, int, int], None] | None = None
+    ) -> Iterator[None]:
         """Record every step as a graph on the current stream. `changed` is all that the steps alter.
+
+        `before` is called with each step that runs for real, and may alter the same.
 
         Each step runs once for real first, since libraries set themselves up on first use and that must not be
         recorded; what it altered is put back afterwards. A model's first steps load its kernels, or compile them:
@@ -84,6 +88,8 @@ class Recorder:
         saved = [tensor.detach().clone() for tensor in changed]
         state = self.generator.get_state()
         for step, part, size in steps:
+            if before is not None:
+                before(step, part, size)
             step(part, size)
             yield
         with torch.no_grad():

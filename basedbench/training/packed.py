@@ -43,14 +43,16 @@ def packed_batches(positions_NK: Tensor, length: int, sizes: Sequence[int]) -> P
         most_B = sorted_nB.amax(0)
         longest[size] = torch.maximum(most_B, longest[size]) if size in longest else most_B
         start += size * count
-    packings = {size: packing_of(_whole(most_B.tolist()), positions_NK.device) for size, most_B in longest.items()}
+    packings = {
+        size: packing_of(_whole(most_B.tolist(), length), positions_NK.device) for size, most_B in longest.items()
+    }
     return PackedBatches(torch.cat(orders), packings)
 
 
-def _whole(lengths: list[int]) -> list[int]:
-    """Lengths in tiles, and of one example so many more that all of them are a multiple of `WHOLE`."""
+def _whole(lengths: list[int], most: int) -> list[int]:
+    """Lengths in tiles, and of one example so many more that all of them are a multiple of `WHOLE`, if it has them."""
     tiled = [-(-length // ALIGNED) * ALIGNED for length in lengths]
-    if sum(tiled) % WHOLE:
+    if sum(tiled) % WHOLE and tiled[-1] < most:
         tiled[tiled.index(tiled[-1])] += ALIGNED  # the first of the shortest, so that they stay sorted
     return tiled
 

@@ -26,7 +26,7 @@ from basedbench.kernels.partial_sums import together
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import RecallData, split_sizes
-from basedbench.training.graphs import Call, Recorder
+from basedbench.training.graphs import Call, Recorder, Step
 from basedbench.training.optimizer import AdamW
 
 # Evaluation has no batch effects, so its batch is only a question of memory.
@@ -201,9 +201,20 @@ class RecallRun:
 
     def _take_all(self) -> None:
         for step, part, size in self._kinds():
-            for cursor in (*self.cursors, *self.test_cursors):  # behind the last example there is none
-                cursor.zero_()
+            self._stand_before(step, part, size)
             step(part, size)
+
+    def _stand_before(self, step: Step, index: int, size: int) -> None:
+        """Move the step's place in the data to a batch of that size: the first, or the smaller one at the end.
+
+        The places and the packing of another would not fit.
+        """
+        if step == self.train_batch:
+            count, cursor, largest = self.data.train[index].count, self.cursors[index], self.case.train.batch_size
+        else:
+            count, cursor = self.judged[index][1].count, self.test_cursors[index]
+            largest = self.evaluation_sizes()[index][0]
+        cursor.fill_(0 if size == largest else count - size)
 
     def _kinds(self) -> list[Call]:
         """Every kind of step that the run will need."""
@@ -216,7 +227,7 @@ class RecallRun:
         """Record every kind of step, piece by piece; on a CPU there is nothing to record."""
         changed = [*self.optimizer.tensors(), self.loss, self.hits, *self.cursors, *self.test_cursors]
         self.model.train()
-        yield from self.recorder.record(self._kinds(), changed)
+        yield from self.recorder.record(self._kinds(), changed, self._stand_before)
 
 
 class Weights:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from basedbench.errors import UserError
+from basedbench.kernels.asked import questions_at
 from basedbench.models import LayerSpec, RecallModel
 
 VOCAB, D, L = 48, 16, 21
@@ -113,7 +114,7 @@ def test_the_head_at_chosen_positions():
     expected = torch.stack([model(tokens())[row, positions] for row, positions in enumerate(positions_BK)])
     torch.testing.assert_close(model(tokens(), positions_BK), expected)
     torch.testing.assert_close(model.prefill(tokens(), positions_BK=positions_BK)[0], expected)
-    hidden = model.hidden(tokens(), positions_BK)
+    hidden = model.hidden(tokens(), questions_at(positions_BK, L))
     assert hidden.shape == (3, 3, D)
     torch.testing.assert_close(hidden @ model.head_weight.T, expected)
 
@@ -208,3 +209,27 @@ def test_head_and_embedding_are_one():
 def test_bad_models(arguments, options, part):
     with pytest.raises(UserError, match=part):
         RecallModel(*arguments, **options)
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_enters_is_taken_once_for_each_word(mixer, asked, monkeypatch):
+    """A batch of many times the vocabulary: the same outputs and gradients as token by token."""
+    model = build([LayerSpec(mixer, {"d_state": 4, **({"head_dim": 8} if mixer == "mamba2" else {})})] * 2)
+    x = tokens(3, 3 * VOCAB)
+    positions = torch.rand(3, 3 * VOCAB).argsort(1)[:, :5] if asked else None
+    entered = []
+    enter = model.mixers[0].enter
+    monkeypatch.setattr(model.mixers[0], "enter", lambda x: (entered.append(x.shape), enter(x))[1])
+    found = []
+    for several in (2, 10):
+        monkeypatch.setattr("basedbench.models.recall.SEVERAL", several)
+        logits = model(x, positions)
+        weights = torch.randn(logits.shape, dtype=logits.dtype, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad((logits * weights).sum(), list(model.parameters()), allow_unused=True)
+        found.append([logits, *gradients])
+    assert entered == [(VOCAB, D), (3, 3 * VOCAB, D)]
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)

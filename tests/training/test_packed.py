@@ -33,6 +33,11 @@ def test_every_example_once_in_its_own_batch_and_long_enough() -> None:
     assert packed.packings[8].tokens <= ((most + 7) // 8 * 8).sum() + 8
 
 
+def test_examples_are_never_longer_than_they_are() -> None:
+    packed = packed_batches(torch.full((6, 1), 23), 24, [3, 3])
+    assert packed.packings[3].starts_B.tolist() == [0, 24, 48, 72]
+
+
 def test_odd_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         packed_batches(torch.zeros(4, 1, dtype=torch.int64), 20, [4])

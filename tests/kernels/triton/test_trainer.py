@@ -108,7 +108,8 @@ def play(run: RecallRun) -> None:
 
 @pytest.mark.parametrize(("mixer", "options"), QUICK)
 def test_an_epoch_stays_in_its_tensors(mixer, options, by_kernels):
-    ours, reference = runs(suite(mixer, options, [(20, 3)], 40))
+    """Whole batches have twice as many tokens as there are words, the tail has not."""
+    ours, reference = runs(suite(mixer, options, [(32, 3)], 40))
     play(reference)
     by_kernels(lambda: play(ours))
     assert ours.progress.losses == pytest.approx(reference.progress.losses, rel=1e-3)
