@@ -97,10 +97,16 @@ def _generate(learn: tuple[_Portion, ...], judge: tuple[_Portion, ...], seed: in
     return RecallData(train, splits, combined_hash(hashes))
 
 
+@lru_cache(maxsize=64)  # those of the seeds above; packed or not, they are the same
+def _tables(task: MQAR, split: str, total: int, seed: int, device: str) -> Tables:
+    with torch.no_grad():
+        return Tables(*task.examples(seed, split, 0, total, device=device))
+
+
 def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
     task = portion.task
     with torch.no_grad():
-        tokens, positions, targets = task.examples(seed, portion.split, 0, portion.total, device=device)
+        tokens, positions, targets = _tables(task, portion.split, portion.total, seed, device)
         places = packed = None
         if portion.batch:
             sizes = split_sizes(portion.count, portion.batch) * (portion.total // portion.count)
