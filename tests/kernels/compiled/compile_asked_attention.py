@@ -1,4 +1,4 @@
-"""Compile the kernels of asked attention for an H200 as Figure 2 trains them, and wide forwards in other dtypes.
+"""Compile the kernels of asked attention for an H200 as Figure 2 trains them, packed or not, and wide forwards in other dtypes.
 
 A JSON line for each.
 
@@ -9,11 +9,13 @@ import json
 import re
 import subprocess
 import tempfile
+from itertools import product
 from typing import Any
 
 import torch
 
 from basedbench.kernels import sliding_window_asked, taylor_attention_asked
+from basedbench.kernels.packing import packing_of
 from basedbench.kernels.slices import cut
 from tests.kernels.compiled.compile_variants import TOOL, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
@@ -39,13 +41,19 @@ def examined(kernel: Any) -> dict[str, Any]:
     }
 
 
-def asked_of(window: int, keys: int, values: int, asked: int, dtype: torch.dtype, gradients: bool) -> None:
+def asked_of(
+    window: int, keys: int, values: int, asked: int, dtype: torch.dtype, gradients: bool, packed: bool
+) -> None:
     """One example is enough: what is compiled does not depend on their number."""
     q = torch.zeros(1, asked, 1, keys, dtype=dtype, requires_grad=gradients)
     kv = torch.zeros(1, LENGTH, keys + values, dtype=dtype, requires_grad=gradients)
     k, v = (part.unflatten(-1, (1, -1)) for part in cut(kv, [keys, values]))
     positions = torch.arange(asked)[None]
-    y = sliding_window_asked(q, k, v, positions, window) if window else taylor_attention_asked(q, k, v, positions)
+    packing = packing_of([LENGTH], "cpu") if packed else None
+    if window:
+        y = sliding_window_asked(q, k, v, positions, window, packing=packing)
+    else:
+        y = taylor_attention_asked(q, k, v, positions, packing=packing)
     if gradients:
         y.sum().backward()
 
@@ -53,13 +61,16 @@ def asked_of(window: int, keys: int, values: int, asked: int, dtype: torch.dtype
 def main() -> None:
     compiled = pretend()
     torch.set_num_threads(1)
-    trained = [(*cell, asked, torch.bfloat16, True) for cell in CELLS for asked in ASKED]
+    trained = [
+        (*cell, asked, torch.bfloat16, True, packed) for packed in (True, False) for cell in CELLS for asked in ASKED
+    ]
     # The products of these were wrong code once, with 64 queries a program.
-    wide = [(*cell, 64, dtype, False) for cell in CELLS[1:] for dtype in (torch.float16, torch.float32)]
-    for window, keys, values, asked, dtype, gradients in (*trained, *wide):
+    wide = [(*cell, 64, dtype, False, False) for cell in CELLS[1:] for dtype in (torch.float16, torch.float32)]
+    for window, keys, values, asked, dtype, gradients, packed in (*trained, *wide):
         compiled.clear()
-        asked_of(window, keys, values, asked, dtype, gradients)
+        asked_of(window, keys, values, asked, dtype, gradients, packed)
         cell = {"window": window, "keys": keys, "values": values, "asked": asked, "trained": gradients}
+        cell["packed"] = packed
         for name, kernel in compiled.values():
             print(json.dumps({"kernel": name, **cell, **examined(kernel)}), flush=True)
 
