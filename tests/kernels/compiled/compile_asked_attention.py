@@ -1,6 +1,6 @@
-"""Compile the kernels of asked attention for an H200 as Figure 2 trains them, packed or not, and wide forwards in other dtypes.
+"""Compile the kernels of asked attention for an H200 as Figure 2 trains them, and wide forwards in other dtypes.
 
-A JSON line for each.
+A JSON line for each; examples packed or not.
 
 python -m tests.kernels.compiled.compile_asked_attention
 """
@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import tempfile
-from itertools import product
 from typing import Any
 
 import torch
