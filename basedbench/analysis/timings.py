@@ -51,7 +51,7 @@ def timings(frame: pd.DataFrame, measure: str = "time_per_token") -> pd.DataFram
     """
     if measure not in MEASURES:
         raise UserError(f"no measure {measure!r}: {nearest(measure, MEASURES)}")
-    frame = _once(frame)
+    frame = _with_threads(_once(frame))
     names = ["median_ms", "ci_low_ms", "ci_high_ms"]
     if measure == "tokens_per_s":
         names = ["median_ms", "ci_high_ms", "ci_low_ms"]  # the longest time is the lowest rate
@@ -103,6 +103,15 @@ def _once(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     timed_last = frame.assign(timed=frame["status"] == "ok").sort_values("timed", kind="stable")
     return frame.loc[sorted(timed_last.drop_duplicates("case_id", keep="last").index)]
+
+
+def _with_threads(frame: pd.DataFrame) -> pd.DataFrame:
+    """Failures of earlier versions do not say their threads: those of the device's other rows, if all agree."""
+    if "threads" not in frame.columns:
+        return frame
+    counts = frame.groupby("device_name")["threads"].agg(["nunique", "max"])
+    agreed = frame["device_name"].map(counts.loc[counts["nunique"] == 1, "max"])
+    return frame.assign(threads=frame["threads"].where(frame["status"] == "ok", frame["threads"].fillna(agreed)))
 
 
 def _groups(frame: pd.DataFrame, subject: pd.Series) -> pd.Series:

@@ -21,7 +21,7 @@ from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.store.schema import blank_row
 from basedbench.timing.decode_session import Decoder, set_up
 from basedbench.timing.failures import harmless
-from basedbench.timing.rows import times
+from basedbench.timing.rows import threads_of, times
 from basedbench.timing.samples import Round
 from basedbench.timing.worker import Failure, Worker
 
@@ -162,6 +162,7 @@ def _blank(decoder: Decoder, suite: str, device: str, batch: int) -> dict[str, A
             "config": decoder.config,
             "vocab_size": decoder.vocab_size,
             "device": device,
+            "threads": threads_of(device),
             "cache": "hot",
             "graph": device == "cuda",
         }

@@ -5,6 +5,8 @@ from itertools import chain
 from statistics import median
 from typing import Any
 
+import torch
+
 from basedbench.config.throughput import AnyCase
 from basedbench.store.schema import blank_row
 from basedbench.timing.rounds import Measurement
@@ -20,6 +22,7 @@ def throughput_row(
     case = measurement.case
     row = blank_row("throughput") | case.columns
     row |= {"suite": suite, "case_id": case.id, "cache": case.cache, "device": case.device}
+    row |= {"threads": threads_of(case.device, case.threads)}
     row |= {"baseline": "/".join(case.baseline_key), "stop_reason": measurement.stop_reason}
     row |= dict(origin) | measurement.facts
     row |= {"prepare_s": measurement.prepare_s, "sampling_s": measurement.sampling_s}
@@ -28,6 +31,14 @@ def throughput_row(
         row["tokens_per_s"] = case.tokens / row["median_ms"] * 1e3
         row |= _fractions(case, row, ceilings)
     return row
+
+
+def threads_of(device: str, asked: int | None = None) -> int | None:
+    """The threads that a case has, before its worker says so: a failure is told beside what it would be compared with.
+
+    A worker's default is that of this process.
+    """
+    return (asked or torch.get_num_threads()) if device == "cpu" else None
 
 
 def times(rounds: Sequence[Round]) -> dict[str, Any]:

@@ -64,6 +64,15 @@ def test_one_panel_per_operator_and_mode():
     assert titles == [("Ssd", "forward"), ("Ssd", "forward and backward"), ("Short conv", "forward")]
 
 
+def test_a_failure_that_does_not_say_its_threads_stands_with_the_others_of_its_device():
+    failed = {"status": "crashed", "threads": None}
+    (panel,) = panels(row(threads=2), row(contender="dies", threads=2, length=512), row(contender="dies", **failed))
+    assert [len(series.rows) for series in panel.series] == [1, 2]
+    several = panels(row(threads=1), row(threads=2), row(contender="dies", **failed))
+    assert len(several) == 3  # nobody knows which
+    assert len(panels(row(threads=None), row(contender="dies", **failed))) == 1
+
+
 def test_operators_measured_against_another_join_its_panel():
     (panel,) = panels(
         row("taylor_attention", baseline="attention/sdpa", key_dim=16), row("attention", "sdpa", key_dim=64)

@@ -259,6 +259,7 @@ def test_a_model_that_ends_its_process_costs_its_own_row(tmp_path: Path) -> None
     assert {name: row["status"] for name, row in rows.items()} == {
         "attention": "ok", "exits": "crashed", "dies": "crashed", "based": "ok"
     }  # fmt: skip
+    assert {row["threads"] for row in rows.values()} == {torch.get_num_threads()}
     assert len(rows["attention"]["round_medians_ms"]) == 3
     assert "exit code 0" in rows["exits"]["reason"]
     assert "signal 6" in rows["dies"]["reason"]

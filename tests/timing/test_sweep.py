@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from basedbench.config.throughput import AnyCase, MeasureSection
 from basedbench.engines.deadline import Deadline, Pace, TimeUp
@@ -231,6 +232,7 @@ def test_every_case_has_a_row_whatever_happens_to_it(tmp_path: Path) -> None:
     assert row["baseline"] == "taylor_attention/reference"
     assert frame.loc["wrong"]["error"] == pytest.approx(1.0)
     assert frame.loc["wrong"]["samples_ms"] is None
+    assert set(frame["threads"]) == {torch.get_num_threads()}  # where a failure belongs in a figure
 
 
 class Guesses(Pace[AnyCase]):
