@@ -31,7 +31,7 @@ from basedbench.plots.style import (
 MOST_PANELS = 24
 _COLUMNS = {"single": 1, "double": 3}
 _HEIGHT = {1: 2.4, 2: 2.2, 3: 1.9}  # inches, by the number of columns
-_FAILURE_LINE = 0.075  # of a panel's height
+_FAILURE_LINE = 0.105  # inches; a row of panels is higher by as many of them as it needs
 _MARKER = 3.6  # points
 _TICKS = 5
 _DASHES = ("-", "--", ":", "-.")
@@ -41,7 +41,7 @@ _FAILED: Look = {"marker": "x", "markersize": 3.6, "markeredgewidth": 1.0, "line
 def throughput(rows: pd.DataFrame, measure: str = "time_per_token", *, note: str = "", width: str = "double") -> Figure:
     """The figure for rows as `analysis.timings` returns them for `measure`.
 
-    Bars are the rows' intervals; failures stand as crosses along the top, with their status. `note` stands beneath;
+    Bars are the rows' intervals; failures stand as crosses above the axis, with their status. `note` stands beneath;
     `width` is "single" or "double". Raises UserError for no rows, or more panels than a figure can hold.
     """
     panels = panels_of(rows)
@@ -66,12 +66,14 @@ def draw_panels(
     width: str = "double",
     columns: int = 3,
 ) -> Figure:
-    """Panels side by side, at most `columns` in a row: lines with intervals, failures along the top, one legend.
+    """Panels side by side, at most `columns` in a row: lines with intervals, failures above them, one legend.
 
     `style` has a mark for every series' name, `dashes` a kind of line for every variant; the mark has the others'.
     """
     columns = min(_COLUMNS[width], len(panels), columns)
-    figure, axes = panel_grid(len(panels), columns, _HEIGHT[columns], width, share=False)
+    lines = [len(_failing(panel)) for panel in panels]
+    bands = [_FAILURE_LINE * max(lines[first : first + columns]) for first in range(0, len(lines), columns)]
+    figure, axes = panel_grid(len(panels), columns, _HEIGHT[columns], width, share=False, more=bands)
     for place, panel in zip(axes, panels, strict=True):
         _set_axes(place, panel, measure)
         _draw_series(place, panel, style, dashes)
@@ -106,7 +108,7 @@ def _failing(panel: Panel) -> list[tuple[str, str, list[float]]]:
 
 
 def _set_axes(axes: Axes, panel: Panel, measure: str) -> None:
-    """Both axes logarithmic; the top is left to the failures."""
+    """Both axes logarithmic, over what was timed."""
     style_axes(axes)
     rows = pd.concat([series.rows for series in panel.series])
     places = sorted(rows[panel.x].dropna().unique())
@@ -120,8 +122,7 @@ def _set_axes(axes: Axes, panel: Panel, measure: str) -> None:
     timed = np.isfinite(low)
     low, high = (low, high) if timed else (1.0, 1.0)  # nothing but failures
     low, high = low / max((high / low) ** 0.06, 1.2), high * max((high / low) ** 0.06, 1.2)
-    share = min(_FAILURE_LINE * len(_failing(panel)), 0.6)
-    log_axis(axes.yaxis, low, high * (high / low) ** (share / (1 - share)), measure, 6)
+    log_axis(axes.yaxis, low, high, measure, 6)
     if not timed:
         set_ticks(axes.yaxis, [], [])
     axes.set_title(panel.title, size=SMALL, color=INK, loc="left", pad=11)
@@ -148,11 +149,12 @@ def _draw_series(axes: Axes, panel: Panel, style: dict[str, Mark], dashes: dict[
 
 
 def _draw_failures(axes: Axes, panel: Panel, style: dict[str, Mark]) -> None:
-    """Crosses along the top, one line for each contender and status, with the status beside them or in their midst."""
-    pixels = axes.figure.dpi / 72
-    frame = axes.get_window_extent()
-    for line, (name, status, places) in enumerate(_failing(panel)):
-        height = 1 - (line + 0.5) * _FAILURE_LINE
+    """Crosses in a band above the axis, a line for each contender and status, with that beside or amid them."""
+    failing, pixels, frame = _failing(panel), axes.figure.dpi / 72, axes.get_window_extent()
+    step = _FAILURE_LINE * axes.figure.dpi / frame.height
+    _end_axis(axes, 1 - step * len(failing))
+    for line, (name, status, places) in enumerate(failing):
+        height = 1 - (line + 0.5) * step
         crosses: Look = {
             "color": style[name].colour,
             "transform": axes.get_xaxis_transform(),
@@ -169,6 +171,13 @@ def _draw_failures(axes: Axes, panel: Panel, style: dict[str, Mark]) -> None:
         else:
             text.set(x=((first + last) / 2 - frame.x0) / frame.width, ha="center")
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+
+
+def _end_axis(axes: Axes, end: float) -> None:
+    """Let the vertical axis end at this share of the frame: its scale, ticks and line say nothing of what is above."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, low * (high / low) ** (1 / end))
+    axes.spines["left"].set_bounds(low, high)
 
 
 def _draw_legend(figure: Figure, style: dict[str, Mark], dashes: dict[str, str]) -> None:

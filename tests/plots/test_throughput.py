@@ -118,3 +118,17 @@ def test_an_option_in_a_models_name_keeps_its_underscore(throughput_rows):
     rows = throughput_rows.assign(operator=None, model="base_conv+based d_model=64")
     titles = {axes.get_title(loc="left") for axes in throughput(timings(rows)).axes}
     assert titles == {"Base conv+based d_model=64"}
+
+
+def test_failures_do_not_change_the_axis(throughput_rows):
+    """Ticks, scale and axis line are those of what was timed, whatever failed; the panel is higher."""
+    timed = throughput_rows[throughput_rows["status"] == "ok"]
+    names = [f"fails{number}" for number in range(6)]
+    failed = [throughput_rows[throughput_rows["contender"] == "fla"].assign(contender=name) for name in names]
+    few, many = throughput(timings(timed)), throughput(timings(pd.concat([timed, *failed])))
+    for calm, full in zip(few.axes, many.axes, strict=True):
+        assert list(full.get_yticks()) == list(calm.get_yticks())
+        assert full.spines["left"].get_bounds() == pytest.approx(calm.get_ylim())
+        heights = [np.diff(axes.transData.transform([(1024, low), (1024, high)])[:, 1])[0]
+                   for axes in (calm, full) for low, high in [calm.get_ylim()]]  # fmt: skip
+        assert heights[1] == pytest.approx(heights[0], rel=0.1)  # pixels of the data
