@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points
@@ -13,6 +13,8 @@ from typing import Any
 
 DIGITS = 8
 ENTRY_POINTS = "basedbench.mixers"  # the group in which installed packages offer mixers
+COLUMNS = {"recall": "mixer_source", "throughput": "contender_version"}  # where the rows of a kind name files
+AGAIN = "--fresh takes the older ones again."
 
 
 def source_of(thing: Any) -> str | None:
@@ -46,6 +48,13 @@ def versions_note(sources: Iterable[str]) -> str:
         if len(hashes) > 1
     )
     return " ".join(told)
+
+
+def versions_in(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
+    """The same of rows of a kind of result, and what to do about it; nothing where each file has one version."""
+    column = COLUMNS.get(kind)
+    told = versions_note(row[column] for row in rows if row.get(column)) if column else ""
+    return f"{told} {AGAIN}" if told else ""
 
 
 def plugin_options(sources: str | None, mixers: Iterable[str] = ()) -> str:

@@ -95,6 +95,39 @@ def test_recall_tells_of_rows_of_an_edited_mixer(plugin: Path, tmp_path: Path, r
     assert sources["mine"].startswith("own.py ")
 
 
+def test_lists_of_runs_tell_of_several_versions(plugin: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    """In the words of figures and `compare`; where the rows shown are of one version there is nothing to tell."""
+    suite, results = tmp_path / "mine.yaml", tmp_path / "results"
+    suite.write_text(RECALL)
+    common = ["--suite", suite, "--plugin", plugin]
+    arguments = ["recall", "--sweep", *common, "--device", "cpu", "--jobs", 1, "--out", results]
+    lists = (
+        [*arguments, "--seed", "0,1", "--dry-run"],
+        ["list", "runs", "--results", results],
+        ["results", "status", *common, "--results", results],
+    )
+    run_cli(*arguments)
+    assert not any("versions" in run_cli(*command).output for command in lists)
+    edit(plugin)
+    suite.write_text(RECALL.replace("epochs: 1", "epochs: 1, seeds: [0, 1]"))
+    assert "1 run has a row of another version of your file" in run_cli(*lists[0]).stderr  # as when it is run
+    run_cli(*arguments)
+    (one, other) = load(results, "recall")["mixer_source"].dropna().unique()
+    told = f"Rows of 2 versions of own.py ({one[-8:]}, {other[-8:]}) stand side by side. --fresh takes the older ones "
+    for command in lists:
+        assert told in " ".join(run_cli(*command).stdout.split())
+    for command in lists[:2]:
+        outcome = run_cli(*command, "--json")
+        assert json.loads(outcome.stdout)
+        assert told in " ".join(outcome.stderr.split())
+    (status,) = json.loads(run_cli(*lists[2], "--json").stdout)["suites"]
+    assert status["versions"].startswith(told)
+    assert "versions" not in run_cli("list", "runs", "--results", results, "--limit", 1).output
+    assert "versions" not in run_cli(*lists[0], "--fresh").output
+    run_cli(*arguments, "--fresh")
+    assert not any("versions" in run_cli(*command).output for command in lists)
+
+
 def test_throughput_tells_of_rows_of_an_edited_contender(
     plugin: Path, tmp_path: Path, run_cli: RunCli, out: Path
 ) -> None:

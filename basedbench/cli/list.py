@@ -80,6 +80,7 @@ def runs(
     as_json: _JSON = False,
 ) -> None:
     """The stored runs, oldest first: the newest row of each case of a suite."""
+    from basedbench.cli.outdated import say_versions
     from basedbench.cli.tables import print_json
     from basedbench.store.schema import decode_json
 
@@ -88,8 +89,9 @@ def runs(
     if as_json:
         columns = ("suite", *_SUMMARY[kind].split(), "reason", "created_at", "code_version", "device_name")
         print_json([decode_json({name: row[name] for name in columns}) for row in shown])
-        return
-    _print_runs(kind, shown, f"{len(shown)} of {len(chosen)} {kind} runs in {results}")
+    else:
+        _print_runs(kind, shown, f"{len(shown)} of {len(chosen)} {kind} runs in {results}")
+    say_versions(shown, kind, err=as_json)
 
 
 def _stored(results: Path, kind: str, statuses: list[str]) -> list[dict[str, Any]]:

@@ -1,8 +1,12 @@
-"""What is said where rows are there already, but of another version of the user's own file."""
+"""What is said where rows are there already, but of another version of the user's own file, or of several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import typer
+
+from basedbench.cli.tables import print_note
+from basedbench.sources import versions_in
 
 
 def say_outdated(labels: Sequence[str], what: str) -> None:
@@ -14,3 +18,9 @@ def say_outdated(labels: Sequence[str], what: str) -> None:
     verb = "runs" if what == "runs" else "times"
     again = f"--fresh {verb} {'it' if len(labels) == 1 else 'them'} again"
     typer.echo(f"{count} of another version of your file ({some}); {again}.", err=True)
+
+
+def say_versions(rows: Iterable[Mapping[str, Any]], kind: str, *, err: bool) -> None:
+    """Under what was printed of these rows, or on stderr: of which files several versions stand side by side."""
+    if told := versions_in(rows, kind):
+        print_note(told, err)

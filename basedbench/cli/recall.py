@@ -78,7 +78,7 @@ def recall(
         start_server(TRAINING)  # it imports what workers need while this process does
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits
-    from basedbench.cli.outdated import say_outdated
+    from basedbench.cli.outdated import say_outdated, say_versions
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, determinism, resolve_devices
     from basedbench.engines.deadline import Deadline
@@ -88,7 +88,7 @@ def recall(
     from basedbench.store.dataset import rows
     from basedbench.streams import stdout_to_stderr
     from basedbench.training.cases import recall_cases
-    from basedbench.training.sweep import borrow, outdated, parse_statuses, plan
+    from basedbench.training.sweep import borrow, kept_rows, outdated, parse_statuses, plan
 
     note("imported")
     root, plugins = out.absolute(), [str(file.absolute()) for file in plugin or []]  # a mixer may go elsewhere
@@ -105,14 +105,19 @@ def recall(
     statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
     timeout_s = limits.seconds(timeout, "--timeout")
     if dry_run:
-        _show_plan(cases, plan(cases, root, fresh, statuses), limit, devices, jobs, as_json)
+        todo = plan(cases, root, fresh, statuses)
+        with stdout_to_stderr():
+            kept = kept_rows(todo, root)
+            say_outdated([case.label for case in outdated(kept)], "runs")
+        _show_plan(cases, todo, limit, devices, jobs, as_json)
+        say_versions([row for _, row in kept], "recall", err=as_json)
         return
     if deterministic:
         determinism.ask()
     store = Store(root)
     with stdout_to_stderr():
         todo = plan(cases, root, fresh, statuses)
-        say_outdated([case.label for case in outdated(todo, store)], "runs")
+        say_outdated([case.label for case in outdated(kept_rows(todo, root))], "runs")
         borrow(store, todo.borrowed)
         places = given.places(devices, jobs)
         places = places if jobs else fewer_at_once(places, todo.todo, limit_s)

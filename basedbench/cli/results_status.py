@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from basedbench.cli.progress import clock
-from basedbench.cli.tables import print_json, print_table
+from basedbench.cli.tables import print_json, print_note, print_table
 from basedbench.errors import visible
 from basedbench.training.tally import Row, SuiteTally, Tally, device_seconds, on_cores
 
@@ -30,7 +30,7 @@ def status_json(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence
     suites = [
         {"suite": one.suite, "precision": one.precision, "families": [_plain(tally) for tally in one.families]}
         | {"total": _plain(one.total), "other_rows": one.other_rows, "unknown": one.unknown}
-        | {"commands": one.commands(*more)}
+        | {"commands": one.commands(*more), "versions": one.versions or None}
         for one in found
     ]
     print_json({"suites": suites, "rows": len(rows), "train_s": device_seconds(rows), "devices": _names(rows)})
@@ -53,6 +53,8 @@ def _after(one: SuiteTally, more: Sequence[str]) -> None:
         typer.echo(f"{one.other_rows} more rows of this suite are of other runs (other options than the suite's).")
     if one.unknown:
         typer.echo(f"What is left cannot be told: {visible(one.unknown)}")
+    if one.versions:
+        print_note(one.versions)
     if one.total.failed:
         typer.echo(f"Failed runs run again with --retry {','.join(one.total.failed)}.")
     commands = one.commands(*more)

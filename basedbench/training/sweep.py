@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from basedbench.errors import UserError, nearest
 from basedbench.store import Store
@@ -51,12 +52,17 @@ def plan(cases: Sequence[RecallCase], root: Path, fresh: bool, retry: frozenset[
     return result
 
 
-def outdated(plan: Plan, store: Store) -> list[RecallCase]:
-    """The cases that a plan leaves as they are, though the file of the user's own mixer is not what made their rows."""
+def kept_rows(plan: Plan, root: Path) -> list[tuple[RecallCase, dict[str, Any]]]:
+    """The cases of the user's own mixers that a plan leaves as they are, each with its row."""
     kept = [*((case, case.suite) for case in plan.done), *plan.borrowed]
     kept = [(case, suite) for case, suite in kept if case.source]
-    known = {(row["suite"], row["case_id"]): row["mixer_source"] for row in rows(store.root, "recall")} if kept else {}
-    return [case for case, suite in kept if known[suite, case.case_id] not in (None, case.source)]
+    known = {(row["suite"], row["case_id"]): row for row in rows(root, "recall")} if kept else {}
+    return [(case, known[suite, case.case_id]) for case, suite in kept]
+
+
+def outdated(kept: Sequence[tuple[RecallCase, dict[str, Any]]]) -> list[RecallCase]:
+    """Those whose rows were not made by the files of the user's own mixers as they are now."""
+    return [case for case, row in kept if row["mixer_source"] not in (None, case.source)]
 
 
 def borrow(store: Store, borrowed: Sequence[tuple[RecallCase, str]]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from basedbench.config import load_suite, suite_names
 from basedbench.config.recall import RecallSuite
 from basedbench.errors import UserError
+from basedbench.sources import versions_in
 from basedbench.training.cases import RecallCase, recall_cases
 
 Row = Mapping[str, Any]
@@ -41,7 +42,8 @@ class Tally:
 class SuiteTally:
     """A suite at one precision. `arguments` choose it on the command line; `other_rows` are of none of its runs.
 
-    `on_cores`: times are core seconds, since some of its runs were on a CPU.
+    `on_cores`: times are core seconds, since some of its runs were on a CPU. `versions` says of which of the user's
+    files its runs have several.
     """
 
     suite: str
@@ -52,6 +54,7 @@ class SuiteTally:
     arguments: tuple[str, ...]
     unknown: str | None = None  # why the runs of this suite cannot be told
     on_cores: bool = False
+    versions: str = ""
 
     def commands(self, *more: str) -> list[str]:
         """One line for each family with runs left; `more` arguments stand at its end."""
@@ -115,7 +118,8 @@ def _of_suite(suite: RecallSuite, name_or_path: str, rows: Sequence[Row]) -> lis
 def _unknown(suite: str, rows: Sequence[Row], reason: str) -> SuiteTally:
     """What the rows alone say of a suite that cannot be read."""
     families = [_tally(mixer, len(own), own) for mixer, own in _by(lambda row: str(row["mixer"]), rows).items()]
-    return SuiteTally(suite, None, families, _total(families, rows), 0, (), reason, on_cores(rows))
+    total, versions = _total(families, rows), versions_in(rows, "recall")
+    return SuiteTally(suite, None, families, total, 0, (), reason, on_cores(rows), versions)
 
 
 def _tallied(
@@ -128,7 +132,8 @@ def _tallied(
         _tally(mixer, len(own), [known[case.case_id] for case in own if case.case_id in known])
         for mixer, own in _by(lambda case: case.mixer, cases).items()
     ]
-    return SuiteTally(suite, precision, families, _total(families, found), 0, arguments, on_cores=on_cores(found))
+    total, versions = _total(families, found), versions_in(found, "recall")
+    return SuiteTally(suite, precision, families, total, 0, arguments, on_cores=on_cores(found), versions=versions)
 
 
 def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:
