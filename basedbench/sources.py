@@ -31,6 +31,12 @@ def _of_module(module: ModuleType) -> str | None:
     return f"{file.name} {sha256(file.read_bytes()).hexdigest()[:DIGITS]}" if file.is_file() else None
 
 
+def files_of(sources: Iterable[str]) -> list[str]:
+    """`mine.py 3f2a91c0` for each version of each of the user's files among them."""
+    found = dict.fromkeys(one for source in sources for one in _files(source))
+    return [f"{file} {version}" for file, version in found]
+
+
 def _files(sources: str) -> list[tuple[str, str]]:
     """The user's files in a row's `mixer_source` or `contender_version`, each with its hash."""
     named = (re.fullmatch(rf"(.+\.py) ([0-9a-f]{{{DIGITS}}})", one) for one in sources.split(", "))
@@ -52,9 +58,14 @@ def versions_note(sources: Iterable[str]) -> str:
 
 def versions_in(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
     """The same of rows of a kind of result, and what to do about it; nothing where each file has one version."""
-    column = COLUMNS.get(kind)
-    told = versions_note(row[column] for row in rows if row.get(column)) if column else ""
+    told = versions_note(sources_in(rows, kind))
     return f"{told} {AGAIN}" if told else ""
+
+
+def sources_in(rows: Iterable[Mapping[str, Any]], kind: str) -> list[str]:
+    """What the rows of a kind of result say of files."""
+    column = COLUMNS.get(kind)
+    return [row[column] for row in rows if row.get(column)] if column else []
 
 
 def plugin_options(sources: str | None, mixers: Iterable[str] = ()) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from basedbench.config.matching import matching
 from basedbench.errors import UserError, check_text, nearest, warn
-from basedbench.sources import versions_note
+from basedbench.sources import AGAIN, files_of, versions_note
 from basedbench.store.dataset import has_rows, kinds_in, no_rows, rows
 from basedbench.timing.comparison import NOT_COMPARED, VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
@@ -74,10 +74,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of it: the pairs, and what else differs between the two sides."""
+    """What came of it: the pairs, what else differs between the two sides, and the user's files in A and in B."""
 
     pairs: list[Pair]
     software: str | None
+    files: tuple[list[str], list[str]]
 
 
 def _of_commit(revision: str) -> pc.Expression:
@@ -147,11 +148,6 @@ def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
     for kind in kinds:
         before = _known(choice.a, kind)
         sides[kind] = before, _known(choice.b, kind) if choice.b else before
-        named = "mixer_source" if kind == "recall" else "contender_version"
-        places = (choice.a, choice.b) if choice.b else (choice.a,)
-        for place, side in zip(places, sides[kind], strict=False):
-            if told := versions_note(filter(None, (row[named] for row in side))):
-                warn(f"{place}: {told} --fresh takes the older ones again.")
     pairs = {kind: _pairs(choice, kind, *both) for kind, both in sides.items()}
     if not any(pairs.values()):
         raise UserError(f"no case in {choice.a} has a result to compare.")
@@ -160,8 +156,18 @@ def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
     for kind, both in sides.items():
         chosen = [pair for pair in pairs[kind] if pair.label in labels]
         if chosen:
-            found[kind] = Found(chosen, _check_machines(choice, chosen, *both) if choice.b else None)
+            software = _check_machines(choice, chosen, *both) if choice.b else None
+            found[kind] = Found(chosen, software, _files(choice, chosen))
     return found
+
+
+def _files(choice: Choice, pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """The user's files in A and in B; a warning where one side has several versions of one."""
+    before, after = ([one for pair in pairs for one in pair.sources[side]] for side in (0, 1))
+    for place, named in ((choice.a, before), (choice.b or choice.a, after)):
+        if told := versions_note(named):
+            warn(f"{place}: {told} {AGAIN}")
+    return files_of(before), files_of(after)
 
 
 def _pairs(choice: Choice, kind: str, before: Sequence[Row], after: Sequence[Row]) -> list[Pair]:

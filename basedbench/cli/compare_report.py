@@ -31,6 +31,9 @@ def table(kind: str, found: Found, choice: Choice) -> None:
     columns = (*_HEADINGS[kind], "95 % interval", "verdict")
     a, b = (choice.against, choice.contender) if choice.b is None else (choice.a, choice.b)
     typer.echo(f"A: {a}   B: {b}   threshold {100 * choice.threshold:g} %")
+    if any(found.files):
+        told = (f"{side}: {', '.join(files)}" for side, files in zip("AB", found.files, strict=True) if files)
+        print_note(f"Your files: {'; '.join(told)}")
     if found.software:
         typer.echo(f"Besides basedbench itself, what differs: {visible(found.software)}")
     lines = [(name, *_numbers(kind, pair)) for name, pair in zip(_names(found.pairs), found.pairs, strict=True)]
@@ -63,6 +66,7 @@ def as_json(found: Mapping[str, Found], code: int) -> None:
         {
             "exit_code": code,
             "software": {kind: one.software for kind, one in found.items()},
+            "files": {kind: dict(zip("ab", one.files, strict=True)) for kind, one in found.items()},
             "pairs": [
                 {"kind": kind, "label": pair.label, "a": pair.a, "b": pair.b, "command": pair.command}
                 | asdict(pair.result)

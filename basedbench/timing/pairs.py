@@ -15,7 +15,7 @@ from basedbench.config.recall import VOCABULARY
 from basedbench.config.throughput import Case
 from basedbench.config.timed import Timed
 from basedbench.errors import warn
-from basedbench.sources import plugin_options
+from basedbench.sources import plugin_options, sources_in
 from basedbench.store.schema import decode_json
 from basedbench.timing.baseline import counterpart, subject
 from basedbench.timing.comparison import LEVEL, Comparison, compare_accuracies, compare_times
@@ -34,7 +34,8 @@ _LABELLED = ("mixer", "config", "d_model", "layer_options", "learning_rate")
 class Pair:
     """One line of a comparison: values a and b (ms, or mean accuracy), and the command that would settle UNCLEAR.
 
-    `hardware` and `software` say what differs between the machines of the rows that were compared.
+    `hardware` and `software` say what differs between the machines of the rows that were compared; `sources` what those
+    of a, and of b, say of the user's files.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Pair:
     command: str | None = None
     hardware: str | None = None
     software: str | None = None
+    sources: tuple[Sequence[str], Sequence[str]] = ((), ())
 
 
 def time_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
@@ -146,9 +148,10 @@ def _fields(kind: type[Timed], row: Row) -> dict[str, Any]:
 def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair:
     present = [row for row in (a, b) if row is not None]
     label = case_label(present[-1])
+    named = sources_in([a] if a else [], "throughput"), sources_in([b] if b else [], "throughput")
     for side, row in (("A", a), ("B", b)):
         if row is None or row["status"] != "ok":
-            return Pair(label, _median(a), _median(b), _without_result(row, side))
+            return Pair(label, _median(a), _median(b), _without_result(row, side), sources=named)
     assert a is not None
     assert b is not None  # both have a time
     result = compare_times(_rounds(a), _rounds(b), threshold)
@@ -157,7 +160,7 @@ def _time_pair(a: Row | None, b: Row | None, threshold: float, out: str) -> Pair
     notes = [result.reason, *_unlike(a, b)]
     result = replace(result, reason="; ".join(filter(None, notes)) or None)
     machines = hardware_difference(a, b), software_difference(a, b)
-    return Pair(label, a["median_ms"], b["median_ms"], result, command, *machines)
+    return Pair(label, a["median_ms"], b["median_ms"], result, command, *machines, named)
 
 
 def _without_result(row: Row | None, side: str) -> Comparison:
@@ -223,12 +226,13 @@ def _by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 def _recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, chosen: str) -> Pair:
     values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
     means = [fmean(one) if one else None for one in values]
+    named = sources_in(a, "recall"), sources_in(b, "recall")
     for side, rows, one in (("A", a, values[0]), ("B", b, values[1])):
         if not one:
-            return Pair(label, means[0], means[1], _without_result(rows[0] if rows else None, side))
+            return Pair(label, means[0], means[1], _without_result(rows[0] if rows else None, side), sources=named)
     result = _with_diverged(compare_accuracies(values[0], values[1], threshold), a, b)
     command = _recall_command(b[0], result, chosen) if result.needed else None
-    return Pair(label, means[0], means[1], result, command, *_machines(a, b))
+    return Pair(label, means[0], means[1], result, command, *_machines(a, b), named)
 
 
 def _with_diverged(result: Comparison, a: Sequence[Row], b: Sequence[Row]) -> Comparison:

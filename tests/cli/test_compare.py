@@ -139,6 +139,32 @@ def test_versions_of_a_file_within_a_side_are_told(run_cli: RunCli, folders: tup
     assert "00000002" not in said
 
 
+def test_the_files_of_what_is_compared_are_named_by_side(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    for folder, file in ((a, "mat.py 0000000a"), (b, "mat2.py 0000000b")):
+        write_time(folder, 512, 1, "own", contender_version=file)
+        write_time(folder, 512, 1, contender_version="0.1.0")
+    assert "Your files: A: mat.py 0000000a; B: mat2.py 0000000b\n" in run_cli("compare", a, b).stdout
+    assert "Your files" not in run_cli("compare", a, b, "--filter", "/ours ").stdout
+    found = json.loads(run_cli("compare", a, b, "--json").stdout)["files"]
+    assert found == {"throughput": {"a": ["mat.py 0000000a"], "b": ["mat2.py 0000000b"]}}
+    against = run_cli("compare", b, "--contender", "own", "--against", "ours").stdout
+    assert "Your files: B: mat2.py 0000000b\n" in against
+
+
+def test_versions_are_told_of_what_is_compared_only(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    for folder, version in ((a, 0), (b, 2)):
+        write_time(folder, 512, 1, "own", contender_version=f"narrow.py 1000000{version}")
+        write_time(folder, 1024, 1, "own", contender_version=f"narrow.py 1000000{version + 1}")
+        write_time(folder, 512, 1, contender_version="0.1.0")
+    assert "versions" not in run_cli("compare", a, b, "--filter", "1x512 ").stderr
+    assert "versions" not in run_cli("compare", a, "--contender", "ours", "--against", "reference").stderr
+    alone = run_cli("compare", b, "--contender", "own", "--against", "ours", "--filter", "1x512 ")
+    assert ("versions" in alone.stderr, "B: narrow.py 10000002\n" in alone.stdout) == (False, True)
+    assert f"Warning: {a}: Rows of 2 versions of narrow.py" in run_cli("compare", a, b).stderr
+
+
 def test_models_of_two_vocabularies_have_two_labels(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for folder in folders:
         for words in (None, 8192, 64, 66):
