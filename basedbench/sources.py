@@ -1,4 +1,7 @@
-"""Which version of the user's own code a row is of: the file that defines a mixer or contender, and its hash."""
+"""Which version of the user's own code a row is of: the file that defines a mixer or contender, and a hash.
+
+The hash is of that file and of those of its folder that it imports.
+"""
 
 import re
 import shlex
@@ -10,6 +13,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from basedbench.siblings import siblings
 
 DIGITS = 8
 ENTRY_POINTS = "basedbench.mixers"  # the group in which installed packages offer mixers
@@ -26,9 +31,17 @@ def source_of(thing: Any) -> str | None:
 
 @cache
 def _of_module(module: ModuleType) -> str | None:
-    """Of the file as it was when this was first asked, which registering does: what is running, whatever is edited."""
+    """Of the file as it was when this was first asked, which registering does: what is running, whatever is edited.
+
+    The hash is that of the file; or, where it imports others of its folder, of all these.
+    """
     file = Path(getattr(module, "__file__", None) or "")
-    return f"{file.name} {sha256(file.read_bytes()).hexdigest()[:DIGITS]}" if file.is_file() else None
+    if not file.is_file():
+        return None
+    version = sha256(file.read_bytes())
+    for beside in siblings(module):
+        version.update(f"\n{beside.name} {sha256(beside.read_bytes()).hexdigest()}".encode())
+    return f"{file.name} {version.hexdigest()[:DIGITS]}"
 
 
 def files_of(sources: Iterable[str]) -> list[str]:

@@ -1,0 +1,70 @@
+"""Which files of a module's own folder it runs: those that its import statements, and theirs in turn, have loaded.
+
+Told by the text of the files, not by what was loaded meanwhile: another plugin of the same folder changes nothing.
+Files of other folders are not looked for: those may be a whole environment.
+"""
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
+
+
+def siblings(module: ModuleType) -> list[Path]:
+    """The files beside a module's own that it runs, in order of their names."""
+    own = _file(module)
+    found: dict[Path, None] = {}
+    todo = [module]
+    while todo:
+        for one in _imported(todo.pop()):
+            file = _file(one)
+            if file.parent == own.parent and file != own and file not in found and file.is_file():
+                found[file] = None
+                todo.append(one)
+    return sorted(found)
+
+
+def _file(module: ModuleType) -> Path:
+    file = Path(getattr(module, "__file__", None) or "")
+    return file.parent.resolve() / file.name
+
+
+def _imported(module: ModuleType) -> Iterator[ModuleType]:
+    """What the import statements that run with a module's file have loaded."""
+    try:
+        statements = ast.parse(_file(module).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):  # a library, or a file that was edited meanwhile
+        return
+    for name in _names(statements, getattr(module, "__package__", None) or ""):
+        if loaded := sys.modules.get(name):
+            yield loaded
+
+
+def _names(statements: Iterable[ast.AST], package: str) -> Iterator[str]:
+    """The modules that statements name, but for those inside functions: these run later, if at all."""
+    for node in statements:
+        if isinstance(node, ast.Import):
+            for one in node.names:
+                yield from _with_packages(one.name)
+        elif isinstance(node, ast.ImportFrom):
+            name = _absolute("." * node.level + (node.module or ""), package)
+            yield from _with_packages(name)
+            yield from (f"{name}.{one.name}" for one in node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _names(ast.iter_child_nodes(node), package)
+
+
+def _absolute(name: str, package: str) -> str:
+    try:
+        return resolve_name(name, package)
+    except ImportError:  # a relative import outside a package, which fails when it runs
+        return name
+
+
+def _with_packages(name: str) -> Iterator[str]:
+    """`a`, `a.b`, `a.b.c`: importing the last runs the others."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        yield ".".join(parts[:end])
