@@ -394,10 +394,14 @@ def _without_its_log() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Law:
-    """A promise, the function that looks for breaches, and what to do about them."""
+    """A promise, the function that looks for breaches, and what to do about them.
+
+    `by_raising`: what it looks for shows in what the mixer raises.
+    """
 
     look: Callable[[Subject], Iterator[Breach]]
     advice: str
+    by_raising: bool = False
 
     @property
     def name(self) -> str:
@@ -405,6 +409,9 @@ class Law:
         return self.look.__name__.replace("_", " ")
 
 
+STATED = Law(
+    state_has_the_stated_size, "Correct init_state or the docstring's formula: d d_model, L max_length, e bytes."
+)
 LAWS = (
     Law(output_has_shape_and_dtype, "Give back what came in: cast sums kept in a wider dtype with .to(x.dtype)."),
     Law(inputs_are_left_as_they_are, "No x.mul_(), x += or x[...] =, and none of .data: work on a new tensor."),
@@ -435,10 +442,12 @@ LAWS = (
         gradients_are_right,
         "Look for .detach(), .data, in-place changes and hand-written backwards; a straight-through one breaks it too.",
     ),
-    Law(state_has_the_stated_size, "Correct init_state or the docstring's formula: d d_model, L max_length, e bytes."),
+    STATED,
     Law(bfloat16_is_close, "Accumulate sums over time in float32 (basedbench.mixers.base.accumulator_dtype)."),
     Law(
-        nothing_is_read_back, "No .item(), no branch on a tensor's value, no tensor from host data in forward or step."
+        nothing_is_read_back,
+        "No .item(), no branch on a tensor's value, no tensor from host data in forward or step.",
+        by_raising=True,
     ),
     Law(parameters_can_be_trained, PARAMETERS),
     Law(randomness_has_a_generator_of_its_own, "Take basedbench.models.Dropout for nn.Dropout, and seed nothing."),

@@ -79,7 +79,7 @@ def mixer(
     from basedbench.forking import TIMING, start_server
 
     start_server(TIMING)  # it imports what the worker needs while this process does
-    from basedbench.checking.laws import LAWS, Law
+    from basedbench.checking.laws import LAWS, STATED, Law
     from basedbench.checking.mixer import examine
     from basedbench.checking.subject import Breach, Subject, stated_formula
     from basedbench.cli import check_report as report
@@ -98,7 +98,8 @@ def mixer(
             found[law] = breaches
     except KeyboardInterrupt as interrupt:
         stop = interrupt
-    report.laws(name, LAWS, found, stated=stated_formula(name) is not None, as_json=as_json, quiet=quiet)
+    unstated = STATED if stated_formula(name) is None else None
+    report.laws(name, LAWS, found, unstated=unstated, as_json=as_json, quiet=quiet)
     if stop is not None:
         report.stopped(len(found), len(LAWS), "laws")
         raise typer.Exit(exit_code(stop))

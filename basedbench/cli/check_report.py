@@ -1,6 +1,7 @@
 """What `basedbench check` prints: a line per finished problem, a table per operator, the broken laws of a mixer."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,32 +70,46 @@ def laws(
     every: "Sequence[Law]",
     found: "Mapping[Law, Sequence[Breach]]",
     *,
-    stated: bool,
+    unstated: "Law | None",
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """A line per law; under a broken one where, by how much, and what to do next. Not all need be `found`."""
+    """A line per law; under a broken one where, by how much, and what to do next. Not all need be `found`.
+
+    `unstated` is the law about what the mixer states, if it states nothing: nobody can say whether it is kept.
+    """
+    asked = {law: some for law, some in found.items() if some or law is not unstated}
     if as_json:
-        print_json([_entry(law, found.get(law)) for law in every])
+        print_json([_entry(law, asked.get(law)) for law in every])
         return
     for law, some in found.items():
         if some or not quiet:
-            typer.echo(f"{'BROKEN' if some else 'kept  '}  {law.name}")
+            typer.echo(f"{'BROKEN' if some else 'kept  ' if law in asked else '-     '}  {law.name}")
         for breach in some[:_MOST]:
             _say(f"        {breach}", indent=" " * 10)
         if len(some) > _MOST:
             typer.echo(f"        and {len(some) - _MOST} more (--json prints all)")
-        if not all(breach.raised for breach in some):  # what raises needs no hint at numbers
+        if some and not _raised(law, found):
             _say(f"        Next: {law.advice}", indent=" " * 10)
     broken, left = sum(bool(some) for some in found.values()), len(every) - len(found)
     rest = f" {left} were not looked at." if left else ""
-    typer.echo(
-        f"{name}: {broken} of {len(every)} laws are broken.{rest}"
-        if broken or left
-        else f"{name} keeps all {len(every)} laws."
-    )
-    if not stated and not quiet:
+    all_kept = f"{name} keeps all {len(asked)} laws" + (" that it can be held to." if len(asked) < len(every) else ".")
+    typer.echo(f"{name}: {broken} of {len(every)} laws are broken.{rest}" if broken or left else all_kept)
+    if unstated and unstated not in asked and not quiet:
         typer.echo("Its docstring states no size of the state (`state_bytes = ...`): that was not compared.")
+    if raised := Counter(str(some[0]) for law, some in found.items() if _raised(law, found)):
+        ((most, count),) = raised.most_common(1)
+        laws_kept = "1 law" if count == 1 else f"{count} laws"
+        _say(f"Next: mend this first, which kept {laws_kept} from being looked at: {most}")
+
+
+def _raised(law: "Law", found: "Mapping[Law, Sequence[Breach]]") -> bool:
+    """Whether a law was not looked at for what the mixer raises, which needs no hint at numbers."""
+    some = found[law]
+    if not some or not all(breach.raised for breach in some):
+        return False
+    elsewhere = {str(breach) for other, breaches in found.items() if other is not law for breach in breaches}
+    return not law.by_raising or all(str(breach) in elsewhere for breach in some)
 
 
 _MOST = 4

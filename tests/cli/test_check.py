@@ -71,6 +71,14 @@ class Future(Sound):
         return super().forward(x_BLD) + x_BLD.mean(1, keepdim=True)
 
 
+@register
+class Branches(Sound):
+    name = "branches"
+
+    def forward(self, x_BLD):
+        return super().forward(x_BLD) if x_BLD.sum() < 1e9 else x_BLD
+
+
 register(Sound)
 
 
@@ -210,8 +218,12 @@ def test_a_registered_mixer_keeps_the_contract(run_cli):
 def test_a_plugins_mixer_without_a_stated_size(run_cli, mixer_plugin):
     outcome = run_cli("check", "mixer", "sound_one", "--plugin", mixer_plugin)
     assert outcome.exit_code == 0
-    assert "sound_one keeps all 16 laws." in outcome.stdout
+    assert "sound_one keeps all 15 laws that it can be held to." in outcome.stdout
     assert "states no size of the state" in outcome.stdout
+    assert "-       state has the stated size\n" in outcome.stdout
+    assert "kept    state has the stated size" not in outcome.stdout
+    laws = json.loads(run_cli("check", "mixer", "sound_one", "--plugin", mixer_plugin, "--json").stdout)
+    assert [law["law"] for law in laws if law["kept"] is None] == ["state has the stated size"]
 
 
 def test_a_broken_law_says_where_by_how_much_and_what_next(run_cli, mixer_plugin):
@@ -244,8 +256,18 @@ def test_a_mixer_that_ends_its_process_breaks_laws_and_no_more(run_cli, mixer_pl
     monkeypatch.setattr("basedbench.checking.mixer.LAWS", LAWS[2:4])
     outcome = run_cli("check", "mixer", mixer, "--plugin", mixer_plugin)
     assert outcome.exit_code == 1
-    assert outcome.stdout.count("BROKEN") == outcome.stdout.count(reason) == 2
+    said = " ".join(outcome.stdout.split())
+    assert (said.count("BROKEN"), said.count(reason)) == (2, 3)
     assert "16 laws are broken. 14 were not looked at." in outcome.stdout
+    assert f"Next: mend this first, which kept 2 laws from being looked at: {reason}" in said
+
+
+def test_what_only_a_recording_would_show_is_hinted_at(run_cli, mixer_plugin):
+    """A branch on a tensor's value raises in one law alone: that is what it looks for."""
+    outcome = run_cli("check", "mixer", "branches", "--plugin", mixer_plugin, "--quiet")
+    assert outcome.stdout.count("BROKEN") == 1
+    assert "Next: No .item(), no branch on a tensor's value" in outcome.stdout
+    assert "mend this first" not in outcome.stdout
 
 
 def test_a_mixer_that_never_answers_is_waited_for_once(run_cli, mixer_plugin, monkeypatch):
@@ -253,14 +275,14 @@ def test_a_mixer_that_never_answers_is_waited_for_once(run_cli, mixer_plugin, mo
     outcome = run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin)
     assert outcome.exit_code == 1
     assert "the mixer: no answer within 0.5 s" in outcome.stdout
-    assert outcome.stdout.splitlines()[-2] == "hangs: 1 of 16 laws are broken. 15 were not looked at."
+    assert outcome.stdout.splitlines()[-3] == "hangs: 1 of 16 laws are broken. 15 were not looked at."
     laws = json.loads(run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin, "--json").stdout)
     assert [law["kept"] for law in laws] == [False] + 15 * [None]
 
 
 def test_stdout_has_nothing_but_json_whatever_a_mixer_prints(run_cli, mixer_plugin, capfd):
     outcome = run_cli("check", "mixer", "prints", "--plugin", mixer_plugin, "--json")
-    assert all(law["kept"] for law in json.loads(outcome.stdout))
+    assert not any(law["breaches"] for law in json.loads(outcome.stdout))
     streams = capfd.readouterr()
     assert streams.out == ""
     assert "noise of options" in streams.err
