@@ -9,7 +9,7 @@ import typer
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
-from basedbench.cli.time_limit import goes_on
+from basedbench.cli.time_limit import goes_on, say_retry
 from basedbench.errors import UserError, sentence, visible
 from basedbench.plots.scales import quantity
 from basedbench.store.dataset import rows as stored_rows
@@ -113,11 +113,13 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
     chosen_on = "validation_accuracy" if validated else "accuracy"
     rows = []
     failures: Counter[str] = Counter()
+    statuses: set[str] = set()
     for label, runs in by_model(cases).items():
         found = [row for case in runs if (row := stored.get((case.suite, case.case_id)))]
         good = [row for row in found if row["status"] == "ok"]
         lost = [row for row in found if row["status"] != "ok"]
         failures.update(f"{row['status']}: {row['reason'] or row['stop_reason']}" for row in lost)
+        statuses |= {row["status"] for row in lost}
         best = max(good, key=lambda row: row[chosen_on], default=None)
         shown: tuple[str | None, ...] = (None, None, None)
         if best:
@@ -131,6 +133,7 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
         typer.echo(f"{count} {visible(failure)}")
     if len(failures) > MOST_FAILURES:
         typer.echo(f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {out}")
+    say_retry(statuses, "runs", fresh)
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit {goes_on(fresh)}.")
     then = f" Next: basedbench plot pareto --results {out}" if any(row[2] for row in rows) else ""

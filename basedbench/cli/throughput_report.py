@@ -9,7 +9,7 @@ import typer
 
 from basedbench.cli.progress import clock
 from basedbench.cli.tables import print_json, print_note, print_table
-from basedbench.cli.time_limit import goes_on
+from basedbench.cli.time_limit import goes_on, say_retry
 from basedbench.cli.timing_tables import duration, half_width, timing_tables
 from basedbench.config.throughput import AnyCase
 from basedbench.store.dataset import rows as stored_rows
@@ -107,6 +107,7 @@ def results(
         print_note(title)
         print_table("", heading, lines, whole=[name for name in heading if name != "model"])
     _explain(ordered)
+    say_retry((row["status"] for row in ordered), "cases", fresh)
     if left:
         typer.echo(f"{left} cases are left; the same command without --limit {goes_on(fresh)}.")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot {_figure(ordered)} --results {out}")

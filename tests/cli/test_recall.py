@@ -124,6 +124,9 @@ def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_pa
     told = sweep(run_cli, suite, out, "--plugin", plugin)
     assert "2 runtime_error: RuntimeError: no (mine.py line 9)\n" in told
     assert "basedbench plot" not in told  # there is nothing to draw
+    again = "Failed runs run again with the same command and --retry runtime_error"
+    assert f"{again}.\n" in told
+    assert f"{again} instead of --fresh.\n" in sweep(run_cli, suite, out, "--plugin", plugin, "--fresh")
     assert set(load(out, "recall")["status"]) == {"runtime_error"}
     files = set((out / "recall").iterdir())
     sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom")

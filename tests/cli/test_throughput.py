@@ -91,6 +91,19 @@ def test_fresh_and_retry_time_again(run: Any, out: Path) -> None:
     assert (after > before.reindex(after.index)).sum() == 3
 
 
+def test_the_end_says_how_what_failed_runs_again(run: Any, tmp_path: Path, own_registries: None) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import os\n"
+        "from basedbench.contenders import contender\n"
+        "contender('attention', name='dies')(lambda q, k, v: os.abort())\n"
+        "contender('attention', name='wrong')(lambda q, k, v: 2 * v)\n"
+    )
+    told = run("--plugin", plugin, "--filter", "1x8 ").stdout
+    assert "Failed cases run again with the same command and --retry crashed,incorrect.\n" in told  # not unsupported
+    assert "--retry" not in run("--contender", "ours", "--contender", "fla-parallel").stdout
+
+
 def test_more_rounds_on_demand(run: Any, out: Path) -> None:
     run("--contender", "ours", "--filter", "taylor.* 1x8 ", "--rounds", 9)
     assert load(out, "throughput")["rounds"].tolist() == [9]
