@@ -30,6 +30,7 @@ def status_json(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence
     suites = [
         {"suite": one.suite, "precision": one.precision, "families": [_plain(tally) for tally in one.families]}
         | {"total": _plain(one.total), "other_rows": one.other_rows, "unknown": one.unknown}
+        | {"done_elsewhere": one.elsewhere, "other_suites": one.other_suites}
         | {"commands": one.commands(*more), "versions": one.versions or None}
         for one in found
     ]
@@ -51,6 +52,12 @@ def _after(one: SuiteTally, more: Sequence[str]) -> None:
     """What is beside the suite, and what to do next."""
     if one.other_rows:
         typer.echo(f"{one.other_rows} more rows of this suite are of other runs (other options than the suite's).")
+    if one.elsewhere:
+        where = f"rows of other suites only ({', '.join(one.other_suites)})"
+        print_note(
+            f"{one.elsewhere} of the runs done {'has' if one.elsewhere == 1 else 'have'} {where}: figures with --suite "
+            f"{one.suite} lack them until a sweep of it has begun, which takes such rows over."
+        )
     if one.unknown:
         typer.echo(f"What is left cannot be told: {visible(one.unknown)}")
     if one.versions:

@@ -43,7 +43,8 @@ class SuiteTally:
     """A suite at one precision. `arguments` choose it on the command line; `other_rows` are of none of its runs.
 
     `on_cores`: times are core seconds, since some of its runs were on a CPU. `versions` says of which of the user's
-    files its runs have several.
+    files its runs have several. Of its finished runs `elsewhere` have rows of other suites, `other_suites`, alone: a
+    figure of this suite does not have those before its sweep has taken them over.
     """
 
     suite: str
@@ -55,6 +56,8 @@ class SuiteTally:
     unknown: str | None = None  # why the runs of this suite cannot be told
     on_cores: bool = False
     versions: str = ""
+    elsewhere: int = 0
+    other_suites: tuple[str, ...] = ()
 
     def commands(self, *more: str) -> list[str]:
         """One line for each family with runs left; `more` arguments stand at its end."""
@@ -126,14 +129,26 @@ def _tallied(
     suite: str, precision: str | None, cases: Sequence[RecallCase], rows: Sequence[Row], arguments: tuple[str, ...]
 ) -> SuiteTally:
     elsewhere = {row["case_id"]: row for row in rows if row["status"] == "ok"}
-    known = elsewhere | {row["case_id"]: row for row in rows if row["suite"] == suite}
+    own = {row["case_id"]: row for row in rows if row["suite"] == suite}
+    known, shared = elsewhere | own, {case.case_id for case in cases} & elsewhere.keys() - own.keys()
+    others = sorted({row["suite"] for row in rows if row["case_id"] in shared and row["status"] == "ok"})
     found = [known[case.case_id] for case in cases if case.case_id in known]
     families = [
-        _tally(mixer, len(own), [known[case.case_id] for case in own if case.case_id in known])
-        for mixer, own in _by(lambda case: case.mixer, cases).items()
+        _tally(mixer, len(runs), [known[case.case_id] for case in runs if case.case_id in known])
+        for mixer, runs in _by(lambda case: case.mixer, cases).items()
     ]
-    total, versions = _total(families, found), versions_in(found, "recall")
-    return SuiteTally(suite, precision, families, total, 0, arguments, on_cores=on_cores(found), versions=versions)
+    return SuiteTally(
+        suite,
+        precision,
+        families,
+        _total(families, found),
+        0,
+        arguments,
+        on_cores=on_cores(found),
+        versions=versions_in(found, "recall"),
+        elsewhere=len(shared),
+        other_suites=tuple(others),
+    )
 
 
 def _tally(name: str, runs: int, rows: Sequence[Row]) -> Tally:

@@ -12,6 +12,7 @@ import pytest
 
 from basedbench.cli.tables import print_json
 from basedbench.store import Store, schema
+from basedbench.store.dataset import rows
 
 
 @pytest.fixture
@@ -184,6 +185,13 @@ def test_status_adds_up_a_sweep_run_in_parts(run_cli, tmp_path):
     assert run_cli(*arguments, "--device", "cpu", "-q").exit_code == 0
     printed = run_cli("results", "status", "--results", out).stdout
     assert "basedbench recall" not in printed
+    assert "other suites" not in printed
+    for row in rows(out, "recall"):
+        Store(tmp_path / "other").write("recall", row | {"suite": "mine"})
+    printed = run_cli("results", "status", "--suite", "smoke", "--results", tmp_path / "other").stdout
+    assert "3 of the runs done have rows of other suites only (mine): figures with --suite smoke lack them" in printed
+    drawn = run_cli("plot", "pareto", "--suite", "smoke", "--results", tmp_path / "other")
+    assert "no rows of suite 'smoke'" in drawn.stderr
 
 
 def test_status_without_times_is_strict(run_cli, tmp_path):

@@ -90,7 +90,10 @@ def test_equal_runs_of_another_suite_count_and_their_time_once() -> None:
     full = recall_cases(load_suite("figure2-full"))
     shared = of("based")[0]
     borrowed = next(case for case in full if case.case_id == shared.case_id)
-    assert tallies([row(shared)], "figure2-full")[0].total.done == 1
+    (tally,) = tallies([row(shared)], "figure2-full")
+    assert (tally.total.done, tally.elsewhere, tally.other_suites) == (1, 1, ("figure2",))
+    (own,) = tallies([row(shared), row(borrowed)], "figure2-full")  # as when its sweep has taken it over
+    assert (own.total.done, own.elsewhere, own.other_suites) == (1, 0, ())
     assert device_seconds([row(shared), row(borrowed), row(of("based")[1])]) == 20.0
     failed = row(borrowed, status="crashed")
     assert tallies([row(shared), failed], "figure2-full")[0].total.failed == {"crashed": 1}  # as a sweep sees it
