@@ -82,7 +82,7 @@ def doubts_note(frame: pd.DataFrame) -> str:
         return ""
     doubted = frame[(frame["status"] == "ok") & frame["state_doubt"].notna()].drop_duplicates("mixer")
     doubts = sorted(set(doubted["state_doubt"]))
-    return f"Without state bytes, as they would not be those needed: {'; '.join(doubts)}." if doubts else ""
+    return f"Without state bytes, for these are in doubt: {'; '.join(doubts)}." if doubts else ""
 
 
 def failures(frame: pd.DataFrame) -> dict[str, int]:

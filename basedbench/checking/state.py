@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from basedbench.checking.subject import Subject, changes, layout
-from basedbench.errors import printable, said_by
+from basedbench.errors import printable, said_by, sentence
 from basedbench.mixers import Mixer, get_mixer
 from basedbench.models.recall import LayerSpec
 from basedbench.plugins import load_plugins
@@ -25,6 +25,7 @@ from basedbench.training.cases import RecallCase
 ROUNDING = 1e-3  # of the largest output
 BATCH, LONGEST = 2, 256
 LIMIT_S = 60.0  # for one mixer
+UNSEEN = "its state could not be looked at"
 
 
 class Attempt:
@@ -67,10 +68,10 @@ def with_doubts(
                 answer = worker.ask("prepare", subject, min(LONGEST, case.longest), limit_s=LIMIT_S)
                 if isinstance(answer, Failure):
                     worker.stop()
-                    worker, answer = None, f"its state could not be looked at ({shorten(answer.reason)})"
+                    worker, answer = None, f"{UNSEEN} ({shorten(answer.reason)})"
                 found[key] = answer and f"{layer.mixer}: {answer}"
                 if answer and layer.mixer not in told:
-                    told[layer.mixer] = f"{found[key]}{_consequence(subject, given)}"
+                    told[layer.mixer] = f"{found[key]}{_consequence(answer, subject, given)}"
     finally:
         if worker is not None:
             worker.stop()
@@ -86,19 +87,21 @@ def _doubted(case: RecallCase, found: Mapping[str, str | None]) -> RecallCase:
     return replace(case, state_doubt="; ".join(doubts)) if doubts else case
 
 
-def _consequence(subject: Subject, plugins: Sequence[str]) -> str:
+def _consequence(doubt: str, subject: Subject, plugins: Sequence[str]) -> str:
     """The rest of the sentence, with the command that tells more."""
     given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in subject.options.items()}
     options = "".join(f" --{name.replace('_', '-')} {shlex.quote(value)}" for name, value in given.items())
     files = "".join(f" --plugin {shlex.quote(file)}" for file in plugins)
     command = f"basedbench check mixer {subject.name}{files} --d-model {subject.d_model}{options}"
+    if doubt.startswith(UNSEEN):
+        return f"; its rows have no state bytes, for nobody knows whether its answers need more. {command} says more."
     return f", so its state bytes are not those that its answers need; its rows have none. {command} says more."
 
 
 def state_doubt(subject: Subject, length: int) -> str | None:
     """Why the bytes of init_state are not what the mixer's answers need; None if nothing speaks against them.
 
-    None also where forward itself fails here: its runs fail by that, or it needs a GPU, which this does not look at.
+    Where forward itself fails here, by which its runs fail or as it needs a GPU, that is why: nothing speaks for them.
     """
     x_BLD = subject.inputs(BATCH, length, torch.float32)
     try:
@@ -109,8 +112,8 @@ def state_doubt(subject: Subject, length: int) -> str | None:
                 for parameter in mixer.parameters():
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
                 y_BLD = mixer(x_BLD)
-    except (Exception, SystemExit):
-        return None
+    except (Exception, SystemExit) as error:
+        return f"{UNSEEN}: on a CPU it raises {shorten(sentence(error))}"
     try:
         with torch.no_grad():
             return _leak(mixer, x_BLD, y_BLD) or _steps_differ(mixer, x_BLD, y_BLD)

@@ -485,7 +485,19 @@ class Ends(Honest):
     def step(self, x_BD, state):
         import os
         os._exit(3)
+
+@register
+class Elsewhere(Honest):
+    name = "elsewhere"
+
+    def forward(self, x_BLD):
+        if not torch.is_grad_enabled() and len(x_BLD) == 2:
+            raise RuntimeError("needs a GPU")
+        return super().forward(x_BLD)
 """
+
+
+MIXERS = ("honest", "cheat", "ends", "elsewhere")
 
 
 @pytest.mark.usefixtures("own_registries")
@@ -494,16 +506,19 @@ def test_rows_of_a_mixer_whose_steps_are_not_its_forward_have_no_state_bytes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(HONEST_AND_CHEAT)
-    models = "\n".join(f"  - mixer: {name}\n    grid: {{d_model: [16, 8]}}" for name in ("honest", "cheat", "ends"))
+    models = "\n".join(f"  - mixer: {name}\n    grid: {{d_model: [16, 8]}}" for name in MIXERS)
     Path("own.yaml").write_text(SUITE.partition("models:")[0] + "models:\n" + models)
     given = ("recall", "--sweep", "--suite", "own.yaml", "--device", "cpu", "--plugin", "mine.py", "--out", "results")
     outcome = run_cli(*given, "--lr", "0.01")
     assert outcome.exit_code == 0, outcome.stderr
     said = [line for line in outcome.stderr.splitlines() if "state bytes" in line]
-    assert len(said) == 2, said
+    assert len(said) == 3, said
     assert re.match(r"cheat: stepping differs from the forward by \d", said[0])
     assert "basedbench check mixer cheat --plugin mine.py --d-model 16 says more." in said[0]
     assert said[1].startswith("ends: its state could not be looked at (")
+    unseen = r"its state could not be looked at: on a CPU it raises RuntimeError: needs a GPU \(mine.py line \d+\)"
+    told = "its rows have no state bytes, for nobody knows .* check mixer elsewhere "
+    assert re.match(rf"elsewhere: {unseen}; {told}", said[2])
     stored = {(row["mixer"], row["d_model"]): row for row in rows(Path("results"), "recall")}
     assert {row["status"] for row in stored.values()} == {"ok"}
     for (mixer, _), row in stored.items():
@@ -513,10 +528,8 @@ def test_rows_of_a_mixer_whose_steps_are_not_its_forward_have_no_state_bytes(
         assert row["parameters"] > 0
     outcome = run_cli("plot", "pareto", "--results", "results", "--out", "pareto.png")
     assert outcome.exit_code == 0, outcome.stderr
-    assert "Without state bytes, as they would not be those needed: cheat: stepping differs" in " ".join(
-        outcome.stdout.split()
-    )
-    assert "Not shown: 4 without state_bytes" in outcome.stdout
+    assert "Without state bytes, for these are in doubt: cheat: stepping differs" in " ".join(outcome.stdout.split())
+    assert "Not shown: 6 without state_bytes" in outcome.stdout
     assert run_cli(*given, "--lr", "0.01").stderr.count("state bytes") == 0  # nothing is trained
 
 
