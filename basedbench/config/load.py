@@ -96,10 +96,7 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        if problem == "but found another document":
-            problem = "a suite is one document, and this is where a second one begins"
-        raise UserError(f"{origin}{where}: not valid YAML: {problem}.") from None
+        raise UserError(f"{origin}{where}: not valid YAML: {plain_yaml.problem(error)}.") from None
     if not isinstance(data, dict):
         raise UserError(
             f"{origin}: a suite is a mapping that begins with `kind: recall`, `kind: throughput` or `extends: SUITE`."

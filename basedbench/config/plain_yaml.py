@@ -16,6 +16,30 @@ def read(text: str) -> Any:
         raise yaml.YAMLError("its lists and mappings are nested too deep") from None
 
 
+def problem(error: yaml.YAMLError) -> str:
+    """What is wrong, in a few words: of a line in a wrong column PyYAML says what it met instead of an end."""
+    said = str(getattr(error, "problem", None) or error)
+    mark = getattr(error, "problem_mark", None)
+    before = (mark.buffer or "")[: mark.pointer].split("\n") if mark else [""]
+    if said == "but found another document":
+        return "a suite is one document, and this is where a second one begins"
+    if "'\\t'" in said and not before[-1].strip():
+        return "wrong indentation: a tab, where only spaces may stand"
+    if _wrong_column(said, before[-1], before[:-1]):
+        return "wrong indentation: what belongs together begins in the same column"
+    return said
+
+
+def _wrong_column(said: str, begin: str, above: list[str]) -> bool:
+    """Whether a line begins where no line above it allows, `begin` being what stands in front of the problem."""
+    if said.startswith(("expected <block end>", "expected '<document start>'")):
+        return not begin.strip()
+    if said != "mapping values are not allowed here" or ": " in begin:
+        return False
+    key = next((line for line in reversed(above) if line.strip() and not line.lstrip().startswith("#")), "")
+    return len(begin) - len(begin.lstrip()) > len(key) - len(key.lstrip(" -"))  # deeper than a key with a value
+
+
 class _Loader(yaml.SafeLoader):
     """Safe, and a key that stands twice in one mapping is an error: only the last would count. Dates are text."""
 

@@ -225,3 +225,37 @@ def test_a_merged_key_may_be_overridden() -> None:
     text = VALID.replace("{mixer: based, grid: {d_model: 16}}", "{mixer: based, grid: &own {d_model: 16, heads: 1}}")
     text += "  - {mixer: based, grid: {<<: *own, heads: 2}}\n"
     assert parse(text).models[1].grid == {"d_model": 16, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("kind: recall\ntask:\n  vocab_size: 64\n train: {}\n", 4),
+        ("kind: recall\n task: {}\n", 2),
+        ("kind: recall\r\ntrain:\r\n  epochs: 1\r\n    # more\r\n    batch_size: 2\r\n", 5),
+        ("models:\n  - mixer: based\n    grid: {d_model: 64}\n   layers: [based]\n", 4),
+        ("models:\n  - mixer: based\n     grid: {d_model: 64}\n", 3),
+        ("models:\n  - mixer: based\n - mixer: mamba\n", 3),
+        (" kind: recall\ntask: {}\n", 2),
+        ("models:\n\t- mixer: based\n", 2),
+        ("task:\n  vocab_size: 64\n\tpower_a: 1\n", 3),
+    ],
+)
+def test_what_is_wrong_about_the_indentation_is_called_that(text: str, line: int) -> None:
+    with pytest.raises(UserError, match=f"mine.yaml, line {line}: not valid YAML: wrong indentation: "):
+        parse_suite(text, "mine", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kind: recall\ndescription: a: b\n",
+        'kind: recall\ndescription: "x" y\n',
+        "kind recall\ntask: {}\n",
+        "models: [a, b\ntask: {}\n",
+        "task: a\tb: c\n",
+    ],
+)
+def test_other_mistakes_are_not_called_indentation(text: str) -> None:
+    with pytest.raises(UserError, match=r"not valid YAML: (?!wrong indentation)"):
+        parse_suite(text, "mine", "mine.yaml")
