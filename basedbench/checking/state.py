@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,51 +32,65 @@ UNSEEN = "its state could not be looked at"
 class Attempt:
     """One mixer inside the process."""
 
-    def __init__(self, subject: Subject, length: int) -> None:
-        self.subject, self.length = subject, length
+    def __init__(self, subject: Subject, length: int, device: str) -> None:
+        self.subject, self.length, self.device = subject, length, device
 
     def prepare(self) -> str | None:
         """What is wrong with its state."""
-        return state_doubt(self.subject, self.length)
+        return state_doubt(self.subject, self.length, self.device)
 
 
 def set_up(device: str, plugins: Sequence[str]) -> Callable[[Subject, int], Attempt]:
     """What the process does first."""
     torch.set_num_threads(1)
     load_plugins(plugins)
-    return Attempt
+    return partial(Attempt, device=device)
 
 
 def with_doubts(
-    cases: Sequence[RecallCase], plugins: Sequence[str], given: Sequence[str]
+    cases: Sequence[RecallCase], plugins: Sequence[str], given: Sequence[str], device: str = "cpu"
 ) -> tuple[list[RecallCase], list[str]]:
     """The cases with what is wrong with the states of the user's own mixers, and a sentence for each such mixer.
 
-    They are looked at in a process apart: one that ends it or never answers has no state that could be believed.
-    `given` are the plugins as the command has them.
+    They are looked at in a process apart: one that ends it or never answers has no state that could be believed. That
+    is done on a CPU, and of a mixer that does not run there on the `device` that trains it. `given` are the plugins as
+    the command has them.
     """
     found: dict[str, str | None] = {}
     told: dict[str, str] = {}
-    worker = None
+    workers: dict[str, Worker] = {}
     try:
         for case in cases:
             for layer in case.layers:
                 key = _key(layer, case)
                 if key in found or source_of(get_mixer(layer.mixer)) is None:
                     continue
-                worker = worker or Worker("cpu", plugins, set_up)
                 subject = Subject(layer.mixer, case.d_model, dict(layer.options))
-                answer = worker.ask("prepare", subject, min(LONGEST, case.longest), limit_s=LIMIT_S)
-                if isinstance(answer, Failure):
-                    worker.stop()
-                    worker, answer = None, f"{UNSEEN} ({shorten(answer.reason)})"
+                answer = None
+                for place in dict.fromkeys(("cpu", device)):
+                    answer = _answer(workers, place, plugins, subject, min(LONGEST, case.longest))
+                    if answer is None or not answer.startswith(UNSEEN):
+                        break
                 found[key] = answer and f"{layer.mixer}: {answer}"
                 if answer and layer.mixer not in told:
                     told[layer.mixer] = f"{found[key]}{_consequence(answer, subject, given)}"
     finally:
-        if worker is not None:
+        for worker in workers.values():
             worker.stop()
     return [_doubted(case, found) for case in cases], list(told.values())
+
+
+def _answer(
+    workers: dict[str, Worker], device: str, plugins: Sequence[str], subject: Subject, length: int
+) -> str | None:
+    """What the process of a device says; one that ended is begun anew for the next mixer."""
+    if device not in workers:
+        workers[device] = Worker(device, plugins, set_up)
+    answer: str | Failure | None = workers[device].ask("prepare", subject, length, limit_s=LIMIT_S)
+    if not isinstance(answer, Failure):
+        return answer
+    workers.pop(device).stop()
+    return f"{UNSEEN} ({shorten(answer.reason)})"
 
 
 def _key(layer: LayerSpec, case: RecallCase) -> str:
@@ -98,14 +113,15 @@ def _consequence(doubt: str, subject: Subject, plugins: Sequence[str]) -> str:
     return f", so its state bytes are not those that its answers need; its rows have none. {command} says more."
 
 
-def state_doubt(subject: Subject, length: int) -> str | None:
+def state_doubt(subject: Subject, length: int, device: str = "cpu") -> str | None:
     """Why the bytes of init_state are not what the mixer's answers need; None if nothing speaks against them.
 
-    Where forward itself fails here, by which its runs fail or as it needs a GPU, that is why: nothing speaks for them.
+    Where forward itself fails, as its runs will, or because it needs another device, that is why: nothing speaks for
+    them.
     """
-    x_BLD = subject.inputs(BATCH, length, torch.float32)
+    x_BLD = subject.inputs(BATCH, length, torch.float32).to(device)
     try:
-        mixer = subject.build(torch.float32)
+        mixer = subject.build(torch.float32).to(device)
         with torch.no_grad():
             y_BLD = mixer(x_BLD)
             if not y_BLD.any():  # a last product that begins at zero would hide all
@@ -113,7 +129,8 @@ def state_doubt(subject: Subject, length: int) -> str | None:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
                 y_BLD = mixer(x_BLD)
     except (Exception, SystemExit) as error:
-        return f"{UNSEEN}: on a CPU it raises {shorten(sentence(error))}"
+        place = "a CPU" if device == "cpu" else device
+        return f"{UNSEEN}: on {place} it raises {shorten(sentence(error))}"
     try:
         with torch.no_grad():
             return _leak(mixer, x_BLD, y_BLD) or _steps_differ(mixer, x_BLD, y_BLD)
@@ -135,7 +152,7 @@ def _leak(mixer: Mixer, x_BLD: Tensor, y_BLD: Tensor) -> str | None:
 def _steps_differ(mixer: Mixer, x_BLD: Tensor, y_BLD: Tensor) -> str | None:
     """Steps that need something besides their state: two texts take turns, so that nothing can be kept elsewhere."""
     batch, length, _ = x_BLD.shape
-    state, other = (mixer.init_state(batch, length, x_BLD.dtype) for _ in range(2))
+    state, other = (mixer.init_state(batch, length, x_BLD.dtype, x_BLD.device) for _ in range(2))
     before, outputs = layout(state), []
     for position in range(length):
         y_BD, state = mixer.step(x_BLD[:, position].clone(), state)

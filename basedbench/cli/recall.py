@@ -123,22 +123,21 @@ def recall(
         places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
-        todo = replace(
-            todo, todo=_looked_at(todo.todo[:limit], plugins, plugin or []) + (todo.todo[limit:] if limit else [])
-        )
+        first = _looked_at(todo.todo[:limit], plugins, plugin or [], devices[0])
+        todo = replace(todo, todo=first + (todo.todo[limit:] if limit else []))
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
         left = _run(todo, engine, deadline, out, limit, quiet, fresh)
     _show_results(cases, out, left, as_json, fresh)
 
 
-def _looked_at(todo: "list[RecallCase]", plugins: list[str], given: list[Path]) -> "list[RecallCase]":
+def _looked_at(todo: "list[RecallCase]", plugins: list[str], given: list[Path], device: str) -> "list[RecallCase]":
     """The cases; those whose mixers, of the user's own, answer from more than their states have that in their rows."""
     if not any(case.source for case in todo):
         return todo
     from basedbench.checking.state import with_doubts
 
-    cases, sentences = with_doubts(todo, plugins, [str(file) for file in given])
+    cases, sentences = with_doubts(todo, plugins, [str(file) for file in given], device)
     for sentence in sentences:
         typer.echo(visible(sentence), err=True)
     return cases

@@ -211,14 +211,14 @@ def test_what_the_user_can_mend_is_one_sentence(run_cli, arguments, message):
 def test_a_registered_mixer_keeps_the_contract(run_cli):
     outcome = run_cli("check", "mixer", "based", "--d-model", 16, "--feature-dim", 4)
     assert outcome.exit_code == 0
-    assert outcome.stdout.splitlines()[-1] == "based keeps all 16 laws."
+    assert outcome.stdout.splitlines()[-1] == f"based keeps all {len(LAWS)} laws."
     assert "kept    causal" in outcome.stdout
 
 
 def test_a_plugins_mixer_without_a_stated_size(run_cli, mixer_plugin):
     outcome = run_cli("check", "mixer", "sound_one", "--plugin", mixer_plugin)
     assert outcome.exit_code == 0
-    assert "sound_one keeps all 15 laws that it can be held to." in outcome.stdout
+    assert f"sound_one keeps all {len(LAWS) - 1} laws that it can be held to." in outcome.stdout
     assert "states no size of the state" in outcome.stdout
     assert "-       state has the stated size\n" in outcome.stdout
     assert "kept    state has the stated size" not in outcome.stdout
@@ -258,7 +258,7 @@ def test_a_mixer_that_ends_its_process_breaks_laws_and_no_more(run_cli, mixer_pl
     assert outcome.exit_code == 1
     said = " ".join(outcome.stdout.split())
     assert (said.count("BROKEN"), said.count(reason)) == (2, 3)
-    assert "16 laws are broken. 14 were not looked at." in outcome.stdout
+    assert f"{len(LAWS)} laws are broken. {len(LAWS) - 2} were not looked at." in outcome.stdout
     assert f"Next: mend this first, which kept 2 laws from being looked at: {reason}" in said
 
 
@@ -275,9 +275,12 @@ def test_a_mixer_that_never_answers_is_waited_for_once(run_cli, mixer_plugin, mo
     outcome = run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin)
     assert outcome.exit_code == 1
     assert "the mixer: no answer within 0.5 s" in outcome.stdout
-    assert outcome.stdout.splitlines()[-3] == "hangs: 1 of 16 laws are broken. 15 were not looked at."
+    assert (
+        outcome.stdout.splitlines()[-3]
+        == f"hangs: 1 of {len(LAWS)} laws are broken. {len(LAWS) - 1} were not looked at."
+    )
     laws = json.loads(run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin, "--json").stdout)
-    assert [law["kept"] for law in laws] == [False] + 15 * [None]
+    assert [law["kept"] for law in laws] == [False] + (len(LAWS) - 1) * [None]
 
 
 def test_stdout_has_nothing_but_json_whatever_a_mixer_prints(run_cli, mixer_plugin, capfd):
@@ -312,5 +315,6 @@ def test_stopped_between_laws_it_says_what_was_found(run_cli, monkeypatch, stop,
     monkeypatch.setattr("basedbench.checking.mixer.examine", examine)
     outcome = run_cli("check", "mixer", "based")
     assert outcome.exit_code == code
-    assert outcome.stdout.startswith("kept    output has shape and dtype\nbased: 0 of 16 laws are broken. 15 were not")
-    assert "Stopped: 15 of 16 laws were not looked at." in outcome.stderr
+    begun = f"kept    output has shape and dtype\nbased: 0 of {len(LAWS)} laws are broken. {len(LAWS) - 1} were not"
+    assert outcome.stdout.startswith(begun)
+    assert f"Stopped: {len(LAWS) - 1} of {len(LAWS)} laws were not looked at." in outcome.stderr
