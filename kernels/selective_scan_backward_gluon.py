@@ -42,6 +42,7 @@ from .selective_scan_tiles_gluon import (
     load_either,
     load_rows,
     load_slots,
+    packed_tiles,
     parts_layout,
     parts_places,
     power_of_two,
@@ -92,20 +93,20 @@ def _load_tile(
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
     u, delta, A, B, C, D_skip, z, bias, kept, open_y, asked, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
-    L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, batch_dy,
+    L, tiles, slots, span, batch_u, batch_delta, batch_B, batch_C, batch_z, batch_dy, starts,
     channels: gl.constexpr, ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr,
     row_delta: gl.constexpr, row_z: gl.constexpr, row_dy: gl.constexpr, row_dz: gl.constexpr, N: gl.constexpr,
     SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, SOFTPLUS: gl.constexpr, LOG_A: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_DLAST: gl.constexpr, STATE_N: gl.constexpr,
     STATE_D: gl.constexpr, EXACT: gl.constexpr, BATCH: gl.constexpr, DECAYS: gl.constexpr, ASKED: gl.constexpr,
-    COPIES: gl.constexpr,
+    COPIES: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
     """dBC (blocks,B,8 tiles,2,WIDTH): sums over this program's channels; kept (B,tiles,N,D).
 
     BATCH groups of states walk together; their DECAYS are kept for the way back, or computed again. Segments are `span`
     tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and STATE_D. dconstants
     (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state. ASKED: as in the forward, for
-    dy and dz too.
+    dy and dz too; PACKED: as there.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -181,6 +182,8 @@ def backward(
     dbias_TD = gl.zeros([T, BLOCK_D], gl.float32, TD)
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
+    if PACKED:
+        begin, end = packed_tiles(starts, segment)
     tile = end - 1
     slot_T = load_slots(asked, tile * T + tt, L, ASKED)
     next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)

@@ -21,6 +21,7 @@ from .selective_scan_tiles_gluon import (
     load_rows,
     load_slots,
     not_before,
+    packed_tiles,
     pairs_layout,
     pairs_of,
     parts_layout,
@@ -65,18 +66,21 @@ def _load_ahead(
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
     u, delta, A, B, C, D_skip, z, bias, initial, asked, y, last, kept, open_y, L, tiles, slots, span,
-    batch_u, batch_delta, batch_B, batch_C, batch_z, channels: gl.constexpr,
+    batch_u, batch_delta, batch_B, batch_C, batch_z, starts, channels: gl.constexpr,
     ALIGNED: gl.constexpr, row_B: gl.constexpr, row_C: gl.constexpr, row_u: gl.constexpr, row_delta: gl.constexpr,
     row_z: gl.constexpr,
     N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, SOFTPLUS: gl.constexpr,
     LOG_A: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_STATE: gl.constexpr,
     STATE_N: gl.constexpr, STATE_D: gl.constexpr, STATE: gl.constexpr, ASKED: gl.constexpr, PAIRS: gl.constexpr,
+    PACKED: gl.constexpr,
 ):  # fmt: skip
     """y, and the last state (B,D,N). KEEP: also kept (B,tiles,N,D), the states before tiles, and open_y, y before
     the gate.
 
     Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D. ASKED: z, y
-    and open_y are rows of the tokens that `asked` (B,L) has a place for.
+    and open_y are rows of the tokens that `asked` (B,L) has a place for. PACKED: of one row, whose segments are the
+    examples that begin at `starts` (slots + 1), without states at their ends. Only tiles are counted from there:
+    pointers that all programs share take no registers.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -127,6 +131,8 @@ def forward(
     y_shared = gl.allocate_shared_memory(gl.float32, [T, LANES, BLOCK_D], parts_places(BLOCK_D))
     begin = segment * span
     end = gl.minimum(begin + span, tiles)
+    if PACKED:
+        begin, end = packed_tiles(starts, segment)
     t = begin * T
     next_rows = _load_ahead(
         delta, u, B, C, t, first, L, row_delta, row_u, row_B, row_C, channels, BLOCK_D, N, WIDTH, PAIRS

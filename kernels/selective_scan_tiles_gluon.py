@@ -120,6 +120,17 @@ def not_before(x):
 
 
 @gluon.jit
+def packed_tiles(starts, example):
+    """Of an example in a packed row: its first tile there, and the one behind its last.
+
+    As numbers of which nothing is known: the compiler would count tokens and addresses from the loaded ones, each in
+    registers of its own, in a loop that has none left.
+    """
+    begin = not_before(gl.load(starts + example) // T)
+    return begin, not_before(gl.load(starts + example + 1) // T)
+
+
+@gluon.jit
 def load_slots(asked, t, L, ASKED: gl.constexpr):
     """(T,) of a sequence: the rows of asked tokens, -1 for others; without ASKED nothing that is used."""
     slot = t * 0

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import selective_scan_ends_triton as around
 from .dense_rows import dense_rows
+from .packing import Packing
 from .selective_scan_backward_gluon import backward
 from .selective_scan_ends_gluon import ends
 from .selective_scan_forward_gluon import forward
@@ -38,7 +39,7 @@ ALONE = 1024  # one-warp programs of the backward, eight for each multiprocessor
 
 
 class Inputs(NamedTuple):
-    """An operator's inputs, channels and states next to each other."""
+    """An operator's inputs, channels and states next to each other; with packing one row (1,L,...) of examples."""
 
     u: Tensor
     delta: Tensor
@@ -49,11 +50,17 @@ class Inputs(NamedTuple):
     z: Tensor | None
     bias: Tensor | None
     log_A: bool = False  # A is log(-A)
+    packing: Packing | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Batch, length, channels, states, tiles."""
         return (*self.u.shape, self.A.shape[1], triton.cdiv(self.u.shape[1], TILE))  # type: ignore[return-value]
+
+    @property
+    def sequences(self) -> int:
+        """Those of the batch, or packed examples."""
+        return len(self.u) if self.packing is None else self.packing.batch
 
     @property
     def strides(self) -> list[int]:
@@ -85,11 +92,11 @@ class Inputs(NamedTuple):
 
 def inputs_of(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
-    log_A: bool = False,
+    log_A: bool = False, packing: Packing | None = None,
 ) -> Inputs:  # fmt: skip
     D, bias = (None if x is None else x.contiguous() for x in (D, bias))
     u, delta, B, C = (dense_rows(x) for x in (u, delta, B, C))
-    return Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias, log_A)
+    return Inputs(u, delta, A.contiguous(), B, C, D, dense_rows(z), bias, log_A, packing)
 
 
 def _group(states: int) -> int:
@@ -190,6 +197,19 @@ def _batch(states: int) -> int:
     return groups if groups * _group(states) <= 24 else 1
 
 
+def _segments(inputs: Inputs, span: int, asked: Tensor | None) -> tuple[int, int]:
+    """How many a row has, and the most tiles of one: packed examples, or parts of a sequence, one with asked tokens."""
+    tiles = inputs.shape[-1]
+    if inputs.packing is not None:
+        return inputs.packing.batch, tiles
+    return (triton.cdiv(tiles, span), span) if asked is None else (1, tiles)
+
+
+def _packed(packing: Packing | None) -> dict[str, Any]:
+    """A kernel's arguments for it."""
+    return {"starts": None if packing is None else packing.starts_B, "PACKED": packing is not None}
+
+
 def _rows_of(asked: Tensor | None, channels: int, *more: str) -> dict[str, Any]:
     """Constants of a kernel whose z, and more, are dense rows of asked tokens."""
     return {"ASKED": asked is not None} | ({} if asked is None else dict.fromkeys(("row_z", *more), channels))
@@ -201,14 +221,14 @@ def forward_into(
     """Write what `forward_operator` returns.
 
     `asked` (B,L) int32, the slots of module `asked`: then z, y and y before the gate are dense rows of those tokens.
+    Packed examples have no states at their ends.
     """
     y, last, kept, open_y = found
     initial = None if initial is None else initial.contiguous()
     batch, length, channels, states, tiles = inputs.shape
-    block, span = _plan(batch, channels, tiles)
-    span = span if asked is None else tiles
-    slots, place = triton.cdiv(tiles, span), (1, states)
-    if slots > 1:
+    block, span = _plan(inputs.sequences, channels, tiles)
+    (slots, span), place = _segments(inputs, span, asked), (1, states)
+    if slots > 1 and inputs.packing is None:
         initial = _between(inputs, inputs.u, inputs.B, None, initial, span, softplus, reverse=False)
         place = channels, 1
     forward[(triton.cdiv(channels, block), batch, slots)](
@@ -216,7 +236,7 @@ def forward_into(
         kept, open_y, length, tiles, slots, span, *inputs.strides, HAS_D=inputs.D is not None,
         HAS_STATE=initial is not None, STATE_N=place[0], STATE_D=place[1], STATE=last.numel() > 0,
         KEEP=kept.numel() > 0, PAIRS=inputs.pairs, num_warps=1, maxnreg=_forward_registers(states), **inputs.rows,
-        **inputs.constants(block, softplus) | _rows_of(asked, channels),
+        **_packed(inputs.packing), **inputs.constants(block, softplus) | _rows_of(asked, channels),
     )  # fmt: skip
 
 
@@ -273,12 +293,12 @@ def backward_into(
     D, z, bias = inputs.D, inputs.z, inputs.bias
     dy, dlast = dense_rows(dy), None if dlast is None else dlast.contiguous()
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = found
-    walk, width = _walk(states, batch * channels), triton.cdiv(states, _group(states)) * _group(states)
+    walk, width = _walk(states, inputs.sequences * channels), triton.cdiv(states, _group(states)) * _group(states)
     block = walk.warps * walk.channels
     blocks = triton.cdiv(channels, block)
-    span = _span(batch * blocks * walk.warps, 2 * ENOUGH, tiles) if asked is None else tiles
-    slots, place = triton.cdiv(tiles, span), (1, states)
-    if slots > 1:
+    span = _span(batch * blocks * walk.warps, 2 * ENOUGH, tiles)
+    (slots, span), place = _segments(inputs, span, asked), (1, states)
+    if slots > 1 and inputs.packing is None:
         dlast, place = _between(inputs, dy, inputs.C, inputs.z, dlast, span, softplus, reverse=True), (channels, 1)
     dstate = kept.new_empty(batch, states, channels)
     dconstants = kept.new_empty(batch * slots, states + 2, channels)
@@ -289,7 +309,7 @@ def backward_into(
         HAS_D=D is not None, HAS_DLAST=dlast is not None, STATE_N=place[0], STATE_D=place[1],
         EXACT=not inputs.B.dtype == inputs.C.dtype == torch.bfloat16, BATCH=_batch(states), DECAYS=walk.decays,
         COPIES=_copies(inputs, dy, open_y), WARPS=walk.warps, num_warps=walk.warps,
-        maxnreg=walk.registers, **inputs.rows,
+        maxnreg=walk.registers, **inputs.rows, **_packed(inputs.packing),
         **inputs.constants(block, softplus) | {"row_dy": dy.stride(1)}
         | {"row_dz": channels if z is None else dz.stride(1)} | _rows_of(asked, channels, "row_dy", "row_dz"),
     )  # fmt: skip

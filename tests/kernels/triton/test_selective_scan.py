@@ -10,6 +10,9 @@ from torch import Tensor
 
 from basedbench.kernels import selective_scan_step_triton as steps
 from basedbench.kernels import selective_scan_triton as kernels
+from basedbench.kernels.asked import reference as rows_of
+from basedbench.kernels.asked import slots_of
+from basedbench.kernels.packing import packing_of
 from tests.kernels.interpreted_bfloat16 import repaired
 
 from .conftest import interpreted
@@ -60,8 +63,8 @@ def everything(function, u, delta, A, B, C, D, z, bias, state):
     return function(u, delta, A, B, C, **more, initial_state=state, return_state=True)
 
 
-def nothing(function, u, delta, A, B, C):
-    return function(u, delta, A, B, C)
+def bare(function, *inputs):
+    return function(*inputs)
 
 
 def results(function, call, inputs, signs) -> list[Tensor]:
@@ -93,6 +96,55 @@ def test_errors_of_outputs_states_and_gradients(randn, relative_error, device, d
         check(randn, relative_error, everything, inputs, [(batch, length, channels), (batch, channels, states)])
 
 
+def packed(packing, slots, dy, u, delta, A, B, C, D, z, bias) -> list[Tensor]:
+    """By the kernels, y and the gradients of a packed row. With slots z, y and dy are rows of asked tokens."""
+    inputs = kernels.inputs_of(u, delta, A, B, C, D, z, bias, packing=packing)
+    y, _, kept, open_y = found = kernels.room(u, A, dy.shape, gated=z is not None, state=False, keep=True)
+    kernels.forward_into(found, inputs, None, True, slots)
+    given = u, delta, A, B, C, D, z, bias, None
+    gradients = tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in given)
+    kernels.backward_into(gradients, dy.to(y.dtype), None, kept, open_y, inputs, True, slots)
+    return [y, *(x for x in gradients if x.numel())]
+
+
+@pytest.mark.parametrize("asked", [0, 3])
+@pytest.mark.parametrize(
+    ("lengths", "channels", "states"),
+    [([24, 16, 16, 8], 5, 8), ([16, 8], 40, 16), ([8], 3, 24)]
+    if interpreted
+    else [([40, 24, 24, 8], 64, 8), ([256, 64, 40, 40, 8], 96, 16), ([2048, 1000, 8], 33, 16), ([72, 8], 64, 24)],
+)
+def test_packed_examples(randn, relative_error, device, dtypes, lengths, channels, states, asked):
+    """y and all gradients, as of examples one by one; whole, or with rows of asked tokens."""
+    packing, batch, longest = packing_of(lengths, device), len(lengths), lengths[0]
+    positions = torch.stack([torch.randperm(length)[:asked] for length in lengths]).to(device)
+    slots = packing.gather(slots_of(positions, longest)[..., None])[..., 0].contiguous() if asked else None
+
+    def one_by_one(u, delta, A, B, C, D, z, bias) -> Tensor:
+        z = z if asked else packing.spread(z)
+        spread = [packing.spread(x) for x in (u, delta, B, C)]
+        several = []
+        for b, length in enumerate(lengths):
+            u, delta, B, C = (x[b : b + 1, :length] for x in spread)
+            gate = None if asked else z[b : b + 1, :length]
+            options = {"D_D": D, "z_BLD": gate, "delta_bias_D": bias, "delta_softplus": True}
+            y = reference(u, delta, A, B, C, **options)
+            gated = z[b : b + 1].to(A.dtype)
+            several.append((rows_of(y, positions[b : b + 1]) * gated * gated.sigmoid()).to(u.dtype) if asked else y)
+        return torch.cat(several) if asked else torch.cat(several, 1)
+
+    for dtype in dtypes:
+        u, delta, A, B, C, D, z, bias, _ = make_inputs(randn, device, dtype, 1, sum(lengths), channels, states)
+        z = randn(batch, asked, channels).to(device, dtype) if asked else z
+        inputs = u, delta, A, B, C, D, z, bias
+        dy = randn(*z.shape).sign().to(device)
+        exact = results(one_by_one, bare, [x.double() for x in inputs], [dy])
+        theirs = results(one_by_one, bare, inputs, [dy])
+        for one, other, truth in zip(packed(packing, slots, dy, *inputs), theirs, exact, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR
+
+
 @pytest.mark.parametrize(
     "size", [(1, 41, 5, 2), (2, 50, 3, 3)] if interpreted else [(1, 4097, 40, 16), (2, 1000, 33, 24)]
 )
@@ -111,7 +163,7 @@ def test_segments_without_an_initial_state(randn, relative_error, device, monkey
     monkeypatch.setattr(kernels, "SHORTEST", 1)
     inputs = make_inputs(randn, device, torch.float32, 1, 25, 3, 3)[:5]
     inputs[1] = inputs[1].abs()
-    check(randn, relative_error, nothing, inputs, [(1, 25, 3)])
+    check(randn, relative_error, bare, inputs, [(1, 25, 3)])
 
 
 def test_the_plan_cuts_sequences_only_where_programs_are_few():
@@ -195,7 +247,7 @@ def test_slow_decays_are_not_low_on_average(device):
 def test_without_options(randn, relative_error, device):
     inputs = make_inputs(randn, device, torch.float32, 1, 9, 3, 3)[:5]
     inputs[1] = inputs[1].abs()
-    check(randn, relative_error, nothing, inputs, [(1, 9, 3)])
+    check(randn, relative_error, bare, inputs, [(1, 9, 3)])
 
 
 def test_strided_inputs(randn, relative_error, device):
