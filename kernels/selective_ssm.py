@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .gluon_modules import usable
+from .packing import Packing
 from .precision import negative_exp, product_dtype
 from .selective_scan import reference as scan_reference
 from .selective_scan import selective_scan
@@ -51,8 +52,11 @@ def _asked(
     *parameters: Any,
 ) -> Tensor:
     conv_DW, conv_bias_D, *rest = parameters
+    x_BLD = x_BLD if asked.packing is None else asked.packing.spread(x_BLD)
     (x_BLD,) = split(x_BLD, [len(conv_DW)], conv_DW, conv_bias_D, activation="silu")
-    return (asked.rows(_scanned(scan, x_BLD, None, *rest)) * F.silu(z_BKD)).to(z_BKD.dtype)
+    y_BLD = _scanned(scan, x_BLD, None, *rest)
+    y_BLD = y_BLD if asked.packing is None else asked.packing.gather(y_BLD)
+    return (asked.rows(y_BLD) * F.silu(z_BKD)).to(z_BKD.dtype)
 
 
 def reference(
@@ -79,17 +83,22 @@ def selective_ssm(
     dt_bias_D: Tensor,
     A_log_DN: Tensor,
     D_D: Tensor,
+    *,
+    packing: Packing | None = None,
 ) -> Tensor:
     """xz (B,L,2 D), the convolution's weight and bias, W_x (R+2 N,D), W_dt (D,R) and its bias, A_log, D -> y (B,L,D).
 
-    Where its kernels do not take the inputs, those of `split_conv` and `selective_scan` do as far as they can.
+    With `packing` xz and y are (1,T,...). Where its kernels do not take the inputs, those of `split_conv` and
+    `selective_scan` do as far as they can, of examples apart.
     """
     parameters = conv_DW, conv_bias_D, x_weight_FD, dt_weight_DR, dt_bias_D, A_log_DN, D_D
     if on_triton(xz_BLE, conv_DW) and usable("selective_scan_triton", "selective_scan"):
         from . import selective_ssm_triton as fused
 
         if product_dtype(xz_BLE) in (None, xz_BLE.dtype) and fused.supported(xz_BLE, None, A_log_DN, *parameters):
-            return fused.selective_ssm(xz_BLE, *parameters)
+            return fused.selective_ssm(xz_BLE, *parameters, packing=packing)
+    if packing is not None:
+        return packing.gather(_compose(split_conv, selective_scan, packing.spread(xz_BLE), *parameters))
     return _compose(split_conv, selective_scan, xz_BLE, *parameters)
 
 
@@ -111,7 +120,7 @@ def selective_ssm_asked(
     A_log_DN: Tensor,
     D_D: Tensor,
 ) -> Tensor:
-    """As `selective_ssm`, from x (B,L,D) and z (B,K,D) of the asked tokens -> their y (B,K,D).
+    """As `selective_ssm`, from x (B,L,D), of packed examples (1,T,D), and z (B,K,D) of the asked tokens -> their y.
 
     The kernels read z and write y, and what the backward reads of them, as rows of those tokens: nothing else of the
     gate is in memory.
@@ -121,5 +130,5 @@ def selective_ssm_asked(
         from . import selective_ssm_triton as fused
 
         if product_dtype(x_BLD) in (None, x_BLD.dtype) and fused.supported(x_BLD, z_BKD, A_log_DN, *parameters):
-            return fused.selective_ssm_asked(x_BLD, z_BKD, asked.slots_BL, *parameters)
+            return fused.selective_ssm_asked(x_BLD, z_BKD, asked.slots_BL, *parameters, packing=asked.packing)
     return _asked(split_conv, selective_scan, x_BLD, z_BKD, asked, *parameters)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import selective_scan_triton as scan
 from . import short_conv_triton as conv
+from .packing import Packing
 
 ALIGNED = 8  # numbers of 16 bits that a product reads at once: rows of other widths take slower kernels
 
@@ -37,19 +38,19 @@ class _SelectiveSSM(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, keep, xz, z, slots, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
+    def forward(ctx, keep, packing, xz, z, slots, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
         channels, states = A_log.shape
-        ctx.rank = dt_weight.shape[1]
+        ctx.rank, ctx.packing = dt_weight.shape[1], packing
         weights = widened(x_weight.to(xz.dtype), dt_weight.to(xz.dtype))
         rank = weights[1].shape[1]
-        x = conv.convolution(xz[..., :channels], None, conv_weight, conv_bias, None, None, True)
+        x = conv.convolution(xz[..., :channels], None, conv_weight, conv_bias, None, None, True, packing)
         projected = F.linear(x, weights[0])
         delta = F.linear(projected[..., :rank], weights[1])
         B, C = projected[..., rank:].split(states, -1)
         given = x, delta, A_log, B, C, D, xz[..., channels:] if z is None else z, dt_bias
         shape = x.shape if z is None else z.shape
         y, _, kept, open_y = found = scan.room(x, A_log, shape, gated=True, state=False, keep=keep)
-        scan.forward_into(found, scan.inputs_of(*given, log_A=True), None, True, slots)
+        scan.forward_into(found, scan.inputs_of(*given, log_A=True, packing=packing), None, True, slots)
         ctx.save_for_backward(
             xz, z, slots, x, projected, delta, kept, open_y, A_log, *weights, dt_bias, D, conv_weight, conv_bias
         )
@@ -68,18 +69,20 @@ class _SelectiveSSM(torch.autograd.Function):
         dB, dC = dprojected[..., rank:].split(states, -1)
         gate, dz = (xz[..., channels:], dxz[..., channels:]) if z is None else (z, torch.empty_like(z))
         found = dx, ddelta, dA_log, dB, dC, dD, dz, dbias, kept.new_empty(0)
-        inputs = scan.inputs_of(x, delta, A_log, B, C, D, gate, dt_bias, log_A=True)
+        inputs = scan.inputs_of(x, delta, A_log, B, C, D, gate, dt_bias, log_A=True, packing=ctx.packing)
         scan.backward_into(found, dy if slots is None else dy.contiguous(), None, kept, open_y, inputs, True, slots)
         x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
         torch.mm(ddelta, dt_weight, out=dprojected[:, :rank])
         dx_rows.addmm_(dprojected, x_weight)
         into = dxz[..., :channels]
-        sums = conv.launch_backward([dx], xz[..., :channels], None, weight, bias, None, None, True, into, into)
+        sums = conv.launch_backward(
+            [dx], xz[..., :channels], None, weight, bias, None, None, True, into, into, ctx.packing
+        )
         d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
         weights = narrowed(dprojected.t() @ x, ddelta.t() @ projected[:, :rank], ctx.rank)
         dx_weight, ddt_weight = (weight.to(dtype) for weight, dtype in zip(weights, ctx.dtypes, strict=True))
         d_gate = None if z is None else dz
-        return None, dxz, d_gate, None, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
+        return None, None, dxz, d_gate, None, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
 
 
 def supported(xz_BLE: Tensor, z_BKD: Tensor | None, A_log_DN: Tensor, *parameters: Tensor | None) -> bool:
@@ -89,16 +92,18 @@ def supported(xz_BLE: Tensor, z_BKD: Tensor | None, A_log_DN: Tensor, *parameter
     return halves and rows and xz_BLE.is_contiguous() and scan.supported(xz_BLE, A_log_DN, *parameters)
 
 
-def selective_ssm(xz_BLE: Tensor, *parameters: Tensor | None) -> Tensor:
-    """`selective_ssm.reference` by the kernels of its parts."""
-    return _applied(xz_BLE, None, None, *parameters)
+def selective_ssm(xz_BLE: Tensor, *parameters: Tensor | None, packing: Packing | None = None) -> Tensor:
+    """`selective_ssm.selective_ssm` by the kernels of its parts."""
+    return _applied(packing, xz_BLE, None, None, *parameters)
 
 
-def selective_ssm_asked(x_BLD: Tensor, z_BKD: Tensor, slots_BL: Tensor, *parameters: Tensor | None) -> Tensor:
+def selective_ssm_asked(
+    x_BLD: Tensor, z_BKD: Tensor, slots_BL: Tensor, *parameters: Tensor | None, packing: Packing | None = None
+) -> Tensor:
     """`selective_ssm.selective_ssm_asked` by the kernels of its parts; slots as in `Asked`."""
-    return _applied(x_BLD, z_BKD.contiguous(), slots_BL.contiguous(), *parameters)
+    return _applied(packing, x_BLD, z_BKD.contiguous(), slots_BL.contiguous(), *parameters)
 
 
-def _applied(*tensors: Tensor | None) -> Tensor:
+def _applied(packing: Packing | None, *tensors: Tensor | None) -> Tensor:
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return _SelectiveSSM.apply(keep, *tensors)
+    return _SelectiveSSM.apply(keep, packing, *tensors)

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from basedbench.kernels import selective_ssm_triton as kernels
+from basedbench.kernels.asked import Asked, slots_of
 from basedbench.kernels.asked import reference as rows_of
-from basedbench.kernels.asked import slots_of
+from basedbench.kernels.packing import packing_of
 
 FLOOR = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-reference = importlib.import_module("basedbench.kernels.selective_ssm").reference
+module = importlib.import_module("basedbench.kernels.selective_ssm")
+reference = module.reference
 
 
 def make_inputs(randn, device, dtype, batch, length, channels, states, rank, bias):
@@ -70,6 +72,52 @@ def test_rows_of_asked_tokens(randn, relative_error, device, dtypes, size, asked
         for one, other, truth in zip(mine, theirs, exact, strict=True):
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
             assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+
+
+@pytest.mark.parametrize(("channels", "states", "rank"), [(5, 8, 2), (40, 16, 8), (4, 24, 4)])
+@pytest.mark.parametrize("asked", [0, 3])
+def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, channels, states, rank, asked):
+    """Whole, or with rows of asked tokens; every example by itself in float64. What the CPU does too."""
+    lengths = [40, 24, 24, 8]
+    packing = packing_of(lengths, device)
+    positions = torch.stack([torch.randperm(length, device=device)[:asked] for length in lengths])
+    at = (positions + packing.starts_B[:-1, None]).view(1, -1)
+    slots = slots_of(at, packing.tokens)
+    dy = randn(*((len(lengths), asked) if asked else (1, packing.tokens)), channels).to(device)
+
+    def ours(*inputs, packing=packing):
+        if asked:
+            return kernels.selective_ssm_asked(*inputs[:2], slots, *inputs[2:], packing=packing)
+        return kernels.selective_ssm(*inputs, packing=packing)
+
+    def spread(*inputs):
+        if asked:
+            return module.selective_ssm_asked(*inputs[:2], Asked(positions, slots, inputs[1], packing), *inputs[2:])
+        return module.selective_ssm(*inputs, packing=packing)
+
+    def alone(first, *rest):
+        pieces = first.split(lengths, 1)
+        if not asked:
+            return torch.cat([reference(xz, *rest) for xz in pieces], 1)
+        z, *parameters = rest
+        found = []
+        for x, gate, where in zip(pieces, z, positions, strict=True):
+            wide = torch.zeros_like(x).index_put((torch.zeros_like(where), where), gate)
+            found.append(rows_of(reference(torch.cat([x, wide], -1), *parameters), where[None]))
+        return torch.cat(found)
+
+    for dtype in dtypes:
+        inputs = make_inputs(randn, device, dtype, 1, packing.tokens, channels, states, rank, True)
+        if asked:
+            inputs[:1] = inputs[0][..., :channels].contiguous(), randn(len(lengths), asked, channels).to(device, dtype)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            mine, theirs = results(ours, inputs, dy), results(alone, inputs, dy)
+        exact = results(alone, [x.double() for x in inputs], dy)
+        for one, other, truth in zip(mine, theirs, exact, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+        for one, truth in zip(results(spread, [x.double() for x in inputs], dy), exact, strict=True):
+            assert relative_error(one, truth) <= 1e-12
 
 
 def test_half_precision_under_autocast(randn, relative_error, device):
