@@ -85,10 +85,14 @@ class Mamba(Mixer):
         return self.in_proj(x_xD)
 
     def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
-        return self.out_proj(selective_ssm(p_BLE, *self._between()))
+        return self.out_proj(selective_ssm(p_BLE, *self._between(), packing=packing))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.forward_entered(self.enter(x_BLD))
+    @classmethod
+    def packs(cls, options: MambaOptions, *, asked: bool) -> bool:
+        return True
+
+    def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
+        return self.forward_entered(self.enter(x_BLD), packing)
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         inner = len(self.A_log)
