@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from basedbench.kernels.asked import ask, take_rows
+from basedbench.kernels.asked import ask, questions_at, take_rows
 from basedbench.mixers.mamba2 import Mamba2
 
 CASES = [
@@ -21,7 +21,7 @@ def test_outputs_and_gradients_are_those_of_rows_of_the_whole(d_model, options, 
     mixer = Mamba2(d_model, **options).double()
     x_BLD = torch.randn(3, length, d_model, dtype=torch.float64, requires_grad=True)
     positions_BK = torch.stack([torch.randperm(length)[:asked] for _ in range(3)])
-    given = ask(x_BLD, positions_BK)
+    given = ask(x_BLD, questions_at(positions_BK, x_BLD.shape[1]))
     found = mixer.forward_asked(x_BLD, given)
     expected = take_rows(mixer(x_BLD), positions_BK, given.slots_BL)
     torch.testing.assert_close(found, expected)
@@ -38,7 +38,7 @@ def test_under_autocast():
     torch.manual_seed(0)
     mixer = Mamba2(32, head_dim=16, d_state=8)
     x_BLD = torch.randn(2, 40, 32, requires_grad=True)
-    given = ask(x_BLD, torch.stack([torch.randperm(40)[:6] for _ in range(2)]))
+    given = ask(x_BLD, questions_at(torch.stack([torch.randperm(40)[:6] for _ in range(2)]), 40))
     with torch.autocast("cpu", torch.bfloat16):
         found = mixer.forward_asked(x_BLD, given)
         expected = take_rows(mixer(x_BLD), given.positions_BK, given.slots_BL)

@@ -115,12 +115,12 @@ def packed(packing, slots, dy, u, delta, A, B, C, D, z, bias) -> list[Tensor]:
     else [([40, 24, 24, 8], 64, 8), ([256, 64, 40, 40, 8], 96, 16), ([2048, 1000, 8], 33, 16), ([72, 8], 64, 24)],
 )
 def test_packed_examples(randn, relative_error, device, dtypes, lengths, channels, states, asked):
-    """y and all gradients, as of examples one by one; whole, or with rows of asked tokens."""
+    """y and all gradients, as near as those of examples one by one; whole, or with rows of asked tokens."""
     packing, batch, longest = packing_of(lengths, device), len(lengths), lengths[0]
     positions = torch.stack([torch.randperm(length)[:asked] for length in lengths]).to(device)
     slots = packing.gather(slots_of(positions, longest)[..., None])[..., 0].contiguous() if asked else None
 
-    def one_by_one(u, delta, A, B, C, D, z, bias) -> Tensor:
+    def one_by_one(function, u, delta, A, B, C, D, z, bias) -> Tensor:
         z = z if asked else packing.spread(z)
         spread = [packing.spread(x) for x in (u, delta, B, C)]
         several = []
@@ -128,7 +128,7 @@ def test_packed_examples(randn, relative_error, device, dtypes, lengths, channel
             u, delta, B, C = (x[b : b + 1, :length] for x in spread)
             gate = None if asked else z[b : b + 1, :length]
             options = {"D_D": D, "z_BLD": gate, "delta_bias_D": bias, "delta_softplus": True}
-            y = reference(u, delta, A, B, C, **options)
+            y = function(u, delta, A, B, C, **options)
             gated = z[b : b + 1].to(A.dtype)
             several.append((rows_of(y, positions[b : b + 1]) * gated * gated.sigmoid()).to(u.dtype) if asked else y)
         return torch.cat(several) if asked else torch.cat(several, 1)
@@ -138,11 +138,11 @@ def test_packed_examples(randn, relative_error, device, dtypes, lengths, channel
         z = randn(batch, asked, channels).to(device, dtype) if asked else z
         inputs = u, delta, A, B, C, D, z, bias
         dy = randn(*z.shape).sign().to(device)
-        exact = results(one_by_one, bare, [x.double() for x in inputs], [dy])
-        theirs = results(one_by_one, bare, inputs, [dy])
-        for one, other, truth in zip(packed(packing, slots, dy, *inputs), theirs, exact, strict=True):
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR
+        exact = results(reference, one_by_one, [x.double() for x in inputs], [dy])
+        others = [results(function, one_by_one, inputs, [dy]) for function in (reference, kernels.selective_scan)]
+        for one, truth, *other in zip(packed(packing, slots, dy, *inputs), exact, *others, strict=True):
+            assert (one.dtype, one.shape) == (other[0].dtype, other[0].shape)
+            assert relative_error(one, truth) <= 2 * max(relative_error(x, truth) for x in other) + FLOOR
 
 
 @pytest.mark.parametrize(
