@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .packing import Packing
 from .short_conv import on_triton
 from .split_conv import reference as split_reference
 from .split_conv import split_conv
@@ -76,12 +77,19 @@ def split_ssd(
     *,
     head_dim: int,
     groups: int,
+    packing: Packing | None = None,
 ) -> Tensor:
-    """A projection p (B,L,E), weight (D,W) and bias of the convolution, A, D and the bias of dt (H,) -> y (B,L,H,P)."""
+    """A projection p (B,L,E), weight (D,W) and bias of the convolution, A, D and the bias of dt (H,) -> y (B,L,H,P).
+
+    With `packing` p is (1,T,E) and y (1,T,H,P).
+    """
+    parameters = weight_DW, bias_D, A_H, D_H, dt_bias_H
     if on_triton(p_BLE, weight_DW) and torch.is_grad_enabled():
         from . import split_ssd_triton as kernels
 
-        if kernels.walks(p_BLE, weight_DW, A_H, D_H, dt_bias_H, head_dim, groups):
-            return kernels.split_ssd(p_BLE, weight_DW, bias_D, A_H, D_H, dt_bias_H, head_dim, groups)
-    sizes = {"head_dim": head_dim, "groups": groups}
-    return _composed(split_conv, ssd, p_BLE, weight_DW, bias_D, A_H, D_H, dt_bias_H, **sizes)
+        if kernels.walks(p_BLE, weight_DW, A_H, D_H, dt_bias_H, head_dim, groups, packing):
+            return kernels.split_ssd(p_BLE, *parameters, head_dim, groups, packing)
+    if packing is not None:
+        p_BLE = packing.spread(p_BLE)
+    y_BLHP = _composed(split_conv, ssd, p_BLE, *parameters, head_dim=head_dim, groups=groups)
+    return y_BLHP if packing is None else packing.gather(y_BLHP)

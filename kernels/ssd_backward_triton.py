@@ -207,10 +207,12 @@ def parameter_kernel(
 def group_sums_kernel(
     parts, scales, dB_pointer, dC_pointer, dB_batch, dB_row, dC_batch, dC_row, rows, heads, length, groups,
     N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, SCALED: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups.
 
-    SCALED: parts are float16, to be multiplied with the scales (2,B,chunks of T,groups,heads).
+    SCALED: parts are float16, to be multiplied with the scales (2,B,chunks of T,groups,heads). PACKED: B is 1, and the
+    scales are (chunks,2,groups,heads).
     """
     row, states = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BN)
     inside = (row < rows)[:, None] & (states < N)[None, :]
@@ -219,8 +221,12 @@ def group_sums_kernel(
     dB, dC = tl.zeros([ROWS, BN], tl.float32), tl.zeros([ROWS, BN], tl.float32)
     batch, token, column = row // groups // length, row // groups % length, row % groups * N
     chunks = tl.cdiv(length, T)
-    scales += ((batch * chunks + token // T) * groups + row % groups) * heads
-    all_scales = rows.to(tl.int64) // length * chunks * heads
+    if PACKED:
+        scales += (token // T * 2 * groups + row % groups) * heads
+        all_scales = groups * heads
+    else:
+        scales += ((batch * chunks + token // T) * groups + row % groups) * heads
+        all_scales = rows.to(tl.int64) // length * chunks * heads
     for head in tl.range(heads, num_stages=3):
         part_B = tl.load(first + head * N, mask=inside, other=0.0).to(tl.float32)
         part_C = tl.load(first + second + head * N, mask=inside, other=0.0).to(tl.float32)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .dense_rows import dense_rows
 from .gluon_modules import gluon_module
+from .packing import Packing
 from .precision import float32_precision
 
 # Programs that fill an H200 (132 multiprocessors), and the fewest chunks worth a segment of their own.
@@ -42,7 +43,7 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 class Plan(NamedTuple):
-    """Sizes and launch shapes of one call."""
+    """Sizes and launch shapes of one call; of packed examples their number, and the length of the longest."""
 
     batch: int
     length: int
@@ -50,11 +51,16 @@ class Plan(NamedTuple):
     groups: int
     widths: dict[str, int]
     precision: str
+    packing: Packing | None = None
 
     @property
     def walks(self) -> bool:
-        """Whether single warps walk over the sequences, there and back (`ssd_walk`)."""
-        fits = self.sequences >= WALKS and self.widths["BN"] <= NARROW and self.widths["BP"] <= 64
+        """Whether single warps walk over the sequences, there and back (`ssd_walk`).
+
+        Packed examples have no other kernels: they walk even where they leave the device half empty.
+        """
+        many = self.sequences >= WALKS or self.packing is not None
+        fits = many and self.widths["BN"] <= NARROW and self.widths["BP"] <= 64
         return fits and not isinstance(gluon_module("ssd_walk_backward_gluon"), str)
 
     @property
@@ -111,6 +117,7 @@ class Inputs(NamedTuple):
     z: Tensor | None
     bias: Tensor | None
     initial: Tensor | None
+    packing: Packing | None = None
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -119,16 +126,18 @@ class Inputs(NamedTuple):
 
     @property
     def plan(self) -> Plan:
-        return plan_of(self.x, self.B)
+        return plan_of(self.x, self.B, self.packing)
 
 
-def plan_of(x: Tensor, B: Tensor) -> Plan:
+def plan_of(x: Tensor, B: Tensor, packing: Packing | None = None) -> Plan:
     (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
+    if packing is not None:
+        batch, length = packing.batch, packing.longest
     widths = {"P": width, "N": states, "BP": padded(width), "BN": padded(states)}
-    return Plan(batch, length, heads, groups, widths, precision_of(x.dtype))
+    return Plan(batch, length, heads, groups, widths, precision_of(x.dtype), packing)
 
 
-def dense_inputs(x, dt, A, B, C, D, z, bias, initial) -> Inputs:
+def dense_inputs(x, dt, A, B, C, D, z, bias, initial, packing: Packing | None = None) -> Inputs:
     x, B, C, z = (dense_rows(part) for part in (x, B, C, z))
     A, D, bias, initial = (part if part is None else part.contiguous() for part in (A, D, bias, initial))
-    return Inputs(x, dt, A, B, C, D, z, bias, initial)
+    return Inputs(x, dt, A, B, C, D, z, bias, initial, packing)

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from .dense_rows import either
+from .packing import Packing
 from .ssd_backward_triton import gate_kernel, gradient_kernel, parameter_kernel
 from .ssd_forward_triton import output_kernel
 from .ssd_plan import Inputs, Plan, dense_inputs, launch_shape, padded, plan_of
@@ -95,7 +96,7 @@ def forward(
     """
     inputs = dense_inputs(x, dt, A, B, C, D, z, dt_bias, initial_state)
     plan = inputs.plan
-    y, kept, final = _outputs_like(x, B, z, keep, return_state)
+    y, kept, final = outputs_like(x, B, z, keep, return_state)
     if plan.walks:
         walk_forward(inputs, plan, softplus, y, kept if keep else None, final if return_state else None)
         return y, kept, final
@@ -225,15 +226,18 @@ def _chunk_gradients(
     return partials
 
 
-def _outputs_like(x: Tensor, B: Tensor, z: Tensor | None, keep: bool, state: bool) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, heads, width = x.shape
-    plan, one = plan_of(x, B), (width, B.shape[-1])
+def outputs_like(
+    x: Tensor, B: Tensor, z: Tensor | None, keep: bool, state: bool, packing: Packing | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `forward` returns, not yet written; of packed examples as many chunks as the longest has."""
+    _, _, heads, width = x.shape
+    plan, one = plan_of(x, B, packing), (width, B.shape[-1])
     if keep and plan.walks:
         dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-        kept = x.new_empty((batch, heads, plan.chunks, *one), dtype=dtype)
+        kept = x.new_empty((plan.batch, heads, plan.chunks, *one), dtype=dtype)
     else:
         kept = x.new_empty(x.shape if keep and z is not None else (0,))
-    return x.new_empty(x.shape), kept, x.new_empty((batch, heads, *one) if state else (0,), dtype=torch.float32)
+    return x.new_empty(x.shape), kept, x.new_empty((plan.batch, heads, *one) if state else (0,), dtype=torch.float32)
 
 
 def _gradients_like(x: Tensor, *inputs: Tensor | None) -> list[Tensor]:
@@ -242,7 +246,7 @@ def _gradients_like(x: Tensor, *inputs: Tensor | None) -> list[Tensor]:
 
 @forward.register_fake
 def _(x, dt, A, B, C, D, z, dt_bias, initial_state, softplus, return_state, keep):
-    return _outputs_like(x, B, z, keep, return_state)
+    return outputs_like(x, B, z, keep, return_state)
 
 
 @backward.register_fake

@@ -1,7 +1,8 @@
 """Launches of the walks of ssd, a warp for each sequence and head, there and back.
 
 For narrow states and many sequences, as in recall. Per token and head the forward moves x, z and y and N / 16 of such a
-row for its states; the backward x, dy, z, dx and dz, the states, and 4 N numbers for dB and dC.
+row for its states; the backward x, dy, z, dx and dz, the states, and 4 N numbers for dB and dC. Walks over packed
+examples are as long as each of them is.
 """
 
 # mypy: allow-untyped-defs
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .dense_rows import either
 from .gluon_modules import gluon_module
+from .packing import ALIGNED
 from .ssd_backward_triton import group_sums_kernel
 from .ssd_plan import Inputs, Plan
 
@@ -32,11 +34,27 @@ def _kernels(way: str) -> Any:
 
 
 def _strides(inputs: Inputs) -> tuple[int, ...]:
-    """Of x, dt, B, C and z; the distance between groups is 0 if there is one, which Triton knows 16 to divide."""
+    """Of x, dt, B, C and z; the distance between groups is 0 if there is one, which Triton knows 16 to divide.
+
+    Packed examples are as far from each other as their first tokens are, which kernels read.
+    """
     strides = [*inputs.strides, *either(inputs.z, inputs.x).stride()[:3]]
     if inputs.plan.groups == 1:
         strides[8] = strides[11] = 0
+    if inputs.packing is not None:
+        strides[::3] = strides[1::3]
     return tuple(strides)
+
+
+def _batch_and_row(gradient: Tensor, plan: Plan) -> tuple[int, ...]:
+    """See `_strides`."""
+    batch, row = gradient.stride()[:2]
+    return batch if plan.packing is None else row, row
+
+
+def _numbers(plan: Plan) -> tuple[Any, ...]:
+    starts = None if plan.packing is None else plan.packing.starts_B
+    return starts, plan.length, plan.heads, plan.per_group
 
 
 def _options(inputs: Inputs, plan: Plan, softplus: bool) -> dict[str, Any]:
@@ -52,6 +70,7 @@ def _options(inputs: Inputs, plan: Plan, softplus: bool) -> dict[str, Any]:
         "HAS_Z": inputs.z is not None,
         "HAS_BIAS": inputs.bias is not None,
         "SOFTPLUS": softplus,
+        "PACKED": plan.packing is not None,
         "num_warps": 1,
     }
 
@@ -64,7 +83,7 @@ def walk_forward(
     _kernels("forward").walk_output_kernel[(plan.sequences,)](
         inputs.x, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A), either(inputs.z, inputs.x),
         either(inputs.bias, inputs.A), y, either(kept, y), either(inputs.initial, y), either(final, y),
-        *_strides(inputs), plan.length, plan.heads, plan.per_group, **_options(inputs, plan, softplus),
+        *_strides(inputs), *_numbers(plan), **_options(inputs, plan, softplus),
         KEEP=kept is not None, INITIAL=inputs.initial is not None, FINAL=final is not None, **cap,
     )  # fmt: skip
 
@@ -84,28 +103,30 @@ def walk_back(
     Gradients may be slices of something wider, a token's heads or groups side by side.
     """
     dx, dz, ddt, dB, dC = grads
-    states = plan.widths["N"]
+    (batch, length), states = dy.shape[:2], plan.widths["N"]
+    # Scales of packed examples are those of tiles: then a token alone says which one is its own.
+    packed, chunk = plan.packing is not None, plan.chunk if plan.packing is None else ALIGNED
     partials = dy.new_empty((plan.batch, 3, plan.heads), dtype=torch.float32)
     alone = plan.per_group == 1
-    shape = (2, plan.batch, plan.length, plan.heads, states)
+    shape = (2, batch, length, plan.heads, states)
     scaled = not alone and plan.precision in HALVED
     by_head = dy.new_empty((0,) if alone else shape, dtype=torch.float16 if scaled else torch.float32)
-    scales = dy.new_empty((2, plan.batch, plan.chunks, plan.heads) if scaled else (0,), dtype=torch.float32)
+    scales = dy.new_empty((2, batch, triton.cdiv(length, chunk), plan.heads) if scaled else (0,), dtype=torch.float32)
     parts = (dB, dC) if alone else tuple(by_head)
     outputs = dx, dx if inputs.z is None else dz, ddt, *parts
     _kernels("backward").walk_gradient_kernel[(plan.sequences,)](
         inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A),
         either(inputs.z, inputs.x), either(inputs.bias, inputs.A), kept, either(grad_final, partials), dx, dz,
         ddt, *parts, scales, partials, either(grad_initial, partials), *_strides(inputs),
-        *(stride for output in outputs for stride in output.stride()[:2]), plan.length, plan.heads, plan.per_group,
+        *(stride for output in outputs for stride in _batch_and_row(output, plan)), *_numbers(plan),
         **_options(inputs, plan, softplus),
         INITIAL=inputs.initial is not None, GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None,
         SCALED=scaled,
     )  # fmt: skip
     if not alone:
-        rows, height = plan.batch * plan.length * plan.groups, SUMMED // plan.widths["BN"]
+        rows, height = batch * length * plan.groups, SUMMED // plan.widths["BN"]
         group_sums_kernel[(triton.cdiv(rows, height),)](
-            by_head, scales, dB, dC, *dB.stride()[:2], *dC.stride()[:2], rows, plan.per_group, plan.length, plan.groups,
-            N=states, BN=plan.widths["BN"], ROWS=height, T=plan.chunk, SCALED=scaled,
+            by_head, scales, dB, dC, *dB.stride()[:2], *dC.stride()[:2], rows, plan.per_group, length, plan.groups,
+            N=states, BN=plan.widths["BN"], ROWS=height, T=chunk, SCALED=scaled, PACKED=packed,
         )  # fmt: skip
     return partials

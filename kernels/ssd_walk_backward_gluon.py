@@ -17,10 +17,12 @@ from .ssd_walk_tiles_gluon import (
     LOG2E,
     MMA,
     ROW,
+    TILE,
     T,
     async_copy,
     block_of_weights,
     chunk_steps,
+    example,
     fetch,
     fit_into_half,
     from_shared,
@@ -64,15 +66,19 @@ def walk_gradient_kernel(
     x, dy, dt, A, B, C, D, z, bias, kept, grad_final, dx, dz, ddt, dB, dC, scales, partials, grad_initial,
     x_batch, x_row, x_head, dt_batch, dt_row, dt_head, B_batch, B_row, B_group, C_batch, C_row, C_group,
     z_batch, z_row, z_head, dx_batch, dx_row, dz_batch, dz_row, ddt_batch, ddt_row, dB_batch, dB_row, dC_batch, dC_row,
-    length, heads, per_group,
+    starts, length, heads, per_group,
     P: gl.constexpr, N: gl.constexpr, BP: gl.constexpr, BN: gl.constexpr, BYTES: gl.constexpr, ALIGNED: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr, INITIAL: gl.constexpr,
-    GRAD_FINAL: gl.constexpr, GRAD_INITIAL: gl.constexpr, SCALED: gl.constexpr, PRECISION: gl.constexpr,
+    GRAD_FINAL: gl.constexpr, GRAD_INITIAL: gl.constexpr, SCALED: gl.constexpr, PACKED: gl.constexpr,
+    PRECISION: gl.constexpr,
 ):  # fmt: skip
     """dx, dz (B,L,H,P), ddt (B,L,H), dB, dC by head (B,L,H,N), and sums (B,3,H) for A, the bias and D.
 
     A token's heads lie side by side in each. kept: states before the chunks (B,H,chunks,P,N). Blocks of weights are
     outputs x inputs. SCALED: dB and dC are float16, of each chunk over its own of `scales` (2,B,chunks,H).
+
+    PACKED: all but kept states and sums are one row of examples, `length` that of the longest, and `scales` are those
+    of tiles of 8 tokens, (tiles,2,H).
     """
     WIDE: gl.constexpr = 2 if PRECISION == "bf16" else 4  # bytes of an operand and of a kept number
     OPERAND: gl.constexpr = gl.bfloat16 if PRECISION == "bf16" else gl.float32
@@ -81,19 +87,23 @@ def walk_gradient_kernel(
     sequence = gl.program_id(0)
     batch, head = (sequence // heads).to(gl.int64), (sequence % heads).to(gl.int64)
     group = head // per_group
+    most = gl.cdiv(length, T)
+    place, apart, length = example(starts, batch, length, PACKED)
     chunks = gl.cdiv(length, T)
-    x += batch * x_batch + head * x_head
-    z += batch * z_batch + head * z_head
-    dt += batch * dt_batch + head * dt_head
-    B += batch * B_batch + group * B_group
-    C += batch * C_batch + group * C_group
-    dy += (batch * length * heads + head) * P
-    dx += batch * dx_batch + head * P
-    dz += batch * dz_batch + head * P
-    ddt += batch * ddt_batch + head
-    dB += batch * dB_batch + head * N
-    dC += batch * dC_batch + head * N
-    kept += sequence.to(gl.int64) * chunks * (P * N)
+    if PACKED:
+        scales += place // TILE * (2 * heads) + head
+    x += place * x_batch + head * x_head
+    z += place * z_batch + head * z_head
+    dt += place * dt_batch + head * dt_head
+    B += place * B_batch + group * B_group
+    C += place * C_batch + group * C_group
+    dy += (place * apart * heads + head) * P
+    dx += place * dx_batch + head * P
+    dz += place * dz_batch + head * P
+    ddt += place * ddt_batch + head
+    dB += place * dB_batch + head * N
+    dC += place * dC_batch + head * N
+    kept += sequence.to(gl.int64) * most * (P * N)
     rate = gl.load(A + head).to(gl.float32)
     skip, shift = load_scalar(D, head, HAS_D), load_scalar(bias, head, HAS_BIAS)
     t, p, n = gl.arange(0, T, LINE), gl.arange(0, BP, ROW), gl.arange(0, BN, COLUMN)
@@ -179,8 +189,13 @@ def walk_gradient_kernel(
         by_time = gl.sum(both * step_j[None, :], 1) + gl.sum(through * C_own, 1)
         through = product(left_operand(products, PRECISION), from_shared(B_tile, 1, PRECISION), through, PRECISION)
         if SCALED:
-            scale = scales + (batch * chunks + chunk) * heads + head
-            through = fit_into_half(through, scale + gl.num_programs(0).to(gl.int64) * chunks)
+            if PACKED:
+                scale = scales + start // TILE * (2 * heads)
+                all_scales = heads
+            else:
+                scale = scales + (batch * chunks + chunk) * heads + head
+                all_scales = gl.num_programs(0).to(gl.int64) * chunks
+            through = fit_into_half(through, scale + all_scales, 2 * heads, left, PACKED)
         store_tile(dC, through, dC_row, start, left, N, PARTS)
         across = gl.sum(gl.reshape(h_tile.load(MMA).to(gl.float32) * R, [BP * BN]), 0) * all_decay
 
@@ -198,7 +213,7 @@ def walk_gradient_kernel(
             through * step_i[:, None], PRECISION,
         )  # fmt: skip
         if SCALED:
-            through = fit_into_half(through, scale)
+            through = fit_into_half(through, scale, 2 * heads, left, PACKED)
         store_tile(dB, through, dB_row, start, left, N, PARTS)
 
         inner_right = from_shared(inner_shared, 1, PRECISION)

@@ -20,6 +20,7 @@ from .ssd_walk_tiles_gluon import (
     async_copy,
     block_of_weights,
     chunk_steps,
+    example,
     fetch,
     from_shared,
     left_operand,
@@ -40,28 +41,30 @@ from .ssd_walk_tiles_gluon import (
 def walk_output_kernel(
     x, dt, A, B, C, D, z, bias, y, kept, initial, final,
     x_batch, x_row, x_head, dt_batch, dt_row, dt_head, B_batch, B_row, B_group, C_batch, C_row, C_group,
-    z_batch, z_row, z_head, length, heads, per_group,
+    z_batch, z_row, z_head, starts, length, heads, per_group,
     P: gl.constexpr, N: gl.constexpr, BP: gl.constexpr, BN: gl.constexpr, BYTES: gl.constexpr, ALIGNED: gl.constexpr,
     HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr, SOFTPLUS: gl.constexpr, KEEP: gl.constexpr,
-    INITIAL: gl.constexpr, FINAL: gl.constexpr, PRECISION: gl.constexpr,
+    INITIAL: gl.constexpr, FINAL: gl.constexpr, PACKED: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
     """y (B,L,H,P); KEEP: the states before the chunks (B,H,chunks,P,N); FINAL: the last state (B,H,P,N).
 
-    A first state of zeros is not kept.
+    A first state of zeros is not kept. PACKED: all but those are one row of examples, `length` that of the longest.
     """
     WIDE: gl.constexpr = 2 if PRECISION == "bf16" else 4  # bytes of a kept number
     X: gl.constexpr = memory_layout(BP, BYTES)
     sequence = gl.program_id(0)
     batch, head = (sequence // heads).to(gl.int64), (sequence % heads).to(gl.int64)
     group = head // per_group
+    most = gl.cdiv(length, T)
+    place, apart, length = example(starts, batch, length, PACKED)
     chunks = gl.cdiv(length, T)
-    x += batch * x_batch + head * x_head
-    z += batch * z_batch + head * z_head
-    dt += batch * dt_batch + head * dt_head
-    B += batch * B_batch + group * B_group
-    C += batch * C_batch + group * C_group
-    y += (batch * length * heads + head) * P
-    kept += sequence.to(gl.int64) * chunks * (P * N)
+    x += place * x_batch + head * x_head
+    z += place * z_batch + head * z_head
+    dt += place * dt_batch + head * dt_head
+    B += place * B_batch + group * B_group
+    C += place * C_batch + group * C_group
+    y += (place * apart * heads + head) * P
+    kept += sequence.to(gl.int64) * most * (P * N)
     rate = gl.load(A + head).to(gl.float32) * LOG2E
     skip, shift = load_scalar(D, head, HAS_D), load_scalar(bias, head, HAS_BIAS)
     t, p, n = gl.arange(0, T, LINE), gl.arange(0, BP, ROW), gl.arange(0, BN, COLUMN)

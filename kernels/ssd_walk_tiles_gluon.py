@@ -13,10 +13,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from . import exponentials_triton, ssd_tiles_triton
+from . import exponentials_triton, packing, ssd_tiles_triton
 
 LOG2E = exponentials_triton.LOG2E
 T = gl.constexpr(16)  # tokens of a chunk
+TILE = gl.constexpr(packing.ALIGNED)  # tokens; packed examples are whole tiles
 _MMA = gl.NVMMADistributedLayout([2, 0], [1, 1], [16, 8])
 MMA = gl.constexpr(_MMA)
 ROW, COLUMN = gl.constexpr(gl.SliceLayout(1, _MMA)), gl.constexpr(gl.SliceLayout(0, _MMA))  # of vectors
@@ -45,6 +46,20 @@ def shared_layout(width, element_bytes):
     """Of rows in shared memory: eight of them, 16 bytes each, in different banks."""
     rows = max(1, 128 // (width * element_bytes))  # that fill the banks once
     return gl.SwizzledSharedLayout(16 // element_bytes, rows, 8 // rows, [1, 0])
+
+
+@gluon.jit
+def example(starts, batch, length, PACKED: gl.constexpr):
+    """By what distances between batches are multiplied, and what such a distance is in tokens; an example's tokens.
+
+    PACKED examples are one row: what is given as distances between batches are those between tokens then.
+    """
+    place, apart = batch, length
+    if PACKED:
+        first = gl.load(starts + batch)
+        length = gl.load(starts + batch + 1) - first
+        place, apart = first.to(gl.int64), 1
+    return place, apart, length
 
 
 @gluon.jit
@@ -156,11 +171,16 @@ def block_of_weights(C, B, dt, total, D, PRECISION: gl.constexpr):
 
 
 @gluon.jit
-def fit_into_half(x, scale):
-    """x over a number, which is stored, that makes its largest entry 2^15: float16 is then as good as its 11 bits."""
+def fit_into_half(x, scale, next_scale, left, PACKED: gl.constexpr):
+    """x over a number, which is stored, that makes its largest entry 2^15: float16 is then as good as its 11 bits.
+
+    PACKED: stored for both tiles of the chunk, if the example has the second.
+    """
     size: gl.constexpr = x.shape[0] * x.shape[1]
     largest = gl.maximum(gl.max(gl.reshape(gl.abs(x), [size]), 0), 1e-30)
     gl.store(scale, largest * (1.0 / 32768.0))
+    if PACKED:
+        gl.store(scale + next_scale, largest * (1.0 / 32768.0), mask=left > TILE)
     return x * (32768.0 / largest)
 
 
