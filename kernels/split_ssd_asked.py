@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .asked import reference as rows_of
+from .packing import Packing
 from .precision import accumulation_dtype, without_autocast
 from .short_conv import on_triton
 from .split_conv import reference as split_reference
@@ -43,8 +44,11 @@ def reference(
     *,
     head_dim: int,
     groups: int,
+    packing: Packing | None = None,
 ) -> Tensor:
     """`split_ssd_asked` in PyTorch: differentiable, any device."""
+    if packing is not None:
+        p_BLF = packing.spread(p_BLF)
     dtype = accumulation_dtype(p_BLF.dtype)
     parts = split_reference(p_BLF, asked_widths(weight_DW, len(A_H), head_dim), weight_DW, bias_D, activation="silu")
     x, B, C, dt = (part.to(dtype) for part in heads_and_groups(parts, head_dim, groups))
@@ -77,14 +81,16 @@ def split_ssd_asked(
     groups: int,
 ) -> Tensor:
     """z (B,K,E) at asked tokens, p (B,L,F), weight (D,W) and bias of the convolution, A, D and the bias of dt (H,)
-    -> y (B,K,H,P) in the dtype of p.
+    -> y (B,K,H,P) in the dtype of p. With `asked.packing` p is (1,T,F).
 
     On CUDA what `split_ssd_asked_triton.unsupported` has a reason against takes the rows of a whole scan.
     """
     rates = A_H, D_H, dt_bias_H
     if not p_BLF.is_cuda:
-        positions_BK = asked.positions_BK
-        return reference(z_BKE, p_BLF, positions_BK, weight_DW, bias_D, *rates, head_dim=head_dim, groups=groups)
+        positions_BK, packing = asked.positions_BK, asked.packing
+        return reference(
+            z_BKE, p_BLF, positions_BK, weight_DW, bias_D, *rates, head_dim=head_dim, groups=groups, packing=packing
+        )
     if on_triton(p_BLF, weight_DW):
         from . import split_ssd_asked_triton as kernels
 
@@ -107,7 +113,12 @@ def by_whole_scan(
     groups: int,
 ) -> Tensor:
     """`split_ssd_asked` by rows of the outputs of all tokens."""
+    packing = asked.packing
+    if packing is not None:
+        p_BLF = packing.spread(p_BLF)
     parts = split_conv(p_BLF, asked_widths(weight_DW, len(A_H), head_dim), weight_DW, bias_D, activation="silu")
     x, B, C, dt = heads_and_groups(parts, head_dim, groups)
     y_BLHP = cast(Tensor, ssd(x, dt, A_H, B, C, D_H=D_H, dt_bias_H=dt_bias_H, dt_softplus=True))
+    if packing is not None:
+        y_BLHP = packing.gather(y_BLHP)
     return (asked.rows(y_BLHP.flatten(2)) * F.silu(z_BKE)).unflatten(-1, (-1, head_dim))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .dense_rows import dense_rows
+from .packing import Packing
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
 from .split_ssd import heads_and_groups
@@ -43,9 +44,11 @@ def unsupported(
     return not_by_ssd(x, dt, A, B, C, D, dt_bias)
 
 
-def _sizes(z: Tensor, p: Tensor, weight: Tensor, A: Tensor, groups: int) -> tuple[dict[str, Any], tuple[int, ...], int]:
-    """What kernels are specialised by, their numbers, and the tiles of a sequence."""
-    heads, length = len(A), p.shape[1]
+def _sizes(
+    z: Tensor, p: Tensor, weight: Tensor, A: Tensor, groups: int, packing: Packing | None
+) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """What kernels are specialised by, their numbers, and the tiles of a sequence, or of the longest."""
+    heads, length = len(A), p.shape[1] if packing is None else packing.longest
     head_dim = z.shape[-1] // heads
     states = (len(weight) - z.shape[-1]) // (2 * groups)
     tile = TILE if precision_of(p.dtype) == "bf16" else NARROW_TILE
@@ -56,8 +59,15 @@ def _sizes(z: Tensor, p: Tensor, weight: Tensor, A: Tensor, groups: int) -> tupl
         "BN": padded(states),
         "T": tile,
         "Q": min(QUERIES, padded(z.shape[1])),
+        "PACKED": packing is not None,
     }
     return shape, (length, z.shape[1], heads, heads // groups, groups), triton.cdiv(length, tile)
+
+
+def _batch_and_row(dt: Tensor, packing: Packing | None) -> tuple[int, ...]:
+    """Strides; packed examples are as far from each other as their first tokens are, which kernels read."""
+    batch, row = dt.stride()[:2]
+    return batch if packing is None else row, row
 
 
 def _matrix(shape: dict[str, Any], p: Tensor) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def _matrix(shape: dict[str, Any], p: Tensor) -> dict[str, Any]:
     precision = precision_of(p.dtype)
     return {
         **shape,
-        "EVEN": p.shape[1] % shape["T"] == 0,
+        "EVEN": not shape["PACKED"] and p.shape[1] % shape["T"] == 0,
         "PRECISION": precision,
         "num_stages": 2,
         "num_warps": 4,
@@ -83,17 +93,18 @@ def _attend(
     dt_bias: Tensor,
     groups: int,
     keep: bool,
+    packing: Packing | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B,K,H,P), and with `keep` y before the gate and what queries have behind each tile (B,H,tiles,K)."""
-    shape, numbers, tiles = _sizes(z, p, weight, A, groups)
+    shape, numbers, tiles = _sizes(z, p, weight, A, groups, packing)
     batch, asked, _ = z.shape
     dt = p[..., len(weight) :]
     y = z.new_empty((batch, asked, len(A), shape["P"]))
     ungated = y.new_empty(y.shape if keep else (0,))
     kept = y.new_empty((batch, len(A), tiles, asked) if keep else (0,), dtype=torch.float32)
     asked_output_kernel[(batch * len(A) * triton.cdiv(asked, shape["Q"]),)](
-        convolved, dt, A, D, dt_bias, z, positions, y, ungated, kept, convolved.shape[-1], dt.stride(0), dt.stride(1),
-        *numbers, **_matrix(shape, p), KEEP=keep,
+        convolved, dt, A, D, dt_bias, z, positions, None if packing is None else packing.starts_B, y, ungated, kept,
+        convolved.shape[-1], *_batch_and_row(dt, packing), *numbers, **_matrix(shape, p), KEEP=keep,
     )  # fmt: skip
     return y, ungated, kept
 
@@ -114,12 +125,17 @@ def backward(
     D: Tensor,
     dt_bias: Tensor,
     groups: int,
+    starts: Tensor | None,
+    longest: int,
 ) -> list[Tensor]:
-    """Gradients of z, p, of the convolution's parameters in one, of A, D and the bias of dt."""
-    grads = _gradients_like(dy, z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias, groups)
-    dz, dp, _, dA, dD, d_bias = grads
-    shape, numbers, tiles = _sizes(z, p, weight, A, groups)
-    (batch, length, _), asked, heads, width = p.shape, z.shape[1], len(A), convolved.shape[-1]
+    """Gradients of z, p, of the convolution's parameters in one, of A, D and the bias of dt.
+
+    starts, longest: of a `Packing`, if p is one.
+    """
+    dz, dp, dA, dD, d_bias = (part.new_empty(part.shape) for part in (z, p, A, D, dt_bias))
+    packing = None if starts is None else Packing(starts, longest, p.shape[1])
+    shape, numbers, tiles = _sizes(z, p, weight, A, groups, packing)
+    (batch, asked, _), heads, width = z.shape, len(A), convolved.shape[-1]
     dy, slots, dt, d_convolved = (
         dy.contiguous(),
         slots.contiguous(),
@@ -127,28 +143,30 @@ def backward(
         convolved.new_empty(convolved.shape),
     )
     dC_parts = kept.new_empty((batch, tiles, groups, asked, shape["N"]))
-    pair_sums, token_sums = kept.new_empty(kept.shape), kept.new_empty((batch, heads, length))
+    pair_sums, token_sums = kept.new_empty(kept.shape), kept.new_empty((batch, heads, numbers[0]))
     partials = kept.new_empty((batch, 3, heads))
     asked_gradient_kernel[(batch * tiles * groups,)](
-        convolved, dt, A, D, dt_bias, z, dy, positions, kept, d_convolved, dC_parts, pair_sums, token_sums,
-        width, dt.stride(0), dt.stride(1), *numbers, **_matrix(shape, p),
+        convolved, dt, A, D, dt_bias, z, dy, positions, starts, kept, d_convolved, dC_parts, pair_sums, token_sums,
+        width, *_batch_and_row(dt, packing), *numbers, **_matrix(shape, p),
     )  # fmt: skip
     more = p.shape[-1] - width - heads
     asked_sums_kernel[(batch * heads,)](
-        convolved, dt, A, dt_bias, z, dy, ungated, positions, slots, dC_parts, pair_sums, token_sums,
-        d_convolved, dp[..., width:], dz, partials, width, dt.stride(0), dt.stride(1), dp.stride(1), *numbers,
+        convolved, dt, A, dt_bias, z, dy, ungated, positions, starts, slots, dC_parts, pair_sums, token_sums,
+        d_convolved, dp[..., width:], dz, partials, width, *_batch_and_row(dt, packing), dp.stride(1), *numbers,
         **shape, MORE=more, BM=triton.next_power_of_2(max(1, more)), num_warps=4,
     )  # fmt: skip
     parameter_kernel[(heads, 3)](
         partials, dA, d_bias, dD, batch, heads, HAS_BIAS=True, HAS_D=True, ROWS=1024, BLOCK=1, num_warps=8
     )
     into = dp[..., :width]
-    d_conv = launch_backward([d_convolved], p[..., :width], None, weight, bias, None, None, True, into, into)
+    d_conv = launch_backward([d_convolved], p[..., :width], None, weight, bias, None, None, True, into, into, packing)
     return [dz, dp, d_conv, dA, dD, d_bias]
 
 
 @backward.register_fake
-def _gradients_like(dy, z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias, groups):
+def _(
+    dy, z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias, groups, starts, longest
+):  # fmt: skip
     sums = weight.numel() + (0 if bias is None else len(bias))
     rates = (part.new_empty(part.shape) for part in (A, D, dt_bias))
     return [z.new_empty(z.shape), p.new_empty(p.shape), weight.new_empty(sums), *rates]
@@ -156,20 +174,21 @@ def _gradients_like(dy, z, p, convolved, ungated, kept, positions, slots, weight
 
 class _SplitSSDAsked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, p, positions, slots, weight, bias, A, D, dt_bias, groups, keep):
+    def forward(ctx, z, p, positions, slots, weight, bias, A, D, dt_bias, groups, keep, packing):
         z, positions, A, D, dt_bias = (one.contiguous() for one in (z, positions, A, D, dt_bias))
-        convolved = convolution(p[..., : len(weight)], None, weight, bias, None, None, True)
-        y, ungated, kept = _attend(z, p, convolved, positions, weight, A, D, dt_bias, groups, keep)
+        convolved = convolution(p[..., : len(weight)], None, weight, bias, None, None, True, packing)
+        y, ungated, kept = _attend(z, p, convolved, positions, weight, A, D, dt_bias, groups, keep, packing)
         ctx.save_for_backward(z, p, convolved, ungated, kept, positions, slots, weight, bias, A, D, dt_bias)
-        ctx.groups = groups
+        ctx.groups, ctx.packing = groups, packing
         return y
 
     @staticmethod
     def backward(ctx, dy):
         weight, bias = ctx.saved_tensors[7:9]
-        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups)
+        packed = (None, 0) if ctx.packing is None else ctx.packing[:2]
+        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups, *packed)
         d_weight, d_bias, _ = parameter_gradients(sums, weight, bias)
-        return dz, dp, None, None, d_weight, d_bias, dA, dD, d_dt_bias, None, None
+        return dz, dp, None, None, d_weight, d_bias, dA, dD, d_dt_bias, None, None, None
 
 
 def split_ssd_asked(
@@ -188,5 +207,5 @@ def split_ssd_asked(
     tensors = (z, p, weight, bias, A, D, dt_bias)
     keep = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     return _SplitSSDAsked.apply(
-        z, dense_rows(p), asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep
+        z, dense_rows(p), asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep, asked.packing
     )

@@ -16,6 +16,9 @@ and leaves M's sums over the tile's keys, of each query, and over queries, of ea
 
 terms cancel within a tile only, not over the sequence. A token's own part of M is in neither: it would cancel in these
 sums, its rounding would not.
+
+PACKED: tensors (B,L,...) are one row of examples, see `Packing`, but for what is kept by tiles and M's sums, which have
+room for the longest, `length`, of each. Programs of tiles that an example does not have leave at once.
 """
 
 # mypy: allow-untyped-defs
@@ -24,7 +27,7 @@ import triton
 import triton.language as tl
 
 from .exponentials_triton import LOG2E, sigmoid
-from .ssd_tiles_triton import chunk_steps, last_of, load_steps, step_sizes
+from .ssd_tiles_triton import chunk_steps, example, last_of, load_steps, step_sizes
 from .taylor_tiles import load_tile, operand, product
 
 SMALLEST = tl.constexpr(1e-30)
@@ -46,28 +49,30 @@ def _rows_at(pointer, width, position, columns, WIDTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups"])
 def asked_output_kernel(
-    convolved, dt_pointer, A_pointer, D_pointer, bias_pointer, z_pointer, positions, y_pointer, ungated, kept,
+    convolved, dt_pointer, A_pointer, D_pointer, bias_pointer, z_pointer, positions, starts, y_pointer, ungated, kept,
     width, dt_batch, dt_row, length, asked, heads, per_group, groups,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """y (B,K,H,P) of x, B, C side by side (B,L,width). KEEP: y before the gate, and `behind` (B,H,tiles,K).
 
     Program: batch, head, block of queries. From the last tile to the first.
     """
-    blocks, tiles = tl.cdiv(asked, Q), tl.cdiv(length, T)
+    blocks, most = tl.cdiv(asked, Q), tl.cdiv(length, T)
     program = tl.program_id(0)
     sequence = program // blocks
     batch, head = (sequence // heads).to(tl.int64), sequence % heads
     group = head // per_group
+    at, apart, length = example(starts, batch, length, PACKED)
+    tiles = tl.cdiv(length, T)
     t, channels, states = tl.arange(0, T), tl.arange(0, BP), tl.arange(0, BN)
     q, position = _queries(positions, batch, program % blocks * Q, asked, Q)
-    convolved += batch * length * width
+    convolved += at * apart * width
     B_pointer = convolved + heads * P + group * N
     C = operand(_rows_at(B_pointer + groups * N, width, position, states, N), PRECISION)
     x_pointer = convolved + head * P
-    dt_pointer += batch * dt_batch + head
-    kept += sequence.to(tl.int64) * tiles * asked
+    dt_pointer += at * dt_batch + head
+    kept += sequence.to(tl.int64) * most * asked
     A, D = tl.load(A_pointer + head).to(tl.float32), tl.load(D_pointer + head).to(tl.float32)
     bias = tl.load(bias_pointer + head).to(tl.float32)
     y, behind = tl.zeros([Q, BP], tl.float32), tl.zeros([Q], tl.float32)
@@ -102,11 +107,11 @@ def asked_output_kernel(
 
 @triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups"])
 def asked_gradient_kernel(
-    convolved, dt_pointer, A_pointer, D_pointer, bias_pointer, z_pointer, dy_pointer, positions, kept,
+    convolved, dt_pointer, A_pointer, D_pointer, bias_pointer, z_pointer, dy_pointer, positions, starts, kept,
     d_convolved, dC_parts, pair_sums, token_sums,
     width, dt_batch, dt_row, length, asked, heads, per_group, groups,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dx and dB, side by side (B,L,width); what the tile adds to dC (B,tiles,G,K,N), of queries not before it.
 
@@ -117,23 +122,26 @@ def asked_gradient_kernel(
     program = tl.program_id(0)
     group, tile = program % groups, program // groups % tiles
     batch = (program // groups // tiles).to(tl.int64)
-    start = tile * T
+    start, longest = tile * T, length
+    at, apart, length = example(starts, batch, length, PACKED)
     left = length - start
+    if PACKED and left <= 0:
+        return
     t, channels, states = tl.arange(0, T), tl.arange(0, BP), tl.arange(0, BN)
     q, position = _queries(positions, batch, 0, asked, Q)
     local = position - start
-    convolved += batch * length * width
+    convolved += at * apart * width
     B_at = heads * P + group * N
     C = operand(_rows_at(convolved + B_at + groups * N, width, position, states, N), PRECISION)
     convolved += tl.cast(start, tl.int64) * width
-    d_convolved += (batch * length + start) * width
+    d_convolved += (at * apart + start) * width
     B = operand(load_tile(convolved + B_at, width, t, states, left, N, BN, EVEN), PRECISION)
     scores = product(B, tl.trans(C), tl.zeros([T, Q], tl.float32), PRECISION)
     same = t[:, None] == local[None, :]
     dB, dC = tl.zeros([T, BN], tl.float32), tl.zeros([Q, BN], tl.float32)
     row = (batch * asked + q)[:, None] * heads * P + channels[None, :]
     given = (q < asked)[:, None] & (channels < P)[None, :]
-    dt_pointer += batch * dt_batch
+    dt_pointer += at * dt_batch
     for head in tl.range(group * per_group, (group + 1) * per_group):
         x = operand(load_tile(convolved + head * P, width, t, channels, left, P, BP, EVEN), PRECISION)
         dy = tl.load(dy_pointer + row + head * P, mask=given, other=0.0).to(tl.float32)
@@ -153,7 +161,7 @@ def asked_gradient_kernel(
         weights = scores * factor
         both = products * weights
         tl.store(pair_sums + pair, tl.sum(both, 0), mask=q < asked)
-        tl.store(token_sums + sequence * length + start + t, tl.sum(both, 1), mask=t < left)
+        tl.store(token_sums + sequence * longest + start + t, tl.sum(both, 1), mask=t < left)
         products = operand(products * tl.where(same, dt[:, None], factor), PRECISION)
         dB = product(products, C, dB, PRECISION)
         dC = product(tl.trans(products), B, dC, PRECISION)
@@ -172,24 +180,26 @@ def asked_gradient_kernel(
 
 @triton.jit(do_not_specialize=["length", "asked", "heads", "per_group", "groups"])
 def asked_sums_kernel(
-    convolved, dt_pointer, A_pointer, bias_pointer, z_pointer, dy_pointer, ungated, positions, slots,
+    convolved, dt_pointer, A_pointer, bias_pointer, z_pointer, dy_pointer, ungated, positions, starts, slots,
     dC_parts, pair_sums, token_sums, d_convolved, ddt_pointer, dz_pointer, partials,
     width, dt_batch, dt_row, ddt_row, length, asked, heads, per_group, groups,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
-    MORE: tl.constexpr, BM: tl.constexpr,
+    MORE: tl.constexpr, BM: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dz (B,K,H,P), ddt, MORE columns of zeros behind it, dC of all tokens, sums (B,3,H) for A, the bias and D.
 
     Program: batch, head. A group's heads share its tiles of dC, and those of the first group the zeros.
     """
-    tiles = tl.cdiv(length, T)
+    most, longest = tl.cdiv(length, T), length
     sequence = tl.program_id(0).to(tl.int64)
     batch, head = sequence // heads, (sequence % heads).to(tl.int32)
     group = head // per_group
+    at, apart, length = example(starts, batch, length, PACKED)
+    tiles = tl.cdiv(length, T)
     t, channels, states = tl.arange(0, T), tl.arange(0, BP), tl.arange(0, BN)
     q, position = _queries(positions, batch, 0, asked, Q)
-    convolved += batch * length * width
-    d_convolved += batch * length * width
+    convolved += at * apart * width
+    d_convolved += at * apart * width
     place = ((batch * asked + q) * heads + head)[:, None] * P + channels[None, :]
     given = (q < asked)[:, None] & (channels < P)[None, :]
     z = tl.load(z_pointer + place, mask=given, other=0.0).to(tl.float32)
@@ -209,17 +219,17 @@ def asked_sums_kernel(
     own *= tl.sum(B * _rows_at(keys + groups * N, width, position, states, N).to(tl.float32), 1)
 
     A, bias = tl.load(A_pointer + head).to(tl.float32), tl.load(bias_pointer + head).to(tl.float32)
-    dt_pointer += batch * dt_batch + head
-    ddt_pointer += batch * length * ddt_row
+    dt_pointer += at * dt_batch + head
+    ddt_pointer += at * apart * ddt_row
     before, sum_A, sum_bias = tl.zeros([Q], tl.float32), tl.zeros([T], tl.float32), tl.zeros([T], tl.float32)
     for tile in tl.range(tiles):
         start = tile * T
         local = position - start
         exists = start + t < length
-        before += tl.load(pair_sums + (sequence * tiles + tile) * asked + q, mask=q < asked, other=0.0)
+        before += tl.load(pair_sums + (sequence * most + tile) * asked + q, mask=q < asked, other=0.0)
         direct = tl.sum(tl.where(local[None, :] == t[:, None], own[None, :], 0.0), 1)
         sums = tl.sum(tl.where(local[None, :] >= t[:, None], before[None, :], 0.0), 1)
-        keys_sums = tl.load(token_sums + sequence * length + start + t, mask=exists, other=0.0)
+        keys_sums = tl.load(token_sums + sequence * longest + start + t, mask=exists, other=0.0)
         sums -= tl.cumsum(keys_sums, 0, reverse=True)
         raw = load_steps(dt_pointer, dt_row, start, length, T)
         dt = step_sizes(raw, bias, start, length, True)
@@ -237,8 +247,8 @@ def asked_sums_kernel(
     more = tl.arange(0, BM)
     for tile in tl.range(head - group * per_group, tiles, per_group):
         rows = tile * T + t
-        slot = tl.load(slots + batch * length + rows, mask=rows < length, other=-1)
-        part = batch * tiles * groups * asked + group * asked + slot - batch * asked
+        slot = tl.load(slots + at * apart + rows, mask=rows < length, other=-1)
+        part = batch * most * groups * asked + group * asked + slot - batch * asked
         asked_for = (slot >= 0)[:, None] & (states < N)[None, :]
         dC = tl.zeros([T, BN], tl.float32)
         for other in tl.range(tile + 1):

@@ -77,6 +77,20 @@ def load_scalar(pointer, index, PRESENT: tl.constexpr):
 
 
 @triton.jit
+def example(starts, batch, length, PACKED: tl.constexpr):
+    """By what distances between batches are multiplied, and what such a distance is in tokens; an example's tokens.
+
+    PACKED examples are one row: what is given as distances between batches are those between tokens then.
+    """
+    place, apart = batch, length
+    if PACKED:
+        first = tl.load(starts + batch)
+        length = tl.load(starts + batch + 1) - first
+        place, apart = first.to(tl.int64), 1
+    return place, apart, length
+
+
+@triton.jit
 def state_tile(channels, states, P: tl.constexpr, N: tl.constexpr):
     """Offsets of a tile within a state (P,N) as the caller has it, and which entries exist."""
     return channels[:, None] * N + states[None, :], (channels < P)[:, None] & (states < N)[None, :]

@@ -24,7 +24,7 @@ ROW, COLUMN = gl.constexpr(gl.SliceLayout(1, _MMA)), gl.constexpr(gl.SliceLayout
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [1], [0]))  # a token a lane, twice
 
 sigmoid, softplus = gluon.jit(exponentials_triton.sigmoid.fn), gluon.jit(ssd_tiles_triton.softplus.fn)
-load_scalar = gluon.jit(ssd_tiles_triton.load_scalar.fn)
+load_scalar, example = gluon.jit(ssd_tiles_triton.load_scalar.fn), gluon.jit(ssd_tiles_triton.example.fn)
 
 
 @gluon.constexpr_function
@@ -46,20 +46,6 @@ def shared_layout(width, element_bytes):
     """Of rows in shared memory: eight of them, 16 bytes each, in different banks."""
     rows = max(1, 128 // (width * element_bytes))  # that fill the banks once
     return gl.SwizzledSharedLayout(16 // element_bytes, rows, 8 // rows, [1, 0])
-
-
-@gluon.jit
-def example(starts, batch, length, PACKED: gl.constexpr):
-    """By what distances between batches are multiplied, and what such a distance is in tokens; an example's tokens.
-
-    PACKED examples are one row: what is given as distances between batches are those between tokens then.
-    """
-    place, apart = batch, length
-    if PACKED:
-        first = gl.load(starts + batch)
-        length = gl.load(starts + batch + 1) - first
-        place, apart = first.to(gl.int64), 1
-    return place, apart, length
 
 
 @gluon.jit

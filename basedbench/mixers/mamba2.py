@@ -26,6 +26,7 @@ from basedbench.kernels.asked import Asked
 from basedbench.kernels.linear_asked import linear_asked
 from basedbench.kernels.packing import Packing
 from basedbench.kernels.precision import negative_exp, product_dtype
+from basedbench.kernels.short_conv import MOST_TAPS
 from basedbench.kernels.split_ssd import split_ssd
 from basedbench.kernels.split_ssd_asked import split_ssd_asked
 from basedbench.mixers.base import (
@@ -45,6 +46,7 @@ from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
 MOST_AS_ATTENTION = 32  # asked tokens
+MOST_PACKED_STATES, MOST_PACKED_CHANNELS = 32, 64  # of a head, for which there are walks over packed examples
 
 
 class Mamba2Options(MixerOptions):
@@ -118,18 +120,24 @@ class Mamba2(Mixer):
     def enter(self, x_xD: Tensor) -> Tensor:
         return project_aligned(self.in_proj, x_xD)
 
-    def _scan(self, p_BLE: Tensor) -> Tensor:
+    def _scan(self, p_BLE: Tensor, packing: Packing | None) -> Tensor:
         """The gated y (B, L, H, P) of what `enter` gives."""
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias
         head_dim, groups = self.options.head_dim, self.options.groups
-        return split_ssd(p_BLE, *convolution, *scan, head_dim=head_dim, groups=groups)
+        return split_ssd(p_BLE, *convolution, *scan, head_dim=head_dim, groups=groups, packing=packing)
 
     def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
-        return self._output(self._scan(p_BLE))
+        return self._output(self._scan(p_BLE, packing))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.forward_entered(self.enter(x_BLD))
+    @classmethod
+    def packs(cls, options: Mamba2Options, *, asked: bool) -> bool:
+        """Where there are kernels for it. Spread out and gathered again, it would cost more than it saves."""
+        narrow = options.d_state <= MOST_PACKED_STATES and options.head_dim <= MOST_PACKED_CHANNELS
+        return narrow and options.d_conv <= MOST_TAPS
+
+    def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
+        return self.forward_entered(self.enter(x_BLD), packing)
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         """z, the scan's outputs, norm and W_out at asked tokens only; x, B, C and dt, which those read, at all.
@@ -137,7 +145,7 @@ class Mamba2(Mixer):
         Of many tokens the whole scan: then it is faster than attention is.
         """
         if asked.positions_BK.shape[1] > MOST_AS_ATTENTION:
-            y_BLHP = self._scan(self.enter(x_BLD))
+            y_BLHP = self._scan(self.enter(x_BLD), asked.packing)
             return self._output(self._heads(asked.rows(y_BLHP.flatten(2))))
         inner = self.in_widths[0]
         weight = aligned(self.in_proj.weight, self.in_proj.out_features - inner)  # see `project_aligned`

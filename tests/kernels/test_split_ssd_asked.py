@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from basedbench.kernels.asked import ask
+from basedbench.kernels.asked import ask, questions_at
 from basedbench.kernels.asked import reference as rows_of
 
 # The package may come to have functions of the modules' names.
@@ -26,7 +26,7 @@ def test_rows_and_gradients_are_those_of_a_whole_scan(randn, heads, groups, leng
     rates = -randn(heads).abs(), randn(heads), randn(heads)
     generator = torch.Generator().manual_seed(0)
     positions_BK = torch.stack([torch.randperm(length, generator=generator)[:asked] for _ in range(2)])
-    given, sizes = ask(z, positions_BK), {"head_dim": WIDTH, "groups": groups}
+    given, sizes = ask(z, questions_at(positions_BK, length)), {"head_dim": WIDTH, "groups": groups}
     leaves = [one.requires_grad_() for one in (z, rest, weight, bias, *rates) if one is not None]
     expected = whole(torch.cat([z, rest], -1), weight, bias, *rates, **sizes)
     expected = rows_of(expected.flatten(2), positions_BK).unflatten(-1, (heads, WIDTH))

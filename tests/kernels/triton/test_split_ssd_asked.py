@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from basedbench.kernels import split_ssd_asked_triton
-from basedbench.kernels.asked import Asked, ask, slots_of, take_rows
+from basedbench.kernels.asked import Asked, ask, questions_at, slots_of, take_rows
+from basedbench.kernels.packing import packing_of
 from basedbench.mixers.mamba2 import Mamba2
 
 from .conftest import interpreted
 
 # The package may come to have a function of the module's name.
-reference = importlib.import_module("basedbench.kernels.split_ssd_asked").reference
+module = importlib.import_module("basedbench.kernels.split_ssd_asked")
+reference = module.reference
 
 # length, asked, heads, groups, head width, states, columns beyond: tiles full and not, one and several.
 SHAPES = [
@@ -78,6 +80,64 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, poisoned, 
         compare(randn, relative_error, tensors, asked, shape[4], shape[3])
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [
+        ([72, 40, 24, 8], (4, 2, 1, 64, 16, 4)),
+        ([104, 64, 32], (30, 4, 2, 16, 24, 9)),
+        ([16, 16, 8], (8, 2, 2, 24, 8, 0)),
+    ],
+    ids=str,
+)
+def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, poisoned, lengths, shape):
+    """Tiles that the longest has and others have not; sums for parameters are those of all."""
+    (asked_tokens, heads, groups, width, states, more), packing = shape, packing_of(lengths, device)
+    sizes = {"head_dim": width, "groups": groups}
+    for dtype in dtypes:
+        total = packing.tokens, asked_tokens, heads, groups, width, states, more
+        (_, p, *parameters), _ = drawn(randn, device, dtype, *total, batch=1)
+        z = randn(len(lengths), asked_tokens, heads * width).to(device, dtype)
+        positions = torch.stack([torch.randperm(length)[:asked_tokens] for length in lengths]).to(device)
+        slots = slots_of((positions + packing.starts_B[:-1, None]).view(1, -1), packing.tokens)
+        asked = Asked(positions, slots, z, packing)
+
+        def alone(z, p, *parameters, positions=positions):
+            parts = zip(z.split(1), p.split(lengths, 1), positions.split(1), strict=True)
+            return torch.cat([reference(*part, *parameters, **sizes) for part in parts])
+
+        def by_kernels(z, p, *parameters, asked=asked):
+            return split_ssd_asked_triton.split_ssd_asked(z, p, asked, *parameters, width, groups)
+
+        def by_reference(z, p, *parameters, asked=asked):
+            return reference(z, p, asked.positions_BK, *parameters, **sizes, packing=packing)
+
+        def by_rows(z, p, *parameters, asked=asked):
+            return module.by_whole_scan(z, p, asked, *parameters, **sizes)
+
+        tensors = [z, p, *parameters]
+        double = [part.double() for part in tensors]
+        signs = randn(*z.shape).sign().to(device).unflatten(-1, (-1, width))
+        found = []
+        for function, parts in (
+            (by_kernels, tensors),
+            (by_kernels, tensors),
+            (alone, tensors),
+            (by_reference, double),
+            (by_rows, double),
+            (alone, double),
+        ):
+            leaves = [part.detach().requires_grad_() for part in parts]
+            y = function(*leaves)
+            found.append([y.detach(), *torch.autograd.grad(y, leaves, signs.to(y.dtype))])
+        coarse = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+        for mine, again, theirs, spread, rows, exact in zip(*found, strict=True):
+            assert torch.equal(mine, again)
+            assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+            assert relative_error(mine, exact) <= 2 * relative_error(theirs, exact) + coarse
+            assert relative_error(spread, exact) <= 1e-12
+            assert relative_error(rows, exact) <= 1e-12
+
+
 def test_in_tiles_as_long_as_of_bfloat16(randn, relative_error, device, poisoned, monkeypatch):
     monkeypatch.setattr(split_ssd_asked_triton, "NARROW_TILE", split_ssd_asked_triton.TILE)
     tensors, asked = drawn(randn, device, torch.float32, 150, 16, 2, 1, 16, 8, 6)
@@ -124,7 +184,7 @@ def test_operator_keeps_torchs_rules(randn, device):
         randn(*shape).float().to(device) for shape in ((2, 40, 48), (2, 8, 2, 16), (2, 2, 2, 8), (2, 8, 2, 16))
     )
     given = dy, z, p, convolved, ungated, kept, asked.positions_BK, asked.slots_BL, *parameters, 1
-    torch.library.opcheck(split_ssd_asked_triton.backward, given)
+    torch.library.opcheck(split_ssd_asked_triton.backward, (*given, None, 0))
 
 
 @pytest.mark.parametrize("options", [{"head_dim": 16, "d_state": 8}, {"head_dim": 8, "d_state": 24, "groups": 2}])
@@ -141,7 +201,7 @@ def test_mixer_at_asked_tokens(relative_error, device, monkeypatch, options):
     for dtype, at in ((torch.float64, torch.device("cpu")), (torch.float32, device)):
         leaf = x_BLD.to(at, dtype, copy=True).requires_grad_()
         copy = deepcopy(mixer).to(at, dtype)
-        given = ask(leaf, positions_BK.to(at))
+        given = ask(leaf, questions_at(positions_BK.to(at), 70))
         if dtype == torch.float32:
             monkeypatch.setattr("basedbench.mixers.mamba2.split_ssd_asked", by_kernels)
             y = copy.forward_asked(leaf, given)
