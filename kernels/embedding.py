@@ -82,20 +82,6 @@ def embedding(tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None)
     return reference(tokens_x, weight_VD)
 
 
-def unwritten_embedding(
-    tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None
-) -> tuple[Tensor, Rows | None]:
-    """`embedding` that leaves its rows unwritten where it can, and then what they are.
-
-    Then they have no memory of their own: they only take the gradient, and `block_boundary` reads the table.
-    """
-    if weight_VD.is_cuda and weight_VD.dtype == torch.float32 and tokens_x.numel():
-        from .embedding_triton import unwritten_embedding as by_triton
-
-        return by_triton(tokens_x, weight_VD, places)
-    return embedding(tokens_x, weight_VD, places), None
-
-
 def flops(*, tokens: int, width: int, backward: bool = False) -> int:
     """None forward; an addition per element backward."""
     return tokens * width if backward else 0

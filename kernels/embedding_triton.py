@@ -13,13 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .embedding import Places, Rows
+from .embedding import Places
 
 TOKENS = 4  # of a program, where places are sorted
 RUN = 64
 ROWS = 8  # of a tile of the second kernel: most tokens occur a few times in a batch
 TILE = 4096  # elements of a tile of the forward
-WIDE, COLUMNS = 256, 128  # rows of more elements are taken so many at a time
 
 
 @triton.jit
@@ -28,7 +27,7 @@ def embedding_forward_kernel(
 ):
     """Rows of the table; NaN for a token that it does not have."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column = tl.arange(0, BLOCK_D)
     token = tl.load(tokens + row, mask=row < count, other=0)
     known = (token >= 0) & (token < vocabulary)
     inside = (row < count)[:, None] & (column < D)[None, :]
@@ -97,7 +96,7 @@ def embedding_places_kernel(
     """Places of `count` and more are passed over: those of another batch than dy's, as in a rehearsal."""
     batch = tl.load(batches + tl.load(cursor)).to(tl.int64)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column = tl.arange(0, BLOCK_D)
     at = starts + batch * vocabulary + token
     first = tl.load(at, mask=token < vocabulary, other=0)
     last = tl.load(at + 1, mask=token < vocabulary, other=0)
@@ -112,12 +111,6 @@ def embedding_places_kernel(
     tl.store(out + token[:, None] * D + column[None, :], total.to(out.dtype.element_ty), mask=known)
 
 
-def _columns(width: int) -> tuple[int, int]:
-    """Elements of a row that a program takes, and how many programs share one."""
-    block = COLUMNS if width > WIDE else triton.next_power_of_2(width)
-    return block, triton.cdiv(width, block)
-
-
 @torch.library.custom_op("basedbench::embedding", mutates_args=())
 def _embedding(
     tokens: Tensor, weight: Tensor, order: Tensor | None, starts: Tensor | None, batches: Tensor | None,
@@ -126,10 +119,10 @@ def _embedding(
     """The rest is for the backward."""
     vocabulary, width = weight.shape
     out = weight.new_empty((*tokens.shape, width))
-    block, blocks = _columns(width)
+    block = triton.next_power_of_2(width)
     rows, count = max(1, TILE // block), tokens.numel()
     if count:
-        embedding_forward_kernel[(triton.cdiv(count, rows), blocks)](
+        embedding_forward_kernel[(triton.cdiv(count, rows),)](
             tokens.contiguous(), weight.contiguous(), out, count, vocabulary, D=width, BLOCK_D=block, ROWS=rows
         )
     return out
@@ -172,10 +165,9 @@ def _backward_by_places(
     """The gradient (V,D) of the table, in one launch."""
     width, dy = dy.shape[-1], dy.contiguous()
     out = torch.empty((vocabulary, width), dtype=dtype, device=dy.device)
-    block, blocks = _columns(width)
-    embedding_places_kernel[(triton.cdiv(vocabulary, TOKENS), blocks)](
+    embedding_places_kernel[(triton.cdiv(vocabulary, TOKENS),)](
         dy, order, starts, batches, cursor, out, dy.numel() // width, vocabulary,
-        D=width, BLOCK_D=block, TOKENS=TOKENS, ROWS=ROWS, num_warps=4,
+        D=width, BLOCK_D=triton.next_power_of_2(width), TOKENS=TOKENS, ROWS=ROWS, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -205,27 +197,6 @@ def table_gradient(dy: Tensor, tokens: Tensor, places: list[Tensor] | None, voca
 
 
 _embedding.register_autograd(_gradients, setup_context=_setup)
-
-
-class _Unwritten(torch.autograd.Function):
-    """What only takes the gradient of rows of a table."""
-
-    @staticmethod
-    def forward(ctx, tokens, table, places):
-        ctx.save_for_backward(tokens, *(places or ()))
-        ctx.table = len(table), table.dtype
-        return table.new_empty(()).expand(*tokens.shape, table.shape[1])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dr):
-        tokens, *places = ctx.saved_tensors
-        return None, table_gradient(dr, tokens, places or None, *ctx.table), None
-
-
-def unwritten_embedding(tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None) -> tuple[Tensor, Rows]:
-    """`embedding.unwritten_embedding`."""
-    return _Unwritten.apply(tokens_x, weight_VD, places), Rows(weight_VD.detach(), tokens_x, None, 1.0)
 
 
 def embedding(tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None) -> Tensor:

@@ -133,15 +133,6 @@ def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
                 yield from differences(f"the gradient of {key} at {asked} asked tokens", given, right, tokens=False)
 
 
-def entering_is_where_forward_begins(subject: Subject) -> Iterator[Breach]:
-    """Where a mixer enters: `forward_entered` of `enter` is `forward`, and what enters a token is its own."""
-    mixer, x_BLD = subject.build(), subject.inputs()
-    if mixer.enters:
-        with torch.inference_mode():
-            apart_BLE = mixer.enter(x_BLD.flatten(0, 1)).unflatten(0, x_BLD.shape[:2])
-            yield from differences("forward_entered of enter", mixer.forward_entered(apart_BLE), mixer(x_BLD))
-
-
 def packed_examples_are_each_alone(subject: Subject) -> Iterator[Breach]:
     """Where a mixer packs: examples one behind another have the outputs that each has alone."""
     mixer = subject.build()
@@ -423,7 +414,6 @@ LAWS = (
         forward_prefill_and_steps_agree,
         "Compare forward and step at the first position named; mind the first token, and the first of a chunk.",
     ),
-    Law(entering_is_where_forward_begins, "`enter` may take only what a token does for itself: no mixing, no state."),
     Law(
         packed_examples_are_each_alone,
         "Begin anew at each of packing.starts_B; `packs` says whether training may leave tokens out.",

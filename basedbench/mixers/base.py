@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError, nearest, plain, written
 from basedbench.kernels.asked import Asked
-from basedbench.kernels.packing import Packing
 from basedbench.kernels.row_linear import row_linear
 
 State = dict[str, Tensor]
@@ -41,7 +40,6 @@ class Mixer(nn.Module):
     name: ClassVar[str]
     family: ClassVar[str] = ""  # the line it belongs to in plots; `register` fills in the name
     Options: ClassVar[type[MixerOptions]] = MixerOptions
-    enters: ClassVar[bool] = False  # whether `forward` is `forward_entered` of `enter`
     block: ClassVar[Literal["layernorm", "mamba"]] = "layernorm"  # which block of the recall scaffold it sits in
 
     options: MixerOptions
@@ -103,23 +101,12 @@ class Mixer(nn.Module):
         """The parallel form, used in training."""
         raise NotImplementedError(f"{type(self).__name__} has no `forward`")
 
-    def enter(self, x_xD: Tensor) -> Tensor:
-        """What `forward` begins with and takes of each token by itself, (..., D) to (..., E), of a mixer that `enters`.
-
-        A first layer reads few words many times: training takes it of each word once.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no `enter`")
-
-    def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
-        """The rest of `forward`."""
-        raise NotImplementedError(f"{type(self).__name__} has no `forward_entered`")
-
     @classmethod
     def packs(cls, options: Any, *, asked: bool) -> bool:
         """Whether `forward`, or with `asked` `forward_asked`, takes packed examples (`Packing`) of one row (1, T, D).
 
         Training leaves out what lies behind an example's last question then. `forward` gets the packing as its second
-        argument, as does `forward_entered`, and `forward_asked` in `asked.packing`.
+        argument, `forward_asked` in `asked.packing`.
         """
         return False
 

@@ -52,7 +52,6 @@ class Mamba(Mixer):
     name = "mamba"
     Options = MambaOptions
     block = "mamba"
-    enters = True
     options: MambaOptions
 
     def __init__(self, d_model: int, **options: Any) -> None:
@@ -81,18 +80,12 @@ class Mamba(Mixer):
         weights = self.conv.weight, self.conv.bias, self.x_proj.weight, self.dt_proj.weight
         return cast(tuple[Tensor, ...], (*weights, self.dt_proj.bias, self.A_log, self.D))
 
-    def enter(self, x_xD: Tensor) -> Tensor:
-        return self.in_proj(x_xD)
-
-    def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
-        return self.out_proj(selective_ssm(p_BLE, *self._between(), packing=packing))
-
     @classmethod
     def packs(cls, options: MambaOptions, *, asked: bool) -> bool:
         return True
 
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
-        return self.forward_entered(self.enter(x_BLD), packing)
+        return self.out_proj(selective_ssm(self.in_proj(x_BLD), *self._between(), packing=packing))
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         inner = len(self.A_log)

@@ -64,7 +64,6 @@ class Mamba2(Mixer):
     name = "mamba2"
     Options = Mamba2Options
     block = "mamba"
-    enters = True
     options: Mamba2Options
 
     def __init__(self, d_model: int, **options: Any) -> None:
@@ -117,18 +116,12 @@ class Mamba2(Mixer):
         )
         return normed
 
-    def enter(self, x_xD: Tensor) -> Tensor:
-        return project_aligned(self.in_proj, x_xD)
-
-    def _scan(self, p_BLE: Tensor, packing: Packing | None) -> Tensor:
-        """The gated y (B, L, H, P) of what `enter` gives."""
+    def _scan(self, x_BLD: Tensor, packing: Packing | None) -> Tensor:
+        """The gated y (B, L, H, P)."""
         convolution = self.conv.weight, self.conv.bias
         scan = negative_exp(self.A_log), self.D, self.dt_bias
-        head_dim, groups = self.options.head_dim, self.options.groups
+        p_BLE, head_dim, groups = project_aligned(self.in_proj, x_BLD), self.options.head_dim, self.options.groups
         return split_ssd(p_BLE, *convolution, *scan, head_dim=head_dim, groups=groups, packing=packing)
-
-    def forward_entered(self, p_BLE: Tensor, packing: Packing | None = None) -> Tensor:
-        return self._output(self._scan(p_BLE, packing))
 
     @classmethod
     def packs(cls, options: Mamba2Options, *, asked: bool) -> bool:
@@ -137,7 +130,7 @@ class Mamba2(Mixer):
         return narrow and options.d_conv <= MOST_TAPS
 
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
-        return self.forward_entered(self.enter(x_BLD), packing)
+        return self._output(self._scan(x_BLD, packing))
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         """z, the scan's outputs, norm and W_out at asked tokens only; x, B, C and dt, which those read, at all.
@@ -145,7 +138,7 @@ class Mamba2(Mixer):
         Of many tokens the whole scan: then it is faster than attention is.
         """
         if asked.positions_BK.shape[1] > MOST_AS_ATTENTION:
-            y_BLHP = self._scan(self.enter(x_BLD), asked.packing)
+            y_BLHP = self._scan(x_BLD, asked.packing)
             return self._output(self._heads(asked.rows(y_BLHP.flatten(2))))
         inner = self.in_widths[0]
         weight = aligned(self.in_proj.weight, self.in_proj.out_features - inner)  # see `project_aligned`

@@ -22,7 +22,7 @@ from basedbench.errors import UserError, nearest
 from basedbench.kernels import add_layer_norm, block_boundary, embedding, last_boundary
 from basedbench.kernels.asked import Asked, Questions, ask, questions_at
 from basedbench.kernels.draws import Draws
-from basedbench.kernels.embedding import Places, Rows, unwritten_embedding
+from basedbench.kernels.embedding import Places, Rows
 from basedbench.kernels.embedding_norm import embedding_norm, unwritten_embedding_norm
 from basedbench.kernels.precision import product_dtype
 from basedbench.mixers.base import Init, Mixer, State
@@ -30,7 +30,6 @@ from basedbench.mixers.registry import get_mixer
 from basedbench.models.dropout import Dropout
 
 NORM_EPS = 1e-5
-SEVERAL = 2  # times that a batch must hold the vocabulary for words to be worth taking once
 
 
 @dataclass(frozen=True)
@@ -126,19 +125,15 @@ class RecallModel(nn.Module):
 
         `places`: see `embedding`. Tokens of packed questions are (1, T), for layers of which this `packs`.
         """
-        mixers, first = self.mixers, cast(LayerNormBlock | MambaBlock, self.blocks[0])
-        several = tokens_BL.numel() >= SEVERAL * len(self.head_weight) and len(mixers) > 1
-        by_word = several and mixers[0].enters and not first.dropout.active
-        packing = () if questions is None or questions.packing is None else (questions.packing,)
+        mixers = self.mixers
+        packing = None if questions is None else questions.packing
 
         def mix(layer: int, x_BLD: Tensor, asked: Asked | None) -> Tensor:
             if asked is not None:
                 return mixers[layer].forward_asked(x_BLD, asked)
-            if layer == 0 and by_word:
-                return mixers[0].forward_entered(x_BLD, *packing)
-            return mixers[layer](x_BLD, *packing)
+            return mixers[layer](x_BLD) if packing is None else mixers[layer](x_BLD, packing)
 
-        return self._hidden(tokens_BL, mix, questions, places, by_word)
+        return self._hidden(tokens_BL, mix, questions, places)
 
     def forward(self, tokens_BL: Tensor, positions_BK: Tensor | None = None) -> Tensor:
         """Logits (B, L, V), or (B, K, V) at `positions_BK` (int64) only."""
@@ -201,17 +196,10 @@ class RecallModel(nn.Module):
         mix: Callable[[int, Tensor, Asked | None], Tensor],
         questions: Questions | None = None,
         places: Places | None = None,
-        by_word: bool = False,
     ) -> Tensor:
-        """What the head reads; `mix(layer, x, asked)` applies a mixer, the last one at the asked tokens only.
-
-        `by_word`: to the first mixer x is what it makes of each token by itself (`Mixer.enter`).
-        """
+        """What the head reads; `mix(layer, x, asked)` applies a mixer, the last one at the asked tokens only."""
         blocks = cast(Sequence[LayerNormBlock | MambaBlock], self.blocks)
-        if by_word:
-            x, residual, rows = _enter_by_word(tokens, self.embedding.weight, blocks[0], places)
-        else:
-            x, residual, rows = _enter(tokens, self.embedding.weight, blocks[0], places, written=len(blocks) == 1)
+        x, residual, rows = _enter(tokens, self.embedding.weight, blocks[0], places, written=len(blocks) == 1)
         asked = None
         if questions is not None and len(blocks) == 1:
             asked = ask(x, questions)
@@ -260,18 +248,6 @@ def _enter(
     if written:
         return *embedding_norm(tokens, table_VD, norm, **options), None
     return unwritten_embedding_norm(tokens, table_VD, norm, **options)
-
-
-def _enter_by_word(
-    tokens: Tensor, table_VD: Tensor, block: LayerNormBlock | MambaBlock, places: Places | None
-) -> tuple[Tensor, Tensor, Rows | None]:
-    """What the first mixer's `enter` gives, taken of each word once; the stream, and what it is where not written."""
-    center = isinstance(block.entrance, nn.LayerNorm)
-    normed_VD, _ = add_layer_norm(
-        table_VD, None, *_parameters(block.entrance), eps=NORM_EPS, center=center, dtype=product_dtype(table_VD)
-    )
-    x = embedding(tokens, cast(Mixer, block.mixer).enter(normed_VD), places)
-    return x, *unwritten_embedding(tokens, table_VD, places)
 
 
 def _questions(tokens_BL: Tensor, positions_BK: Tensor | None) -> Questions | None:

@@ -90,18 +90,6 @@ class RunsOn(Average):
         return super().forward(x_BLD)
 
 
-class Enters(Average):
-    """What enters is the mean over all tokens."""
-
-    enters = True
-
-    def enter(self, x_xD):
-        return x_xD - x_xD.mean(0)
-
-    def forward_entered(self, p_BLE, packing=None):
-        return super().forward(p_BLE)
-
-
 class Detached(Average):
     """No gradient reaches the input through the mean."""
 
@@ -333,12 +321,6 @@ def test_one_that_does_not_begin_anew_at_a_packed_example():
     assert set(found) == {"packed examples are each alone"}
     assert "a packed example of 16 tokens" in found["packed examples are each alone"][0]
     assert "forward_asked of packed examples" in found["packed examples are each alone"][-1]
-
-
-def test_one_that_mixes_tokens_as_they_enter():
-    found = breaches(Enters)
-    assert set(found) == {"entering is where forward begins"}
-    assert "forward_entered of enter" in found["entering is where forward begins"][0]
 
 
 def test_one_that_is_not_causal_beyond_its_first_chunk():

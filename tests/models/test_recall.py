@@ -209,27 +209,3 @@ def test_head_and_embedding_are_one():
 def test_bad_models(arguments, options, part):
     with pytest.raises(UserError, match=part):
         RecallModel(*arguments, **options)
-
-
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
-@pytest.mark.parametrize("asked", [True, False])
-def test_what_enters_is_taken_once_for_each_word(mixer, asked, monkeypatch):
-    """A batch of many times the vocabulary: the same outputs and gradients as token by token."""
-    model = build([LayerSpec(mixer, {"d_state": 4, **({"head_dim": 8} if mixer == "mamba2" else {})})] * 2)
-    x = tokens(3, 3 * VOCAB)
-    positions = torch.rand(3, 3 * VOCAB).argsort(1)[:, :5] if asked else None
-    entered = []
-    enter = model.mixers[0].enter
-    monkeypatch.setattr(model.mixers[0], "enter", lambda x: (entered.append(x.shape), enter(x))[1])
-    found = []
-    for several in (2, 10):
-        monkeypatch.setattr("basedbench.models.recall.SEVERAL", several)
-        logits = model(x, positions)
-        weights = torch.randn(logits.shape, dtype=logits.dtype, generator=torch.Generator().manual_seed(1))
-        gradients = torch.autograd.grad((logits * weights).sum(), list(model.parameters()), allow_unused=True)
-        found.append([logits, *gradients])
-    assert entered == [(VOCAB, D), (3, 3 * VOCAB, D)]
-    for one, other in zip(*found, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other)
