@@ -34,13 +34,9 @@ class _BaseConv(torch.autograd.Function):
 
 
 def base_conv(
-    u_BLD: Tensor,
-    gate_weight_DD: Tensor,
-    gate_bias_D: Tensor,
-    weight_DW: Tensor,
-    bias_D: Tensor,
+    u_BLD: Tensor, gate_weight_DD: Tensor, gate_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor,
     packing: Packing | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """`base_conv.reference` by the kernels of `gated_conv`."""
     if not u_BLD.numel():
         return conv.gated_conv(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)

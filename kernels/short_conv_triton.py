@@ -87,14 +87,9 @@ def _y(x: Tensor, gate: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("basedbench::conv", mutates_args=())
 def _convolution(
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    gate_bias: Tensor | None,
-    state: Tensor | None,
-    silu: bool,
-) -> Tensor:
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None,
+    state: Tensor | None, silu: bool,
+) -> Tensor:  # fmt: skip
     return _launch_forward(x, gate, weight, bias, gate_bias, state, silu, None)
 
 
@@ -118,15 +113,9 @@ def convolution(
 
 
 def _launch_forward(
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    gate_bias: Tensor | None,
-    state: Tensor | None,
-    silu: bool,
-    packing: Packing | None,
-) -> Tensor:
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, gate_bias: Tensor | None,
+    state: Tensor | None, silu: bool, packing: Packing | None,
+) -> Tensor:  # fmt: skip
     y = _y(x, gate)
     if not y.numel():
         return y

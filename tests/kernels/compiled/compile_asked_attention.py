@@ -7,8 +7,6 @@ python -m tests.kernels.compiled.compile_asked_attention
 
 import json
 import re
-import subprocess
-import tempfile
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ import torch
 from basedbench.kernels import sliding_window_asked, taylor_attention_asked
 from basedbench.kernels.packing import packing_of
 from basedbench.kernels.slices import cut
-from tests.kernels.compiled.compile_variants import TOOL, pretend
+from tests.kernels.compiled.compile_variants import disassembled, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
 
 # Window (0: Taylor), width of keys, width of values; the narrowest Taylor is one of `compile_variants`.
@@ -26,11 +24,7 @@ LENGTH, ASKED = 256, (16, 64)
 
 def examined(kernel: Any) -> dict[str, Any]:
     """Suspicious instructions, sizes, asynchronous copies, and accesses of single 16-bit numbers."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [TOOL, "-res-usage", "-sass", file.name]
-        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dump = disassembled(kernel)
     return {
         "stack": stack_bytes(dump),
         "suspicions": [str(one) for one in unwritten_reads(dump)],

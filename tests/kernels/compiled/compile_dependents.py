@@ -6,15 +6,13 @@ python -m tests.kernels.compiled.compile_dependents
 import importlib
 import json
 import re
-import subprocess
-import tempfile
 from typing import Any
 
 import torch
 
 from basedbench.kernels import dependents, row_argmax
 from basedbench.models.language import LanguageModel, preset
-from tests.kernels.compiled.compile_variants import TOOL, pretend
+from tests.kernels.compiled.compile_variants import disassembled, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
 
 WAIT, TRIGGER = "ACQBULK", "PREEXIT"
@@ -39,11 +37,7 @@ def examined(name: str, kernel: Any) -> dict[str, Any]:
     if not kernel.metadata.launch_pdl:
         triggers = kernel.asm["ptx"].count("griddepcontrol.launch_dependents")
         return {"kernel": name, "early": False, "waits": len(parts) - 1, "triggers": triggers}
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [TOOL, "-res-usage", "-sass", file.name]
-        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dump = disassembled(kernel)
     words = [
         word.split(".")[0] for word in re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9.]+)", dump, re.M)
     ]

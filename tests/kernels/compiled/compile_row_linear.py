@@ -8,15 +8,13 @@ first bulk copy, its wait for the kernel in front, and its first write to global
 
 import json
 import re
-import subprocess
-import tempfile
 from typing import Any
 
 import torch
 
 from basedbench.kernels import row_linear_launch
 from basedbench.kernels.row_linear import Plan, shared_bytes
-from tests.kernels.compiled.compile_variants import TOOL, pretend
+from tests.kernels.compiled.compile_variants import disassembled, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
 
 PLANS = [
@@ -42,11 +40,7 @@ PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "write": "STG|ATOMG|RED|REDG"}
 
 def examined(kernel: Any) -> dict[str, Any]:
     """What the machine code says."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [TOOL, "-res-usage", "-sass", file.name]
-        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dump = disassembled(kernel)
     first = {word: re.search(rf"\b(?:{pattern})\b", dump) for word, pattern in PATTERNS.items()}
     return {
         "early": kernel.metadata.launch_pdl,

@@ -7,8 +7,6 @@ python -m tests.kernels.compiled.compile_selective_ssm
 
 import json
 import re
-import subprocess
-import tempfile
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ import torch
 from basedbench.kernels import selective_ssm, selective_ssm_asked
 from basedbench.kernels.asked import Asked, slots_of
 from basedbench.kernels.packing import packing_of
-from tests.kernels.compiled.compile_variants import TOOL, pretend
+from tests.kernels.compiled.compile_variants import disassembled, pretend
 from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
 
 CELLS = ((128, 16), (256, 16), (256, 8), (256, 24))  # channels and states
@@ -36,11 +34,7 @@ def longest_loop(dump: str) -> int:
 
 def examined(kernel: Any) -> dict[str, Any]:
     """Suspicious instructions, sizes, and the longest loop."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [TOOL, "-res-usage", "-sass", file.name]
-        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dump = disassembled(kernel)
     return {
         "stack": stack_bytes(dump),
         "suspicions": [str(one) for one in unwritten_reads(dump)],

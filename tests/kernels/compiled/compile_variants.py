@@ -103,6 +103,15 @@ def run(problem: Problem) -> None:
             ssd_plan.WALKS = before
 
 
+def disassembled(kernel: Any, *, code: bool = True) -> str:
+    """What the disassembler prints: resources, and with `code` the instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [TOOL, "-res-usage", *(["-sass"] if code else []), file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dict[str, Any]:
     """Suspicious instructions, the size of the stack, and shared memory.
 
@@ -110,11 +119,7 @@ def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dic
     only in kernels with warpgroup products or bulk copies: by default those are read.
     """
     reads = read_all or any(word in kernel.asm["ptx"] for word in DESCRIPTORS)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [TOOL, "-res-usage", *(["-sass"] if reads else []), file.name]
-        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dump = disassembled(kernel, code=reads)
     return {
         "kernel": name,
         "problem": problem.label,
