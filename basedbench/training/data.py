@@ -8,11 +8,10 @@ from torch import Tensor
 
 from basedbench.kernels.batch import Tables
 from basedbench.kernels.embedding import Places, sorted_places
-from basedbench.kernels.packing import ALIGNED
 from basedbench.models.recall import packs
 from basedbench.tasks import MQAR, batches_hash, combined_hash
 from basedbench.training.cases import RecallCase
-from basedbench.training.packed import PackedBatches, packed_batches, token_blocks
+from basedbench.training.packed import PackedBatches, can_be_packed, packed_batches, token_blocks
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
         places = packed = None
         if portion.batch:
             sizes = split_sizes(portion.count, portion.batch) * (portion.total // portion.count)
-            if portion.packed and task.length % ALIGNED == 0:
+            if portion.packed and can_be_packed(task.length):
                 packed = packed_batches(positions, task.length, sizes)
             if tokens.is_cuda:  # on a CPU nobody reads them
                 places = sorted_places(token_blocks(tokens, sizes, packed), task.vocab_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from basedbench.kernels.packing import ALIGNED, Packing, packing_of
 
+LONGEST = 512  # tokens of an example; kernels cut longer ones into pieces that run side by side, but not packed ones
 WHOLE = 16  # a batch's tokens are a multiple of it, of which compilers and tensor cores make use
 BLOCK_TOKENS = 1 << 22  # that are gathered at once
 
@@ -23,6 +24,11 @@ class PackedBatches:
 
     order_N: Tensor
     packings: dict[int, Packing]
+
+
+def can_be_packed(length: int) -> bool:
+    """Whether batches of examples of this length have a packed form that saves time."""
+    return length % ALIGNED == 0 and length <= LONGEST
 
 
 def packed_batches(positions_NK: Tensor, length: int, sizes: Sequence[int]) -> PackedBatches:

@@ -89,11 +89,12 @@ def run_of(case: RecallCase, packed: bool) -> RecallRun:
     return run
 
 
-def test_shuffled_batches_and_other_models_are_not_packed(make_case: MakeCase) -> None:
+def test_shuffled_batches_other_models_and_lengths_are_not_packed(make_case: MakeCase) -> None:
     shuffled = make_case(shuffle=True)
     assert all(part.packed is None for part in recall_data(shuffled, "cpu", packed=True).train)
     case = make_case([{"mixer": "sliding_window", "grid": {"d_model": 16, "window": 8, "dropout": 0.1}}])
     assert not packs(case.d_model, case.layers)
-    odd = [part.model_copy(update={"length": part.length + 4}) for part in case.train.segments]
-    case = replace(case, train=case.train.model_copy(update={"segments": odd}))
-    assert all(part.packed is None for part in recall_data(case, "cpu", packed=True).train)
+    for length in (20, 520):
+        other = [part.model_copy(update={"length": length}) for part in case.train.segments]
+        case = replace(case, train=case.train.model_copy(update={"segments": other}))
+        assert all(part.packed is None for part in recall_data(case, "cpu", packed=True).train)
