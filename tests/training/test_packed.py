@@ -9,7 +9,7 @@ from basedbench.kernels.embedding import sorted_places
 from basedbench.models.recall import packs
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data, split_sizes
-from basedbench.training.packed import PackedBatches, packed_batches, token_blocks
+from basedbench.training.packed import PackedBatches, can_be_packed, packed_batches, token_blocks
 from basedbench.training.run import RecallRun
 from tests.training.conftest import MakeCase
 
@@ -94,7 +94,7 @@ def test_shuffled_batches_other_models_and_lengths_are_not_packed(make_case: Mak
     assert all(part.packed is None for part in recall_data(shuffled, "cpu", packed=True).train)
     case = make_case([{"mixer": "sliding_window", "grid": {"d_model": 16, "window": 8, "dropout": 0.1}}])
     assert not packs(case.d_model, case.layers)
-    for length in (20, 520):
-        other = [part.model_copy(update={"length": length}) for part in case.train.segments]
-        case = replace(case, train=case.train.model_copy(update={"segments": other}))
-        assert all(part.packed is None for part in recall_data(case, "cpu", packed=True).train)
+    odd = [part.model_copy(update={"length": part.length + 4}) for part in case.train.segments]
+    case = replace(case, train=case.train.model_copy(update={"segments": odd}))
+    assert all(part.packed is None for part in recall_data(case, "cpu", packed=True).train)
+    assert [length for length in (8, 20, 64, 512, 520, 1024) if can_be_packed(length)] == [8, 64, 512]
