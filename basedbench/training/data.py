@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from basedbench.config.recall import TrainSection
 from basedbench.kernels.batch import Tables
 from basedbench.kernels.embedding import Places, sorted_places
 from basedbench.models.recall import packs
@@ -58,17 +59,21 @@ class _Portion:
 def recall_data(case: RecallCase, device: str, packed: bool | None = None) -> RecallData:
     """The data of a case, from the cache of this process if another run made them.
 
-    `packed`: whether batches are, see `PackedBatches`; by default on a GPU, for a model that takes them so. Those of a
-    shuffled order never are.
+    `packed`: whether batches are, see `PackedBatches`; by default on a GPU, for a model that takes them so. Those that
+    are not always the same never are.
     """
     if packed is None:
         packed = device != "cpu" and packs(case.d_model, case.layers)
     train, test = case.train, case.test
     epochs = train.epochs if train.fresh else 1
-    batch = 0 if train.shuffle and not train.fresh else train.batch_size
     learn = tuple(
         _Portion(
-            case.segment_task(s.length, s.pairs), "train", (s.examples or 0) * epochs, s.examples or 0, batch, packed
+            case.segment_task(s.length, s.pairs),
+            "train",
+            (s.examples or 0) * epochs,
+            s.examples or 0,
+            _lasting_batch(train, s.examples or 0),
+            packed,
         )
         for s in train.segments
     )
@@ -78,6 +83,15 @@ def recall_data(case: RecallCase, device: str, packed: bool | None = None) -> Re
         for s in test.segments
     )
     return _generate(learn, judge, case.seed, device)
+
+
+def _lasting_batch(train: TrainSection, count: int) -> int:
+    """The size of a segment's batches if they are always the same, else 0.
+
+    Shuffled steps on fresh examples take these in order, but the smaller batch may come before another.
+    """
+    moved = train.shuffle and (not train.fresh or len(set(split_sizes(count, train.batch_size))) > 1)
+    return 0 if moved else train.batch_size
 
 
 def evaluation_splits(case: RecallCase) -> tuple[str, ...]:

@@ -89,6 +89,15 @@ def run_of(case: RecallCase, packed: bool) -> RecallRun:
     return run
 
 
+def test_a_smaller_batch_that_shuffling_moves_forward_is_not_packed(make_case: MakeCase) -> None:
+    """Else it had the lengths of another one's examples, and questions behind them."""
+    case = make_case(fresh=True, shuffle=True, epochs=6, embed_dropout=0.0, batch_size=16)
+    plain, packed = (run_of(case, choice) for choice in (False, True))
+    assert [segment.packed is None for segment in packed.data.train] == [True, False]  # of 40 examples, and of 16
+    assert any(size == 8 for _, size in plain.schedule(2)[:-1])
+    assert packed.progress.losses == pytest.approx(plain.progress.losses, rel=1e-4)
+
+
 def test_shuffled_batches_other_models_and_lengths_are_not_packed(make_case: MakeCase) -> None:
     shuffled = make_case(shuffle=True)
     assert all(part.packed is None for part in recall_data(shuffled, "cpu", packed=True).train)
