@@ -143,11 +143,11 @@ def packed_examples_are_each_alone(subject: Subject) -> Iterator[Breach]:
     at_1x = (positions_BK + packing.starts_B[:-1, None]).view(1, -1)
     with torch.inference_mode():
         alone = [mixer(x_1LD) for x_1LD in x_1TD.split(lengths, 1)]
-        if mixer.packs(mixer.options, asked=False):
+        if mixer.packs_as_it_is(mixer.options, asked=False):
             found = mixer(x_1TD, packing).split(lengths, 1)
             for length, mine, right in zip(lengths, found, alone, strict=True):
                 yield from differences(f"a packed example of {length} tokens", mine, right)
-        if mixer.packs(mixer.options, asked=True):
+        if mixer.packs_as_it_is(mixer.options, asked=True):
             questions = Questions(positions_BK, slots_of(at_1x, packing.tokens), packing)
             found_BKD = mixer.forward_asked(x_1TD, ask(x_1TD, questions))
             rows_BKD = torch.cat([rows_of(y, at[None]) for y, at in zip(alone, positions_BK, strict=True)])

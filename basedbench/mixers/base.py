@@ -106,9 +106,16 @@ class Mixer(nn.Module):
         """Whether `forward`, or with `asked` `forward_asked`, takes packed examples (`Packing`) of one row (1, T, D).
 
         Training leaves out what lies behind an example's last question then. `forward` gets the packing as its second
-        argument, `forward_asked` in `asked.packing`.
+        argument, `forward_asked` in `asked.packing`. Not asked of a subclass with a newer one of these methods.
         """
         return False
+
+    @classmethod
+    def packs_as_it_is(cls, options: Any, *, asked: bool) -> bool:
+        """`packs`, unless a subclass has a method of its own of which that says nothing."""
+        spoken_of = ("forward_asked", "forward") if asked else ("forward",)
+        first = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"packs", *spoken_of})
+        return "packs" in vars(first) and cls.packs(options, asked=asked)
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         """`forward` at some tokens only, (B, K, D): all that a model's last layer is asked for in training.
@@ -117,7 +124,7 @@ class Mixer(nn.Module):
         whose last projection, queries or gates can do without the other tokens overrides it. It may return no gradient
         for `asked.x_BKD`.
         """
-        return asked.rows(self(x_BLD))
+        return asked.rows(self(x_BLD) if asked.packing is None else self(x_BLD, asked.packing))
 
     def init_state(
         self,

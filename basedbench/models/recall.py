@@ -226,7 +226,8 @@ def packs(d_model: int, layers: Sequence[LayerSpec]) -> bool:
     kinds = [(get_mixer(spec.mixer), spec.options) for spec in layers]
     last = len(kinds) - 1
     return all(
-        kind.packs(kind.resolve(d_model, options), asked=layer == last) for layer, (kind, options) in enumerate(kinds)
+        kind.packs_as_it_is(kind.resolve(d_model, options), asked=layer == last)
+        for layer, (kind, options) in enumerate(kinds)
     )
 
 

@@ -90,6 +90,30 @@ class RunsOn(Average):
         return super().forward(x_BLD)
 
 
+class BeginsAnew(Average):
+    """Takes packed examples, each alone; what is asked for are rows of that."""
+
+    @classmethod
+    def packs(cls, options, *, asked):
+        return True
+
+    def forward(self, x_BLD, packing=None):
+        if packing is None:
+            return super().forward(x_BLD)
+        return packing.gather(super().forward(packing.spread(x_BLD)))
+
+
+class Doubled(BeginsAnew):
+    """With a forward of its own, which knows of no packed examples."""
+
+    def forward(self, x_BLD):
+        return 2 * super().forward(x_BLD)
+
+    def step(self, x_BD, state):
+        y_BD, state = super().step(x_BD, state)
+        return 2 * y_BD, state
+
+
 class Detached(Average):
     """No gradient reaches the input through the mean."""
 
@@ -321,6 +345,14 @@ def test_one_that_does_not_begin_anew_at_a_packed_example():
     assert set(found) == {"packed examples are each alone"}
     assert "a packed example of 16 tokens" in found["packed examples are each alone"][0]
     assert "forward_asked of packed examples" in found["packed examples are each alone"][-1]
+
+
+@pytest.mark.parametrize(("kind", "packs"), [(BeginsAnew, True), (Doubled, False)])
+def test_packed_examples_are_for_whom_they_were_written(kind, packs):
+    """Whoever writes `packs` need not write forward_asked; whoever writes a newer forward has not written `packs`."""
+    assert "packed examples are each alone" not in breaches(kind)
+    for asked in (False, True):
+        assert kind.packs_as_it_is(kind.resolve(8, {}), asked=asked) is packs
 
 
 def test_one_that_is_not_causal_beyond_its_first_chunk():
