@@ -101,25 +101,26 @@ def evaluation_splits(case: RecallCase) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def _generate(learn: tuple[_Portion, ...], judge: tuple[_Portion, ...], seed: int, device: str) -> RecallData:
-    train = tuple(_examples(portion, seed, device) for portion in learn)
+    portions = (*learn, *judge)
+    tables, data_hash = _tables(tuple((part.task, part.split, part.total) for part in portions), seed, device)
+    examples = [_examples(portion, own) for portion, own in zip(portions, tables, strict=True)]
     splits: dict[str, tuple[SegmentData, ...]] = {}
-    for portion in judge:
-        splits[portion.split] = (*splits.get(portion.split, ()), _examples(portion, seed, device))
-    parts = (*train, *(part for split in splits.values() for part in split))
-    hashes = [batches_hash([(part.tokens_NL, part.positions_NK, part.targets_NK)]) for part in parts]
-    return RecallData(train, splits, combined_hash(hashes))
+    for portion, part in zip(judge, examples[len(learn) :], strict=True):
+        splits[portion.split] = (*splits.get(portion.split, ()), part)
+    return RecallData(tuple(examples[: len(learn)]), splits, data_hash)
 
 
-@lru_cache(maxsize=64)  # those of the seeds above; packed or not, they are the same
-def _tables(task: MQAR, split: str, total: int, seed: int, device: str) -> Tables:
+@lru_cache(maxsize=4)  # of as many seeds as above, and no more: packed or not, they are the same
+def _tables(portions: tuple[tuple[MQAR, str, int], ...], seed: int, device: str) -> tuple[list[Tables], str]:
+    """The examples of each portion, and the hash of all."""
     with torch.no_grad():
-        return Tables(*task.examples(seed, split, 0, total, device=device))
+        tables = [Tables(*task.examples(seed, split, 0, total, device=device)) for task, split, total in portions]
+    return tables, combined_hash([batches_hash([own]) for own in tables])
 
 
-def _examples(portion: _Portion, seed: int, device: str) -> SegmentData:
-    task = portion.task
+def _examples(portion: _Portion, tables: Tables) -> SegmentData:
+    task, (tokens, positions, targets) = portion.task, tables
     with torch.no_grad():
-        tokens, positions, targets = _tables(task, portion.split, portion.total, seed, device)
         places = packed = None
         if portion.batch:
             sizes = split_sizes(portion.count, portion.batch) * (portion.total // portion.count)

@@ -1,5 +1,7 @@
 """Batches without the tokens behind each example's last question: the same losses, gradients and rows."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -87,6 +89,18 @@ def run_of(case: RecallCase, packed: bool) -> RecallRun:
     for _ in run.train():
         pass
     return run
+
+
+def test_examples_are_shared_packed_or_not_and_those_of_few_seeds_are_kept(make_case: MakeCase) -> None:
+    case = make_case(seeds=[100])
+    plain, packed = (recall_data(case, "cpu", packed=choice) for choice in (False, True))
+    assert plain.train[0].tokens_NL is packed.train[0].tokens_NL
+    kept = [weakref.ref(plain.train[0].tokens_NL), weakref.ref(plain.splits["test"][0].tokens_NL)]
+    del plain, packed
+    for seed in range(101, 105):
+        recall_data(replace(case, seed=seed), "cpu", packed=True)
+    gc.collect()
+    assert [table() for table in kept] == [None, None]
 
 
 def test_a_smaller_batch_that_shuffling_moves_forward_is_not_packed(make_case: MakeCase) -> None:
