@@ -32,6 +32,8 @@ class Plugin:
 def load_plugin(path: Path | str) -> Plugin:
     """Run a Python file that registers mixers or contenders. Loading a file again does nothing.
 
+    It may import files of its own folder, then and later: that is looked at behind all other places, so that no file
+    there stands before an installed package.
     UserError names the file, and the line where it fails; nothing of a failed file stays registered.
     """
     file = Path(path).resolve()
@@ -49,7 +51,9 @@ def load_plugins(paths: Sequence[Path | str]) -> list[Contender]:
 
 def _run(file: Path) -> Plugin:
     name = f"basedbench_plugin_{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"
-    before, contenders_before = mixers.registered(), contenders.registered()
+    before, contenders_before, path_before = mixers.registered(), contenders.registered(), list(sys.path)
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     try:
         _execute(file, name)
         plugin = Plugin(
@@ -63,6 +67,7 @@ def _run(file: Path) -> Plugin:
     except (Exception, SystemExit) as error:
         mixers.restore(before)
         contenders.restore(contenders_before)
+        sys.path[:] = path_before
         sys.modules.pop(name, None)
         reason = text_of(error)
         called = "os._exit" if isinstance(error, _ExitAtOnce) else "sys.exit"

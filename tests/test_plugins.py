@@ -1,6 +1,7 @@
 """A user's file: mixers and contenders it registers; what it leaves behind if it fails: nothing."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +127,26 @@ def test_a_mended_plugin_loads(plugin):
         load_plugin(plugin)
     plugin.write_text(PLUGIN)
     assert load_plugin(plugin).mixers == ("running_mean",)
+
+
+def test_a_plugin_imports_files_beside_it_now_and_later(tmp_path):
+    """Behind what is installed: a file of the folder that is called like a library stays unread."""
+    for name in ("beside_now", "beside_later", "json"):
+        (tmp_path / f"{name}.py").write_text("NUMBER = 1\n")
+    source = "import json\njson.dumps(1)\nfrom beside_now import NUMBER\n"
+    (tmp_path / "mine.py").write_text(source + CONTENDER.replace("    return", "    import beside_later\n    return"))
+    load_plugin(tmp_path / "mine.py")
+    get_contender("mine").function(*(torch.rand(1, 3, 1, 4) for _ in range(3)))
+    for name in ("beside_now", "beside_later"):
+        assert Path(sys.modules.pop(name).__file__).parent == tmp_path
+
+
+def test_a_failed_plugin_leaves_no_folder_behind(tmp_path):
+    before = list(sys.path)
+    (tmp_path / "mine.py").write_text("import no_such_package\n")
+    with pytest.raises(UserError, match="no_such_package"):
+        load_plugin(tmp_path / "mine.py")
+    assert sys.path == before
 
 
 def test_an_empty_plugin_and_a_missing_one(tmp_path):
