@@ -18,7 +18,8 @@ class Packing(NamedTuple):
     """Where each of B examples begins.
 
     starts_B: (B + 1,) int32 on the device, multiples of 8, the last of them T; examples do not become longer from one
-    to the next, so that the longest begin first. longest: the length of the first. tokens: T.
+    to the next, so that the longest begin first. longest: the most tokens that one may have; kernels are chosen by it.
+    tokens: T.
     """
 
     starts_B: Tensor
@@ -44,11 +45,17 @@ class Packing(NamedTuple):
         return x_BLD[example_T, token_T - self.starts_B[example_T]][None]
 
 
-def packing_of(lengths: list[int], device: torch.device | str) -> Packing:
-    """The packing of examples of these lengths. Raises ValueError unless they fit `Packing`."""
+def packing_of(lengths: list[int], device: torch.device | str, longest: int | None = None) -> Packing:
+    """The packing of examples of these lengths; `longest` is by default the first.
+
+    Raises ValueError unless they fit `Packing`.
+    """
     if not lengths or min(lengths) < 1 or any(length % ALIGNED for length in lengths):
         raise ValueError(f"lengths of packed examples are multiples of {ALIGNED}, not {lengths}")
     if lengths != sorted(lengths, reverse=True):
         raise ValueError(f"packed examples come longest first, not {lengths}")
     starts = torch.tensor([0, *lengths], device="cpu").cumsum(0).int()
-    return Packing(starts.to(device), lengths[0], sum(lengths))
+    longest = lengths[0] if longest is None else longest
+    if lengths[0] > longest:
+        raise ValueError(f"a packed example of {lengths[0]} tokens is longer than {longest}")
+    return Packing(starts.to(device), longest, sum(lengths))

@@ -34,6 +34,7 @@ def can_be_packed(length: int) -> bool:
 def packed_batches(positions_NK: Tensor, length: int, sizes: Sequence[int]) -> PackedBatches:
     """The packed form of batches of these sizes, one after another, of examples of `length` tokens.
 
+    Their `longest` is that length, whatever is asked for: so few examples take the kernels that all of them take.
     Raises ValueError for a length that is no multiple of 8.
     """
     if length % ALIGNED:
@@ -50,7 +51,8 @@ def packed_batches(positions_NK: Tensor, length: int, sizes: Sequence[int]) -> P
         longest[size] = torch.maximum(most_B, longest[size]) if size in longest else most_B
         start += size * count
     packings = {
-        size: packing_of(_whole(most_B.tolist(), length), positions_NK.device) for size, most_B in longest.items()
+        size: packing_of(_whole(most_B.tolist(), length), positions_NK.device, length)
+        for size, most_B in longest.items()
     }
     return PackedBatches(torch.cat(orders), packings)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from basedbench.kernels.embedding import sorted_places
+from basedbench.kernels.packing import packing_of
 from basedbench.models.recall import packs
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import recall_data, split_sizes
@@ -38,6 +39,14 @@ def test_every_example_once_in_its_own_batch_and_long_enough() -> None:
 def test_examples_are_never_longer_than_they_are() -> None:
     packed = packed_batches(torch.full((6, 1), 23), 24, [3, 3])
     assert packed.packings[3].starts_B.tolist() == [0, 24, 48, 72]
+
+
+def test_kernels_are_chosen_by_the_length_of_examples_not_by_what_is_asked_of_them() -> None:
+    packing = packed_batches(torch.tensor([[3], [9], [17]]), 64, [3]).packings[3]
+    assert packing.starts_B.tolist() == [0, 24, 40, 48]
+    assert packing.longest == 64
+    with pytest.raises(ValueError, match="longer than 16"):
+        packing_of([24, 8], "cpu", 16)
 
 
 def test_odd_lengths_are_refused() -> None:
