@@ -19,6 +19,7 @@ from basedbench.mixers import Mixer, get_mixer
 from basedbench.models.recall import LayerSpec
 from basedbench.plugins import load_plugins
 from basedbench.sources import source_of
+from basedbench.timing import waking
 from basedbench.timing.failures import shorten
 from basedbench.timing.worker import Failure, Worker
 from basedbench.training.cases import RecallCase
@@ -43,6 +44,8 @@ class Attempt:
 def set_up(device: str, plugins: Sequence[str]) -> Callable[[Subject, int], Attempt]:
     """What the process does first."""
     torch.set_num_threads(1)
+    if device != "cpu":
+        waking.open_device(device)  # kernels of a mixer's own go where torch's current device is
     load_plugins(plugins)
     return partial(Attempt, device=device)
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from basedbench.checking.state import state_doubt
+from basedbench.checking.state import set_up, state_doubt
 from basedbench.checking.subject import Subject
 from basedbench.mixers import Mixer, State, mixer_names, register
+from basedbench.timing import waking
 
 pytestmark = pytest.mark.usefixtures("own_registries")
 LENGTH = 64
@@ -128,3 +129,11 @@ def test_a_state_that_answers_do_not_rest_on_is_in_doubt(mixer: type[Mixer], dou
 @pytest.mark.parametrize("name", OURS)
 def test_our_own_mixers_are_not_in_doubt(name: str) -> None:
     assert state_doubt(Subject(name, 64), 100) is None  # rwkv7 takes no 32
+
+
+def test_on_a_gpu_that_is_not_the_first_kernels_go_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(waking, "open_device", opened.append)
+    for device in ("cpu", "cuda:1"):
+        set_up(device, [])
+    assert opened == ["cuda:1"]
