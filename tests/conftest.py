@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test registers, the plugins that it loads, and where these looked for modules are forgotten after it."""
+    """What a test registers, the plugins that it loads, and where these looked for modules are forgotten after it."""
     from basedbench import plugins
     from basedbench.contenders import registry as contenders
     from basedbench.mixers import mixer_names
