@@ -105,8 +105,9 @@ class Mixer(nn.Module):
     def packs(cls, options: Any, *, asked: bool) -> bool:
         """Whether `forward`, or with `asked` `forward_asked`, takes packed examples (`Packing`) of one row (1, T, D).
 
-        Training leaves out what lies behind an example's last question then. `forward` gets the packing as its second
-        argument, `forward_asked` in `asked.packing`. Not asked of a subclass with a newer one of these methods.
+        Training on a GPU leaves out what lies behind an example's last question then. `forward` gets the packing as
+        its second argument, `forward_asked` in `asked.packing`; the default one hands it on. Not asked of a subclass
+        with a newer one of these methods.
         """
         return False
 

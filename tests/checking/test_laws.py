@@ -90,8 +90,8 @@ class RunsOn(Average):
         return super().forward(x_BLD)
 
 
-class BeginsAnew(Average):
-    """Takes packed examples, each alone; what is asked for are rows of that."""
+class Spreads(Average):
+    """Takes packed examples as a batch, whose sums are each alone."""
 
     @classmethod
     def packs(cls, options, *, asked):
@@ -103,7 +103,7 @@ class BeginsAnew(Average):
         return packing.gather(super().forward(packing.spread(x_BLD)))
 
 
-class Doubled(BeginsAnew):
+class Doubled(Spreads):
     """With a forward of its own, which knows of no packed examples."""
 
     def forward(self, x_BLD):
@@ -112,6 +112,32 @@ class Doubled(BeginsAnew):
     def step(self, x_BD, state):
         y_BD, state = super().step(x_BD, state)
         return 2 * y_BD, state
+
+
+class StaysSpread(Average):
+    """Gives back the batch."""
+
+    @classmethod
+    def packs(cls, options, *, asked):
+        return True
+
+    def forward(self, x_BLD, packing=None):
+        return super().forward(x_BLD if packing is None else packing.spread(x_BLD))
+
+
+class TakesNone(Average):
+    """Takes packed examples without a word of them in `forward`."""
+
+    @classmethod
+    def packs(cls, options, *, asked):
+        return True
+
+
+class AsksItself(Spreads):
+    """Nobody has an instance where that is asked."""
+
+    def packs(self, options, *, asked):
+        return True
 
 
 class Detached(Average):
@@ -340,6 +366,24 @@ def test_one_that_is_not_causal():
     assert "from position 20 on" in found["causal"][0]
 
 
+def test_packed_examples_as_a_batch_are_each_alone_also_at_asked_tokens():
+    assert breaches(Spreads) == {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "told"),
+    [
+        (StaysSpread, "the output of packed examples: shape (4, 24, 8) for an input of (1, 56, 8)"),
+        (TakesNone, "takes 2 positional arguments but 3 were given"),
+        (AsksItself, "missing 1 required positional argument: 'options'"),
+    ],
+)
+def test_ones_that_cannot_take_packed_examples(cls, told):
+    found = breaches(cls)
+    assert set(found) == {"packed examples are each alone"}
+    assert told in found["packed examples are each alone"][0]
+
+
 def test_one_that_does_not_begin_anew_at_a_packed_example():
     found = breaches(RunsOn)
     assert set(found) == {"packed examples are each alone"}
@@ -347,7 +391,7 @@ def test_one_that_does_not_begin_anew_at_a_packed_example():
     assert "forward_asked of packed examples" in found["packed examples are each alone"][-1]
 
 
-@pytest.mark.parametrize(("kind", "packs"), [(BeginsAnew, True), (Doubled, False)])
+@pytest.mark.parametrize(("kind", "packs"), [(Spreads, True), (Doubled, False)])
 def test_packed_examples_are_for_whom_they_were_written(kind, packs):
     """Whoever writes `packs` need not write forward_asked; whoever writes a newer forward has not written `packs`."""
     assert "packed examples are each alone" not in breaches(kind)

@@ -11,6 +11,7 @@ import pytest
 
 from basedbench import load
 from basedbench.checking.laws import LAWS
+from basedbench.mixers import get_mixer
 
 PAGE = Path(__file__).parents[2] / "docs" / "YOUR_MIXER.md"
 
@@ -46,6 +47,16 @@ def test_the_page_runs_from_the_class_to_the_frontier(tmp_path, monkeypatch, run
     assert (rates["status"] == "ok").all()
     assert rates["model"].str.contains("fading").sum() == 2
     assert {path.name for path in Path("results").glob("*.png")} == {"pareto.png", "rate.png"}
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_the_page_s_forward_of_packed_examples_keeps_the_laws(tmp_path, run_cli):
+    forward = re.search(r"    def forward\(.*?\n\n", files()["fading.py"], re.DOTALL)[0]
+    packed = re.search(r"```python\n# fading.py, its forward.*?\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    (tmp_path / "fading.py").write_text(files()["fading.py"].replace(forward, f"{packed}\n"))
+    outcome = run_cli("check", "mixer", "fading", "--plugin", str(tmp_path / "fading.py"), "--quiet")
+    assert outcome.stdout.strip() == f"fading keeps all {len(LAWS)} laws.", outcome.stdout
+    assert get_mixer("fading").packs(None, asked=True)
 
 
 @pytest.mark.slow
