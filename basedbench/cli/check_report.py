@@ -92,9 +92,10 @@ def laws(
         if some and not _raised(law, found):
             _say(f"        Next: {law.advice}", indent=" " * 10)
     broken, left = sum(bool(some) for some in found.values()), len(every) - len(found)
-    rest = f" {left} were not looked at." if left else ""
+    rest = f" {left} {'was' if left == 1 else 'were'} not looked at." if left else ""
     all_kept = f"{name} keeps all {len(asked)} laws" + (" that it can be held to." if len(asked) < len(every) else ".")
-    typer.echo(f"{name}: {broken} of {len(every)} laws are broken.{rest}" if broken or left else all_kept)
+    are = "is" if broken == 1 else "are"
+    typer.echo(f"{name}: {broken} of {len(every)} laws {are} broken.{rest}" if broken or left else all_kept)
     if unstated and unstated not in asked and not quiet:
         typer.echo("Its docstring states no size of the state (`state_bytes = ...`): that was not compared.")
     if raised := Counter(str(some[0]) for law, some in found.items() if _raised(law, found)):

@@ -16,9 +16,9 @@ COLUMNS = ("family", "runs", "done", "failed", "left", "time", "a run", "left ta
 def status_table(found: Sequence[SuiteTally], rows: Sequence[Row], more: Sequence[str]) -> None:
     """Print the suites, and how the time of all rows adds up. `more` stands at the end of every command."""
     for one in found:
-        lines = [_line(tally) for tally in one.families]
+        lines = [_line(tally, told=one.unknown is None) for tally in (*one.families, one.total)]
         columns = (*COLUMNS[:-1], COLUMNS[-1] + "\non one core" * one.on_cores)
-        print_table(_title(one), columns, [*lines, _line(one.total)], whole=columns[1:])
+        print_table(_title(one), columns, lines, whole=columns[1:])
         _after(one, more)
     typer.echo(f"{len(rows)} rows, {clock(device_seconds(rows))} of {visible(_devices(rows))}; shared runs count once.")
     if on_cores(rows):
@@ -41,17 +41,20 @@ def _title(one: SuiteTally) -> str:
     return f"Suite {one.suite}" + (f" at {one.precision}" if one.precision else "")
 
 
-def _line(tally: Tally) -> tuple[Any, ...]:
+def _line(tally: Tally, told: bool) -> tuple[Any, ...]:
+    """A line of the table; unless the suite's runs can be `told`, nothing of how many there are."""
     failed = ", ".join(f"{count} {status}" for status, count in tally.failed.items())
     per_run = None if tally.seconds_per_run is None else f"{tally.seconds_per_run:.1f} s"
-    ahead = None if tally.left_s is None else clock(tally.left_s)
-    return (tally.name, tally.runs, tally.done, failed or None, tally.left, clock(tally.train_s), per_run, ahead)
+    ahead = None if tally.left_s is None or not told else clock(tally.left_s)
+    runs, left = (tally.runs, tally.left) if told else (None, None)
+    return (tally.name, runs, tally.done, failed or None, left, clock(tally.train_s), per_run, ahead)
 
 
 def _after(one: SuiteTally, more: Sequence[str]) -> None:
     """What is beside the suite, and what to do next."""
     if one.other_rows:
-        typer.echo(f"{one.other_rows} more rows of this suite are of other runs (other options than the suite's).")
+        what = "row of this suite is of another run" if one.other_rows == 1 else "rows of this suite are of other runs"
+        typer.echo(f"{one.other_rows} more {what} (other options than the suite's).")
     if one.elsewhere:
         where = f"rows of other suites only ({', '.join(one.other_suites)})"
         print_note(

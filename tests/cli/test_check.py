@@ -277,7 +277,7 @@ def test_a_mixer_that_never_answers_is_waited_for_once(run_cli, mixer_plugin, mo
     assert "the mixer: no answer within 0.5 s" in outcome.stdout
     assert (
         outcome.stdout.splitlines()[-3]
-        == f"hangs: 1 of {len(LAWS)} laws are broken. {len(LAWS) - 1} were not looked at."
+        == f"hangs: 1 of {len(LAWS)} laws is broken. {len(LAWS) - 1} were not looked at."
     )
     laws = json.loads(run_cli("check", "mixer", "hangs", "--plugin", mixer_plugin, "--json").stdout)
     assert [law["kept"] for law in laws] == [False] + (len(LAWS) - 1) * [None]

@@ -194,6 +194,23 @@ def test_status_adds_up_a_sweep_run_in_parts(run_cli, tmp_path):
     assert "no rows of suite 'smoke'" in drawn.stderr
 
 
+def test_status_of_a_suite_that_nobody_has_names_no_number_of_runs(run_cli, tmp_path):
+    row = schema.blank_row("recall") | {"status": "ok", "mixer": "based", "config": {}, "train_s": 1.0}
+    Store(tmp_path).write("recall", row | {"suite": "mine", "case_id": "a"})
+    printed = run_cli("results", "status", "--results", tmp_path).stdout
+    (line,) = (line.split() for line in printed.splitlines() if line.split()[:1] == ["total"])
+    assert line == ["total", "-", "1", "-", "-", "1", "s", "1.0", "s", "-"]
+    assert "What is left cannot be told: no suite 'mine'" in printed
+
+
+@pytest.mark.parametrize(("rows", "told"), [(1, "1 more row of this suite is of another"), (2, "2 more rows of this")])
+def test_status_counts_rows_of_other_runs(run_cli, tmp_path, rows, told):
+    row = schema.blank_row("recall") | {"suite": "smoke", "status": "ok", "mixer": "based", "config": {}}
+    for case in range(rows):
+        Store(tmp_path).write("recall", row | {"case_id": str(case)})
+    assert told in run_cli("results", "status", "--results", tmp_path).stdout
+
+
 def test_status_without_times_is_strict(run_cli, tmp_path):
     row = schema.blank_row("recall") | {"suite": "quick", "status": "ok", "case_id": "a", "train_s": float("nan")}
     Store(tmp_path).write("recall", row | {"mixer": "based", "config": {}})
