@@ -93,7 +93,7 @@ def embedding_places_kernel(
     dy, order, starts, batches, cursor, out, count, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Places of `count` and more are passed over: those of another batch than dy's, as in a rehearsal."""
+    """Places of `count` and more are passed over: those of another batch than dy's."""
     batch = tl.load(batches + tl.load(cursor)).to(tl.int64)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, BLOCK_D)

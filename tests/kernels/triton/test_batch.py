@@ -52,7 +52,7 @@ def test_packed_examples_are_cut(device, lengths):
 
 
 def test_a_question_behind_the_end_is_written_nowhere(device):
-    """Steps are rehearsed on the examples of other batches, which may be longer."""
+    """Of another batch than the packing was made for, in which examples may be longer."""
     tables, packing = make_tables(device, 64, 64), packing_of([8, 8], device)
     slots = take_batch(tables, torch.arange(100, device=device), torch.tensor(0, device=device), 2, packing)[2][1][0]
     inside = tables.positions_NK[:2] < 8

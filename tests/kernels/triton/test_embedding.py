@@ -95,7 +95,7 @@ def test_batches_sorted_before(randn, relative_error, device, dtypes, kind):
 
 
 def test_a_tail_at_another_batch_stays_in_its_gradient(randn, device):
-    """So steps are rehearsed: a tail's step where a whole batch begins. The numbers mean nothing, but are finite."""
+    """A tail's step where a whole batch begins: the numbers mean nothing, but are finite."""
     data = draw_tokens(8 * 12, 37, "uniform", device).view(8, 12)
     places = module.sorted_places(blocks(data), 37)
     weight = randn(37, 48).to(device, torch.float32).requires_grad_()
