@@ -35,16 +35,29 @@ class Questions(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The asked tokens of a batch, see `Questions`, and what a layer reads at them: x_BKD, the rows of x_BLD there."""
+    """The asked tokens of a batch, and what a layer reads at them: x_BKD, the rows of x_BLD there."""
 
-    positions_BK: Tensor
-    slots_BL: Tensor
+    questions: Questions
     x_BKD: Tensor
-    packing: Packing | None = None
+
+    @property
+    def positions_BK(self) -> Tensor:  # noqa: N802
+        """See `Questions`."""
+        return self.questions.positions_BK
+
+    @property
+    def slots_BL(self) -> Tensor:  # noqa: N802
+        """See `Questions`."""
+        return self.questions.slots_BL
+
+    @property
+    def packing(self) -> Packing | None:
+        """See `Questions`."""
+        return self.questions.packing
 
     def rows(self, y_BLE: Tensor) -> Tensor:
-        """Those of another tensor (B,L,E), or with `packing` (1,T,E) -> (B,K,E)."""
-        return Questions(self.positions_BK, self.slots_BL, self.packing).rows(y_BLE)
+        """Those of another tensor: see `Questions`."""
+        return self.questions.rows(y_BLE)
 
 
 def slots_of(positions_BK: Tensor, length: int) -> Tensor:
@@ -62,8 +75,7 @@ def questions_at(positions_BK: Tensor, length: int) -> Questions:
 
 def ask(x_BLD: Tensor, questions: Questions) -> Asked:
     """`Asked` with rows of x (B,L,D) taken here."""
-    positions_BK, slots_BL, packing = questions
-    return Asked(positions_BK, slots_BL, questions.rows(x_BLD), packing)
+    return Asked(questions, questions.rows(x_BLD))
 
 
 def reference(x_BLD: Tensor, positions_BK: Tensor) -> Tensor:

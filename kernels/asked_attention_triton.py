@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .dense_rows import dense_rows
 from .offsets import fit
-from .packing import Packing
+from .packing import Packing, starts_of
 from .precision import precision_of
 from .slices import gradients_like
 from .taylor_tiles import load_tile, operand, product, scores
@@ -339,6 +339,5 @@ def attention(
 ) -> Tensor:
     """`asked_attention.reference` by the kernels above."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    starts = None if packing is None else packing.starts_B
-    y: Tensor = forward_operator(q, k, v, positions, starts, window or 0, scale)[0]
+    y: Tensor = forward_operator(q, k, v, positions, starts_of(packing), window or 0, scale)[0]
     return y

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .gated_conv import gated_conv
 from .gated_conv import reference as gated
-from .packing import Packing
+from .packing import Packing, examples_apart
 from .precision import product_dtype
 from .short_conv import on_triton
 
@@ -38,7 +38,8 @@ def base_conv(
         from .base_conv_triton import base_conv as joined
 
         return joined(u_BLD, gate_weight_DD, gate_bias_D, weight_DW, bias_D, packing)
-    if packing is not None:
-        u_BLD = packing.spread(u_BLD)
-    y_BLD = gated_conv(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)
-    return y_BLD if packing is None else packing.gather(y_BLD)
+
+    def composed(u_BLD: Tensor) -> Tensor:
+        return gated_conv(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)
+
+    return examples_apart(composed, u_BLD, packing)

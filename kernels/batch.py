@@ -37,7 +37,7 @@ def take_reference(tables: Tables, order_N: Tensor, cursor: Tensor, size: int, p
     tokens, positions, targets = (table.index_select(0, rows) for table in tables)
     slots = slots_of(positions, tokens.shape[1])
     if packing is not None:
-        tokens, slots = (packing.gather(x[:, : packing.longest]) for x in (tokens, slots))
+        tokens, slots = (packing.gather(x) for x in (tokens, slots))
     return Batch(tokens, targets, Questions(positions, slots, packing))
 
 

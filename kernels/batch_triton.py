@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .asked import Questions
 from .batch import Batch, Tables
-from .packing import Packing
+from .packing import Packing, starts_of
 
 BLOCK = 1024
 LOSSES = 8192  # summed at once, by 16 warps: with few a batch of 16,384 is a chain of loads, each waiting for the last
@@ -40,7 +40,7 @@ def take_batch_kernel(
         slot = b * asked + question
         tl.store(out_positions + slot, position, mask=inside)
         tl.store(out_targets + slot, tl.load(targets + row * asked + question, mask=inside), mask=inside)
-        # Where steps are only rehearsed, the examples may be those of another batch, and longer.
+        # An example that is longer than its packing, of another batch than it was made for, is written nowhere else.
         tl.store(slots + first + position, slot, mask=inside & (position < own))
 
 
@@ -69,7 +69,7 @@ def take_batch(tables: Tables, order_N: Tensor, cursor: Tensor, size: int, packi
     rows, answers = (torch.empty((size, asked), dtype=like.dtype, device=like.device) for _ in range(2))
     take_batch_kernel[(size,)](
         tokens, positions, targets, found, rows, answers, slots, order_N, cursor,
-        None if packing is None else packing.starts_B, length, asked, PACKED=packing is not None,
+        starts_of(packing), length, asked, PACKED=packing is not None,
         BLOCK=min(BLOCK, triton.next_power_of_2(length)), BLOCK_K=min(BLOCK, triton.next_power_of_2(asked)),
         num_warps=1,
     )  # fmt: skip

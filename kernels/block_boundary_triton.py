@@ -296,10 +296,10 @@ def last_boundary(
     h_BLD: Tensor, residual_BLD: Tensor, norm: Norm, questions: Questions, **options: Any
 ) -> tuple[Tensor, Asked, Tensor]:
     """`block_boundary.last_reference` by the kernels above."""
-    positions_BK, slots_BL, packing = questions
-    y, s, at_rows, *_ = _apply(h_BLD, residual_BLD, norm, slots_BL, positions_BK.numel(), **options)
-    at_BKD, s_BKD = (x.view(*positions_BK.shape, -1) for x in (at_rows, s))
-    return y, Asked(positions_BK, slots_BL, at_BKD, packing), s_BKD
+    shape = questions.positions_BK.shape
+    y, s, at_rows, *_ = _apply(h_BLD, residual_BLD, norm, questions.slots_BL, shape.numel(), **options)
+    at_BKD, s_BKD = (x.view(*shape, -1) for x in (at_rows, s))
+    return y, Asked(questions, at_BKD), s_BKD
 
 
 def _apply(

@@ -6,6 +6,7 @@ An output at a token depends on no later one, so nothing that is asked for chang
 a batch as one row (1,T,D), with the places where its examples begin; all others need not know.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,16 @@ class Packing(NamedTuple):
         token_T = torch.arange(self.tokens, device=self.starts_B.device)
         example_T = torch.searchsorted(self.starts_B, token_T, right=True, out_int32=True) - 1
         return x_BLD[example_T, token_T - self.starts_B[example_T]][None]
+
+
+def starts_of(packing: Packing | None) -> Tensor | None:
+    """What kernels take of it."""
+    return None if packing is None else packing.starts_B
+
+
+def examples_apart(function: Callable[[Tensor], Tensor], x_BLD: Tensor, packing: Packing | None) -> Tensor:
+    """A function of (B,L,...) to such, of packed examples (1,T,...) too: in a batch, as if they were of one length."""
+    return function(x_BLD) if packing is None else packing.gather(function(packing.spread(x_BLD)))
 
 
 def packing_of(lengths: list[int], device: torch.device | str, longest: int | None = None) -> Packing:

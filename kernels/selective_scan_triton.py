@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import selective_scan_ends_triton as around
 from .dense_rows import dense_rows
-from .packing import Packing
+from .packing import Packing, starts_of
 from .selective_scan_backward_gluon import backward
 from .selective_scan_ends_gluon import ends
 from .selective_scan_forward_gluon import forward
@@ -207,7 +207,7 @@ def _segments(inputs: Inputs, span: int, asked: Tensor | None) -> tuple[int, int
 
 def _packed(packing: Packing | None) -> dict[str, Any]:
     """A kernel's arguments for it."""
-    return {"starts": None if packing is None else packing.starts_B, "PACKED": packing is not None}
+    return {"starts": starts_of(packing), "PACKED": packing is not None}
 
 
 def _rows_of(asked: Tensor | None, channels: int, *more: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .gluon_modules import usable
-from .packing import Packing
+from .packing import Packing, examples_apart
 from .precision import negative_exp, product_dtype
 from .selective_scan import reference as scan_reference
 from .selective_scan import selective_scan
@@ -52,10 +52,12 @@ def _asked(
     *parameters: Any,
 ) -> Tensor:
     conv_DW, conv_bias_D, *rest = parameters
-    x_BLD = x_BLD if asked.packing is None else asked.packing.spread(x_BLD)
-    (x_BLD,) = split(x_BLD, [len(conv_DW)], conv_DW, conv_bias_D, activation="silu")
-    y_BLD = _scanned(scan, x_BLD, None, *rest)
-    y_BLD = y_BLD if asked.packing is None else asked.packing.gather(y_BLD)
+
+    def scanned(x_BLD: Tensor) -> Tensor:
+        (x_BLD,) = split(x_BLD, [len(conv_DW)], conv_DW, conv_bias_D, activation="silu")
+        return _scanned(scan, x_BLD, None, *rest)
+
+    y_BLD = examples_apart(scanned, x_BLD, asked.packing)
     return (asked.rows(y_BLD) * F.silu(z_BKD)).to(z_BKD.dtype)
 
 
@@ -97,9 +99,7 @@ def selective_ssm(
 
         if product_dtype(xz_BLE) in (None, xz_BLE.dtype) and fused.supported(xz_BLE, None, A_log_DN, *parameters):
             return fused.selective_ssm(xz_BLE, *parameters, packing=packing)
-    if packing is not None:
-        return packing.gather(_compose(split_conv, selective_scan, packing.spread(xz_BLE), *parameters))
-    return _compose(split_conv, selective_scan, xz_BLE, *parameters)
+    return examples_apart(lambda xz: _compose(split_conv, selective_scan, xz, *parameters), xz_BLE, packing)
 
 
 def asked_reference(x_BLD: Tensor, z_BKD: Tensor, asked: Asked, **parameters: Tensor | None) -> Tensor:

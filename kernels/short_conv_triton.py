@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .dense_rows import dense_rows, either
 from .dependents import dependent
-from .packing import Packing
+from .packing import Packing, starts_of
 from .partial_sums_triton import sum_parts
 from .short_conv_backward_triton import conv_backward_kernel, paste_kernel
 from .short_conv_forward_triton import conv_forward_kernel, conv_step_kernel
@@ -124,7 +124,7 @@ def _launch_forward(
     strides, unit = _strides(x, either(gate, x))
     conv_forward_kernel[(math.prod(grid),)](
         x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x),
-        None if packing is None else packing.starts_B, y, *sizes, *strides, **tile, UNIT=unit, TAPS=weight.shape[1],
+        starts_of(packing), y, *sizes, *strides, **tile, UNIT=unit, TAPS=weight.shape[1],
         HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu, GATED=gate is not None,
         RESIDUAL=gate_bias is not None, PACKED=packing is not None, **_ahead(x, gate, unit),
     )  # fmt: skip
@@ -167,7 +167,7 @@ def launch_backward(
     conv_backward_kernel[(programs * grid[1],)](
         tuple(dy), tuple(_starts(dy)), tuple(part.stride(0) for part in dy), tuple(part.stride(1) for part in dy),
         x, either(gate, x), weight.contiguous(), bias, gate_bias, _before(state, x),
-        None if packing is None else packing.starts_B, dx, dgate, partials, *sizes, *strides, width, **tile, UNIT=unit,
+        starts_of(packing), dx, dgate, partials, *sizes, *strides, width, **tile, UNIT=unit,
         TAPS=weight.shape[1], HAS_BIAS=bias is not None, HAS_STATE=state is not None, SILU=silu,
         GATED=gate is not None, RESIDUAL=gate_bias is not None, PIECES=len(dy), PACKED=packing is not None,
         **_ahead(x, gate, min(unit, _strides(*dy)[1])),

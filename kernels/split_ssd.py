@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .packing import Packing
+from .packing import Packing, examples_apart
 from .short_conv import on_triton
 from .split_conv import reference as split_reference
 from .split_conv import split_conv
@@ -89,7 +89,8 @@ def split_ssd(
 
         if kernels.walks(p_BLE, weight_DW, A_H, D_H, dt_bias_H, head_dim, groups, packing):
             return kernels.split_ssd(p_BLE, *parameters, head_dim, groups, packing)
-    if packing is not None:
-        p_BLE = packing.spread(p_BLE)
-    y_BLHP = _composed(split_conv, ssd, p_BLE, *parameters, head_dim=head_dim, groups=groups)
-    return y_BLHP if packing is None else packing.gather(y_BLHP)
+
+    def composed(p_BLE: Tensor) -> Tensor:
+        return _composed(split_conv, ssd, p_BLE, *parameters, head_dim=head_dim, groups=groups)
+
+    return examples_apart(composed, p_BLE, packing)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .asked import reference as rows_of
-from .packing import Packing
+from .packing import Packing, examples_apart
 from .precision import accumulation_dtype, without_autocast
 from .short_conv import on_triton
 from .split_conv import reference as split_reference
@@ -113,12 +113,11 @@ def by_whole_scan(
     groups: int,
 ) -> Tensor:
     """`split_ssd_asked` by rows of the outputs of all tokens."""
-    packing = asked.packing
-    if packing is not None:
-        p_BLF = packing.spread(p_BLF)
-    parts = split_conv(p_BLF, asked_widths(weight_DW, len(A_H), head_dim), weight_DW, bias_D, activation="silu")
-    x, B, C, dt = heads_and_groups(parts, head_dim, groups)
-    y_BLHP = cast(Tensor, ssd(x, dt, A_H, B, C, D_H=D_H, dt_bias_H=dt_bias_H, dt_softplus=True))
-    if packing is not None:
-        y_BLHP = packing.gather(y_BLHP)
+
+    def scanned(p_BLF: Tensor) -> Tensor:
+        parts = split_conv(p_BLF, asked_widths(weight_DW, len(A_H), head_dim), weight_DW, bias_D, activation="silu")
+        x, B, C, dt = heads_and_groups(parts, head_dim, groups)
+        return cast(Tensor, ssd(x, dt, A_H, B, C, D_H=D_H, dt_bias_H=dt_bias_H, dt_softplus=True))
+
+    y_BLHP = examples_apart(scanned, p_BLF, asked.packing)
     return (asked.rows(y_BLHP.flatten(2)) * F.silu(z_BKE)).unflatten(-1, (-1, head_dim))

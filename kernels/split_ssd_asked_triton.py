@@ -14,14 +14,14 @@ from torch import Tensor
 
 from .asked import Asked
 from .dense_rows import dense_rows
-from .packing import Packing
+from .packing import Packing, starts_of
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
 from .split_ssd import heads_and_groups
 from .split_ssd_asked import asked_widths
 from .ssd_asked_triton import asked_gradient_kernel, asked_output_kernel, asked_sums_kernel
 from .ssd_backward_triton import parameter_kernel
-from .ssd_plan import padded, precision_of
+from .ssd_plan import batch_and_row, padded, precision_of
 from .ssd_triton import unsupported as not_by_ssd
 
 QUERIES = 64  # of a program, at most; the gradients take all of an example in one
@@ -64,12 +64,6 @@ def _sizes(
     return shape, (length, z.shape[1], heads, heads // groups, groups), triton.cdiv(length, tile)
 
 
-def _batch_and_row(dt: Tensor, packing: Packing | None) -> tuple[int, ...]:
-    """Strides; packed examples are as far from each other as their first tokens are, which kernels read."""
-    batch, row = dt.stride()[:2]
-    return batch if packing is None else row, row
-
-
 def _matrix(shape: dict[str, Any], p: Tensor) -> dict[str, Any]:
     """What kernels with products are specialised by besides."""
     precision = precision_of(p.dtype)
@@ -103,8 +97,8 @@ def _attend(
     ungated = y.new_empty(y.shape if keep else (0,))
     kept = y.new_empty((batch, len(A), tiles, asked) if keep else (0,), dtype=torch.float32)
     asked_output_kernel[(batch * len(A) * triton.cdiv(asked, shape["Q"]),)](
-        convolved, dt, A, D, dt_bias, z, positions, None if packing is None else packing.starts_B, y, ungated, kept,
-        convolved.shape[-1], *_batch_and_row(dt, packing), *numbers, **_matrix(shape, p), KEEP=keep,
+        convolved, dt, A, D, dt_bias, z, positions, starts_of(packing), y, ungated, kept,
+        convolved.shape[-1], *batch_and_row(dt, packing), *numbers, **_matrix(shape, p), KEEP=keep,
     )  # fmt: skip
     return y, ungated, kept
 
@@ -147,12 +141,12 @@ def backward(
     partials = kept.new_empty((batch, 3, heads))
     asked_gradient_kernel[(batch * tiles * groups,)](
         convolved, dt, A, D, dt_bias, z, dy, positions, starts, kept, d_convolved, dC_parts, pair_sums, token_sums,
-        width, *_batch_and_row(dt, packing), *numbers, **_matrix(shape, p),
+        width, *batch_and_row(dt, packing), *numbers, **_matrix(shape, p),
     )  # fmt: skip
     more = p.shape[-1] - width - heads
     asked_sums_kernel[(batch * heads,)](
         convolved, dt, A, dt_bias, z, dy, ungated, positions, starts, slots, dC_parts, pair_sums, token_sums,
-        d_convolved, dp[..., width:], dz, partials, width, *_batch_and_row(dt, packing), dp.stride(1), *numbers,
+        d_convolved, dp[..., width:], dz, partials, width, *batch_and_row(dt, packing), dp.stride(1), *numbers,
         **shape, MORE=more, BM=triton.next_power_of_2(max(1, more)), num_warps=4,
     )  # fmt: skip
     parameter_kernel[(heads, 3)](

@@ -15,20 +15,13 @@ from .split_conv import cut
 from .split_ssd import heads_and_groups, part_widths
 from .ssd_plan import dense_inputs, plan_of
 from .ssd_triton import add_parameters, outputs_like, unsupported
-from .ssd_triton import forward as ssd_forward
 from .ssd_walk import walk_back, walk_forward
 
 
 def walks(
-    p: Tensor,
-    weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    head_dim: int,
-    groups: int,
+    p: Tensor, weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, head_dim: int, groups: int,
     packing: Packing | None = None,
-) -> bool:
+) -> bool:  # fmt: skip
     """Whether the scan would be a walk."""
     widths = part_widths(weight, len(A), head_dim)
     inner = p[..., widths[0] : widths[0] + len(weight)]  # as the convolution leaves it
@@ -90,12 +83,9 @@ class _SplitSSD(torch.autograd.Function):
         start = len(A) * head_dim
         convolved = convolution(p[..., start : start + len(weight)], None, weight, bias, None, None, True, packing)
         z, x, B, C, dt = _parts(p, convolved, weight, len(A), head_dim, groups)
-        if packing is None:
-            y, kept, _ = ssd_forward(x, dt, A, B, C, D, z, dt_bias, None, True, False, True)
-        else:
-            y, kept, _ = outputs_like(x, B, z, True, False, packing)
-            inputs = dense_inputs(x, dt, A, B, C, D, z, dt_bias, None, packing)
-            walk_forward(inputs, inputs.plan, True, y, kept, None)
+        y, kept, _ = outputs_like(x, B, z, True, False, packing)
+        inputs = dense_inputs(x, dt, A, B, C, D, z, dt_bias, None, packing)
+        walk_forward(inputs, inputs.plan, True, y, kept, None)
         ctx.save_for_backward(p, convolved, kept, weight, bias, A, D, dt_bias)
         ctx.groups, ctx.packing = groups, packing
         return y
@@ -110,15 +100,8 @@ class _SplitSSD(torch.autograd.Function):
 
 
 def split_ssd(
-    p: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    head_dim: int,
-    groups: int,
+    p: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, D: Tensor, dt_bias: Tensor, head_dim: int, groups: int,
     packing: Packing | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """`split_ssd.reference` by the kernels, for inputs of which `walks` is true."""
     return _SplitSSD.apply(p, weight, bias, A, D, dt_bias, head_dim, groups, packing)

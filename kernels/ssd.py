@@ -22,6 +22,9 @@ from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, negative_exp, without_autocast
 from .rounding import accumulated, store
 
+# The most of a head, for which single warps walk over sequences (`ssd_walk`); packed examples have no other kernels.
+WALKED_STATES, WALKED_CHANNELS = 32, 64
+
 
 def _decays(total: Tensor) -> Tensor:
     """Sums of a up to each token (..., T) -> (..., T, T): entry ij = exp(sum of a over j < m <= i), 0 for j > i."""

@@ -15,12 +15,12 @@ from .dense_rows import dense_rows
 from .gluon_modules import gluon_module
 from .packing import Packing
 from .precision import float32_precision
+from .ssd import WALKED_CHANNELS, WALKED_STATES
 
 # Programs that fill an H200 (132 multiprocessors), and the fewest chunks worth a segment of their own.
 PROGRAMS, SEGMENT = 264, 8
-# Walks of one warp: the sequences x heads from which on they fill the device, the tokens of their chunks, their widest
-# states.
-WALKS, STRIDE, NARROW = 256, 16, 32
+# Walks of one warp: the sequences x heads from which on they fill the device, and the tokens of their chunks.
+WALKS, STRIDE = 256, 16
 
 
 def padded(width: int) -> int:
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
         Packed examples have no other kernels: they walk even where they leave the device half empty.
         """
         many = self.sequences >= WALKS or self.packing is not None
-        fits = many and self.widths["BN"] <= NARROW and self.widths["BP"] <= 64
+        fits = many and self.widths["BN"] <= WALKED_STATES and self.widths["BP"] <= WALKED_CHANNELS
         return fits and not isinstance(gluon_module("ssd_walk_backward_gluon"), str)
 
     @property
@@ -127,6 +127,12 @@ class Inputs(NamedTuple):
     @property
     def plan(self) -> Plan:
         return plan_of(self.x, self.B, self.packing)
+
+
+def batch_and_row(x: Tensor, packing: Packing | None) -> tuple[int, ...]:
+    """Strides; packed examples are as far from each other as their first tokens are, which kernels read."""
+    batch, row = x.stride()[:2]
+    return batch if packing is None else row, row
 
 
 def plan_of(x: Tensor, B: Tensor, packing: Packing | None = None) -> Plan:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .dense_rows import either
 from .gluon_modules import gluon_module
-from .packing import ALIGNED
+from .packing import ALIGNED, starts_of
 from .ssd_backward_triton import group_sums_kernel
-from .ssd_plan import Inputs, Plan
+from .ssd_plan import Inputs, Plan, batch_and_row
 
 SUMMED = 2048  # numbers of a program that adds heads
 # Precisions in which what heads add to dB and dC passes through memory in 16 bits: of a chunk, over its largest number.
@@ -46,15 +46,8 @@ def _strides(inputs: Inputs) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _batch_and_row(gradient: Tensor, plan: Plan) -> tuple[int, ...]:
-    """See `_strides`."""
-    batch, row = gradient.stride()[:2]
-    return batch if plan.packing is None else row, row
-
-
 def _numbers(plan: Plan) -> tuple[Any, ...]:
-    starts = None if plan.packing is None else plan.packing.starts_B
-    return starts, plan.length, plan.heads, plan.per_group
+    return starts_of(plan.packing), plan.length, plan.heads, plan.per_group
 
 
 def _options(inputs: Inputs, plan: Plan, softplus: bool) -> dict[str, Any]:
@@ -118,7 +111,7 @@ def walk_back(
         inputs.x, dy, inputs.dt, inputs.A, inputs.B, inputs.C, either(inputs.D, inputs.A),
         either(inputs.z, inputs.x), either(inputs.bias, inputs.A), kept, either(grad_final, partials), dx, dz,
         ddt, *parts, scales, partials, either(grad_initial, partials), *_strides(inputs),
-        *(stride for output in outputs for stride in _batch_and_row(output, plan)), *_numbers(plan),
+        *(stride for output in outputs for stride in batch_and_row(output, plan.packing)), *_numbers(plan),
         **_options(inputs, plan, softplus),
         INITIAL=inputs.initial is not None, GRAD_FINAL=grad_final is not None, GRAD_INITIAL=grad_initial is not None,
         SCALED=scaled,

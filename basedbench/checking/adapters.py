@@ -11,7 +11,7 @@ from torch import Tensor
 
 from basedbench.kernels import rotary_angles
 from basedbench.kernels.adamw import Coefficients, Moments
-from basedbench.kernels.asked import Asked, questions_at, slots_of
+from basedbench.kernels.asked import Asked, questions_at
 from basedbench.kernels.batch import Tables, count_reference, count_step, take_batch, take_reference
 from basedbench.kernels.taylor_attention import apart
 
@@ -73,7 +73,7 @@ def of_asked(function: Function, whole: str) -> Function:
 
     def call(*arguments: Tensor, positions_BK: Tensor, **named: Any) -> Any:
         length = named[whole].shape[1] if whole in named else arguments[0].shape[1]
-        asked = Asked(positions_BK, slots_of(positions_BK, length), arguments[0])  # the rows of x are read by nobody
+        asked = Asked(questions_at(positions_BK, length), arguments[0])  # the rows of x are read by nobody
         return function(*arguments, asked=asked, **named)
 
     return call

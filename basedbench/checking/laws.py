@@ -136,7 +136,6 @@ def asked_outputs_are_rows_of_forward(subject: Subject) -> Iterator[Breach]:
 def packed_examples_are_each_alone(subject: Subject) -> Iterator[Breach]:
     """Where a mixer packs: examples one behind another have the outputs that each has alone."""
     mixer = subject.build()
-    cls = type(mixer)  # of which training asks it
     packing = packing_of([24, 16, 8, 8], "cpu")
     x_1TD = subject.inputs(1, packing.tokens)
     lengths = packing.starts_B.diff().tolist()
@@ -144,7 +143,7 @@ def packed_examples_are_each_alone(subject: Subject) -> Iterator[Breach]:
     at_1x = (positions_BK + packing.starts_B[:-1, None]).view(1, -1)
     with torch.inference_mode():
         alone = [mixer(x_1LD) for x_1LD in x_1TD.split(lengths, 1)]
-        if cls.packs_as_it_is(mixer.options, asked=False):
+        if mixer.packs_as_it_is(mixer.options, asked=False):
             y_1TD = mixer(x_1TD, packing)
             if y_1TD.shape != x_1TD.shape:
                 told = f"shape {tuple(y_1TD.shape)} for an input of {tuple(x_1TD.shape)}"
@@ -152,7 +151,7 @@ def packed_examples_are_each_alone(subject: Subject) -> Iterator[Breach]:
                 return
             for length, mine, right in zip(lengths, y_1TD.split(lengths, 1), alone, strict=True):
                 yield from differences(f"a packed example of {length} tokens", mine, right)
-        if cls.packs_as_it_is(mixer.options, asked=True):
+        if mixer.packs_as_it_is(mixer.options, asked=True):
             questions = Questions(positions_BK, slots_of(at_1x, packing.tokens), packing)
             found_BKD = mixer.forward_asked(x_1TD, ask(x_1TD, questions))
             rows_BKD = torch.cat([rows_of(y, at[None]) for y, at in zip(alone, positions_BK, strict=True)])

@@ -29,6 +29,7 @@ from basedbench.kernels.precision import negative_exp, product_dtype
 from basedbench.kernels.short_conv import MOST_TAPS
 from basedbench.kernels.split_ssd import split_ssd
 from basedbench.kernels.split_ssd_asked import split_ssd_asked
+from basedbench.kernels.ssd import WALKED_CHANNELS, WALKED_STATES
 from basedbench.mixers.base import (
     Init,
     Mixer,
@@ -46,7 +47,6 @@ from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
 MOST_AS_ATTENTION = 32  # asked tokens
-MOST_PACKED_STATES, MOST_PACKED_CHANNELS = 32, 64  # of a head, for which there are walks over packed examples
 
 
 class Mamba2Options(MixerOptions):
@@ -126,7 +126,7 @@ class Mamba2(Mixer):
     @classmethod
     def packs(cls, options: Mamba2Options, *, asked: bool) -> bool:
         """Where there are kernels for it. Spread out and gathered again, it would cost more than it saves."""
-        narrow = options.d_state <= MOST_PACKED_STATES and options.head_dim <= MOST_PACKED_CHANNELS
+        narrow = options.d_state <= WALKED_STATES and options.head_dim <= WALKED_CHANNELS
         return narrow and options.d_conv <= MOST_TAPS
 
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from basedbench.kernels import sliding_window_asked, taylor_attention_asked
 from basedbench.kernels.packing import packing_of
 from basedbench.kernels.slices import cut
-from tests.kernels.compiled.compile_variants import disassembled, pretend
-from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
+from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
 
 # Window (0: Taylor), width of keys, width of values; the narrowest Taylor is one of `compile_variants`.
 CELLS = ((0, 8, 48), (0, 24, 128), (64, 128, 128))
@@ -26,9 +25,7 @@ def examined(kernel: Any) -> dict[str, Any]:
     """Suspicious instructions, sizes, asynchronous copies, and accesses of single 16-bit numbers."""
     dump = disassembled(kernel)
     return {
-        "stack": stack_bytes(dump),
-        "suspicions": [str(one) for one in unwritten_reads(dump)],
-        "shared": kernel.metadata.shared,
+        **facts(kernel, dump),
         "copies": len(re.findall(r"\bLDGSTS\b", dump)),
         "single": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", dump)),
     }

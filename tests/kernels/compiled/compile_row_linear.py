@@ -14,8 +14,7 @@ import torch
 
 from basedbench.kernels import row_linear_launch
 from basedbench.kernels.row_linear import Plan, shared_bytes
-from tests.kernels.compiled.compile_variants import disassembled, pretend
-from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
+from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
 
 PLANS = [
     (128, Plan(128, 128, 1, 5, 2, True)),
@@ -45,9 +44,7 @@ def examined(kernel: Any) -> dict[str, Any]:
     return {
         "early": kernel.metadata.launch_pdl,
         "registers": max(int(count) for count in re.findall(r"REG:(\d+)", dump)),
-        "stack": stack_bytes(dump),
-        "suspicions": [str(one) for one in unwritten_reads(dump)],
-        "shared": kernel.metadata.shared,
+        **facts(kernel, dump),
         **{word: match and match.start() for word, match in first.items()},
     }
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from basedbench.kernels import selective_ssm, selective_ssm_asked
-from basedbench.kernels.asked import Asked, slots_of
+from basedbench.kernels.asked import Asked, Questions, slots_of
 from basedbench.kernels.packing import packing_of
-from tests.kernels.compiled.compile_variants import disassembled, pretend
-from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
+from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
 
 CELLS = ((128, 16), (256, 16), (256, 8), (256, 24))  # channels and states
 BATCH, LENGTH, ASKED, RANK = 256, 8, 4, 8
@@ -36,9 +35,7 @@ def examined(kernel: Any) -> dict[str, Any]:
     """Suspicious instructions, sizes, and the longest loop."""
     dump = disassembled(kernel)
     return {
-        "stack": stack_bytes(dump),
-        "suspicions": [str(one) for one in unwritten_reads(dump)],
-        "shared": kernel.metadata.shared,
+        **facts(kernel, dump),
         "loop": longest_loop(dump),
     }
 
@@ -57,7 +54,7 @@ def train(channels: int, states: int, asked: bool, packed: bool) -> None:
             z = torch.zeros(BATCH, ASKED, channels, dtype=torch.bfloat16, requires_grad=True)
             positions = torch.arange(ASKED).expand(BATCH, -1)
             slots = slots_of(positions, LENGTH).view(rows)
-            y = selective_ssm_asked(x, z, Asked(positions, slots, z, packing), *parameters)
+            y = selective_ssm_asked(x, z, Asked(Questions(positions, slots, packing), z), *parameters)
         else:
             y = selective_ssm(x, *parameters, packing=packing)
     y.sum().backward()

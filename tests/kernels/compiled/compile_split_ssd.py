@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from basedbench.kernels import ssd_plan
-from basedbench.kernels.asked import Asked, slots_of
+from basedbench.kernels.asked import Asked, Questions, slots_of
 from basedbench.kernels.packing import Packing, packing_of
 from basedbench.kernels.split_ssd import split_ssd
 from basedbench.kernels.split_ssd_asked import split_ssd_asked
@@ -33,7 +33,7 @@ def gradients_of(heads: int, states: int, asked: int, packing: Packing | None) -
         z = torch.zeros(2, asked, inner, dtype=torch.bfloat16, requires_grad=True)
         positions = torch.arange(asked).expand(2, asked)
         slots = slots_of(positions, LENGTH) if packing is None else torch.zeros(1, tokens, dtype=torch.int32)
-        y = split_ssd_asked(z, p, Asked(positions, slots, z, packing), *parameters, **sizes)
+        y = split_ssd_asked(z, p, Asked(Questions(positions, slots, packing), z), *parameters, **sizes)
     else:
         y = split_ssd(p, *parameters, **sizes, packing=packing)
     y.sum().backward()

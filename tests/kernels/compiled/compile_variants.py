@@ -112,6 +112,12 @@ def disassembled(kernel: Any, *, code: bool = True) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def facts(kernel: Any, dump: str) -> dict[str, Any]:
+    """What is asked of every kernel: its stack and shared memory, and instructions that read what nobody wrote."""
+    suspicions = [str(one) for one in unwritten_reads(dump)]
+    return {"stack": stack_bytes(dump), "suspicions": suspicions, "shared": kernel.metadata.shared}
+
+
 def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dict[str, Any]:
     """Suspicious instructions, the size of the stack, and shared memory.
 
@@ -125,10 +131,8 @@ def examined(name: str, kernel: Any, problem: Problem, *, read_all: bool) -> dic
         "problem": problem.label,
         "dtype": problem.dtype,
         "read": reads,
-        "suspicions": [str(one) for one in unwritten_reads(dump)],
-        "stack": stack_bytes(dump),
         "waits": waits_a_product(dump),
-        "shared": kernel.metadata.shared,
+        **facts(kernel, dump),
     }
 
 

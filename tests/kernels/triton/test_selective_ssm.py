@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from basedbench.kernels import selective_ssm_triton as kernels
-from basedbench.kernels.asked import Asked, slots_of
+from basedbench.kernels.asked import Asked, Questions, slots_of
 from basedbench.kernels.asked import reference as rows_of
 from basedbench.kernels.packing import packing_of
 
@@ -92,7 +92,9 @@ def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, c
 
     def spread(*inputs):
         if asked:
-            return module.selective_ssm_asked(*inputs[:2], Asked(positions, slots, inputs[1], packing), *inputs[2:])
+            return module.selective_ssm_asked(
+                *inputs[:2], Asked(Questions(positions, slots, packing), inputs[1]), *inputs[2:]
+            )
         return module.selective_ssm(*inputs, packing=packing)
 
     def alone(first, *rest):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from basedbench.kernels import split_ssd_asked_triton
-from basedbench.kernels.asked import Asked, ask, questions_at, slots_of, take_rows
+from basedbench.kernels.asked import Asked, Questions, ask, questions_at, slots_of, take_rows
 from basedbench.kernels.packing import packing_of
 from basedbench.mixers.mamba2 import Mamba2
 
@@ -39,7 +39,7 @@ def drawn(randn, device, dtype, length, asked, heads, groups, width, states, mor
     weight, bias, A, D, dt_bias = parameters
     generator = torch.Generator().manual_seed(0)
     positions = torch.stack([torch.randperm(length, generator=generator)[:asked] for _ in range(batch)]).to(device)
-    return [z, p, weight, bias, -A.abs() - 0.1, D, dt_bias], Asked(positions, slots_of(positions, length), z)
+    return [z, p, weight, bias, -A.abs() - 0.1, D, dt_bias], Asked(questions_at(positions, length), z)
 
 
 def ours(tensors, asked, width, groups):
@@ -99,7 +99,7 @@ def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, p
         z = randn(len(lengths), asked_tokens, heads * width).to(device, dtype)
         positions = torch.stack([torch.randperm(length)[:asked_tokens] for length in lengths]).to(device)
         slots = slots_of((positions + packing.starts_B[:-1, None]).view(1, -1), packing.tokens)
-        asked = Asked(positions, slots, z, packing)
+        asked = Asked(Questions(positions, slots, packing), z)
 
         def alone(z, p, *parameters, positions=positions):
             parts = zip(z.split(1), p.split(lengths, 1), positions.split(1), strict=True)
