@@ -55,7 +55,7 @@ def recall(
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
     retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="On a GPU: the same bits in every run, attention slower.")
+        bool, typer.Option("--deterministic", help="On a GPU: the same bits in every run, attention too.")
     ] = False,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file that registers mixers of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows, or the plan, as JSON.")] = False,
