@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from basedbench.cli.outcome import end, say_retry
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
 from basedbench.cli.tables import print_json, print_table
-from basedbench.cli.time_limit import goes_on, say_retry
+from basedbench.cli.time_limit import goes_on
 from basedbench.errors import UserError, sentence, visible
 from basedbench.plots.scales import quantity
 from basedbench.store.dataset import rows as stored_rows
@@ -94,6 +96,7 @@ def results_json(cases: Sequence[RecallCase], out: Path) -> None:
     stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall")}
     found = [row for case in cases if (row := stored.get((case.suite, case.case_id)))]
     print_json([decode_json({name: value for name, value in row.items() if name != "fingerprint"}) for row in found])
+    end(found)
 
 
 @stdout_to_stderr()
@@ -112,14 +115,14 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
     validated = cases[0].test.select == "validation"
     chosen_on = "validation_accuracy" if validated else "accuracy"
     rows = []
+    ended: list[dict[str, Any]] = []
     failures: Counter[str] = Counter()
-    statuses: set[str] = set()
     for label, runs in by_model(cases).items():
         found = [row for case in runs if (row := stored.get((case.suite, case.case_id)))]
         good = [row for row in found if row["status"] == "ok"]
         lost = [row for row in found if row["status"] != "ok"]
         failures.update(f"{row['status']}: {row['reason'] or row['stop_reason']}" for row in lost)
-        statuses |= {row["status"] for row in lost}
+        ended += found
         best = max(good, key=lambda row: row[chosen_on], default=None)
         shown: tuple[str | None, ...] = (None, None, None)
         if best:
@@ -133,8 +136,9 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
         typer.echo(f"{count} {visible(failure)}")
     if len(failures) > MOST_FAILURES:
         typer.echo(f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {out}")
-    say_retry(statuses, "runs", fresh)
+    say_retry((row["status"] for row in ended), "runs", fresh)
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit {goes_on(fresh)}.")
     then = f" Next: basedbench plot pareto --results {out}" if any(row[2] for row in rows) else ""
     typer.echo(f"Rows: {out / 'recall'}.{then}")
+    end(ended)

@@ -7,9 +7,10 @@ from typing import Any
 
 import typer
 
+from basedbench.cli.outcome import end, say_retry
 from basedbench.cli.progress import clock
 from basedbench.cli.tables import print_json, print_note, print_table
-from basedbench.cli.time_limit import goes_on, say_retry
+from basedbench.cli.time_limit import goes_on
 from basedbench.cli.timing_tables import duration, half_width, timing_tables
 from basedbench.config.throughput import AnyCase
 from basedbench.store.dataset import rows as stored_rows
@@ -102,6 +103,7 @@ def results(
     ordered = [by_id[case.id] for case in cases if case.id in by_id]
     if as_json:
         print_json([decode_json({name: value for name, value in row.items() if name not in _BULKY}) for row in ordered])
+        end(ordered)
         return
     for title, heading, lines in timing_tables(ordered, rows):
         print_note(title)
@@ -111,6 +113,7 @@ def results(
     if left:
         typer.echo(f"{left} cases are left; the same command without --limit {goes_on(fresh)}.")
     typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot {_figure(ordered)} --results {out}")
+    end(ordered)
 
 
 def _figure(rows: Sequence[Row]) -> str:

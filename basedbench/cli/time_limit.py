@@ -13,7 +13,6 @@ TimeLimit = Annotated[
     str | None,
     typer.Option(help="Begin nothing that would end later than 540, 9m or 1h30m after the start, and stop then."),
 ]
-_REFUSED = ("unsupported",)  # by a contender or a device: it is so again
 
 
 def seconds(text: str | None, option: str = "--time-limit") -> float:
@@ -31,13 +30,6 @@ def own_rows(rows: Iterable[dict[str, Any]], device: str) -> list[dict[str, Any]
 def goes_on(fresh: bool) -> str:
     """What the same command does if it is given again."""
     return "begins anew; without --fresh it runs what has no row yet" if fresh else "goes on from there"
-
-
-def say_retry(statuses: Iterable[str], what: str, fresh: bool) -> None:
-    """How what failed runs again, if anything did: the same command alone leaves it as it is."""
-    if names := sorted(set(statuses) - {"ok", *_REFUSED}):
-        instead = " instead of --fresh" if fresh else ""
-        typer.echo(f"Failed {what} run again with the same command and --retry {','.join(names)}{instead}.")
 
 
 def say_left(

@@ -66,9 +66,9 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
-def sweep(run_cli: RunCli, suite: Path, out: Path, *more: object) -> str:
+def sweep(run_cli: RunCli, suite: Path, out: Path, *more: object, code: int = 0) -> str:
     outcome = run_cli("recall", "--sweep", "--suite", suite, "--device", "cpu", "--out", out, *more)
-    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.exit_code == code, outcome.stderr
     return outcome.stdout + outcome.stderr
 
 
@@ -121,18 +121,21 @@ def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_pa
         "        raise RuntimeError('no')\n"
     )
     suite.write_text(SUITE.replace("mixer: based", "mixer: bad").replace(", feature_dim: [2, 4]", ""))
-    told = sweep(run_cli, suite, out, "--plugin", plugin)
+    told = sweep(run_cli, suite, out, "--plugin", plugin, code=1)  # nothing has a result
     assert "2 runtime_error: RuntimeError: no (mine.py line 9)\n" in told
     assert "basedbench plot" not in told  # there is nothing to draw
     again = "Failed runs run again with the same command and --retry runtime_error"
     assert f"{again}.\n" in told
-    assert f"{again} instead of --fresh.\n" in sweep(run_cli, suite, out, "--plugin", plugin, "--fresh")
+    assert f"{again} instead of --fresh.\n" in sweep(run_cli, suite, out, "--plugin", plugin, "--fresh", code=1)
     assert set(load(out, "recall")["status"]) == {"runtime_error"}
     files = set((out / "recall").iterdir())
-    sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom")
+    sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom", code=1)
     assert set((out / "recall").iterdir()) == files
-    sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom,runtime_error")
+    sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom,runtime_error", code=1)
     assert len(set((out / "recall").iterdir()) - files) == 2
+    store = Store(out)
+    store.write("recall", rows(out, "recall")[0] | {"status": "ok", "accuracy": 0.5, "created_at": None, "row_id": None})
+    sweep(run_cli, suite, out, "--plugin", plugin)
 
 
 def test_the_run_that_validation_chooses_is_the_one_shown(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:

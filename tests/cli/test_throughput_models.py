@@ -102,7 +102,7 @@ def test_what_would_swap_is_a_row_at_once(run: Any, out: Path, monkeypatch: pyte
     suite.write_text("""kind: throughput
 models: [{presets: [based-1.3b], baseline: ours, grid: {mode: [generation, prefill], dtype: bf16, length: 1024}}]""")
     outcome = run("--suite", suite)
-    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.exit_code == 1, outcome.stderr
     frame = load(out, "throughput")
     assert frame["status"].tolist() == ["oom", "oom"]
     assert frame["reason"].str.fullmatch(r"needs [78]\.\d GiB of memory, 1\.0 GiB are free").all()
