@@ -84,7 +84,7 @@ def runs(
     from basedbench.cli.tables import print_json
     from basedbench.store.schema import decode_json
 
-    chosen = [row for row in _stored(results, kind, status or []) if suite is None or row["suite"] == suite]
+    chosen = _stored(results, kind, status or [], suite)
     shown = chosen[-limit:] if limit else chosen
     if as_json:
         columns = ("suite", *_SUMMARY[kind].split(), "reason", "created_at", "code_version", "device_name")
@@ -94,8 +94,9 @@ def runs(
     say_versions(shown, kind, err=as_json)
 
 
-def _stored(results: Path, kind: str, statuses: list[str]) -> list[dict[str, Any]]:
-    """The rows of a results folder with one of these statuses. Raises UserError if there are none at all."""
+def _stored(results: Path, kind: str, statuses: list[str], suite: str | None) -> list[dict[str, Any]]:
+    """The rows of a results folder with one of these statuses. Raises UserError if there are none at all, or none of
+    the suite."""
     from basedbench.errors import UserError, nearest
     from basedbench.store.dataset import no_rows, rows
     from basedbench.store.schema import KINDS, STATUSES
@@ -108,6 +109,12 @@ def _stored(results: Path, kind: str, statuses: list[str]) -> list[dict[str, Any
     found = rows(results, kind)
     if not found:
         raise UserError(no_rows(results, kind))
+    suites = {row.get("suite") for row in found}
+    if suite is not None and suite not in suites:
+        raise UserError(
+            f"--suite: no {kind} rows of {suite!r} in {results}; {nearest(suite, sorted(filter(None, suites)))}"
+        )
+    found = [row for row in found if suite in (None, row.get("suite"))]
     return [row for row in found if not statuses or row["status"] in statuses]
 
 
@@ -116,10 +123,29 @@ def _print_runs(kind: str, rows: list[dict[str, Any]], title: str) -> None:
 
     names = _SUMMARY[kind].split()
     headings = [_HEADINGS.get(name, name) for name in names]
-    print_table(title, headings, [_line(row, names) for row in rows], whole=("case", "status"))
+    lines = (
+        [_line(row, names) for row in _with_stacks(rows)] if kind == "recall" else [_line(row, names) for row in rows]
+    )
+    print_table(title, headings, lines, whole=("case", "status"))
     failed = sum(row["status"] != "ok" for row in rows)
     if failed:
         typer.echo(f"{failed} not ok: `basedbench results show CASE` says why.")
+
+
+def _with_stacks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Recall rows; the configs of models that only their stacks of layers tell apart have these, too."""
+    from basedbench.store.schema import decode_json
+
+    stacks: dict[tuple[Any, ...], set[str]] = {}
+    models = [(row["mixer"], str(row["config"]), row["d_model"]) for row in rows]
+    for row, model in zip(rows, models, strict=True):
+        stacks.setdefault(model, set()).add(row["layer_mixers"])
+    return [
+        row | {"config": decode_json(row)["config"] | {"layers": row["layer_mixers"]}}
+        if len(stacks[model]) > 1
+        else row
+        for row, model in zip(rows, models, strict=True)
+    ]
 
 
 def _line(row: dict[str, Any], names: list[str]) -> list[Any]:

@@ -95,7 +95,6 @@ def test_runs_are_a_table_within_100_columns(run_cli, results):
         (["--status", "oom", "--status", "ok"], [0, 1, 2, 4]),
         (["--limit", "2"], [3, 4]),
         (["--suite", "figure2", "--limit", "1"], [3]),
-        (["--suite", "none"], []),
     ],
 )
 def test_runs_can_be_chosen(run_cli, results, arguments, wanted):
@@ -103,6 +102,18 @@ def test_runs_can_be_chosen(run_cli, results, arguments, wanted):
     rows = json.loads(outcome.stdout)
     assert [int(row["case_id"][0]) for row in rows] == wanted
     assert all(row["config"] == {"heads": 2, "window": 2 ** int(row["case_id"][0])} for row in rows)
+
+
+def test_models_that_only_their_stacks_tell_apart_show_them(run_cli, tmp_path):
+    store = Store(tmp_path / "stacks")
+    for index, (mixer, stack) in enumerate([("based", "base_conv+based"), ("based", "based+based"), ("h3", "h3+h3")]):
+        case = {"case_id": f"{index}abcdef00000", "suite": "own", "status": "ok", "mixer": mixer, "family": mixer}
+        model = {"layer_mixers": stack, "config": {}, "d_model": 32, "learning_rate": 0.01, "seed": 0}
+        store.write("recall", schema.blank_row("recall") | case | model)
+    text = " ".join(run_cli("list", "runs", "--results", store.root).stdout.split())
+    assert "layers=base_conv+based" in text
+    assert "layers=based+based" in text
+    assert "h3+h3" not in text
 
 
 def test_throughput_runs_have_their_own_columns(run_cli, results):
@@ -118,6 +129,7 @@ def test_throughput_runs_have_their_own_columns(run_cli, results):
     [
         (["--status", "okay"], "did you mean 'ok'?"),
         (["--kind", "recal"], "did you mean 'recall'?"),
+        (["--suite", "figure"], "did you mean 'figure2'?"),
         (["--kind", "calibration"], "run `basedbench calibrate --out"),
     ],
 )

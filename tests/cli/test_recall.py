@@ -134,7 +134,9 @@ def test_failed_rows_are_retried_when_asked(run_cli: RunCli, suite: Path, tmp_pa
     sweep(run_cli, suite, out, "--plugin", plugin, "--retry", "oom,runtime_error", code=1)
     assert len(set((out / "recall").iterdir()) - files) == 2
     store = Store(out)
-    store.write("recall", rows(out, "recall")[0] | {"status": "ok", "accuracy": 0.5, "created_at": None, "row_id": None})
+    store.write(
+        "recall", rows(out, "recall")[0] | {"status": "ok", "accuracy": 0.5, "created_at": None, "row_id": None}
+    )
     sweep(run_cli, suite, out, "--plugin", plugin)
 
 
