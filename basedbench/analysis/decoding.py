@@ -15,11 +15,14 @@ _KEY = ["model", "config"]
 _TAKEN = ["tokens_per_s", "median_ms", "ci_low_ms", "ci_high_ms", "batch", "length", "dtype", "device_name"]
 
 
-def command_for(recall: pd.DataFrame) -> str:
-    """The command that times the decode steps of these models."""
-    sources: list[str] = list(recall["mixer_source"].dropna().unique()) if "mixer_source" in recall else []
-    files = "".join(dict.fromkeys(plugin_options(source) for source in sources))
-    return f"basedbench throughput --models {suite_argument(recall['suite'].iloc[0])}{files}"
+def command_for(recall: pd.DataFrame, more: str = "") -> str:
+    """The command that times the decode steps of these models, `more` at its end; one for each suite."""
+    commands = []
+    for suite, rows in recall.groupby("suite", sort=False):
+        sources: list[str] = list(rows["mixer_source"].dropna().unique()) if "mixer_source" in rows else []
+        files = "".join(dict.fromkeys(plugin_options(source) for source in sources))
+        commands.append(f"`basedbench throughput --models {suite_argument(str(suite))}{files}{more}`")
+    return f"{' and '.join(commands)} {'takes' if len(commands) == 1 else 'take'} them"
 
 
 def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int | None = None) -> pd.DataFrame:
@@ -37,7 +40,7 @@ def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int 
     found = _rows_of(recall, timed.sort_values("batch", kind="stable"))
     rate = found["tokens_per_s"].astype("float64")
     if rate.isna().all():
-        raise UserError(f"no decode times of these models; `{command_for(recall)}` takes them.")
+        raise UserError(f"no decode times of these models; {command_for(recall)}.")
     times = found[["median_ms", "ci_low_ms", "ci_high_ms"]].astype("float64")
     columns = {
         COLUMN: rate,

@@ -254,7 +254,7 @@ def _decode_rows(results: Path, recall: "pd.DataFrame") -> "pd.DataFrame":
 
     if "throughput" not in kinds_in(results):
         raise UserError(
-            f"no decode times of these models in {str(results)!r}; `{command_for(recall)} --out {results}` takes them."
+            f"no decode times of these models in {str(results)!r}; {command_for(recall, f' --out {results}')}."
         )
     return _rows(results, "throughput")
 

@@ -282,6 +282,10 @@ def test_a_tradeoff_without_times_says_which_command_takes_them(mistake, tmp_pat
     for arguments in (["tradeoff"], ["pareto", "--x", "decode_tokens_per_s"]):
         said = mistake(*arguments, "--results", tmp_path / "untimed")
         assert f"`basedbench throughput --models mine.yaml --out {tmp_path / 'untimed'}` takes them" in said
+    Store(tmp_path / "untimed").write("recall", RUNS[0] | {"suite": "quick", "case_id": "f" * 12})
+    said = mistake("tradeoff", "--results", tmp_path / "untimed")
+    assert said.count("`basedbench throughput --models ") == 2
+    assert "--models quick --out" in said
 
 
 def test_the_interval_of_a_decode_rate_is_that_of_its_time(plot, tmp_path):
