@@ -19,7 +19,7 @@ from basedbench.siblings import siblings
 DIGITS = 8
 ENTRY_POINTS = "basedbench.mixers"  # the group in which installed packages offer mixers
 COLUMNS = {"recall": "mixer_source", "throughput": "contender_version"}  # where the rows of a kind name files
-AGAIN = "--fresh takes the older ones again."
+AGAIN = "--retry outdated takes the older ones again."
 
 
 def source_of(thing: Any) -> str | None:
@@ -62,7 +62,7 @@ def versions_note(sources: Iterable[str]) -> str:
     for file, version in dict.fromkeys(one for source in sources for one in _files(source)):
         found.setdefault(file, {})[version] = None
     told = (
-        f"Rows of {len(hashes)} versions of {file} ({', '.join(hashes)}) stand side by side."
+        f"Rows of {len(hashes)} versions of {file} ({', '.join(hashes)}) are among these."
         for file, hashes in found.items()
         if len(hashes) > 1
     )

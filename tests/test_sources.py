@@ -87,8 +87,10 @@ def test_recall_tells_of_rows_of_an_edited_mixer(plugin: Path, tmp_path: Path, r
     edit(plugin)
     told = run_cli(*arguments).stderr
     assert "1 run has a row of another version of your file (mine d_model=16 feature_dim=2 lr=0.01 seed=0)" in told
-    assert "--fresh runs it again" in told
-    assert "another version" not in run_cli(*arguments, "--fresh").stderr
+    assert "--retry outdated runs it again" in told
+    files = set((tmp_path / "results" / "recall").iterdir())
+    assert "another version" not in run_cli(*arguments, "--retry", "outdated").stderr
+    assert len(set((tmp_path / "results" / "recall").iterdir()) - files) == 1  # the other run is not of this file
     assert "another version" not in run_cli(*arguments).stderr
     sources = load(tmp_path / "results", "recall").set_index("mixer")["mixer_source"]
     assert not isinstance(sources["based"], str)
@@ -113,7 +115,7 @@ def test_lists_of_runs_tell_of_several_versions(plugin: Path, tmp_path: Path, ru
     assert "1 run has a row of another version of your file" in run_cli(*lists[0]).stderr  # as when it is run
     run_cli(*arguments)
     (one, other) = load(results, "recall")["mixer_source"].dropna().unique()
-    told = f"Rows of 2 versions of own.py ({one[-8:]}, {other[-8:]}) stand side by side. --fresh takes the older ones "
+    told = f"Rows of 2 versions of own.py ({one[-8:]}, {other[-8:]}) are among these. --retry outdated takes the older "
     for command in lists:
         assert told in " ".join(run_cli(*command).stdout.split())
     for command in lists[:2]:
@@ -138,7 +140,9 @@ def test_throughput_tells_of_rows_of_an_edited_contender(
     assert "1 case has a row of another version of your file (taylor_attention/own" in run_cli(*arguments).stderr
     planned = run_cli(*arguments, "--dry-run", "--json")
     assert [case["due"] for case in json.loads(planned.stdout)] == [False, False]
-    assert "another version" not in run_cli(*arguments, "--fresh").stderr
+    files = set((out / "throughput").iterdir())
+    assert "another version" not in run_cli(*arguments, "--retry", "outdated").stderr
+    assert len(set((out / "throughput").iterdir()) - files) == 1  # the other case is not of this file
     assert "another version" not in run_cli(*arguments).stderr
 
 
@@ -162,7 +166,7 @@ def test_several_versions_of_a_file_are_told() -> None:
         "torch 2.13.0",
         "a.py 0123abcd, triton 3.5",
     ]
-    assert versions_note(rows) == "Rows of 2 versions of a.py (0123abcd, 4567cdef) stand side by side."
+    assert versions_note(rows) == "Rows of 2 versions of a.py (0123abcd, 4567cdef) are among these."
     assert versions_note(rows[1:4]) == ""
 
 

@@ -13,6 +13,7 @@ from basedbench.sources import plugin_options
 COLUMN = "decode_tokens_per_s"
 _KEY = ["model", "config"]
 _TAKEN = ["tokens_per_s", "median_ms", "ci_low_ms", "ci_high_ms", "batch", "length", "dtype", "device_name"]
+_TAKEN += ["contender_version"]
 
 
 def command_for(recall: pd.DataFrame, more: str = "") -> str:
@@ -47,7 +48,7 @@ def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int 
         f"{COLUMN}_low": rate * times["median_ms"] / times["ci_high_ms"],
         f"{COLUMN}_high": (rate * times["median_ms"] / times["ci_low_ms"]).where(times["ci_low_ms"] > 0),
         **{f"decode_{name}": found[name].astype("float64") for name in ("batch", "length")},
-        **{f"decode_{name}": found[name] for name in ("dtype", "device_name")},
+        **{f"decode_{name}": found[name] for name in ("dtype", "device_name", "contender_version")},
     }
     return recall.assign(**{name: values.to_numpy() for name, values in columns.items()})
 

@@ -16,11 +16,11 @@ def say_outdated(labels: Sequence[str], what: str) -> None:
     count = f"1 {what.removesuffix('s')} has a row" if len(labels) == 1 else f"{len(labels)} {what} have rows"
     some = ", ".join(labels[:2]) + (", ..." if len(labels) > 2 else "")
     verb = "runs" if what == "runs" else "times"
-    again = f"--fresh {verb} {'it' if len(labels) == 1 else 'them'} again"
+    again = f"--retry outdated {verb} {'it' if len(labels) == 1 else 'them'} again"
     typer.echo(f"{count} of another version of your file ({some}); {again}.", err=True)
 
 
 def say_versions(rows: Iterable[Mapping[str, Any]], kind: str, *, err: bool) -> None:
-    """Under what was printed of these rows, or on stderr: of which files several versions stand side by side."""
+    """Under what was printed of these rows, or on stderr: of which files several versions are among them."""
     if told := versions_in(rows, kind):
         print_note(told, err)

@@ -37,7 +37,7 @@ def pareto(
 ) -> None:
     """Draw recall against state size, or another cost, with the frontier; list all points."""
     from basedbench import analysis
-    from basedbench.analysis.decoding import COLUMN, decoding_note, with_decode_rate
+    from basedbench.analysis.decoding import COLUMN, with_decode_rate
     from basedbench.analysis.published import check_comparable
     from basedbench.cli.plot_report import frontier
     from basedbench.errors import UserError
@@ -57,7 +57,7 @@ def pareto(
         points = with_decode_rate(analysis.select(frame, [y, "parameters"], select), times)
     points = analysis.against_published(points, x) if published else points
     known = analysis.published() if published else None
-    note = _note(frame, analysis.selection_note(points, select), "" if times is None else decoding_note(points))
+    note = _note(frame, analysis.selection_note(points, select), None if times is None else points)
     title, lacking = column_title(y), f"without {x} above 0 and {y}"
     frontier(
         path, frame, points, x, y, title, note, lacking, published=known, table=table, width=width, as_json=as_json
@@ -79,7 +79,7 @@ def tradeoff(
 ) -> None:
     """Draw recall against decoded tokens per second, with the frontier; `throughput --models SUITE` times them."""
     from basedbench import analysis
-    from basedbench.analysis.decoding import COLUMN, decoding_note, with_decode_rate
+    from basedbench.analysis.decoding import COLUMN, with_decode_rate
     from basedbench.cli.plot_report import frontier
 
     path = _target(out, results, "tradeoff", width)
@@ -87,7 +87,7 @@ def tradeoff(
     times = _decode_rows(results, frame)
     analysis.check_accuracy(frame, y)
     points = with_decode_rate(analysis.select(frame, [y, "parameters"], select), times, batch)
-    note = _note(frame, analysis.selection_note(points, select), decoding_note(points))
+    note = _note(frame, analysis.selection_note(points, select), points)
     words = ("Recall against decoded tokens per second", note, "that were not decoded")
     frontier(path, frame, points, COLUMN, y, *words, table=table, width=width, as_json=as_json)
 
@@ -231,12 +231,18 @@ def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] 
     return frame
 
 
-def _note(frame: "pd.DataFrame", selection: str, decoding: str = "") -> str:
-    """What a figure of recall runs rests on."""
+def _note(frame: "pd.DataFrame", selection: str, decoded: "pd.DataFrame | None" = None) -> str:
+    """What a figure of recall runs rests on; `decoded` are its points, with decode rates."""
+    from basedbench.analysis.decoding import decoding_note
     from basedbench.analysis.suites import devices_note, doubts_note
     from basedbench.sources import versions_note
 
-    versions = versions_note(frame["mixer_source"].dropna()) if "mixer_source" in frame else ""
+    sources = list(frame["mixer_source"].dropna()) if "mixer_source" in frame else []
+    decoding = ""
+    if decoded is not None:
+        sources += decoded["decode_contender_version"].dropna()
+        decoding = decoding_note(decoded)
+    versions = versions_note(sources)
     return " ".join(filter(None, [selection, devices_note(frame), decoding, doubts_note(frame), versions]))
 
 

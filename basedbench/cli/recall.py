@@ -53,7 +53,9 @@ def recall(
     timeout: Annotated[str | None, typer.Option(help="End a run that takes longer, such as 30m: a row too.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has a row already.")] = False,
-    retry: Annotated[str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed.")] = None,
+    retry: Annotated[
+        str | None, typer.Option(help="Run rows with these statuses again, such as oom,crashed, or outdated.")
+    ] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="On a GPU: the same bits in every run, attention too.")
     ] = False,

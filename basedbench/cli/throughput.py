@@ -53,7 +53,9 @@ def throughput(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run, and stop.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Time again what has a row already.")] = False,
-    retry: Annotated[str | None, typer.Option(help="Time rows with these statuses again, such as oom,crashed.")] = None,
+    retry: Annotated[
+        str | None, typer.Option(help="Time rows with these statuses again, such as oom,crashed, or outdated.")
+    ] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file of your own contenders or mixers.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A whole model's weights: a local file or folder as released. Random without.")
@@ -90,7 +92,7 @@ def throughput(
     from basedbench.timing.ceilings import fractions_of
     from basedbench.timing.choose import choose, outdated, pending, with_checkpoint
     from basedbench.timing.sweep import Sweep
-    from basedbench.training.sweep import parse_statuses
+    from basedbench.training.sweep import OUTDATED, parse_statuses
 
     note("imported")
     own = load_plugins(plugin or [])
@@ -119,12 +121,13 @@ def throughput(
     if checkpoint is not None:
         cases = with_checkpoint(cases, checkpoint)
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
-    due = pending(cases, rows, fresh=fresh, retry=parse_statuses(retry))
+    statuses = parse_statuses(retry)
+    with stdout_to_stderr():  # the user's contenders say their versions
+        old = outdated(cases, rows, own)
+    due = pending(cases, rows, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())
     todo, rest = due[:limit], due[limit:] if limit else []
     due_ids = {case.id for case in due}
-    with stdout_to_stderr():  # the user's contenders say their versions
-        old = [case.label for case in outdated(cases, rows, own) if case.id not in due_ids]
-    say_outdated(old, "cases")
+    say_outdated([case.label for case in old if case.id not in due_ids], "cases")
     if dry_run:
         report.plan(cases, todo, as_json)
         return

@@ -67,10 +67,17 @@ def with_checkpoint(cases: Sequence[AnyCase], path: Path) -> list[AnyCase]:
     return [case.model_copy(update={"checkpoint": digest, "weights": path.resolve()}) for case in models]
 
 
-def pending(cases: Sequence[AnyCase], rows: Sequence[Row], *, fresh: bool, retry: Collection[str]) -> list[AnyCase]:
-    """The cases without a row, and those whose row has a status to be tried again; all of them if `fresh`."""
-    statuses = {row["case_id"]: row["status"] for row in rows}
-    return [case for case in cases if fresh or case.id not in statuses or statuses[case.id] in retry]
+def pending(
+    cases: Sequence[AnyCase],
+    rows: Sequence[Row],
+    *,
+    fresh: bool,
+    retry: Collection[str],
+    again: Sequence[AnyCase] = (),
+) -> list[AnyCase]:
+    """The cases without a row, those whose row has a status to be tried again, and `again`; all of them if `fresh`."""
+    done = {row["case_id"] for row in rows if row["status"] not in retry} - {case.id for case in again}
+    return [case for case in cases if fresh or case.id not in done]
 
 
 def outdated(cases: Sequence[AnyCase], rows: Sequence[Row], own: Sequence[Contender]) -> list[AnyCase]:

@@ -271,7 +271,8 @@ def _recall_command(row: Row, result: Comparison, chosen: str) -> str:
     """The runs of b that are missing, with the files that its rows name: those of a may be another version."""
     files = plugin_options(row["mixer_source"], _mixers(row))
     seeds = f"--seed 0-{(result.needed or 1) - 1}"
-    return f"basedbench recall --sweep --suite {suite_argument(row['suite'])} {chosen} {seeds}{files}"
+    same = f"--epochs {row['epochs']} --precision {row['precision']}"  # which the suite need not have said
+    return f"basedbench recall --sweep --suite {suite_argument(row['suite'])} {chosen} {seeds} {same}{files}"
 
 
 def _mixers(row: Row) -> list[str]:

@@ -11,6 +11,8 @@ from basedbench.store.dataset import finished, rows
 from basedbench.store.schema import STATUSES
 from basedbench.training.cases import RecallCase
 
+OUTDATED = "outdated"  # to --retry what a status is: a row that another version of the user's file made
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -22,18 +24,19 @@ class Plan:
 
 
 def parse_statuses(text: str | None) -> frozenset[str]:
-    """The statuses of `--retry oom,crashed`; UserError for an unknown one."""
+    """The statuses of `--retry oom,crashed`, and OUTDATED; UserError for an unknown one."""
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in names:
-        if name not in STATUSES:
-            raise UserError(f"--retry: unknown status {name!r}; {nearest(name, STATUSES)}")
+        if name not in (*STATUSES, OUTDATED):
+            raise UserError(f"--retry: unknown status {name!r}; {nearest(name, [*STATUSES, OUTDATED])}")
     return frozenset(names)
 
 
 def plan(cases: Sequence[RecallCase], root: Path, fresh: bool, retry: frozenset[str]) -> Plan:
     """Sort cases into done and not done by the rows in `root`, which need not be there.
 
-    `fresh` runs everything again, `retry` the rows with these statuses.
+    `fresh` runs everything again, `retry` the rows with these statuses, OUTDATED those of other versions of the user's
+    own files.
     """
     result = Plan()
     if fresh:
@@ -49,7 +52,18 @@ def plan(cases: Sequence[RecallCase], root: Path, fresh: bool, retry: frozenset[
             result.borrowed.append((case, elsewhere[case.case_id]))
         else:
             result.todo.append(case)
-    return result
+    return _without_outdated(cases, result, root) if OUTDATED in retry else result
+
+
+def _without_outdated(cases: Sequence[RecallCase], plan: Plan, root: Path) -> Plan:
+    """The plan, with what is outdated to be run again, in the order of the cases."""
+    old = {case.case_id for case in outdated(kept_rows(plan, root))}
+    todo = old | {case.case_id for case in plan.todo}
+    return Plan(
+        [case for case in cases if case.case_id in todo],
+        [case for case in plan.done if case.case_id not in old],
+        [(case, suite) for case, suite in plan.borrowed if case.case_id not in old],
+    )
 
 
 def kept_rows(plan: Plan, root: Path) -> list[tuple[RecallCase, dict[str, Any]]]:

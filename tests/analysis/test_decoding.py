@@ -19,7 +19,7 @@ RECALL = pd.DataFrame(
 def timed(**changes: object) -> dict[str, object]:
     row = {"model": "base_conv+based d_model=64", "config": '{"feature_dim": 8}', "mode": "decode", "status": "ok"}
     row |= {"suite": "s", "batch": 1, "length": 64, "dtype": "fp32", "device_name": "X", "tokens_per_s": 10.0}
-    row |= {"parameters": None}
+    row |= {"parameters": None, "contender_version": None}
     return row | {"median_ms": 2.0, "ci_low_ms": 1.6, "ci_high_ms": 2.5} | changes
 
 

@@ -11,6 +11,7 @@ import pytest
 from basedbench.config import load_suite
 from basedbench.config.throughput import Case
 from basedbench.store import Store
+from basedbench.store.dataset import rows
 from basedbench.store.schema import blank_row
 from tests.cli.conftest import RunCli
 
@@ -274,7 +275,10 @@ def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Pat
         "based d_model=64 feature_dim=8 lr=0.01": "SAME",
         "based d_model=32 feature_dim=8 lr=0.1": "UNCLEAR",
     }
-    assert "--seed 0-4" in pairs["based d_model=32 feature_dim=8 lr=0.1"]["command"]
+    command = pairs["based d_model=32 feature_dim=8 lr=0.1"]["command"]
+    assert "--seed 0-4" in command
+    ((epochs, precision),) = {(row["epochs"], row["precision"]) for row in rows(b, "recall")}
+    assert f" --epochs {epochs} --precision {precision}" in command  # others would not be compared with these
     assert "B - A" in run_cli("compare", a, b).stdout
 
 
