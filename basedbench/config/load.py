@@ -14,8 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from basedbench.config import plain_yaml
+from basedbench.config.places import unknown_key
 from basedbench.config.recall import RecallSuite
-from basedbench.config.section import Suite
+from basedbench.config.section import Suite, UnknownKeyError
 from basedbench.config.throughput import ThroughputSuite
 from basedbench.errors import UserError, nearest, plain, written
 
@@ -55,7 +56,7 @@ def parse_suite(text: str, name: str, origin: str) -> Suite:
     try:
         return KINDS[kind].model_validate({**data, "name": data.get("name", name)})
     except ValidationError as error:
-        raise UserError(f"{origin}: {explain(error)}") from None
+        raise UserError(f"{origin}: {explain(error, KINDS[kind])}") from None
 
 
 def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]:
@@ -104,20 +105,31 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     return data
 
 
-def explain(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as one sentence with the path to the key."""
+def explain(error: ValidationError, suite: type[Suite] | None = None) -> str:
+    """The first thing that pydantic found wrong, as one sentence with the path to the key.
+
+    Of a key that stands in the wrong section of a kind of suite, where it belongs.
+    """
     first = error.errors()[0]
     path = _path(first["loc"])
+    cause = first.get("ctx", {}).get("error")
     given = "" if first["type"] in ("value_error", "missing") else f", got {written(first['input'])}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    sentence = f"{path}{plain(first)}{given}".removesuffix(".")
+    said = plain(first)
+    if suite and isinstance(cause, UnknownKeyError):
+        said = unknown_key(suite, ".".join(part for part in _keys(first["loc"]) if isinstance(part, str)), cause)
+    sentence = f"{path}{said}{given}".removesuffix(".")
     return sentence + ("" if sentence.endswith("?") else ".") + more
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    keys = [part for part in location if isinstance(part, int) or "[" not in part]  # but for types that were tried
-    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys)
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in _keys(location))
     return f"{parts.lstrip('.')}: " if parts else ""
+
+
+def _keys(location: tuple[int | str, ...]) -> list[int | str]:
+    """A location without the types that were tried."""
+    return [part for part in location if isinstance(part, int) or "[" not in part]
 
 
 def _read(name_or_path: str) -> tuple[str, str, str]:

@@ -9,10 +9,10 @@ Presets and what may be overridden in them are the models' own (basedbench.model
 cases are chosen, not when a file is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,9 @@ class ModelsSection(Section):
     A grid's keys are mode, dtype, batch, length and logits, those of `overrides` are options of the models; each a
     value, a list or a series. `baseline` names a contender of the same model, or `model/contender` of another one.
     """
+
+    MAPPINGS: ClassVar[Mapping[str, Collection[str]]] = {"grid": _AXES}
+    ELSE: ClassVar[str] = "options of the models belong under overrides"
 
     presets: Annotated[list[str], Field(min_length=1)]
     contenders: Annotated[list[str], Field(min_length=1)] = ["ours"]

@@ -1,6 +1,7 @@
 """A recall suite as typed data: which models are trained on which task, and how."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
@@ -95,6 +96,8 @@ class TestSection(Section):
 class LayerSection(Section):
     """One layer of a model with options of its own."""
 
+    ELSE: ClassVar[str] = "options of the mixer belong under options"
+
     mixer: str
     options: dict[str, Any] = {}
 
@@ -113,6 +116,9 @@ class ModelSection(Section):
     mixer is `mixer`; a layer written as `{mixer: ..., options: {...}}` has its own instead. `learning_rates` replace
     the recipe's for this family.
     """
+
+    MAPPINGS: ClassVar[Mapping[str, Collection[str]]] = {"grid": ("d_model",)}
+    ELSE: ClassVar[str] = "options of the mixer belong under grid"
 
     mixer: str
     layers: list[Layer] = []

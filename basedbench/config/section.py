@@ -1,6 +1,7 @@
 """The base of every part of a suite file: unknown keys are refused, with the nearest valid name."""
 
-from typing import Annotated, Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,10 +12,27 @@ Count = Annotated[int, Field(gt=0, le=MOST)]  # of things that a device has to h
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 
 
+class UnknownKeyError(ValueError):
+    """A key that its section does not have."""
+
+    def __init__(self, key: str, section: "type[Section]") -> None:
+        self.key, self.section = key, section
+        advice = nearest(key, section.model_fields)
+        if section.ELSE and advice.startswith("valid"):
+            advice = f"{advice.removesuffix('.')}; {section.ELSE}"
+        super().__init__(f"unknown key {key!r}; {advice}")
+
+
 class Section(BaseModel):
-    """A mapping in a suite file. Frozen once read; a key that it does not know is an error."""
+    """A mapping in a suite file. Frozen once read; a key that it does not know is an error.
+
+    `MAPPINGS` are keys that its free mappings, such as a grid, take; `ELSE` says where all other names belong.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    MAPPINGS: ClassVar[Mapping[str, Collection[str]]] = {}
+    ELSE: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -22,7 +40,7 @@ class Section(BaseModel):
         if isinstance(data, dict):
             unknown = [str(key) for key in data if key not in cls.model_fields]
             if unknown:
-                raise ValueError(f"unknown key {unknown[0]!r}; {nearest(unknown[0], cls.model_fields)}")
+                raise UnknownKeyError(unknown[0], cls)
         return data
 
 

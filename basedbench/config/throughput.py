@@ -16,9 +16,10 @@ An axis that an operator does not have is 1. Whole models stand in a section of 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
@@ -51,6 +52,7 @@ OPERATOR_OPTIONS: dict[str, dict[str, Any]] = {
     "short_conv": {"width": 4, "activation": "silu"},
 }
 _COMMON_AXES = ("mode", "dtype", "batch", "length")
+_GRID = {*_COMMON_AXES, *chain(*OPERATOR_AXES.values()), *chain(*OPERATOR_OPTIONS.values())}
 _COUNTS = {"window", "groups", "width"}
 _COLUMNS = ("operator", "contender", "mode", "dtype", "batch", "length", "heads", "key_dim", "value_dim", "config")
 
@@ -121,6 +123,8 @@ class CaseSection(Section):
     contender of the same operator, or `operator/contender` to compare across operators of the same batch, length and
     heads.
     """
+
+    MAPPINGS: ClassVar[Mapping[str, Collection[str]]] = {"grid": _GRID}
 
     operator: str
     contenders: Annotated[list[str], Field(min_length=1)]
