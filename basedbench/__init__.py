@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from basedbench.analysis import pareto_front as pareto_front
+    from basedbench.analysis.points import points as points
+    from basedbench.errors import UserError as UserError
     from basedbench.store import load as load
 
 __version__ = "0.1.0"
-__all__ = ["load", "pareto_front"]
+__all__ = ["UserError", "load", "pareto_front", "points"]
 
-_HOMES = {"load": "basedbench.store", "pareto_front": "basedbench.analysis"}
+_HOMES = {
+    "UserError": "basedbench.errors",
+    "load": "basedbench.store",
+    "pareto_front": "basedbench.analysis",
+    "points": "basedbench.analysis.points",
+}
 
 
 def __getattr__(name: str) -> Any:

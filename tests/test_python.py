@@ -24,6 +24,12 @@ def test_results_and_frontier(tmp_path: Path) -> None:
     assert frame["accuracy"].max() == front["accuracy"].max()
 
 
+def test_errors_of_users() -> None:
+    from basedbench.errors import UserError
+
+    assert basedbench.UserError is UserError
+
+
 def test_the_task() -> None:
     from basedbench.tasks.mqar import MQAR
 

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from basedbench.analysis.columns import larger_is_better
 from basedbench.analysis.frontier import pareto_front
 from basedbench.analysis.naming import family_title, point_labels
+from basedbench.analysis.points import drawable as drawable
 from basedbench.analysis.published import LABEL, NOTE
 from basedbench.errors import UserError
 from basedbench.plots.labels import Label, place_labels
@@ -77,12 +78,6 @@ def pareto(
         draw_table(beneath, table, width)
     place_labels(axes, _labels(points, x, y, style), places.to_numpy(), [stair, *lines], _MARKER[width])
     return figure
-
-
-def drawable(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """The points that have a place on the figure."""
-    finite = points[y].between(-np.inf, np.inf, inclusive="neither")
-    return points[points[x].between(0, np.inf, inclusive="neither") & finite]
 
 
 def _layout(width: str, table: Sequence[Sequence[str]] | None) -> tuple[Figure, Axes, Axes]:

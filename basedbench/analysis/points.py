@@ -1,0 +1,46 @@
+"""The points of `basedbench plot pareto`, from a results folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from basedbench.analysis.columns import check_accuracy
+from basedbench.analysis.decoding import COLUMN, with_decode_rate
+from basedbench.analysis.frontier import pareto_front
+from basedbench.analysis.selection import select
+from basedbench.analysis.suites import as_last_set, check_one_test, runs_of_suites
+from basedbench.errors import warn
+from basedbench.store.dataset import load
+
+
+def points(
+    results: Path | str, x: str = "state_bytes", y: str = "accuracy", *, suites: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The points that `plot pareto` draws of a results folder, of these suites or of all, one row per model.
+
+    Each is a model at its best learning rate, the mean over its seeds with the ends `_low` and `_high` of a 95 %
+    interval: columns as `analysis.select` gives them, and whether it is on the `frontier`. Rows of a suite's earlier
+    tasks are left out, which a warning tells, and so is what has no place on the figure (x above 0, and y). Raises
+    UserError as that command does.
+    """
+    frame, earlier = as_last_set(runs_of_suites(load(results, "recall", understood=True), suites))
+    for name, count in earlier.items():
+        rows = "1 row is" if count == 1 else f"{count} rows are"
+        warn(f"{rows} left out: of another task that the suite {name} had before.")
+    check_one_test(frame)
+    check_accuracy(frame, y)
+    if x == COLUMN:
+        times = load(results, "throughput", understood=True)
+        chosen = with_decode_rate(select(frame, [y, "parameters"]), times)
+    else:
+        chosen = select(frame, [x, y])
+    drawn = drawable(chosen, x, y)
+    return drawn.assign(frontier=drawn.index.isin(pareto_front(drawn, x, y).index))
+
+
+def drawable(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The points that have a place on the figure, whose x is logarithmic."""
+    finite = points[y].between(-np.inf, np.inf, inclusive="neither")
+    return points[points[x].between(0, np.inf, inclusive="neither") & finite]
