@@ -23,7 +23,7 @@ def test_the_examples_run(example: str, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_the_newest_rows_of_pandas_are_those_of_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     names: dict[str, pd.DataFrame] = {}
-    for example in EXAMPLES[:2]:
+    for example in (one for one in EXAMPLES if "basedbench.load" in one or "read_parquet" in one):
         exec(example.replace("cpu", "h100"), names)  # where runs have older rows
     assert len(names["rows"]) > len(names["newest"])
     assert sorted(names["newest"]["row_id"].dropna()) == sorted(names["frame"]["row_id"].dropna())
