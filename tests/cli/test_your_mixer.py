@@ -49,14 +49,26 @@ def test_the_page_runs_from_the_class_to_the_frontier(tmp_path, monkeypatch, run
     assert {path.name for path in Path("results").glob("*.png")} == {"pareto.png", "rate.png"}
 
 
+def part(title):
+    """A piece of `fading.py` that the page shows by itself."""
+    return re.search(rf"```python\n# fading.py, {title}\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+
+
 @pytest.mark.usefixtures("own_registries")
-def test_the_page_s_forward_of_packed_examples_keeps_the_laws(tmp_path, run_cli):
-    forward = re.search(r"    def forward\(.*?\n\n", files()["fading.py"], re.DOTALL)[0]
-    packed = re.search(r"```python\n# fading.py, its forward.*?\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
-    (tmp_path / "fading.py").write_text(files()["fading.py"].replace(forward, f"{packed}\n"))
+@pytest.mark.parametrize("asked", [False, True], ids=["whole", "asked"])
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_the_page_s_other_forwards_keep_the_laws(tmp_path, run_cli, asked, packed):
+    text = files()["fading.py"]
+    if packed:
+        forward = re.search(r"    def forward\(.*?\n\n", text, re.DOTALL)[0]
+        text = text.replace(forward, f"{part('its forward that takes packed examples')}\n")
+    if asked:
+        text += f"\n{part('its forward_asked')}"
+    (tmp_path / "fading.py").write_text(text)
     outcome = run_cli("check", "mixer", "fading", "--plugin", str(tmp_path / "fading.py"), "--quiet")
     assert outcome.stdout.strip() == f"fading keeps all {len(LAWS)} laws.", outcome.stdout
-    assert get_mixer("fading").packs(None, asked=True)
+    assert get_mixer("fading").packs_as_it_is(None, asked=True) is packed
+    assert ("forward_asked" in vars(get_mixer("fading"))) is asked
 
 
 @pytest.mark.slow
