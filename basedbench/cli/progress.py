@@ -172,9 +172,10 @@ class LiveView(Tally):
 
 
 def outcome(row: dict[str, Any]) -> str:
-    """`accuracy 0.912`, or the status and its reason."""
+    """`accuracy 0.912`, and what is to be known of it; or the status and its reason."""
     if row["status"] == "ok":
-        return f"accuracy {row['accuracy']:.3f}"
+        but = f" ({row['reason']})" if row["reason"] else ""
+        return f"accuracy {row['accuracy']:.3f}{but}"
     return f"{row['status']} ({row['reason'] or row['stop_reason']})"
 
 

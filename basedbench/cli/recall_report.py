@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import typer
@@ -109,8 +110,27 @@ def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
     return {f"{label} ({stack})" if count[label] > 1 else label: runs for (label, stack), runs in models.items()}
 
 
+def _best_rate(rows: Sequence[dict[str, Any]], chosen_on: str) -> tuple[str | None, ...]:
+    """State, accuracy and learning rate of a model at its best rate: means over seeds, as figures have them."""
+    rates: dict[float, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] in ("ok", "diverged"):
+            rates.setdefault(row["learning_rate"], []).append(row)
+    scores = {
+        rate: fmean(row[chosen_on] if row["status"] == "ok" else 0.0 for row in tried)
+        for rate, tried in rates.items()
+        if any(row["status"] == "ok" for row in tried)
+    }
+    if not scores:
+        return None, None, None
+    best = max(scores, key=scores.__getitem__)
+    good = [row for row in rates[best] if row["status"] == "ok"]
+    state = None if good[0]["state_bytes"] is None else quantity(good[0]["state_bytes"], "bytes")
+    return state, f"{fmean(row['accuracy'] for row in good):.3f}", f"{best:.4g}"
+
+
 def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool = False) -> None:
-    """Print the best run of every model, and what to do next."""
+    """Print every model at its best learning rate, and what to do next."""
     stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall", understood=True)}
     validated = cases[0].test.select == "validation"
     chosen_on = "validation_accuracy" if validated else "accuracy"
@@ -119,17 +139,13 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
     failures: Counter[str] = Counter()
     for label, runs in by_model(cases).items():
         found = [row for case in runs if (row := stored.get((case.suite, case.case_id)))]
-        good = [row for row in found if row["status"] == "ok"]
         lost = [row for row in found if row["status"] != "ok"]
         failures.update(f"{row['status']}: {row['reason'] or row['stop_reason']}" for row in lost)
+        failures.update(f"ok, but {row['reason']}" for row in found if row["status"] == "ok" and row["reason"])
         ended += found
-        best = max(good, key=lambda row: row[chosen_on], default=None)
-        shown: tuple[str | None, ...] = (None, None, None)
-        if best:
-            state = None if best["state_bytes"] is None else quantity(best["state_bytes"], "bytes")
-            shown = (state, f"{best['accuracy']:.3f}", f"{best['learning_rate']:.4g}")
-        rows.append((label, *shown, f"{len(found)}/{len(runs)}", len(lost)))
-    title = "Best run of each model: accuracy on the test split after its last epoch"
+        rows.append((label, *_best_rate(found, chosen_on), f"{len(found)}/{len(runs)}", len(lost)))
+    title = "Each model at its best learning rate: accuracy on the test split after the last epoch"
+    title += ", mean over seeds" if len({case.seed for case in cases}) > 1 else ""
     title += ", chosen on the validation split" if validated else ""
     print_table(title, RESULTS, rows, whole=RESULTS[1:])
     for failure, count in failures.most_common(MOST_FAILURES):

@@ -36,7 +36,7 @@ def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstance
         **_case_columns(case),
         **described,
         "status": progress.status,
-        "reason": reason or None,
+        "reason": reason or _not_finite(progress) or None,
         "stop_reason": progress.stop_reason or None,
         "accuracy": accuracies[-1] if accuracies else math.nan,
         "accuracy_best": max(accuracies, default=math.nan),
@@ -54,6 +54,13 @@ def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstance
         "code_version": code_version(),
         "fingerprint": json.dumps(fingerprint(circumstances.device), sort_keys=True),
     }
+
+
+def _not_finite(progress: Progress) -> str:
+    """What is to be known of a run that came to its end, but answers with no number somewhere."""
+    if progress.status != "ok" or not progress.not_finite:
+        return ""
+    return f"answers are not finite in {', '.join(progress.not_finite)} of the test"
 
 
 def _case_columns(case: RecallCase) -> dict[str, Any]:

@@ -35,12 +35,16 @@ EVALUATION_TOKENS = 65_536
 
 @dataclass
 class Progress:
-    """What a run has shown so far. Accuracies are fractions of the queries answered rightly."""
+    """What a run has shown so far. Accuracies are fractions of the queries answered rightly.
+
+    `not_finite` are the tested slices in which some answer was no finite number after the last epoch.
+    """
 
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     slices: dict[str, list[float]] = field(default_factory=dict)
     validation: list[float] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
     steps: int = 0
     status: str = "ok"
     stop_reason: str = ""
@@ -73,6 +77,7 @@ class RecallRun:
         self.judged = [(split, part) for split, parts in data.splits.items() for part in parts]
         self.test_cursors = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in self.judged]
         self.hits = torch.zeros(len(self.judged), dtype=torch.int64, device=self.device)
+        self.test_losses = torch.zeros(len(self.judged), dtype=torch.float64, device=self.device)
 
     def train(self) -> Iterator[bool]:
         """Run to the end. Yields True after enqueuing work, False when it can only wait for the device."""
@@ -96,7 +101,8 @@ class RecallRun:
                 self.recorder.play(self.test_batch, index, size)
                 yield True
         weights = get_total_norm([weight.detach() for weight in self.model.parameters()]).double()
-        report = self.recorder.fetch(torch.cat([self.loss.view(1), weights.view(1), self.hits.double()]))
+        parts = [self.loss.view(1), weights.view(1), self.hits.double(), self.test_losses]
+        report = self.recorder.fetch(torch.cat(parts))
         while not report.ready():
             yield False
         self._end_epoch(report.values(), len(schedule))
@@ -107,6 +113,7 @@ class RecallRun:
         self.optimizer.learning_rate.fill_(cosine(train.epochs, epoch) * self.case.learning_rate)
         self.loss.zero_()
         self.hits.zero_()
+        self.test_losses.zero_()
         for cursor in self.test_cursors:
             cursor.zero_()
         for part, cursor, order in zip(self.data.train, self.cursors, self.orders, strict=True):
@@ -155,8 +162,9 @@ class RecallRun:
         _, part = self.judged[index]
         cursor = self.test_cursors[index]
         order_N = self.recorder.arange(len(part.tokens_NL))
-        _, hits = self._losses(take_batch(part.tables, order_N, cursor, size))
+        loss_N, hits = self._losses(take_batch(part.tables, order_N, cursor, size))
         self.hits[index].add_(hits.sum())
+        self.test_losses[index].add_(loss_N.sum())
         cursor.add_(size)
         self.model.train()
 
@@ -170,7 +178,8 @@ class RecallRun:
 
     def _end_epoch(self, values: list[float], steps: int) -> None:
         progress = self.progress
-        loss, weights, *counts = values
+        loss, weights, *rest = values
+        counts, test_losses = rest[: len(self.judged)], rest[len(self.judged) :]
         progress.steps += steps
         progress.losses.append(loss / steps)
         found: dict[str, list[float]] = {}
@@ -179,6 +188,8 @@ class RecallRun:
             found.setdefault(split, []).append(accuracy)
             if split == "test":
                 progress.slices.setdefault(part.name, []).append(accuracy)
+        told = zip(self.judged, test_losses, strict=True)
+        progress.not_finite = list(dict.fromkeys(part.name for (_, part), one in told if not math.isfinite(one)))
         progress.accuracies.append(mean(found["test"]))
         if "validation" in found:
             progress.validation.append(mean(found["validation"]))
@@ -225,7 +236,8 @@ class RecallRun:
 
     def _record(self) -> Iterator[None]:
         """Record every kind of step, piece by piece; on a CPU there is nothing to record."""
-        changed = [*self.optimizer.tensors(), self.loss, self.hits, *self.cursors, *self.test_cursors]
+        changed = [*self.optimizer.tensors(), self.loss, self.hits, self.test_losses]
+        changed += [*self.cursors, *self.test_cursors]
         self.model.train()
         yield from self.recorder.record(self._kinds(), changed, self._stand_before)
 

@@ -154,6 +154,24 @@ def test_the_run_that_validation_chooses_is_the_one_shown(run_cli: RunCli, suite
     assert "chosen on the validation" in " ".join(text.split())
 
 
+def test_several_seeds_are_shown_by_their_mean_at_the_best_rate(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
+    """As the figure has it: one lucky seed is not the model's accuracy."""
+    out = tmp_path / "results"
+    suite.write_text(SUITE.replace("[2, 4]", "2"))
+    sweep(run_cli, suite, out, "--seed", "0,1")
+    found = {0: (0.95, 0.1), 1: (0.7, 0.6)}
+    for rate, accuracies in zip(
+        sorted({row["learning_rate"] for row in rows(out, "recall")}), found.values(), strict=True
+    ):
+        for row in rows(out, "recall"):
+            if row["learning_rate"] == rate:
+                changed = {"accuracy": accuracies[row["seed"]], "created_at": None, "row_id": None}
+                Store(out).write("recall", row | changed)
+    text = " ".join(sweep(run_cli, suite, out, "--seed", "0,1").split())
+    assert "mean over seeds" in text
+    assert " 0.650 0.02 4/4 0 " in text
+
+
 def test_one_model(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     model = ["--mixer", "sliding_window", "--d-model", 32, "--window", "4", "--heads=2", "--lr", "1e-2", "--seed", "3"]

@@ -1,5 +1,5 @@
 import math
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from basedbench.training import data
 from basedbench.training.cases import recall_cases
 from basedbench.training.data import recall_data, split_sizes
 from basedbench.training.optimizer import AdamW
+from basedbench.training.rows import Circumstances, recall_row
 from basedbench.training.run import RecallRun, build_model, cosine
 from tests.training.conftest import MakeCase, tiny_suite, trained
 
@@ -173,6 +174,26 @@ def test_weights_that_only_the_last_step_spoils_end_the_run_as_diverged(make_cas
     assert (run.progress.status, run.progress.stop_reason) == ("diverged", "weights are not finite")
 
 
+def test_answers_that_are_not_finite_are_named_in_the_row(make_case: MakeCase) -> None:
+    """A forward that overflows behind the lengths of training scores low there, and nothing else would say why."""
+    case = make_case(epochs=1)
+    run = RecallRun(case, recall_data(case, "cpu"), "cpu")
+    hidden = run.model.hidden
+
+    def overflowing(tokens_BL: torch.Tensor, *more: Any) -> torch.Tensor:
+        asked_BKD = hidden(tokens_BL, *more)
+        return asked_BKD if run.model.training or tokens_BL.shape[1] < 32 else asked_BKD * math.nan
+
+    run.model.hidden = overflowing  # type: ignore[method-assign]
+    for _ in run.train():
+        pass
+    assert run.progress.status == "ok"
+    assert run.progress.not_finite == ["32x8"]
+    row = recall_row(case, run.progress, Circumstances("cpu", 0.1))
+    assert row["reason"] == "answers are not finite in 32x8 of the test"
+    assert recall_row(case, trained(case).progress, Circumstances("cpu", 0.1))["reason"] is None
+
+
 def test_what_needs_no_gradient_stays_and_what_has_none_is_named(
     make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +232,7 @@ def test_only_the_validation_split_stops_a_run_that_is_chosen_by_it(seen: str, s
     case = recall_cases(cast(RecallSuite, judged))[0]
     run = RecallRun(case, recall_data(case, "cpu"), "cpu")
     all_right = [float(part.targets_NK.numel() * (split == seen)) for split, part in run.judged]
-    run._end_epoch([1.0, 1.0, *all_right], steps=1)
+    run._end_epoch([1.0, 1.0, *all_right, *[0.0] * len(all_right)], steps=1)
     assert run.progress.stop_reason == ("validation accuracy above 0.99" if stops else "")
 
 

@@ -97,7 +97,7 @@ def chooses_kernels(tensor: torch.Tensor) -> bool:
 
 def play(run: RecallRun) -> None:
     """What `_record` and `_epoch` do, without a graph: every kind of step once, back to the start, and the epoch."""
-    changed = [*run.optimizer.tensors(), run.loss, run.hits, *run.cursors, *run.test_cursors]
+    changed = [*run.optimizer.tensors(), run.loss, run.hits, run.test_losses, *run.cursors, *run.test_cursors]
     saved = [tensor.detach().clone() for tensor in changed]
     run.rehearse()
     with torch.no_grad():
