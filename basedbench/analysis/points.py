@@ -10,8 +10,7 @@ from basedbench.analysis.columns import check_accuracy
 from basedbench.analysis.decoding import COLUMN, with_decode_rate
 from basedbench.analysis.frontier import pareto_front
 from basedbench.analysis.selection import select
-from basedbench.analysis.suites import as_last_set, check_one_test, runs_of_suites
-from basedbench.errors import warn
+from basedbench.analysis.suites import check_one_test, rows_for_figure
 from basedbench.store.dataset import load
 
 
@@ -25,10 +24,7 @@ def points(
     tasks are left out, which a warning tells, and so is what has no place on the figure (x above 0, and y). Raises
     UserError as that command does.
     """
-    frame, earlier = as_last_set(runs_of_suites(load(results, "recall", understood=True), suites))
-    for name, count in earlier.items():
-        rows = "1 row is" if count == 1 else f"{count} rows are"
-        warn(f"{rows} left out: of another task that the suite {name} had before.")
+    frame = rows_for_figure(load(results, "recall", understood=True), suites)
     check_one_test(frame)
     check_accuracy(frame, y)
     if x == COLUMN:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from basedbench.analysis.columns import slices
-from basedbench.errors import UserError
+from basedbench.errors import UserError, warn
 
 _TRAINED = ("train", "test", "test_examples")  # the slices are in the rows themselves
 
@@ -53,6 +53,15 @@ def check_one_test(frame: pd.DataFrame) -> None:
             f"the suites {', '.join(tests)} were tested on different tasks, which do not belong in one figure; "
             "choose with --suite."
         )
+
+
+def rows_for_figure(frame: pd.DataFrame, suites: Sequence[str]) -> pd.DataFrame:
+    """`runs_of_suites` without the rows of a suite's earlier tasks, which a warning tells."""
+    last, earlier = as_last_set(runs_of_suites(frame, suites))
+    for name, count in earlier.items():
+        rows = "1 row is" if count == 1 else f"{count} rows are"
+        warn(f"{rows} left out: of another task that the suite {name} had before.")
+    return last
 
 
 def as_last_set(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -220,13 +220,9 @@ def _target(out: Path | None, results: Path, name: str, width: str) -> Path:
 
 
 def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] | None) -> "pd.DataFrame":
-    from basedbench.analysis.suites import as_last_set, check_one_test, runs_of_suites
+    from basedbench.analysis.suites import check_one_test, rows_for_figure
 
-    frame, earlier = as_last_set(runs_of_suites(_rows(results, "recall"), suites or ()))
-    for name, count in earlier.items():
-        rows = "1 row is" if count == 1 else f"{count} rows are"
-        typer.echo(f"{rows} left out: of another task that the suite {name} had before.", err=True)
-    frame = _only(frame, "precision", precisions)
+    frame = _only(rows_for_figure(_rows(results, "recall"), suites or ()), "precision", precisions)
     check_one_test(frame)
     return frame
 
