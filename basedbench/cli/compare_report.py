@@ -15,6 +15,10 @@ from basedbench.timing.pairs import Pair
 REGRESSION, INCOMPLETE = 1, 3
 _HEADINGS = {"throughput": ("case", "A ms", "B ms", "B / A"), "recall": ("model", "A", "B", "B - A")}
 _NOTES = 10
+_TWO_RUNS = (
+    "A and B were timed in runs of their own: what the machine did in between is in the ratio, too. Time A once more "
+    "before you believe it, or two contenders in one run, which take turns."
+)
 _SHORT = 4  # words of a label: operator and contender, mode, dtype, batch x length
 
 
@@ -38,6 +42,9 @@ def table(kind: str, found: Found, choice: Choice) -> None:
         typer.echo(f"Besides basedbench itself, what differs: {visible(found.software)}")
     lines = [(name, *_numbers(kind, pair)) for name, pair in zip(_names(found.pairs), found.pairs, strict=True)]
     print_table("", columns, lines, whole=columns[1:])
+    seen = {pair.result.verdict for pair in found.pairs}
+    if kind == "throughput" and choice.b is not None and seen & {"FASTER", "SLOWER"}:
+        print_note(_TWO_RUNS)
 
 
 def notes(pairs: Sequence[Pair]) -> None:

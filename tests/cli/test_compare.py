@@ -62,6 +62,7 @@ def test_every_verdict_and_the_exit_code(run_cli: RunCli, folders: tuple[Path, P
     found = dict(re.findall(r"1x(\d+) .* (SAME|FASTER|SLOWER|UNCLEAR|MISSING) *$", outcome.stdout, re.MULTILINE))
     assert found == {"256": "SAME", "512": "FASTER", "1024": "SLOWER", "2048": "UNCLEAR", "4096": "MISSING"}
     assert "1 FASTER, 1 SLOWER, 1 SAME, 1 UNCLEAR, 1 MISSING: a regression (exit code 1)" in outcome.stdout
+    assert "A and B were timed in runs of their own" in outcome.stdout
     assert "not in B" in outcome.stdout
     assert run_cli("compare", a, b, "--filter", "x(256|512) ").exit_code == 0
     assert run_cli("compare", a, b, "--filter", "x4096 ").exit_code == 3
@@ -244,6 +245,7 @@ def test_two_contenders_of_one_run(run_cli: RunCli, folders: tuple[Path, Path]) 
     outcome = run_cli("compare", a, "--contender", "mine", "--against", "ours")
     assert outcome.exit_code == 0
     assert outcome.stdout.count("FASTER taylor_attention/mine") == 2
+    assert "in runs of their own" not in outcome.stdout  # two contenders of one
     assert "the device was held back in B" in unwrapped(outcome.stdout)
     assert run_cli("compare", a, "--contender", "ours", "--against", "mine").exit_code == 1
     assert run_cli("compare", a, "--contender", "ours", "--against", "attention/sdpa-flash").exit_code == 3
