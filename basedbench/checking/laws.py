@@ -13,15 +13,26 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from basedbench.checking.soundness import (
+    CHANGED,
+    answers_are_the_same_again,
+    initialise_can_be_called_and_gives_numbers,
+    memory_is_in_the_state,
+    numbers_are_finite,
+    training_is_causal_and_each_sequence_alone,
+)
 from basedbench.checking.subject import (
     BATCH,
+    LEAK,
     LENGTH,
     Breach,
     Subject,
+    changed_before,
     changes,
     differences,
     layout,
     layouts,
+    noted,
     plain,
     size,
     stated_formula,
@@ -35,11 +46,8 @@ from basedbench.mixers import Mixer, get_mixer
 from basedbench.mixers.base import PARAMETERS
 from basedbench.models import Dropout
 
-CHANGED = 20  # from this position on causality's two inputs differ
 ROOM = LENGTH + 5
 FEW_DIGITS = 0.05  # of bfloat16 beside float32
-LEAK = 1e-12  # rounding, of what changes by up to one; where a Fourier transform mixes in larger changes, of those ...
-LARGEST = 1e4  # ... but of none above this
 SLOPE = 1e-3  # of a gradient's norm, along a random direction
 MOVES = 1e-6, 1e-3, 1e-8  # of a central difference: the usual one, one above float32's rounding, one between kinks
 ALL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -86,16 +94,14 @@ def causal(subject: Subject) -> Iterator[Breach]:
         x_BLD = subject.inputs(batch, length)
         changed_BLD = x_BLD.clone()
         changed_BLD[:, changed:] += 10
-        with torch.no_grad(), _noted(length):
-            difference_L = (mixer(changed_BLD) - mixer(x_BLD)).abs().amax((0, 2))
-        early, largest = difference_L[:changed], float(difference_L.max())
-        bound = LEAK * min(max(1.0, largest), LARGEST)
-        if not early.max() < bound:
-            first = int((~(early < bound)).nonzero()[0])
-            amount = f"changes by {float(difference_L[first]):.2g} when the inputs from position {changed} on change"
-            place = f"the output at position {first}"
+        with torch.no_grad(), noted(length):
+            y_BLD = mixer(x_BLD)
+            difference_BLD = mixer(changed_BLD) - y_BLD
+        if found := changed_before(difference_BLD, changed):
+            amount = f"changes by {found[1]:.2g} when the inputs from position {changed} on change"
+            place = f"the output at position {found[0]}"
             yield Breach(place if length == LENGTH else f"{place} of {length} tokens", amount)
-        if length == LENGTH and largest <= 1e-6:
+        if length == LENGTH and difference_BLD.abs().max() <= LEAK * y_BLD.abs().max():
             yield Breach("the outputs", "do not depend on the inputs")
 
 
@@ -105,7 +111,7 @@ def forward_prefill_and_steps_agree(subject: Subject) -> Iterator[Breach]:
     checks = [(BATCH, length) for length in (1, 2, 17, LENGTH)] + [(1, long)] * (long > LENGTH)
     for batch, length in checks:
         x_BLD = subject.inputs(batch, length)
-        with torch.inference_mode(), _noted(length):
+        with torch.inference_mode(), noted(length):
             y_BLD = mixer(x_BLD)
             stepped_BLD, _ = steps(mixer, x_BLD, mixer.init_state(batch, length, torch.float64))
             filled_BLD, _ = mixer.prefill(x_BLD)
@@ -167,11 +173,11 @@ def prefill_then_steps(subject: Subject) -> Iterator[Breach]:
     if long > LENGTH:
         checks.append((1, long, [long - 8], [long]))
     for batch, length, prompts, rooms in checks:
-        with torch.inference_mode(), _noted(length):
+        with torch.inference_mode(), noted(length):
             right_BLD = mixer(subject.inputs(batch, length))
         for prompt, room in product(prompts, rooms):
             x_BLD = subject.inputs(batch, length)
-            with torch.inference_mode(), _noted(length):
+            with torch.inference_mode(), noted(length):
                 head_BLD, state = mixer.prefill(x_BLD[:, :prompt], room)
                 tail_BLD, _ = steps(mixer, x_BLD[:, prompt:], state)
             joined_BLD = torch.cat((head_BLD, tail_BLD), 1)
@@ -265,7 +271,7 @@ def _differ_from_slopes(subject: Subject, missing: Set[str]) -> Iterator[Breach]
     draws = torch.Generator().manual_seed(5)
     x_BLD = subject.inputs(2, length).requires_grad_()
     weights_BLD = torch.randn(x_BLD.shape, dtype=torch.float64, generator=draws)
-    with _noted(length):
+    with noted(length):
         y_BLD = mixer(x_BLD)
         (y_BLD * weights_BLD).sum().backward()
     rounding = 1e-14 * float((y_BLD.detach() * weights_BLD).norm())  # of the sum
@@ -366,17 +372,6 @@ def randomness_has_a_generator_of_its_own(subject: Subject) -> Iterator[Breach]:
 
 
 @contextmanager
-def _noted(length: int) -> Iterator[None]:
-    """What is raised for the long sequence only says so."""
-    try:
-        yield
-    except Exception as error:
-        if length > LENGTH:
-            error.add_note(f"with {length} tokens; a mixer that takes fewer refuses them in check_length")
-        raise
-
-
-@contextmanager
 def _without_its_log() -> Iterator[None]:
     """What PyTorch prints of a call that fails on such tensors is in the exception."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -391,12 +386,14 @@ def _without_its_log() -> Iterator[None]:
 class Law:
     """A promise, the function that looks for breaches, and what to do about them.
 
-    `by_raising`: what it looks for shows in what the mixer raises.
+    `by_raising`: what it looks for shows in what the mixer raises. `first`: where several are broken, others may follow
+    from this one; of several such ones from the first in LAWS.
     """
 
     look: Callable[[Subject], Iterator[Breach]]
     advice: str
     by_raising: bool = False
+    first: bool = False
 
     @property
     def name(self) -> str:
@@ -409,10 +406,41 @@ STATED = Law(
 )
 LAWS = (
     Law(output_has_shape_and_dtype, "Give back what came in: cast sums kept in a wider dtype with .to(x.dtype)."),
-    Law(inputs_are_left_as_they_are, "No x.mul_(), x += or x[...] =, and none of .data: work on a new tensor."),
+    Law(
+        inputs_are_left_as_they_are,
+        "No x.mul_(), x += or x[...] =, and none of .data: work on a new tensor.",
+        first=True,
+    ),
+    Law(
+        initialise_can_be_called_and_gives_numbers,
+        "Fill in initialise(self, layers, init) what the constructor leaves empty.",
+        first=True,
+    ),
+    Law(
+        answers_are_the_same_again,
+        "Draw only where self.training; keep nothing of a call for the next one.",
+        first=True,
+    ),
+    Law(
+        numbers_are_finite,
+        "Look for exp() of what a sum over time makes large: subtract first, then exp; mask before exp, too.",
+        first=True,
+    ),
+    Law(sequences_are_independent, "Look for a sum, norm or reshape that mixes dimension 0.", first=True),
     Law(
         causal,
         "Look for a mean, norm or convolution over the whole length or a chunk, and for masks that are off by one.",
+        first=True,
+    ),
+    Law(
+        training_is_causal_and_each_sequence_alone,
+        "Look for `if self.training`, and for norms over the batch or the length, such as BatchNorm; each reads what a "
+        "step will not have.",
+    ),
+    Law(
+        memory_is_in_the_state,
+        "Keep nothing on the module from one step to the next: all that a step reads of earlier ones is in the state.",
+        first=True,
     ),
     Law(
         forward_prefill_and_steps_agree,
@@ -432,7 +460,6 @@ LAWS = (
     Law(
         state_keeps_its_size, "Allocate all room in init_state(max_length) and write into it; never torch.cat a state."
     ),
-    Law(sequences_are_independent, "Look for a sum, norm or reshape that mixes dimension 0."),
     Law(ages_decode_together, "Keep positions in the state, one for each sequence, not in the module or a Python int."),
     Law(
         gradients_are_right,

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,15 @@ from torch import Tensor
 
 from basedbench.errors import UserError
 from basedbench.mixers import Mixer, State, get_mixer
+from basedbench.mixers.base import Init
 
 LENGTH, BATCH = 33, 3
 LONG = 201  # ends 9 tokens into a chunk of 16, 32 or 64, and in the second of 128
-CLOSE = 1e-7  # absolute and relative, in float64
+CLOSE = 1e-7  # relative, in float64; of small numbers among large ones, to the largest, but to no more than one
+LEAK = 1e-12  # rounding, of what changes by up to one; where a Fourier transform mixes in larger changes, of those ...
+LARGEST = 1e4  # ... but of none above this
+LITTLE = 0.02  # the recipe's standard deviation of a Linear
+LAYERS = 2  # of the model whose part the mixer is
 
 
 @dataclass(frozen=True)
@@ -31,33 +37,49 @@ class Breach:
 
 @dataclass(frozen=True)
 class Subject:
-    """A mixer with its options, built anew (the same weights each time) for each law."""
+    """A mixer with its options, built anew (the same weights each time) for each law, as the trainer builds it."""
 
     name: str
     d_model: int
     options: dict[str, Any] = field(default_factory=dict)
 
     def build(self, dtype: torch.dtype = torch.float64) -> Mixer:
-        """The mixer, in evaluation mode."""
+        """The mixer, in evaluation mode: begun as in the trainer's model, but with little where that begins at zero."""
         torch.manual_seed(0)
-        return get_mixer(self.name)(self.d_model, **self.options).to(dtype).eval()
+        mixer = get_mixer(self.name)(self.d_model, **self.options)
+        initialised(mixer)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                if parameter.requires_grad:  # what begins at zero hides what it is multiplied with
+                    noise = torch.randn_like(parameter) * LITTLE
+                    parameter.add_(noise * (parameter == 0))
+        return mixer.to(dtype).eval()
 
     def inputs(self, batch: int = BATCH, length: int = LENGTH, dtype: torch.dtype = torch.float64) -> Tensor:
         """Seeded normal x (B,L,D)."""
         shape = batch, length, self.d_model
         return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
-    def longest(self) -> int:
-        """LONG, or as many tokens as the mixer's `check_length` allows; not below LENGTH."""
+    def longest(self, most: int = LONG) -> int:
+        """`most`, or as many tokens as the mixer's `check_length` allows; not below LENGTH."""
         cls = get_mixer(self.name)
         options = cls.resolve(self.d_model, self.options)
-        for length in range(LONG, LENGTH, -1):
+        for length in range(most, LENGTH, -1):
             try:
                 cls.check_length(options, length)
             except UserError:
                 continue
             return length
         return LENGTH
+
+
+def initialised(mixer: Mixer, init: Init = "published") -> None:
+    """Call `initialise` as the trainer's model does; what it raises says so."""
+    try:
+        mixer.initialise(LAYERS, init)
+    except Exception as error:
+        error.add_note(f"the trainer calls initialise(layers={LAYERS}, init={init!r}), by position")
+        raise
 
 
 def steps(mixer: Mixer, x_BLD: Tensor, state: State) -> tuple[Tensor, State]:
@@ -67,6 +89,16 @@ def steps(mixer: Mixer, x_BLD: Tensor, state: State) -> tuple[Tensor, State]:
         y_BD, state = mixer.step(x_BD, state)
         outputs.append(y_BD)
     return torch.stack(outputs, 1), state
+
+
+def by_turns(mixer: Mixer, x_BLD: Tensor) -> Iterator[tuple[Tensor, State]]:
+    """Each output (B, D) of steps and the state after it, while those of another text, x backwards, come between."""
+    batch, length, _ = x_BLD.shape
+    state, other = (mixer.init_state(batch, length, x_BLD.dtype, x_BLD.device) for _ in range(2))
+    for position in range(length):
+        y_BD, state = mixer.step(x_BLD[:, position].clone(), state)
+        yield y_BD.clone(), state
+        _, other = mixer.step(x_BLD[:, length - 1 - position].clone(), other)
 
 
 def layout(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -96,12 +128,34 @@ def differences(what: str, found: Tensor, right: Tensor, *, tokens: bool = True)
         return
     if found.dtype != right.dtype:
         yield Breach(what, f"{plain(found.dtype)} where {plain(right.dtype)} is due")
-    distance = (_wide(found) - _wide(right)).abs()
-    far = ~(distance <= CLOSE + CLOSE * _wide(right).abs())
+    distance, sizes = (_wide(found) - _wide(right)).abs(), _wide(right).abs()
+    largest = min(1.0, float(sizes.nan_to_num(nan=1.0).max())) if sizes.numel() else 1.0
+    far = ~(distance <= CLOSE * (largest + sizes))
     if far.any():
         first = int(far.flatten(2).any(2).any(0).nonzero()[0]) if tokens else 0
         place = f"{what}, first at position {first}" if tokens else what
         yield Breach(place, f"differs by up to {float(distance.nan_to_num(nan=float('inf')).max()):.2g}")
+
+
+def changed_before(difference_BLD: Tensor, changed: int) -> tuple[int, float] | None:
+    """Which of the positions before `changed` is the first whose output changes by more than rounding; by how much."""
+    difference_L = difference_BLD.abs().amax((0, 2))
+    early_L, bound = difference_L[:changed], LEAK * min(max(1.0, float(difference_L.max())), LARGEST)
+    if early_L.max() < bound:
+        return None
+    first = int((~(early_L < bound)).nonzero()[0])
+    return first, float(difference_L[first])
+
+
+@contextmanager
+def noted(length: int) -> Iterator[None]:
+    """What is raised for a long sequence only says so."""
+    try:
+        yield
+    except Exception as error:
+        if length > LENGTH:
+            error.add_note(f"with {length} tokens; a mixer that takes fewer refuses them in check_length")
+        raise
 
 
 def _wide(x: Tensor) -> Tensor:
