@@ -1,7 +1,7 @@
 """Whether a mixer of the user's own answers from the state it states: looked at before a sweep trains it.
 
 The project's own mixers are held to more than this by the tests. In float32, as runs train, with room for its rounding:
-what a shortcut gains is far above that.
+what a shortcut gains is far above that. Over the longest test length, but at most LONGEST tokens, and STEPPED steps.
 """
 
 import json
@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from basedbench.checking.subject import Subject, changes, layout
+from basedbench.checking.soundness import not_finite
+from basedbench.checking.subject import Subject, by_turns, changes, layout
 from basedbench.errors import printable, said_by, sentence
 from basedbench.mixers import Mixer, get_mixer
 from basedbench.models.recall import LayerSpec
@@ -25,7 +26,8 @@ from basedbench.timing.worker import Failure, Worker
 from basedbench.training.cases import RecallCase
 
 ROUNDING = 1e-3  # of the largest output
-BATCH, LONGEST = 2, 256
+BATCH, LONGEST, STEPPED = 2, 2048, 1024  # the tokens that forward reads at most, and how many steps
+SHORT = 256  # texts of so many tokens are not looked at without their second half, too
 LIMIT_S = 60.0  # for one mixer
 UNSEEN = "its state could not be looked at"
 
@@ -126,14 +128,16 @@ def state_doubt(subject: Subject, length: int, device: str = "cpu") -> str | Non
     try:
         mixer = subject.build(torch.float32).to(device)
         with torch.no_grad():
-            y_BLD = mixer(x_BLD)
-            if not y_BLD.any():  # a last product that begins at zero would hide all
-                for parameter in mixer.parameters():
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-                y_BLD = mixer(x_BLD)
+            y_BLD = mixer(x_BLD.clone())
+        unset = [name for name, parameter in mixer.named_parameters() if not parameter.isfinite().all()]
+        found = not_finite(f"forward of {length} tokens", y_BLD)
     except (Exception, SystemExit) as error:
         place = "a CPU" if device == "cpu" else device
         return f"{UNSEEN}: on {place} it raises {shorten(sentence(error))}"
+    if unset:
+        return f"{UNSEEN}: after initialise not all numbers of its parameter {unset[0]} are finite"
+    if found:
+        return f"{UNSEEN}: {found}"
     try:
         with torch.no_grad():
             return _leak(mixer, x_BLD, y_BLD) or _steps_differ(mixer, x_BLD, y_BLD)
@@ -143,29 +147,36 @@ def state_doubt(subject: Subject, length: int, device: str = "cpu") -> str | Non
 
 
 def _leak(mixer: Mixer, x_BLD: Tensor, y_BLD: Tensor) -> str | None:
-    """Answers that depend on later tokens."""
+    """Answers that depend on later tokens: on what they are, or on whether they are there."""
     length = x_BLD.shape[1]
     changed = 3 * length // 5 | 1  # amid a chunk
     others_BLD = torch.cat((x_BLD[:, :changed], x_BLD[:, : length - changed]), 1)
-    early_BLD = y_BLD[:, :changed]
-    difference = _distance(mixer(others_BLD)[:, :changed], early_BLD)
-    return f"its outputs change by {difference:.2g} when later tokens do" if _more(difference, early_BLD) else None
+    looks = [("later tokens do", others_BLD, changed)]
+    if length > SHORT:
+        part = length // 2
+        looks.append((f"the tokens behind the first {part} of {length} are not there", x_BLD[:, :part].clone(), part))
+    for when, given_BLD, same in looks:
+        early_BLD = y_BLD[:, :same]
+        difference = _distance(mixer(given_BLD)[:, :same], early_BLD)
+        if _more(difference, early_BLD):
+            return f"its outputs change by {difference:.2g} when {when}"
+    return None
 
 
 def _steps_differ(mixer: Mixer, x_BLD: Tensor, y_BLD: Tensor) -> str | None:
     """Steps that need something besides their state: two texts take turns, so that nothing can be kept elsewhere."""
+    x_BLD, y_BLD = x_BLD[:, :STEPPED], y_BLD[:, :STEPPED]
     batch, length, _ = x_BLD.shape
-    state, other = (mixer.init_state(batch, length, x_BLD.dtype, x_BLD.device) for _ in range(2))
-    before, outputs = layout(state), []
-    for position in range(length):
-        y_BD, state = mixer.step(x_BLD[:, position].clone(), state)
+    before, outputs = layout(mixer.init_state(batch, length, x_BLD.dtype, x_BLD.device)), []
+    for position, (y_BD, state) in enumerate(by_turns(mixer, x_BLD)):
         for breach in changes(f"is not init_state's after step {position + 1}", before, layout(state)):
             return f"{breach.where} ({breach.amount})"
-        outputs.append(y_BD.clone())
-        _, other = mixer.step(x_BLD[:, length - 1 - position].clone(), other)
+        outputs.append(y_BD)
     stepped_BLD = torch.stack(outputs, 1)
     if stepped_BLD.shape != y_BLD.shape:
         return f"stepping gives the shape {tuple(stepped_BLD.shape)} and the forward {tuple(y_BLD.shape)}"
+    if found := not_finite(f"{length} steps", stepped_BLD):
+        return str(found)
     difference = _distance(stepped_BLD, y_BLD)
     return f"stepping differs from the forward by {difference:.2g}" if _more(difference, y_BLD) else None
 
@@ -175,5 +186,5 @@ def _distance(found: Tensor, right: Tensor) -> float:
 
 
 def _more(difference: float, right: Tensor) -> bool:
-    """Than rounding, of what is a number at all."""
-    return not difference <= ROUNDING * float(right.abs().max()) and bool(right.isfinite().all())
+    """Than rounding; what is no number is."""
+    return not difference <= ROUNDING * float(right.abs().max())

@@ -196,7 +196,10 @@ def test_an_initialise_that_the_trainer_cannot_call(cls, told):
 
 
 def test_what_begins_at_zero_hides_nothing():
-    assert "prefill of 2 tokens, first at position 1: differs" in breaches(BeginsAtZero)["forward prefill and steps agree"][0]
+    assert (
+        "prefill of 2 tokens, first at position 1: differs"
+        in breaches(BeginsAtZero)["forward prefill and steps agree"][0]
+    )
 
 
 def test_an_overflow_in_float32_beyond_short_sequences():

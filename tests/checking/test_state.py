@@ -88,10 +88,65 @@ class Zero(Cheat):
 
     name = "zero"
 
-    def __init__(self, d_model: int, **options: object) -> None:
-        super().__init__(d_model, **options)
+    def initialise(self, layers, init):  # type: ignore[no-untyped-def]
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+
+class LeaksLate(Sum):
+    name = "leaks_late"
+
+    def forward(self, x_BLD):  # type: ignore[no-untyped-def]
+        later_BLD = torch.cat((x_BLD[:, 1:] * (torch.arange(1, x_BLD.shape[1]) > 300)[:, None], 0 * x_BLD[:, :1]), 1)
+        return self.out(x_BLD.cumsum(1) + later_BLD)
+
+
+class LeaksLength(Sum):
+    """Its outputs say how long the text is."""
+
+    name = "leaks_length"
+
+    def forward(self, x_BLD):  # type: ignore[no-untyped-def]
+        return self.out(x_BLD.cumsum(1) * (1 + x_BLD.shape[1] / 1000))
+
+
+class BreaksLate(Sum):
+    """Its memory is emptied beyond 300 tokens."""
+
+    name = "breaks_late"
+
+    def forward(self, x_BLD):  # type: ignore[no-untyped-def]
+        return self.out(torch.cat((x_BLD[:, :300].cumsum(1), x_BLD[:, 300:].cumsum(1)), 1))
+
+
+class Overflows(Sum):
+    name = "overflows"
+
+    def forward(self, x_BLD):  # type: ignore[no-untyped-def]
+        grown_L1 = (2.0 * torch.arange(x_BLD.shape[1]))[:, None].exp()
+        return self.out((x_BLD.cumsum(1) * grown_L1) / grown_L1)
+
+
+class OverflowingSteps(Sum):
+    name = "overflowing_steps"
+
+    def step(self, x_BD, state):  # type: ignore[no-untyped-def]
+        y_BD, state = super().step(x_BD, state)
+        return y_BD / (state["sum"] != state["sum"]), state
+
+
+class BeginsAsNaN(Sum):
+    name = "begins_as_nan"
+
+    def initialise(self, layers, init):  # type: ignore[no-untyped-def]
+        nn.init.constant_(self.out.bias, float("nan"))
+
+
+class Raises(Sum):
+    name = "raises"
+
+    def initialise(self, layers, init):  # type: ignore[no-untyped-def]
+        raise RuntimeError("boom")
 
 
 class Unusable(Sum):
@@ -117,6 +172,13 @@ class Unusable(Sum):
         (Leak, "its outputs change by "),
         (Grows, "state 'sum' is not init_state's after step 1 ("),
         (Stepless, "decoding raises NotImplementedError: Stepless has no `step`"),
+        (Overflows, "its state could not be looked at: forward of 64 tokens, first at position "),
+        (OverflowingSteps, "64 steps, first at position 0: 64 of 64 outputs are not finite"),
+        (
+            BeginsAsNaN,
+            "its state could not be looked at: after initialise not all numbers of its parameter out.bias are",
+        ),
+        (Raises, "its state could not be looked at: on a CPU it raises RuntimeError: boom (test_state.py line "),
         (Stateless, "decoding raises NotImplementedError: Stateless has no `init_state`"),
     ],
 )
@@ -126,9 +188,24 @@ def test_a_state_that_answers_do_not_rest_on_is_in_doubt(mixer: type[Mixer], dou
     assert found == doubt if doubt is None or found is None else found.startswith(doubt)
 
 
+@pytest.mark.parametrize(
+    ("mixer", "doubt"),
+    [
+        (Sum, None),
+        (LeaksLate, "its outputs change by "),
+        (LeaksLength, "its outputs change by "),
+        (BreaksLate, "stepping differs from the forward by "),
+    ],
+)
+def test_late_tokens_are_looked_at_too(mixer: type[Mixer], doubt: str | None) -> None:
+    register(mixer)
+    found = state_doubt(Subject(mixer.name, 16), 512)
+    assert found == doubt if doubt is None or found is None else found.startswith(doubt)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_own_mixers_are_not_in_doubt(name: str) -> None:
-    assert state_doubt(Subject(name, 64), 100) is None  # rwkv7 takes no 32
+    assert state_doubt(Subject(name, 64), 300) is None  # rwkv7 takes no 32
 
 
 def test_on_a_gpu_that_is_not_the_first_kernels_go_there(monkeypatch: pytest.MonkeyPatch) -> None:
