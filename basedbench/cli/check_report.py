@@ -79,6 +79,7 @@ def laws(
     `unstated` is the law about what the mixer states, if it states nothing: nobody can say whether it is kept.
     """
     asked = {law: some for law, some in found.items() if some or law is not unstated}
+    cause = _cause(found)
     if as_json:
         print_json([_entry(law, asked.get(law)) for law in every])
         return
@@ -90,7 +91,7 @@ def laws(
         if len(some) > _MOST:
             typer.echo(f"        and {len(some) - _MOST} more (--json prints all)")
         if some and not _raised(law, found):
-            _say(f"        Next: {law.advice}", indent=" " * 10)
+            _say(f"        {'Mend this first' if law is cause else 'Next'}: {law.advice}", indent=" " * 10)
     broken, left = sum(bool(some) for some in found.values()), len(every) - len(found)
     rest = f" {left} {'was' if left == 1 else 'were'} not looked at." if left else ""
     all_kept = f"{name} keeps all {len(asked)} laws" + (" that it can be held to." if len(asked) < len(every) else ".")
@@ -98,10 +99,19 @@ def laws(
     typer.echo(f"{name}: {broken} of {len(every)} laws {are} broken.{rest}" if broken or left else all_kept)
     if unstated and unstated not in asked and not quiet:
         typer.echo("Its docstring states no size of the state (`state_bytes = ...`): that was not compared.")
-    if raised := Counter(str(some[0]) for law, some in found.items() if _raised(law, found)):
+    if cause:
+        _say(f"Next: mend this first, from which others may follow: {cause.name}: {found[cause][0]}")
+    elif raised := Counter(str(some[0]) for law, some in found.items() if _raised(law, found)):
         ((most, count),) = raised.most_common(1)
         laws_kept = "1 law" if count == 1 else f"{count} laws"
         _say(f"Next: mend this first, which kept {laws_kept} from being looked at: {most}")
+
+
+def _cause(found: "Mapping[Law, Sequence[Breach]]") -> "Law | None":
+    """Of several broken laws the one from which others may follow, if there is one; not for what the mixer raises."""
+    broken = [law for law, some in found.items() if some]
+    causes = (law for law in broken if law.first and not all(breach.raised for breach in found[law]))
+    return next(causes, None) if len(broken) > 1 else None
 
 
 def _raised(law: "Law", found: "Mapping[Law, Sequence[Breach]]") -> bool:
