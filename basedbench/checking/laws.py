@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from basedbench.checking.soundness import (
     CHANGED,
+    FAR,
     answers_are_the_same_again,
     initialise_can_be_called_and_gives_numbers,
     memory_is_in_the_state,
@@ -90,6 +91,8 @@ def causal(subject: Subject) -> Iterator[Breach]:
     checks = [(BATCH, LENGTH, CHANGED)]
     if long > LENGTH:
         checks += [(1, long, 3 * long // 4), (1, long, long - 4)]  # amid a chunk, and in what is left for the last
+    if (far := subject.longest(FAR)) > long:
+        checks.append((1, far, 3 * far // 4 | 1))
     for batch, length, changed in checks:
         x_BLD = subject.inputs(batch, length)
         changed_BLD = x_BLD.clone()

@@ -5,6 +5,7 @@ And those that show only where a mixer is in training, or decodes two texts by t
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -12,14 +13,12 @@ from torch import Tensor
 
 from basedbench.checking.subject import (
     BATCH,
-    LAYERS,
     LENGTH,
     Breach,
     Subject,
     by_turns,
     changed_before,
     differences,
-    initialised,
     noted,
     steps,
 )
@@ -36,11 +35,11 @@ def initialise_can_be_called_and_gives_numbers(subject: Subject) -> Iterator[Bre
         torch.manual_seed(0)
         with _empty_is_nan():
             mixer = get_mixer(subject.name)(subject.d_model, **subject.options)
-        initialised(mixer, init)
+        replace(subject, init=init).initialise(mixer)
         for name, parameter in mixer.named_parameters():
             if wrong := int((~parameter.isfinite()).sum()):
                 told = f"{wrong:,} of {parameter.numel():,} numbers are not finite, or nothing has set them"
-                yield Breach(f"the parameter {name} after initialise({LAYERS}, {init!r})", told)
+                yield Breach(f"the parameter {name} after initialise({subject.layers}, {init!r})", told)
 
 
 def answers_are_the_same_again(subject: Subject) -> Iterator[Breach]:

@@ -70,7 +70,7 @@ def with_doubts(
                 key = _key(layer, case)
                 if key in found or source_of(get_mixer(layer.mixer)) is None:
                     continue
-                subject = Subject(layer.mixer, case.d_model, dict(layer.options))
+                subject = Subject(layer.mixer, case.d_model, dict(layer.options), len(case.layers), case.train.init)
                 answer = None
                 for place in dict.fromkeys(("cpu", device)):
                     answer = _answer(workers, place, plugins, subject, min(LONGEST, case.longest))
@@ -99,7 +99,8 @@ def _answer(
 
 
 def _key(layer: LayerSpec, case: RecallCase) -> str:
-    return f"{layer.mixer} {case.d_model} {sorted(layer.options.items())}"
+    begun = len(case.layers), case.train.init
+    return f"{layer.mixer} {case.d_model} {sorted(layer.options.items())} {begun} {case.longest}"
 
 
 def _doubted(case: RecallCase, found: Mapping[str, str | None]) -> RecallCase:

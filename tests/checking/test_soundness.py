@@ -192,7 +192,20 @@ def test_a_parameter_that_nothing_fills():
 def test_an_initialise_that_the_trainer_cannot_call(cls, told):
     found = breaches(cls)["initialise can be called and gives numbers"]
     assert told in found[0]
-    assert found[0].endswith("(the trainer calls initialise(layers=2, init='published'), by position)")
+    assert found[0].endswith("(the trainer calls initialise(2, 'published'), its layers and init)")
+
+
+def test_it_is_begun_as_in_the_model_that_trains_it():
+    given = []
+
+    class Asks(Fading):
+        def initialise(self, layers, init):
+            given.append((layers, init))
+
+    registry.register(type("Asks", (Asks,), {"name": "under_test"}))
+    Subject("under_test", 8).build()
+    Subject("under_test", 8, layers=4, init="correct").build()
+    assert given == [(2, "published"), (4, "correct")]
 
 
 def test_what_begins_at_zero_hides_nothing():
