@@ -110,14 +110,16 @@ def causal(subject: Subject) -> Iterator[Breach]:
 
 def forward_prefill_and_steps_agree(subject: Subject) -> Iterator[Breach]:
     """forward = prefill = repeated step, from one token up, and beyond the chunks that a parallel form may have."""
-    mixer, long = subject.build(), subject.longest()
+    mixer, long, far = subject.build(), subject.longest(), subject.longest(FAR)
     checks = [(BATCH, length) for length in (1, 2, 17, LENGTH)] + [(1, long)] * (long > LENGTH)
+    checks += [(1, far)] * (far > long)
     for batch, length in checks:
         x_BLD = subject.inputs(batch, length)
         with torch.inference_mode(), noted(length):
             y_BLD = mixer(x_BLD)
             stepped_BLD, _ = steps(mixer, x_BLD, mixer.init_state(batch, length, torch.float64))
-            filled_BLD, _ = mixer.prefill(x_BLD)
+            by_steps = length > long and type(mixer).prefill is Mixer.prefill  # the default; slow, and not another
+            filled_BLD = stepped_BLD if by_steps else mixer.prefill(x_BLD)[0]
         yield from differences(f"prefill of {length} tokens", filled_BLD, y_BLD)
         yield from differences(f"{length} steps", stepped_BLD, y_BLD)
 

@@ -94,6 +94,14 @@ class Overflows(Fading):
         return (total_L.exp()[:, None] * (-total_L).exp()).tril()
 
 
+class BreaksLate(Fading):
+    """Forgets all at token 300."""
+
+    def left(self, length, dtype):
+        block_L = torch.arange(length) >= 300
+        return super().left(length, dtype) * (block_L[:, None] == block_L)
+
+
 class MasksTooLate(Fading):
     """Right numbers, but no gradient: that of what is masked is infinite."""
 
@@ -220,6 +228,12 @@ def test_an_overflow_in_float32_beyond_short_sequences():
     assert list(found) == ["numbers are finite"]
     (told,) = found["numbers are finite"]
     assert told.startswith("forward of 1024 tokens in float32, first at position 178: 846 of 1,024 outputs are not")
+
+
+def test_one_that_breaks_beyond_short_sequences():
+    found = breaches(BreaksLate)
+    assert list(found) == ["forward prefill and steps agree"]
+    assert "1024 steps, first at position 300: differs" in found["forward prefill and steps agree"][1]
 
 
 def test_gradients_that_are_not_numbers():
