@@ -64,7 +64,9 @@ def _run(file: Path) -> Plugin:
             raise UserError(
                 "it registers neither a mixer nor a contender; docs/YOUR_MIXER.md and docs/PLUGINS.md show how."
             )
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # libraries have some of their own, such as pytest's of a skipped test
         mixers.restore(before)
         contenders.restore(contenders_before)
         sys.path[:] = path_before

@@ -101,6 +101,7 @@ def test_loading_twice_does_nothing(plugin):
         (PLUGIN.replace('"running_mean"', '"based"'), 9, "'based'"),
         (PLUGIN.replace('    name = "running_mean"\n', ""), 9, "`name`"),
         ("import sys\nsys.exit(0)\n", 2, "calls sys.exit"),
+        ("import asyncio\nraise asyncio.CancelledError('no')\n", 2, "CancelledError"),
         (
             "import os\nif (child := os.fork()) == 0:\n    os._exit(0)\nos.waitpid(child, 0)\nos._exit(3)\n",
             5,

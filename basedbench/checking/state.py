@@ -30,6 +30,7 @@ BATCH, LONGEST, STEPPED = 2, 2048, 1024  # the tokens that forward reads at most
 SHORT = 256  # texts of so many tokens are not looked at without their second half, too
 LIMIT_S = 60.0  # for one mixer
 UNSEEN = "its state could not be looked at"
+SILENT = "no answer within"  # of a worker that was waited for
 
 
 class Attempt:
@@ -53,16 +54,22 @@ def set_up(device: str, plugins: Sequence[str]) -> Callable[[Subject, int], Atte
 
 
 def with_doubts(
-    cases: Sequence[RecallCase], plugins: Sequence[str], given: Sequence[str], device: str = "cpu"
+    cases: Sequence[RecallCase],
+    plugins: Sequence[str],
+    given: Sequence[str],
+    device: str = "cpu",
+    limit_s: float = LIMIT_S,
 ) -> tuple[list[RecallCase], list[str]]:
     """The cases with what is wrong with the states of the user's own mixers, and a sentence for each such mixer.
 
     They are looked at in a process apart: one that ends it or never answers has no state that could be believed. That
     is done on a CPU, and of a mixer that does not run there on the `device` that trains it. `given` are the plugins as
-    the command has them.
+    the command has them. None is looked at for longer than `limit_s`; one that did not answer is not asked again at
+    another width.
     """
     found: dict[str, str | None] = {}
     told: dict[str, str] = {}
+    silent: dict[str, str] = {}
     workers: dict[str, Worker] = {}
     try:
         for case in cases:
@@ -71,11 +78,13 @@ def with_doubts(
                 if key in found or source_of(get_mixer(layer.mixer)) is None:
                     continue
                 subject = Subject(layer.mixer, case.d_model, dict(layer.options), len(case.layers), case.train.init)
-                answer = None
-                for place in dict.fromkeys(("cpu", device)):
-                    answer = _answer(workers, place, plugins, subject, min(LONGEST, case.longest))
+                answer = silent.get(layer.mixer)
+                for place in () if answer else dict.fromkeys(("cpu", device)):
+                    answer = _answer(workers, place, plugins, subject, min(LONGEST, case.longest), limit_s)
                     if answer is None or not answer.startswith(UNSEEN):
                         break
+                if answer and SILENT in answer:
+                    silent[layer.mixer] = answer
                 found[key] = answer and f"{layer.mixer}: {answer}"
                 if answer and layer.mixer not in told:
                     told[layer.mixer] = f"{found[key]}{_consequence(answer, subject, given)}"
@@ -86,12 +95,12 @@ def with_doubts(
 
 
 def _answer(
-    workers: dict[str, Worker], device: str, plugins: Sequence[str], subject: Subject, length: int
+    workers: dict[str, Worker], device: str, plugins: Sequence[str], subject: Subject, length: int, limit_s: float
 ) -> str | None:
     """What the process of a device says; one that ended is begun anew for the next mixer."""
     if device not in workers:
         workers[device] = Worker(device, plugins, set_up)
-    answer: str | Failure | None = workers[device].ask("prepare", subject, length, limit_s=LIMIT_S)
+    answer: str | Failure | None = workers[device].ask("prepare", subject, length, limit_s=limit_s)
     if not isinstance(answer, Failure):
         return answer
     workers.pop(device).stop()

@@ -3,13 +3,14 @@
 Command files import nothing heavy at the top, so that `basedbench --help` answers at once.
 """
 
+import errno
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from basedbench import __version__, atomic
+from basedbench import __version__, atomic, threads
 from basedbench.cli import output
 from basedbench.cli.options import options_of
 from basedbench.errors import UserError, visible
@@ -39,9 +40,12 @@ class _Group(TyperGroup):
             _say(UserError(f"a process that this command had started was ended from outside. {_SAFE}"))
             raise typer.Exit(2) from error
         except OSError as error:  # wherever it was: a temporary file, a library's cache
-            if error.errno not in atomic.FULL:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                _say(UserError(f"{str(error.filename)[:60]!r}...: {atomic.cause(error)}; give another path."))
+            elif error.errno in atomic.FULL:
+                _say(UserError(f"{atomic.cause(error)}. {_SAFE}"))
+            else:
                 raise
-            _say(UserError(f"{atomic.cause(error)}. {_SAFE}"))
             raise typer.Exit(2) from error
         except Exception as error:
             _point_to_the_folder(error)
@@ -84,6 +88,14 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line; exit code 2 says that the user can mend it."""
+    try:
+        _run()
+    except SystemExit as stop:
+        threads.leave(stop.code)
+        raise
+
+
+def _run() -> None:
     heed_signals()
     stderr_never_fails()
     output.guard()

@@ -1,5 +1,6 @@
 """`basedbench plot`: figures from stored rows. Nothing here needs a GPU, or torch."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 group = typer.Typer(help="Draw figures from stored rows.", no_args_is_help=True)
+
+
+@group.callback()
+def _figures() -> None:
+    os.environ["MPLBACKEND"] = "agg"  # figures are only written; a notebook's terminal may name what is not here
+
 
 _Results = Annotated[Path, typer.Option(help="The results folder to read.")]
 _Out = Annotated[Path | None, typer.Option(help="The .png, .svg or .pdf to write. Default: RESULTS/<figure>.png.")]
@@ -236,7 +243,7 @@ def _note(frame: "pd.DataFrame", selection: str, decoded: "pd.DataFrame | None" 
     sources = list(frame["mixer_source"].dropna()) if "mixer_source" in frame else []
     decoding = ""
     if decoded is not None:
-        sources += decoded["decode_contender_version"].dropna()
+        sources.extend(decoded["decode_contender_version"].dropna())
         decoding = decoding_note(decoded)
     versions = versions_note(sources)
     return " ".join(filter(None, [selection, devices_note(frame), decoding, doubts_note(frame), versions]))

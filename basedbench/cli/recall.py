@@ -125,7 +125,8 @@ def recall(
         places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
-        first = _looked_at(todo.todo[:limit], plugins, plugin or [], devices[0])
+        look_s = max(1.0, min(timeout_s, began + limit_s - time.monotonic()))
+        first = _looked_at(todo.todo[:limit], plugins, plugin or [], devices[0], look_s)
         todo = replace(todo, todo=first + (todo.todo[limit:] if limit else []))
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
@@ -133,13 +134,15 @@ def recall(
     _show_results(cases, out, left, as_json, fresh)
 
 
-def _looked_at(todo: "list[RecallCase]", plugins: list[str], given: list[Path], device: str) -> "list[RecallCase]":
+def _looked_at(
+    todo: "list[RecallCase]", plugins: list[str], given: list[Path], device: str, most_s: float
+) -> "list[RecallCase]":
     """The cases; those whose mixers, of the user's own, answer from more than their states have that in their rows."""
     if not any(case.source for case in todo):
         return todo
-    from basedbench.checking.state import with_doubts
+    from basedbench.checking.state import LIMIT_S, with_doubts
 
-    cases, sentences = with_doubts(todo, plugins, [str(file) for file in given], device)
+    cases, sentences = with_doubts(todo, plugins, [str(file) for file in given], device, min(LIMIT_S, most_s))
     for sentence in sentences:
         typer.echo(visible(sentence), err=True)
     return cases

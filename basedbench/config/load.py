@@ -141,6 +141,8 @@ def _read(name_or_path: str) -> tuple[str, str, str]:
             raise UserError(f"no suite is called {name_or_path!r}; {_nearest_suite(name_or_path)}")
         return name_or_path, f"suite {name_or_path}", shipped.read_text(encoding="utf-8")
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe might never end
+            raise UserError(f"cannot read the suite file {path}: it is no ordinary file.")
         return path.stem, str(path), path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"

@@ -3,12 +3,23 @@
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from basedbench.errors import nearest
 
 MOST = 2**31 - 1
-Count = Annotated[int, Field(gt=0, le=MOST)]  # of things that a device has to hold or go through
+
+
+def _no_switch(value: object) -> object:
+    """YAML reads yes and true as a number that Python counts as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
+Count = Annotated[
+    int, BeforeValidator(_no_switch), Field(gt=0, le=MOST)
+]  # of things that a device has to hold or go through
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 
 

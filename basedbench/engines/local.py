@@ -28,6 +28,8 @@ from basedbench.training.cost import estimate
 from basedbench.training.rows import Circumstances, recall_row
 from basedbench.training.run import Progress
 
+UNKNOWN = 255  # what an ended process's exit code is when the process that starts them has ended: it says nothing
+
 
 class Listener(Protocol):
     """Who wants to know how a sweep goes."""
@@ -212,9 +214,12 @@ class LocalEngine:
     def _handle(self, worker: _Worker, message: Message) -> None:
         match message:
             case Epoch(case_id, epoch, accuracy):
-                self.listener.epoch(worker.in_hand[case_id], epoch, accuracy)
+                if case_id in worker.in_hand:
+                    self.listener.epoch(worker.in_hand[case_id], epoch, accuracy)
             case Finished(case_id, row):
-                case = worker.in_hand.pop(case_id)
+                case = worker.in_hand.pop(case_id, None)
+                if case is None:  # a mixer that forked says everything twice
+                    return
                 if row["status"] == "ok":
                     self.deadline.pace.learn(case, self.deadline.now() - self._began[case_id])
                 self.listener.finished(case, row)
@@ -239,7 +244,7 @@ class LocalEngine:
         if not worker.in_hand and worker.closed:
             return
         cases = list(worker.in_hand.values())
-        if len(cases) == 1:
+        if len(cases) == 1 and (worker.alone or worker.late or worker.process.exitcode != UNKNOWN):
             self._lost(worker, cases[0])
         else:
             self._alone.extend(cases)

@@ -9,6 +9,7 @@ in hand again, one by one.
 
 import contextlib
 import gc
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from basedbench import threads
 from basedbench.ambient import settings_kept
 from basedbench.engines import determinism, kernel_keys
 from basedbench.engines.compile_ahead import Rehearsed
@@ -77,6 +79,7 @@ class Worker:
         self.active: list[Active] = []
         self.open = True
         self._shared = time.perf_counter()
+        self._pid = os.getpid()
 
     def loop(self) -> None:
         """Until the parent says that no more cases come and the last one is done."""
@@ -151,7 +154,8 @@ class Worker:
         try:
             with settings_kept(), torch.cuda.stream(entry.stream) if entry.stream else contextlib.nullcontext():
                 working = next(entry.steps, None)
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: it is the run's own failure
+            self._end_if_copied()
             if out_of_memory(error):
                 self._out_of_memory(entry, error)
                 return True
@@ -159,6 +163,7 @@ class Worker:
                 raise SystemExit(f"{self.device} fails every call since {entry.case.label}: {error}") from error
             self._fail(entry, "runtime_error", error)
             return True
+        self._end_if_copied()
         self._tell(entry)
         if entry.recorded and not was:
             note(f"recorded {entry.case.label}")
@@ -166,13 +171,18 @@ class Worker:
             self._finish(entry)
         return working is not False
 
+    def _end_if_copied(self) -> None:
+        """A mixer may have forked: its copy of this process must not go on beside it."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
     def _tell(self, entry: Active) -> None:
         told, accuracies = entry.epochs_told, entry.progress.accuracies
         if len(accuracies) > told:
             entry.epochs_told = len(accuracies)
             self._send(Epoch(entry.case.case_id, len(accuracies), accuracies[-1]))
 
-    def _out_of_memory(self, entry: Active, error: Exception) -> None:
+    def _out_of_memory(self, entry: Active, error: BaseException) -> None:
         """Beside others: hand the case back to be run with fewer. Alone: it is too big, and that is its result."""
         if len(self.active) == 1:
             self._fail(entry, "oom", error)
@@ -180,7 +190,7 @@ class Worker:
         self._drop(entry)
         self._send(Deferred(entry.case.case_id, len(self.active)))
 
-    def _fail(self, entry: Active, status: str, error: Exception) -> None:
+    def _fail(self, entry: Active, status: str, error: BaseException) -> None:
         entry.progress.status = status
         entry.progress.stop_reason = "failed"
         self._finish(entry, sentence(error)[:500])
@@ -237,14 +247,14 @@ def serve(
     connection: Connection,
     device: str,
     root: str,
-    threads: int,
+    cpu_threads: int,
     plugins: Sequence[str] = (),
     rehearsed: Rehearsed | None = None,
 ) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     all_to_stderr()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(cpu_threads)
     determinism.obey()
     if device != "cpu":
         kernel_keys.make_alike()
@@ -258,3 +268,4 @@ def serve(
         connection.send(Fatal(str(error)))
     except (BrokenPipeError, ConnectionResetError, EOFError):
         pass  # the parent is gone; what was finished is stored
+    threads.leave()

@@ -172,6 +172,29 @@ def test_several_seeds_are_shown_by_their_mean_at_the_best_rate(run_cli: RunCli,
     assert " 0.650 0.02 4/4 0 " in text
 
 
+def test_a_thread_of_a_plugins_own_keeps_no_command(suite: Path, tmp_path: Path) -> None:
+    """Python waits at the end for every thread that is not a daemon."""
+    plugin, out = tmp_path / "mine.py", tmp_path / "results"
+    plugin.write_text(
+        "import threading, time\n"
+        "from basedbench.mixers import get_mixer, register\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "register(type('Mine', (get_mixer('based'),), {'name': 'mine'}))\n"
+    )
+    suite.write_text(SUITE.replace("mixer: based", "mixer: mine").replace("[2, 4]", "2"))
+    sweep = ["recall", "--sweep", "--suite", suite, "--plugin", plugin, "--device", "cpu", "--jobs", 1, "--out", out]
+    ended = basedbench(*sweep, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert [row["status"] for row in json.loads(ended.stdout)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("option", ["--suite", "--out", "--plugin"])
+def test_a_name_that_no_file_can_have_is_one_sentence(run_cli: RunCli, option: str) -> None:
+    outcome = run_cli("recall", "--sweep", option, "f" * 300 + (".py" if option == "--plugin" else ""))
+    assert outcome.exit_code == 2
+    assert "file name too long; give another path." in outcome.stderr
+
+
 def test_one_model(run_cli: RunCli, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     model = ["--mixer", "sliding_window", "--d-model", 32, "--window", "4", "--heads=2", "--lr", "1e-2", "--seed", "3"]

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
         ("mixer: based", "mixer: based, layers: [{based: {}}]", ["models[0].layers[0]: unknown key 'based'", "mixer"]),
         ("mixer: based", "mixer: based, layers: [[a]]", ['models[0].layers[0]: takes text, got ["a"]']),
         ("[1e-2]", "fast", ["train.learning_rates[0]: takes a number, got 'fast'"]),
+        ("[1e-2]", "[1e-2]\n  epochs: yes", ["train.epochs", "true is no number"]),
         ("[1e-2]", "[1e-2]\n  batch_size: x", ["train.batch_size: takes a whole number, got 'x'"]),
         ("  - {mixer: based, grid: {d_model: 16}}", "  - based", ["models[0]: takes a mapping, got 'based'"]),
         ("  learning_rates: [1e-2]\n", "", ["train.learning_rates: is missing"]),
@@ -160,6 +162,9 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert load_suite(str(path)).name == "own"
     with pytest.raises(UserError, match="cannot read the suite file"):
         load_suite(str(tmp_path / "none.yaml"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="no ordinary file"):
+        load_suite(str(tmp_path / "pipe.yaml"))
     with pytest.raises(UserError, match="did you mean 'figure2'"):
         load_suite("figure_2")
     with pytest.raises(UserError, match="is a recall suite"):

@@ -12,6 +12,7 @@ from tests.timing.conftest import MockClock
 PLUGIN = """
 import os
 import signal
+import threading
 import time
 import torch
 from basedbench.engines import worker
@@ -180,6 +181,40 @@ class Dies(Broken):
 
     def forward(self, x_BLD):
         os._exit(7)
+
+
+@register
+class Unknown(Broken):
+    name = "unknown"
+
+    def forward(self, x_BLD):
+        os._exit(255)
+
+
+@register
+class Cancels(Broken):
+    name = "cancels"
+
+    def forward(self, x_BLD):
+        raise type("Cancelled", (BaseException,), {})("never mind")
+
+
+@register
+class Forks(Broken):
+    name = "forks"
+
+    def forward(self, x_BLD):
+        os.fork()
+        return x_BLD * 1
+
+
+@register
+class Threads(Broken):
+    name = "threads"
+
+    def forward(self, x_BLD):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        return x_BLD * 1
 """
 
 

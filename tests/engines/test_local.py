@@ -116,6 +116,29 @@ def test_a_dying_process_costs_only_the_case_that_kills_it(
     assert rows["train_s"]["dies"] > 0  # it was alone with the device, the last time
 
 
+def test_a_process_of_which_nothing_is_known_is_not_the_cases_fault_at_once(tmp_path: Path, plugin: Path) -> None:
+    """When the process that starts workers is ended, they seem to have ended with 255, whatever they were at."""
+    memory, rows = run(cases_of("unknown")[:1], tmp_path, [Place("cpu", slots=1)], plugin)
+    assert memory.began.count("unknown") == 2
+    assert rows["status"].to_dict() == {"unknown": "crashed"}
+
+
+def test_what_a_mixer_raises_or_leaves_behind_ends_no_sweep(tmp_path: Path, plugin: Path) -> None:
+    """An exception that is no Exception, a copy of the process, and a thread that would be waited for."""
+    cases = cases_of("cancels", "forks", "threads")
+    memory, rows = run(cases, tmp_path, [Place("cpu", slots=1)], plugin)
+    assert rows["status"].to_dict() == {
+        "cancels": "runtime_error",
+        "forks": "ok",
+        "threads": "ok",
+        "based": "ok",
+        "attention": "ok",
+    }
+    assert rows["reason"]["cancels"].startswith("Cancelled: never mind (misbehaving.py line ")
+    assert len(list((tmp_path / "recall").iterdir())) == len(cases)
+    assert set(memory.rows) == set(rows.index)
+
+
 def test_a_run_that_takes_too_long_is_a_row(tmp_path: Path, plugin: Path) -> None:
     memory = Memory()
     LocalEngine([Place("cpu", slots=1)], str(tmp_path), memory, [str(plugin)], timeout_s=1.5).run(cases_of("hangs")[:1])
