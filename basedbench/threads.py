@@ -10,10 +10,11 @@ from contextlib import suppress
 def leave(code: object = 0) -> None:
     """End the process with an exit code if such threads live in it; else return.
 
-    Nothing of ours is in them, and they may never end.
+    Nothing of ours is in them, and they may never end. Threads of pools are left to Python.
     """
-    main = threading.main_thread()
-    if not any(one is not main and not one.daemon and one.is_alive() for one in threading.enumerate()):
+    pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())  # which end when they are idle
+    ours = {threading.main_thread(), *pools}
+    if not any(one not in ours and not one.daemon and one.is_alive() for one in threading.enumerate()):
         return
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
