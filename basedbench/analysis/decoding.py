@@ -12,8 +12,8 @@ from basedbench.sources import plugin_options
 
 COLUMN = "decode_tokens_per_s"
 _KEY = ["model", "config"]
-_TAKEN = ["tokens_per_s", "median_ms", "ci_low_ms", "ci_high_ms", "batch", "length", "dtype", "device_name"]
-_TAKEN += ["contender_version"]
+_NAMES = ["dtype", "device_name", "contender_version"]
+_TAKEN = ["tokens_per_s", "median_ms", "ci_low_ms", "ci_high_ms", "batch", "length", *_NAMES]
 
 
 def command_for(recall: pd.DataFrame, more: str = "") -> str:
@@ -48,7 +48,7 @@ def with_decode_rate(recall: pd.DataFrame, throughput: pd.DataFrame, batch: int 
         f"{COLUMN}_low": rate * times["median_ms"] / times["ci_high_ms"],
         f"{COLUMN}_high": (rate * times["median_ms"] / times["ci_low_ms"]).where(times["ci_low_ms"] > 0),
         **{f"decode_{name}": found[name].astype("float64") for name in ("batch", "length")},
-        **{f"decode_{name}": found[name] for name in ("dtype", "device_name", "contender_version")},
+        **{f"decode_{name}": found[name] for name in _NAMES},
     }
     return recall.assign(**{name: values.to_numpy() for name, values in columns.items()})
 

@@ -26,14 +26,24 @@ def points(
     """
     frame = rows_for_figure(load(results, "recall", understood=True), suites)
     check_one_test(frame)
-    check_accuracy(frame, y)
-    if x == COLUMN:
-        times = load(results, "throughput", understood=True)
-        chosen = with_decode_rate(select(frame, [y, "parameters"]), times)
-    else:
-        chosen = select(frame, [x, y])
-    drawn = drawable(chosen, x, y)
+    times = load(results, "throughput", understood=True) if x == COLUMN else None
+    drawn = drawable(chosen(frame, x, y, times=times), x, y)
     return drawn.assign(frontier=drawn.index.isin(pareto_front(drawn, x, y).index))
+
+
+def chosen(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    how: str = "best-lr",
+    times: pd.DataFrame | None = None,
+    batch: int | None = None,
+) -> pd.DataFrame:
+    """`select` of y and of x; where x is the decode rate, from the throughput rows `times`, at this batch."""
+    check_accuracy(frame, y)
+    if times is None:
+        return select(frame, [x, y], how)
+    return with_decode_rate(select(frame, [y, "parameters"], how), times, batch)
 
 
 def drawable(points: pd.DataFrame, x: str, y: str) -> pd.DataFrame:

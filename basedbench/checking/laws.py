@@ -14,8 +14,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from basedbench.checking.soundness import (
-    CHANGED,
-    FAR,
     answers_are_the_same_again,
     initialise_can_be_called_and_gives_numbers,
     memory_is_in_the_state,
@@ -24,6 +22,8 @@ from basedbench.checking.soundness import (
 )
 from basedbench.checking.subject import (
     BATCH,
+    CHANGED,
+    FAR,
     LEAK,
     LENGTH,
     Breach,

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from basedbench.checking.subject import (
     BATCH,
+    CHANGED,
+    FAR,
     LENGTH,
     Breach,
     Subject,
@@ -24,9 +26,6 @@ from basedbench.checking.subject import (
 )
 from basedbench.mixers import get_mixer
 from basedbench.mixers.base import Init
-
-CHANGED = 20  # from this position on causality's two inputs differ
-FAR = 1024  # tokens of a forward in float32, as the paper's longest
 
 
 def initialise_can_be_called_and_gives_numbers(subject: Subject) -> Iterator[Breach]:

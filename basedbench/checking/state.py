@@ -30,7 +30,6 @@ BATCH, LONGEST, STEPPED = 2, 2048, 1024  # the tokens that forward reads at most
 SHORT = 256  # texts of so many tokens are not looked at without their second half, too
 LIMIT_S = 60.0  # for one mixer
 UNSEEN = "its state could not be looked at"
-SILENT = "no answer within"  # of a worker that was waited for
 
 
 class Attempt:
@@ -78,13 +77,12 @@ def with_doubts(
                 if key in found or source_of(get_mixer(layer.mixer)) is None:
                     continue
                 subject = Subject(layer.mixer, case.d_model, dict(layer.options), len(case.layers), case.train.init)
+                length = min(LONGEST, case.longest)
                 answer = silent.get(layer.mixer)
-                for place in () if answer else dict.fromkeys(("cpu", device)):
-                    answer = _answer(workers, place, plugins, subject, min(LONGEST, case.longest), limit_s)
-                    if answer is None or not answer.startswith(UNSEEN):
-                        break
-                if answer and SILENT in answer:
-                    silent[layer.mixer] = answer
+                if answer is None:
+                    answer, hangs = _look(workers, device, plugins, subject, length, limit_s)
+                    if answer and hangs:
+                        silent[layer.mixer] = answer
                 found[key] = answer and f"{layer.mixer}: {answer}"
                 if answer and layer.mixer not in told:
                     told[layer.mixer] = f"{found[key]}{_consequence(answer, subject, given)}"
@@ -94,17 +92,29 @@ def with_doubts(
     return [_doubted(case, found) for case in cases], list(told.values())
 
 
+def _look(
+    workers: dict[str, Worker], device: str, plugins: Sequence[str], subject: Subject, length: int, limit_s: float
+) -> tuple[str | None, bool]:
+    """What a CPU says of a mixer, or the device where it does not run there; whether it is that nobody answered."""
+    answer, hangs = None, False
+    for place in dict.fromkeys(("cpu", device)):
+        answer, hangs = _answer(workers, place, plugins, subject, length, limit_s)
+        if answer is None or not answer.startswith(UNSEEN):
+            break
+    return answer, hangs
+
+
 def _answer(
     workers: dict[str, Worker], device: str, plugins: Sequence[str], subject: Subject, length: int, limit_s: float
-) -> str | None:
+) -> tuple[str | None, bool]:
     """What the process of a device says; one that ended is begun anew for the next mixer."""
     if device not in workers:
         workers[device] = Worker(device, plugins, set_up)
     answer: str | Failure | None = workers[device].ask("prepare", subject, length, limit_s=limit_s)
     if not isinstance(answer, Failure):
-        return answer
+        return answer, False
     workers.pop(device).stop()
-    return f"{UNSEEN} ({shorten(answer.reason)})"
+    return f"{UNSEEN} ({shorten(answer.reason)})", answer.status == "timeout"
 
 
 def _key(layer: LayerSpec, case: RecallCase) -> str:

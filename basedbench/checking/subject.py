@@ -16,6 +16,8 @@ from basedbench.mixers.base import Init
 
 LENGTH, BATCH = 33, 3
 LONG = 201  # ends 9 tokens into a chunk of 16, 32 or 64, and in the second of 128
+FAR = 1024  # the paper's longest
+CHANGED = 20  # from this position on causality's two inputs differ
 CLOSE = 1e-7  # relative, in float64; of small numbers among large ones, to the largest, but to no more than one
 LEAK = 1e-12  # rounding, of what changes by up to one; where a Fourier transform mixes in larger changes, of those ...
 LARGEST = 1e4  # ... but of none above this

@@ -123,9 +123,7 @@ def _print_runs(kind: str, rows: list[dict[str, Any]], title: str) -> None:
 
     names = _SUMMARY[kind].split()
     headings = [_HEADINGS.get(name, name) for name in names]
-    lines = (
-        [_line(row, names) for row in _with_stacks(rows)] if kind == "recall" else [_line(row, names) for row in rows]
-    )
+    lines = [_line(row, names) for row in (_with_stacks(rows) if kind == "recall" else rows)]
     print_table(title, headings, lines, whole=("case", "status"))
     failed = sum(row["status"] != "ok" for row in rows)
     if failed:
@@ -140,12 +138,11 @@ def _with_stacks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     models = [(row["mixer"], str(row["config"]), row["d_model"]) for row in rows]
     for row, model in zip(rows, models, strict=True):
         stacks.setdefault(model, set()).add(row["layer_mixers"])
-    return [
-        row | {"config": decode_json(row)["config"] | {"layers": row["layer_mixers"]}}
-        if len(stacks[model]) > 1
-        else row
-        for row, model in zip(rows, models, strict=True)
-    ]
+    told = []
+    for row, model in zip(rows, models, strict=True):
+        config = decode_json({"config": row["config"]})["config"]
+        told.append(row | {"config": config | {"layers": row["layer_mixers"]}} if len(stacks[model]) > 1 else row)
+    return told
 
 
 def _line(row: dict[str, Any], names: list[str]) -> list[Any]:

@@ -44,7 +44,8 @@ def pareto(
 ) -> None:
     """Draw recall against state size, or another cost, with the frontier; list all points."""
     from basedbench import analysis
-    from basedbench.analysis.decoding import COLUMN, with_decode_rate
+    from basedbench.analysis.decoding import COLUMN
+    from basedbench.analysis.points import chosen
     from basedbench.analysis.published import check_comparable
     from basedbench.cli.plot_report import frontier
     from basedbench.errors import UserError
@@ -53,15 +54,11 @@ def pareto(
     path = _target(out, results, "pareto", width)
     frame = _recall_rows(results, suite, precision)
     times = _decode_rows(results, frame) if x == COLUMN else None
-    analysis.check_accuracy(frame, y)
     if x == y:
         raise UserError(f"x and y are both {x!r}; recall is drawn against a cost, such as --x state_bytes.")
     if published:
         check_comparable(frame, x, y)
-    if times is None:
-        points = analysis.select(frame, [x, y], select)
-    else:
-        points = with_decode_rate(analysis.select(frame, [y, "parameters"], select), times)
+    points = chosen(frame, x, y, select, times)
     points = analysis.against_published(points, x) if published else points
     known = analysis.published() if published else None
     note = _note(frame, analysis.selection_note(points, select), None if times is None else points)
@@ -86,14 +83,14 @@ def tradeoff(
 ) -> None:
     """Draw recall against decoded tokens per second, with the frontier; `throughput --models SUITE` times them."""
     from basedbench import analysis
-    from basedbench.analysis.decoding import COLUMN, with_decode_rate
+    from basedbench.analysis.decoding import COLUMN
+    from basedbench.analysis.points import chosen
     from basedbench.cli.plot_report import frontier
 
     path = _target(out, results, "tradeoff", width)
     frame = _recall_rows(results, suite, precision)
     times = _decode_rows(results, frame)
-    analysis.check_accuracy(frame, y)
-    points = with_decode_rate(analysis.select(frame, [y, "parameters"], select), times, batch)
+    points = chosen(frame, COLUMN, y, select, times, batch)
     note = _note(frame, analysis.selection_note(points, select), points)
     words = ("Recall against decoded tokens per second", note, "that were not decoded")
     frontier(path, frame, points, COLUMN, y, *words, table=table, width=width, as_json=as_json)

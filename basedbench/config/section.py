@@ -17,9 +17,8 @@ def _no_switch(value: object) -> object:
     return value
 
 
-Count = Annotated[
-    int, BeforeValidator(_no_switch), Field(gt=0, le=MOST)
-]  # of things that a device has to hold or go through
+# Of things that a device has to hold or go through.
+Count = Annotated[int, BeforeValidator(_no_switch), Field(gt=0, le=MOST)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 
 
