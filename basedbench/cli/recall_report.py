@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import typer
 
+from basedbench.analysis.selection import select
 from basedbench.cli.outcome import end, say_retry
 from basedbench.cli.progress import clock
 from basedbench.cli.recall_input import places
@@ -110,30 +111,21 @@ def by_model(cases: Sequence[RecallCase]) -> dict[str, list[RecallCase]]:
     return {f"{label} ({stack})" if count[label] > 1 else label: runs for (label, stack), runs in models.items()}
 
 
-def _best_rate(rows: Sequence[dict[str, Any]], chosen_on: str) -> tuple[str | None, ...]:
-    """State, accuracy and learning rate of a model at its best rate: means over seeds, as figures have them."""
-    rates: dict[float, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["status"] in ("ok", "diverged"):
-            rates.setdefault(row["learning_rate"], []).append(row)
-    scores = {
-        rate: fmean(row[chosen_on] if row["status"] == "ok" else 0.0 for row in tried)
-        for rate, tried in rates.items()
-        if any(row["status"] == "ok" for row in tried)
-    }
-    if not scores:
+def _best_rate(rows: Sequence[dict[str, Any]]) -> tuple[str | None, ...]:
+    """State, accuracy and learning rate of a model's runs at its best rate, as figures have them."""
+    good = [row for row in rows if row["status"] == "ok"]
+    if not good:
         return None, None, None
-    best = max(scores, key=scores.__getitem__)
-    good = [row for row in rates[best] if row["status"] == "ok"]
-    state = None if good[0]["state_bytes"] is None else quantity(good[0]["state_bytes"], "bytes")
-    return state, f"{fmean(row['accuracy'] for row in good):.3f}", f"{best:.4g}"
+    (point,) = select(pd.DataFrame(rows), ["accuracy"]).to_dict("records")
+    state = next(row["state_bytes"] for row in good if row["learning_rate"] == point["learning_rate"])
+    size = None if state is None else quantity(state, "bytes")
+    return size, f"{point['accuracy']:.3f}", f"{point['learning_rate']:.4g}"
 
 
 def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool = False) -> None:
     """Print every model at its best learning rate, and what to do next."""
     stored = {(row["suite"], row["case_id"]): row for row in stored_rows(out, "recall", understood=True)}
     validated = cases[0].test.select == "validation"
-    chosen_on = "validation_accuracy" if validated else "accuracy"
     rows = []
     ended: list[dict[str, Any]] = []
     failures: Counter[str] = Counter()
@@ -143,7 +135,7 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
         failures.update(f"{row['status']}: {row['reason'] or row['stop_reason']}" for row in lost)
         failures.update(f"ok, but {row['reason']}" for row in found if row["status"] == "ok" and row["reason"])
         ended += found
-        rows.append((label, *_best_rate(found, chosen_on), f"{len(found)}/{len(runs)}", len(lost)))
+        rows.append((label, *_best_rate(found), f"{len(found)}/{len(runs)}", len(lost)))
     title = "Each model at its best learning rate: accuracy on the test split after the last epoch"
     title += ", mean over seeds" if len({case.seed for case in cases}) > 1 else ""
     title += ", chosen on the validation split" if validated else ""
