@@ -33,6 +33,8 @@ _PLAIN = {
 }
 OWN = "One of your own comes with --plugin FILE.py."
 _LONGEST = 100  # of a value in a message
+_CUDA = "CUDA error: "
+_RECORDED = "steps are recorded as CUDA graphs: they may not wait for the device, as .item() and torch.tensor() do"
 
 
 class UserError(Exception):
@@ -106,13 +108,20 @@ def text_of(error: BaseException) -> str:
     """`ValueError: no such width`, on one line; a UserError says it all."""
     if isinstance(error, UserError):
         return printable(str(error))
-    return printable(f"{type(error).__name__}: {said_by(error)}").removesuffix(":")
+    said = said_by(error)
+    if said.startswith(_CUDA):
+        said = said.split("\n")[0]  # what follows is about looking for the cause, by means that a row's reader has not
+        if "captur" in said:
+            said = f"{said}: {_RECORDED}"
+    return printable(f"{type(error).__name__}: {said}").removesuffix(":")
 
 
 def sentence(error: BaseException) -> str:
     """`ValueError: no such width (mine.py line 12)`, on one line."""
-    place = place_of(error)
-    return f"{text_of(error)} ({place})" if place else text_of(error)
+    place, text = place_of(error), text_of(error)
+    if place and _CUDA in text and _RECORDED not in text:
+        place = f"{place} or before"  # the device says what went wrong at a later call
+    return f"{text} ({place})" if place else text
 
 
 def written(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from basedbench.engines.compile_ahead import Ahead
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
-from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
+from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError, warn
 from basedbench.forking import end, start_training
@@ -67,6 +67,7 @@ class _Worker:
     shared: bool = False  # by what it has in hand and other cases
     late: bool = False
     closed: bool = False
+    last_words: str = ""
 
 
 class LocalEngine:
@@ -228,6 +229,8 @@ class LocalEngine:
                 self._queue.appendleft(worker.in_hand.pop(case_id))
             case Fatal(text):
                 raise UserError(text)
+            case Broken(text):
+                worker.last_words = text
 
     def _hear_out(self, worker: _Worker) -> None:
         """What a worker said before it was ended: these rows are stored."""
@@ -253,7 +256,7 @@ class LocalEngine:
 
     def _lost(self, worker: _Worker, case: RecallCase) -> None:
         late = f"not done within {self.timeout_s:g} s"
-        status, reason = ("timeout", late) if worker.late else crash(worker.process.exitcode, "")
+        status, reason = ("timeout", late) if worker.late else crash(worker.process.exitcode, worker.last_words)
         progress = Progress(status=status, stop_reason="failed")
         train_s = 0.0 if worker.shared else self.deadline.now() - self._began[case.case_id]  # its part is not known
         row = recall_row(case, progress, Circumstances(worker.place.device, train_s), reason)

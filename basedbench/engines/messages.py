@@ -36,4 +36,11 @@ class Fatal:
     message: str
 
 
-Message = Epoch | Finished | Deferred | Fatal
+@dataclass(frozen=True)
+class Broken:
+    """The device answers no call of this process any more, since a run did what is said; the process ends."""
+
+    error: str
+
+
+Message = Epoch | Finished | Deferred | Fatal | Broken

@@ -23,7 +23,7 @@ from basedbench import threads
 from basedbench.ambient import settings_kept
 from basedbench.engines import determinism, kernel_keys
 from basedbench.engines.compile_ahead import Rehearsed
-from basedbench.engines.messages import Deferred, Epoch, Fatal, Finished, Message
+from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
@@ -160,7 +160,8 @@ class Worker:
                 self._out_of_memory(entry, error)
                 return True
             if not device_answers(self.device):
-                raise SystemExit(f"{self.device} fails every call since {entry.case.label}: {error}") from error
+                self._send(Broken(sentence(error)))
+                os._exit(1)  # Python's own end would call the device again, and PyTorch abort with a page of its stack
             self._fail(entry, "runtime_error", error)
             return True
         self._end_if_copied()

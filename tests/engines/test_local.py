@@ -1,4 +1,5 @@
 import math
+import re
 from collections import deque
 from dataclasses import replace
 from multiprocessing import Pipe
@@ -181,6 +182,8 @@ def test_a_run_that_breaks_the_device_costs_the_others_nothing(tmp_path: Path, p
     memory, rows = run(cases_of("breaks"), tmp_path, [Place("cpu", slots=3)], plugin)
     assert rows["status"].to_dict() == {"breaks": "crashed", "based": "ok", "attention": "ok"}
     assert memory.began.count("breaks") == 2
+    said = r"the worker died with exit code 1: RuntimeError: an illegal memory access .* line \d+\)"
+    assert re.fullmatch(said, rows["reason"]["breaks"])
 
 
 def test_several_devices_begin_with_what_takes_longest() -> None:

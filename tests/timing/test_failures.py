@@ -74,3 +74,29 @@ def test_reasons_are_one_short_line() -> None:
 )
 def test_deaths(code: int, words: str, expected: tuple[str, str]) -> None:
     assert crash(code, words) == expected
+
+
+CUDA = """CUDA error: {}
+Search for `cudaErrorThis' in https://docs.nvidia.com/cuda for more information.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+"""
+
+
+def by_a_user(text: str) -> RuntimeError:
+    """Such an error with a line of a file of the user's own in its traceback."""
+    own = compile(f"raise RuntimeError({CUDA.format(text)!r})", "mine.py", "exec")
+    with pytest.raises(RuntimeError) as caught:
+        exec(own, {"__name__": "mine"})
+    return caught.value
+
+
+def test_an_error_of_the_device_is_its_first_line_and_where_it_was_met() -> None:
+    """The driver tells of an error at a later call."""
+    said = classify(by_a_user("an illegal memory access was encountered"))[1]
+    assert said == "RuntimeError: CUDA error: an illegal memory access was encountered (mine.py line 1 or before)"
+
+
+def test_what_cannot_be_recorded_is_said_with_its_usual_cause() -> None:
+    said = classify(by_a_user("operation not permitted when stream is capturing"))[1]
+    assert ".item()" in said
+    assert said.endswith("(mine.py line 1)")
