@@ -81,6 +81,23 @@ def test_packed_examples_are_each_alone(randn, relative_error, device, channels,
         assert relative_error(other, truth) <= 1e-12
 
 
+@pytest.mark.parametrize(("channels", "taps"), [(48, 3), (64, 4), (128, 2)])
+def test_packed_examples_in_half_precision(randn, relative_error, device, dtypes, channels, taps):
+    """As the recall models are trained: each example's rows as the reference has them in the same precision."""
+    lengths = [136, 72, 72, 24, *[8] * 9]
+    packing = packing_of(lengths, device)
+    for dtype in dtypes[1:]:
+        u, *parameters = make_inputs(randn, device, dtype, 1, packing.tokens, channels, taps)
+        dy = randn(1, packing.tokens, channels).to(dtype).to(device)
+        with torch.autocast(device.type, dtype):
+            found = results(lambda *x: kernels.base_conv(*x, packing), [u, *parameters], dy)
+            theirs = results(lambda *x: module.base_conv(*x, packing), [u, *parameters], dy)
+        wide = [x.double() for x in (u, *parameters)]
+        exact = results(lambda *x: module.base_conv(*x, packing), wide, dy.double())
+        for one, other, truth in zip(found, theirs, exact, strict=True):
+            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + 1e-3
+
+
 def test_nothing_to_do(randn, device):
     u, *parameters = make_inputs(randn, device, torch.float32, 0, 9, 16, 3)
     assert kernels.base_conv(u, *parameters).shape == (0, 9, 16)
