@@ -43,6 +43,15 @@ def numbers(frame: pd.DataFrame, name: str) -> pd.Series:
     return pd.to_numeric(frame[name], errors="coerce").astype("float64")
 
 
+def slice_of(frame: pd.DataFrame, name: str) -> str | None:
+    """`256x64` for `accuracy@64`, the longest slice of the rows with as many pairs; None for another kind of name.
+
+    Raises UserError if no row was tested on such a slice.
+    """
+    match = _SLICE.fullmatch(name)
+    return _slice(frame, name, match["length"], int(match["pairs"])) if match else None
+
+
 def check_accuracy(frame: pd.DataFrame, name: str) -> None:
     """Raise UserError unless `name` is an accuracy of these rows."""
     numbers(frame, name)
@@ -67,12 +76,16 @@ def _slice_maps(frame: pd.DataFrame) -> list[dict[str, float]]:
 
 
 def _slice_accuracy(frame: pd.DataFrame, name: str, length: str | None, pairs: int) -> pd.Series:
+    key = _slice(frame, name, length, pairs)
+    return pd.Series([row.get(key) for row in _slice_maps(frame)], index=frame.index, dtype="float64")
+
+
+def _slice(frame: pd.DataFrame, name: str, length: str | None, pairs: int) -> str:
     lengths = [lk[0] for lk in slices(frame) if lk[1] == pairs and length in (None, str(lk[0]))]
     if not lengths:
         known = ", ".join(f"accuracy@{length}x{pairs}" for length, pairs in slices(frame))
         raise UserError(f"no row was tested on {name!r}: there are {known or 'no slices at all'}.")
-    key = f"{max(lengths)}x{pairs}"
-    return pd.Series([row.get(key) for row in _slice_maps(frame)], index=frame.index, dtype="float64")
+    return f"{max(lengths)}x{pairs}"
 
 
 def _unknown(frame: pd.DataFrame, name: str) -> str:

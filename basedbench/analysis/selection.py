@@ -37,13 +37,20 @@ def select(
     fewer than two), and for every metric m its mean m with the 95 % t-interval m_low, m_high (NaN with one seed).
     Raises UserError for an unknown metric or `how`.
     """
+    return select_runs(frame, metrics, how)[0]
+
+
+def select_runs(
+    frame: pd.DataFrame, metrics: Sequence[str] = ("state_bytes", "accuracy"), how: str = "best-lr"
+) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    """What `select` returns, and for each of its points the rows of the runs that it is the mean of."""
     if how not in HOW:
         raise UserError(f"no selection {how!r}: {nearest(how, HOW)}")
     values = {name: numbers(frame, name) for name in metrics}
     runs = frame.assign(**values) if len(frame) else frame
     runs = _of_one_experiment(runs[runs["status"].isin(["ok", "diverged"])])
     keys = [name for name in MODEL if name in frame.columns]
-    points = []
+    points, behind = [], []
     for _, same in runs.groupby(keys, dropna=False, sort=False):
         model = _scored(same)
         tried = [rate for _, rate in model.groupby("learning_rate") if (rate["status"] == "ok").any()]
@@ -52,11 +59,12 @@ def select(
         tries = model["learning_rate"].nunique()
         more = {"learning_rates": tries, "by_seed": _by_seed(model, tries)}
         points += [_point(rate, keys, metrics) | more for rate in tried]
-    return pd.DataFrame(points, columns=_columns(keys, metrics))
+        behind += [rate[rate["status"] == "ok"] for rate in tried]
+    return pd.DataFrame(points, columns=_columns(keys, metrics)), behind
 
 
-def selection_note(points: pd.DataFrame, how: str = "best-lr") -> str:
-    """How the points came about, in one line for the figure."""
+def selection_note(points: pd.DataFrame, how: str = "best-lr", spread: str = "bars: 95% t-intervals") -> str:
+    """How the points came about, in one line for the figure; `spread` is how it shows what several seeds differ by."""
     tries, seeds = _span(points["learning_rates"], "learning rate"), _span(points["seeds"], "seed")
     splits = sorted(set(points["select_split"].dropna())) if "select_split" in points.columns else []
     if how == "all":
@@ -67,8 +75,8 @@ def selection_note(points: pd.DataFrame, how: str = "best-lr") -> str:
         chosen = f"Best of {tries} per model, chosen on the {' or '.join(splits) or 'test'} split"
     if points["seeds"].max() == 1:
         return f"{chosen}; one seed."
-    bars = "bars: 95% t-intervals" if points["seeds"].min() > 1 else "bars: 95% t-intervals where there are several"
-    return f"{chosen}; mean of {seeds}, {bars}."
+    where = "" if points["seeds"].min() > 1 else " where there are several"
+    return f"{chosen}; mean of {seeds}, {spread}{where}."
 
 
 def _of_one_experiment(runs: pd.DataFrame) -> pd.DataFrame:

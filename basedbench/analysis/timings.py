@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from basedbench.errors import UserError, filter_of, nearest
+from basedbench.errors import UserError, nearest
 
 MEASURES = ("time_per_token", "tokens_per_s", "median_ms")
 _MOST_SERIES = 10  # in a panel; with more, batch sizes and then value widths get panels of their own
@@ -66,19 +66,6 @@ def timings(frame: pd.DataFrame, measure: str = "time_per_token") -> pd.DataFram
     value, low, high = (ends[name] for name in names)
     subject = frame["operator"].fillna(frame["model"]) if "model" in frame.columns else frame["operator"]
     return frame.assign(value=value, low=low, high=high, subject=subject, group=_groups(frame, subject))
-
-
-def labelled_like(rows: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """The rows of operators whose label a regular expression finds; UserError if it is malformed or finds nothing.
-
-    Labels begin as those of a sweep: `taylor_attention/ours fwd bf16 16x2048`.
-    """
-    shapes = rows["batch"].astype("Int64").astype(str) + "x" + rows["length"].astype("Int64").astype(str)
-    labels = rows["subject"] + "/" + rows["contender"] + " " + rows["mode"] + " " + rows["dtype"] + " " + shapes
-    found = labels.map(filter_of(pattern).search).notna()
-    if not found.any():
-        raise UserError(f"--filter {pattern!r} finds none of {len(rows)} cases, such as {labels.iloc[0]!r}.")
-    return rows[found]
 
 
 def panels_of(rows: pd.DataFrame) -> list[Panel]:

@@ -131,6 +131,43 @@ def slices(
 
 
 @group.command()
+def curves(
+    results: _Results = Path("results"),
+    y: Annotated[str, typer.Option(help="accuracy, of one slice accuracy@K or accuracy@LxK, or loss.")] = "accuracy",
+    suite: _Suites = None,
+    precision: _Precisions = None,
+    filter: Annotated[str | None, typer.Option(help="Only runs whose label this regular expression finds.")] = None,
+    out: _Out = None,
+    select: _Select = "best-lr",
+    width: _Width = "double",
+    as_json: _Json = False,
+) -> None:
+    """Draw accuracy or loss by epoch, one line per model, one panel per family."""
+    from basedbench import analysis
+    from basedbench.analysis.curves import curves as curves_of
+    from basedbench.analysis.curves import curves_note
+    from basedbench.cli.plot_report import HALFWAY, curve_lines, print_points, report
+    from basedbench.plots.curves import curves as draw
+    from basedbench.plots.scales import column_title
+    from basedbench.plots.style import save
+
+    path = _target(out, results, "curves", width)
+    frame = _recall_rows(results, suite, precision, filter)
+    points = curves_of(frame, y, select).sort_values(["family", "state_bytes"])
+    drawn = points[points["mean"].notna()]
+    selection = analysis.selection_note(drawn, select, "bands: smallest to largest")
+    note = _note(frame, f"{selection} {curves_note(drawn, frame)}".strip())
+    save(draw(drawn, y, note=note, width=width), path)
+    if as_json:
+        print_points(path, frame, drawn, y=y, note=note)
+        return
+    undrawn = len(points) - len(drawn)
+    notes = [note, HALFWAY, *([f"Not shown: {undrawn} without {y} by epoch."] if undrawn else [])]
+    heading = ["family", "model", "lr", "seeds", "epochs", "first", "last", "halfway"]
+    report(path, f"{column_title(y)} by epoch", heading, curve_lines(drawn), frame, notes)
+
+
+@group.command()
 def throughput(
     results: _Results = Path("results"),
     y: Annotated[str, typer.Option(help="time_per_token, tokens_per_s or median_ms.")] = "time_per_token",
@@ -144,6 +181,7 @@ def throughput(
 ) -> None:
     """Draw time per token against length, one line per contender, one panel per operator and mode."""
     from basedbench.analysis import timings as times
+    from basedbench.analysis.labels import labelled_like
     from basedbench.analysis.suites import of_suites
     from basedbench.cli.plot_report import print_points, report, series_line
     from basedbench.plots.style import save
@@ -154,7 +192,7 @@ def throughput(
     rows = times.timings(of_suites(_rows(results, "throughput"), suite or ()), y)
     for column, wanted in (("subject", operator), ("mode", mode)):
         rows = _only(rows, column, wanted)
-    rows = times.labelled_like(rows, filter) if filter else rows
+    rows = labelled_like("throughput", rows, filter) if filter else rows
     note = f"Medians; bars: 95% intervals. {times.shared_conditions(rows)}."
     note = f"{note} {versions_note(rows['contender_version'].dropna())}".strip()
     save(draw(rows, y, note=note, width=width), path)
@@ -223,10 +261,14 @@ def _target(out: Path | None, results: Path, name: str, width: str) -> Path:
     return path
 
 
-def _recall_rows(results: Path, suites: list[str] | None, precisions: list[str] | None) -> "pd.DataFrame":
+def _recall_rows(
+    results: Path, suites: list[str] | None, precisions: list[str] | None, pattern: str | None = None
+) -> "pd.DataFrame":
+    from basedbench.analysis.labels import labelled_like
     from basedbench.analysis.suites import check_one_test, rows_for_figure
 
     frame = _only(rows_for_figure(_rows(results, "recall"), suites or ()), "precision", precisions)
+    frame = frame if pattern is None else labelled_like("recall", frame, pattern)
     check_one_test(frame)
     return frame
 

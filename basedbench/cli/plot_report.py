@@ -9,6 +9,7 @@ import pandas as pd
 import typer
 
 from basedbench import analysis
+from basedbench.analysis.naming import family_title, point_labels
 from basedbench.analysis.suites import counts_text, doubts_note, failures
 from basedbench.analysis.timings import Panel, Series
 from basedbench.cli.tables import WIDTH, print_json, print_table
@@ -16,9 +17,10 @@ from basedbench.errors import UserError, visible
 from basedbench.plots import pareto as figures
 from basedbench.plots.scales import count_text, quantity
 from basedbench.plots.style import save
-from basedbench.plots.tables import point_table
+from basedbench.plots.tables import point_table, seeds_text
 from basedbench.store.schema import decode_json
 
+HALFWAY = "Halfway: the first epoch at least halfway from chance to the value of the last. *: stopped early."
 _BULKY = ["task", "recipe", "fingerprint", "samples_ms", "round_medians_ms", "round_sizes"]  # left out of JSON
 
 
@@ -51,6 +53,17 @@ def frontier(
     undrawn = len(points) - len(shown)
     notes = [note] + ([f"Not shown: {undrawn} {lacking}."] if undrawn else [])
     report(path, f"{title}; * = on the frontier", rows[0], rows[1:], frame, notes)
+
+
+def curve_lines(points: pd.DataFrame) -> list[list[str]]:
+    """The lines of the curves table: where each model's curve begins and ends, and when it has come halfway."""
+    lines = []
+    for (_, point), label in zip(points.iterrows(), point_labels(points, always_width=True), strict=True):
+        mean, stop = point["mean"], " *" if point["stopped"] else ""
+        halfway = "-" if point["halfway"] is None else str(point["halfway"])
+        line = [family_title(point["family"]), label, f"{point['learning_rate']:.3g}", seeds_text(point)]
+        lines.append([*line, f"{len(mean)}{stop}", f"{mean[0]:.3f}", f"{mean[-1]:.3f}", halfway])
+    return lines
 
 
 def series_line(panel: Panel, series: Series, measure: str) -> list[str]:

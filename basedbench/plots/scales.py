@@ -16,6 +16,7 @@ _TITLES = {
     "learning_rate": "Learning rate",
     "accuracy": "Recall accuracy",
     "accuracy_best": "Recall accuracy (best epoch)",
+    "loss": "Training loss",
     "validation_accuracy": "Recall accuracy (validation)",
     "time_per_token": "Time per token",
     "tokens_per_s": "Tokens per second",

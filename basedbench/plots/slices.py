@@ -4,16 +4,14 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from basedbench.analysis.columns import slices as slices_of
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.errors import UserError
+from basedbench.plots.ends import LINE, name_ends, shades
 from basedbench.plots.panels import lowest, panel_grid
 from basedbench.plots.scales import set_ticks
 from basedbench.plots.style import (
@@ -32,9 +30,8 @@ from basedbench.plots.style import (
 )
 
 _COLUMNS = {"single": 1, "double": 3}
-_HEIGHT, _LINE = 1.55, 0.1  # inches: of a panel, of a label
+_HEIGHT = 1.55  # inches, of a panel
 _LETTERS = 15  # of a title, per inch of a panel's share of the width
-_PALEST = 0.55  # how far towards white the model with the least state is drawn
 
 
 def slice_metrics(frame: pd.DataFrame) -> list[str]:
@@ -57,7 +54,7 @@ def slices(points: pd.DataFrame, metrics: Sequence[str], *, note: str = "", widt
     """
     style = marks(points["family"])
     most = int(points["family"].value_counts().max())
-    height = max(_HEIGHT, (most + 2) * _LINE)
+    height = max(_HEIGHT, (most + 2) * LINE)
     columns = min(_COLUMNS[width], len(style))
     figure, panels = panel_grid(len(style), columns, height, width, share=True)
     sizes = [name.removeprefix("accuracy@").split("x") for name in metrics]
@@ -90,7 +87,7 @@ def _set_axes(axes: Axes, sizes: Sequence[Sequence[str]], title: str) -> None:
 
 def _draw_models(axes: Axes, family: pd.DataFrame, metrics: Sequence[str], mark: Mark) -> None:
     pairs = axes.get_xticks()
-    for (_, point), colour in zip(family.iterrows(), _shades(mark, len(family)), strict=True):
+    for (_, point), colour in zip(family.iterrows(), shades(mark, len(family)), strict=True):
         look: Look = {"color": colour, "linewidth": 1.1, "zorder": 3}
         axes.plot(pairs, [point[name] for name in metrics], **look, **mark.shape(2.8) | {"markerfacecolor": colour})
         for at, name in zip(pairs, metrics, strict=True):
@@ -100,53 +97,7 @@ def _draw_models(axes: Axes, family: pd.DataFrame, metrics: Sequence[str], mark:
 
 
 def _name_models(axes: Axes, family: pd.DataFrame, metrics: Sequence[str], mark: Mark) -> None:
-    """Names at the right, each as near to the end of its line as the others allow, tied to it by a hair line."""
-    last = family[metrics[-1]].to_numpy()
-    inches = axes.get_window_extent().height / axes.figure.dpi
-    heights = spread(last, _LINE / inches * 1.06, 0.0, 1.0)
     end, right = axes.get_xticks()[-1], axes.get_xlim()[1]
     start = end * (right / end) ** 0.22
-    shades = _shades(mark, len(family))
-    for value, height, label, colour in zip(last, heights, point_labels(family), shades, strict=True):
-        if math.isfinite(value):
-            axes.plot([end, start], [value, height], color=colour, linewidth=0.5, zorder=1, label="leader")
-            text = axes.text(start, height, " " + label, size=TINY, color=mark.ink, va="center", clip_on=False)
-            _shorten(text, axes.get_window_extent().x1)
-
-
-def _shorten(text: Text, edge: float) -> None:
-    """Cut a name off, visibly, where the next panel begins; the table has it whole."""
-    name = text.get_text()
-    while len(name) > 1 and text.get_window_extent().x1 > edge:
-        name = name[:-1].rstrip()
-        text.set_text(name + "…")
-
-
-def spread(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Places as near to the wanted ones as is possible at least `gap` apart and, if there is room, within low..high."""
-    order = np.argsort(wanted, kind="stable")
-    steps = np.arange(len(order)) * gap
-    # Without the gaps already taken, the places only have to rise: pool neighbours that do not (isotonic regression).
-    free = np.clip(_rising(wanted[order] - steps), low, max(low, high - steps[-1]))
-    placed = np.empty(len(order))
-    placed[order] = free + steps
-    return placed
-
-
-def _rising(values: np.ndarray) -> np.ndarray:
-    """The nearest non-decreasing sequence in least squares: pool adjacent violators."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        mean, count = float(value), 1
-        while pools and pools[-1][0] > mean:
-            before, size = pools.pop()
-            mean, count = (before * size + mean * count) / (size + count), size + count
-        pools.append((mean, count))
-    return np.concatenate([np.full(count, mean) for mean, count in pools])
-
-
-def _shades(mark: Mark, count: int) -> list[str]:
-    """The family's colour, from pale to full."""
-    paleness = np.linspace(_PALEST, 0.0, count) if count > 1 else [0.0]
-    red, green, blue = to_rgb(mark.colour)
-    return [to_hex((red + (1 - red) * p, green + (1 - green) * p, blue + (1 - blue) * p)) for p in paleness]
+    last, names = family[metrics[-1]].to_numpy(), list(point_labels(family))
+    name_ends(axes, (end, start), last, names, shades(mark, len(family)), mark.ink)

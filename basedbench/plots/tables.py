@@ -27,7 +27,7 @@ def point_table(points: pd.DataFrame, x: str, y: str) -> list[list[str]]:
     labels = point_labels(points, always_width=True)
     for (index, point), label in zip(points.iterrows(), labels, strict=True):
         row = [ON_FRONTIER if index in front else "", family_title(point["family"]), label]
-        row += [quantity(point[x], x), _with_interval(point, y), f"{point['learning_rate']:.3g}", _seeds(point)]
+        row += [quantity(point[x], x), _with_interval(point, y), f"{point['learning_rate']:.3g}", seeds_text(point)]
         written = {"published": _accuracy, "difference": signed}
         rows.append(row + [written[name](point[name]) for name in extras])
     return rows
@@ -80,6 +80,6 @@ def _accuracy(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
-def _seeds(point: pd.Series) -> str:
+def seeds_text(point: pd.Series) -> str:
     """`3`, or `2 of 3` where one diverged."""
     return f"{point['seeds']}" + (f" of {point['seeds'] + point['diverged']}" if point["diverged"] else "")

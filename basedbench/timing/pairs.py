@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from basedbench.analysis.intervals import share_probability
+from basedbench.analysis.labels import model_label
 from basedbench.config import suite_argument
 from basedbench.config.models import ModelCase, fields_of
 from basedbench.config.recall import VOCABULARY
@@ -84,11 +85,7 @@ def _pattern(row: Row, models: Sequence[Row]) -> str:
 
 def _recall_labels(models: Sequence[Row]) -> list[str]:
     """A label for each; models whose labels would be the same are told apart by what differs between them."""
-    labels = []
-    for row in models:
-        given = json.loads(row["config"]) | json.loads(row["layer_options"] or "{}")
-        options = "".join(f" {name}={value}" for name, value in given.items())
-        labels.append(f"{row['mixer']} d_model={row['d_model']}{options} lr={row['learning_rate']:g}")
+    labels = [model_label(row) for row in models]
     known = [_settings(row) for row in models]
     alike = [[known[i] for i, other in enumerate(labels) if other == label] for label in labels]
     return [

@@ -226,6 +226,85 @@ def test_slices(plot, tmp_path):
     assert {point["accuracy@128x8"] for point in points} == {0.8}
 
 
+def learnt(row, accuracies, **more):
+    return row | {"accuracy_by_epoch": accuracies, "loss_by_epoch": [9 - 8 * one for one in accuracies]} | more
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """RUNS, of which most say their curves; attention stopped early."""
+    store = Store(tmp_path / "trained")
+    curves = {1: [0.0, 0.8], 2: [0.1, 0.2, 0.8, 0.9], 3: [1.0], 4: [0.0, 0.1, 0.2, 0.7], 5: [0.0, 0.3, 0.5, 0.6]}
+    for number, row in enumerate(RUNS):
+        stop = {"stop_reason": "accuracy above 0.99" if number == 3 else "epochs"}
+        by_slice = {"accuracy_by_slice_by_epoch": {"64x4": [0.25, 0.5]}} if number == 2 else {}
+        store.write("recall", learnt(row, curves[number], **stop, **by_slice) if number in curves else row)
+    return store.root
+
+
+def test_curves_are_of_each_models_best_rate(plot, tmp_path, trained):
+    printed = plot("curves", folder=trained)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["Based", "d64", "f16", "0.003", "1", "4", "0.100", "0.900", "3"] in lines
+    assert ["Attention", "d64", "0.01", "1", "1", "*", "1.000", "1.000", "1"] in lines
+    assert ["Mamba", "d64", "N16", "0.01", "2", "of", "3", "4", "0.000", "0.650", "3"] in lines
+    words = " ".join(printed.split())
+    assert "chosen on the test split; mean of 1 to 2 seeds, bands: smallest to largest where there are several" in words
+    assert "Marker at a line's end: stopped early (accuracy above 0.99)." in words
+    assert "Not shown: 1 without accuracy by epoch." in words
+    assert "Failed: 1 diverged." in words
+
+
+def test_curves_as_json_have_every_number(plot, trained):
+    printed = as_json(plot("curves", "--json", "--filter", "^mamba ", folder=trained))
+    (point,) = printed["points"]
+    assert point["mean"] == pytest.approx([0.0, 0.2, 0.35, 0.65])
+    assert (point["low"], point["high"]) == ([0.0, 0.1, 0.2, 0.6], [0.0, 0.3, 0.5, 0.7])
+    assert (point["halfway"], point["stopped"], point["seeds"], point["diverged"]) == (3, False, 2, 1)
+    assert (printed["y"], printed["failed"]) == ("accuracy", {"diverged": 1})
+
+
+def test_curves_of_loss_and_of_a_slice(plot, trained):
+    losses = {
+        point["family"]: point for point in as_json(plot("curves", "--y", "loss", "--json", folder=trained))["points"]
+    }
+    assert losses["based"]["mean"] == pytest.approx([8.2, 7.4, 2.6, 1.8])
+    assert losses["based"]["halfway"] == 3  # ln 128 is 4.85
+    assert losses["attention"]["low"] is None
+    (sliced,) = as_json(plot("curves", "--y", "accuracy@4", "--json", folder=trained))["points"]
+    assert (sliced["mean"], sliced["learning_rate"]) == ([0.25, 0.5], 0.003)
+
+
+def test_every_learning_rate_can_be_a_curve(plot, trained):
+    points = as_json(plot("curves", "--select", "all", "--filter", "feature_dim=16", "--json", folder=trained))[
+        "points"
+    ]
+    assert {point["learning_rate"]: len(point["mean"]) for point in points} == {0.01: 2, 0.003: 4}
+
+
+def test_curves_of_different_tasks_are_not_mixed(mistake, plot, tmp_path):
+    store = Store(tmp_path / "tasks")
+    store.write("recall", learnt(RUNS[0], [0.1, 0.5], steps=20))
+    store.write("recall", learnt(RUNS[1], [0.1, 0.8], steps=30, suite="theirs"))
+    store.write("recall", learnt(RUNS[2], [0.1, 0.9], steps=30, suite="other", accuracy_by_slice={"32x2": 0.9}))
+    assert "mine, other, theirs were tested on different tasks" in mistake("curves", "--results", store.root)
+    chosen = plot("curves", "--suite", "mine", "--suite", "theirs", "--json", folder=store.root)
+    assert "Epochs are of unlike length: steps 10 (mine), 15 (theirs)." in as_json(chosen)["note"]
+    assert "An epoch has 10 steps." in plot("curves", "--suite", "mine", folder=store.root)
+
+
+def test_more_curves_than_a_panel_holds_are_refused_with_a_filter_that_helps(mistake, plot, tmp_path):
+    store = Store(tmp_path / "many")
+    for number in range(21):
+        row = recall_row(number, "based", {"feature_dim": number + 1}, 0.5, 2048 + number, d_model=32 if number else 64)
+        store.write("recall", learnt(row, [0.1, 0.5]))
+    said = mistake("curves", "--results", store.root)
+    assert "Based would have 21 lines, more than the 20 that a panel holds" in said
+    assert "--filter '^based d_model=64 '" in said
+    assert len(as_json(plot("curves", "--filter", "^based d_model=64 ", "--json", folder=store.root))["points"]) == 1
+
+
 def test_throughput(plot, tmp_path):
     lines = [line.split() for line in plot("throughput").splitlines()]
     assert ["ssd", "fwd", "ours", "2k", "1", "µs"] in lines
@@ -270,6 +349,18 @@ def test_throughput_of_chosen_cases(plot):
         (["throughput", "--mode", "bwd"], "no rows of mode 'bwd'"),
         (["throughput", "--y", "time"], "no measure 'time'"),
         (["slices", "--suite", "x"], "only of mine"),
+        (["curves", "--suite", "x"], "only of mine"),
+        (["curves", "--y", "los"], "no curve 'los': did you mean 'loss'"),
+        (["curves", "--y", "accuracy@5"], "there are accuracy@64x4, accuracy@64x8, accuracy@128x8"),
+        (["curves"], "these rows have no accuracy by epoch, so there is nothing to draw; run their suite again"),
+        (["curves", "--filter", "("], "'(' is not a regular expression"),
+        (
+            ["curves", "--filter", "^h3 "],
+            "finds none of 7 runs, such as 'based d_model=64 feature_dim=8 lr=0.01 seed=0'",
+        ),
+        (["curves", "--filter", "^mamba .*seed=2"], "no run of mine finished (1 diverged)"),
+        (["curves", "--select", "best"], "did you mean 'best-lr'"),
+        (["curves", "--out", "figure.jpg"], "'.jpg': a figure is saved as .png, .svg, .pdf"),
     ],
 )
 def test_mistakes_are_one_clear_sentence(mistake, results, tmp_path, monkeypatch, arguments, said):

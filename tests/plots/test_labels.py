@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from basedbench.plots.ends import spread
 from basedbench.plots.labels import Label, place_labels
-from basedbench.plots.slices import spread
 from basedbench.plots.style import freeze, new_figure
 
 SIZE = 5.0

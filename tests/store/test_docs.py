@@ -1,16 +1,20 @@
 """What docs/ROWS.md shows runs as it is written there; every promised column is on the page."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from basedbench.cli import app
 from basedbench.store.schema import JSON_COLUMNS, PROMISED, STATUSES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ROWS.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -18,6 +22,17 @@ def test_the_examples_run(example: str, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.chdir(ROOT)
     exec(example, {})
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_run(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)
+    name, *arguments = shlex.split(command.partition(" > ")[0])
+    assert name == "basedbench"
+    outcome = CliRunner().invoke(app, arguments)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert outcome.stdout
 
 
 def test_the_newest_rows_of_pandas_are_those_of_load(monkeypatch: pytest.MonkeyPatch) -> None:
