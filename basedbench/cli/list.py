@@ -81,10 +81,13 @@ def runs(
 ) -> None:
     """The stored runs, oldest first: the newest row of each case of a suite."""
     from basedbench.cli.outdated import say_versions
+    from basedbench.cli.stored import stored_rows
     from basedbench.cli.tables import print_json
     from basedbench.store.schema import decode_json
 
-    chosen = _stored(results, kind, status or [], suite)
+    _check_statuses(status or [])
+    found = stored_rows(results, kind, () if suite is None else (suite,))
+    chosen = [row for row in found if not status or row["status"] in status]
     shown = chosen[-limit:] if limit else chosen
     if as_json:
         columns = ("suite", *_SUMMARY[kind].split(), "reason", "created_at", "code_version", "device_name")
@@ -94,28 +97,13 @@ def runs(
     say_versions(shown, kind, err=as_json)
 
 
-def _stored(results: Path, kind: str, statuses: list[str], suite: str | None) -> list[dict[str, Any]]:
-    """The rows of a results folder with one of these statuses. Raises UserError if there are none at all, or none of
-    the suite."""
+def _check_statuses(statuses: list[str]) -> None:
     from basedbench.errors import UserError, nearest
-    from basedbench.store.dataset import no_rows, rows
-    from basedbench.store.schema import KINDS, STATUSES
+    from basedbench.store.schema import STATUSES
 
-    if kind not in KINDS:
-        raise UserError(f"--kind {kind!r}: {nearest(kind, KINDS)}")
     for status in statuses:
         if status not in STATUSES:
             raise UserError(f"--status {status!r}: {nearest(status, STATUSES)}")
-    found = rows(results, kind)
-    if not found:
-        raise UserError(no_rows(results, kind))
-    suites = {row.get("suite") for row in found}
-    if suite is not None and suite not in suites:
-        raise UserError(
-            f"--suite: no {kind} rows of {suite!r} in {results}; {nearest(suite, sorted(filter(None, suites)))}"
-        )
-    found = [row for row in found if suite in (None, row.get("suite"))]
-    return [row for row in found if not statuses or row["status"] in statuses]
 
 
 def _print_runs(kind: str, rows: list[dict[str, Any]], title: str) -> None:

@@ -1,4 +1,4 @@
-"""`basedbench results`: a stored row, the state of a sweep, small files merged, a table of the docs."""
+"""`basedbench results`: a stored row, rows as CSV, the state of a sweep, small files merged, a table of the docs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,9 @@ from basedbench.cli.documents import TABLES
 
 _RESULTS = Annotated[Path, typer.Option(help="The results folder.")]
 
-group = typer.Typer(help="A stored row, a sweep's state, a folder's files merged, a table.", no_args_is_help=True)
+group = typer.Typer(
+    help="A stored row, rows as CSV, a sweep's state, a folder's files merged, a table.", no_args_is_help=True
+)
 
 
 @group.command()
@@ -51,6 +53,32 @@ def show(
         return
     print_table(f"{kind} row {row['case_id']} (suite {row['suite']})", ("column", "value"), flat(printable))
     typer.echo("Long lists: --json prints them whole.")
+
+
+@group.command()
+def export(
+    results: _RESULTS = Path("results"),
+    kind: Annotated[str, typer.Option(help="recall, throughput or calibration.")] = "recall",
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="Only rows of this suite; may be repeated.")
+    ] = None,
+    filter: Annotated[str | None, typer.Option(help="Only rows whose label this regular expression finds.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv or jsonl. Default: by the ending of --out, else csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: standard output.")] = None,
+) -> None:
+    """Write rows, the newest of each case, as CSV or as one JSON object a line; lists and objects are JSON in CSV."""
+    from basedbench.cli.export import format_of, lines
+    from basedbench.cli.stored import stored_rows
+
+    how = format_of(format, out)
+    rows = stored_rows(results, kind, suite or (), understood=filter is not None)
+    rows = rows if filter is None else _labelled_like(kind, rows, filter)
+    if out is None:
+        for line in lines(kind, rows, how):
+            typer.echo(line, nl=False)
+        return
+    _write_text(out, "".join(lines(kind, rows, how)))
+    typer.echo(f"Wrote {len(rows)} {kind} {'row' if len(rows) == 1 else 'rows'} to {out}.")
 
 
 @group.command()
@@ -107,6 +135,26 @@ def table(
     _write_sections(write, sections)
     what = "section" if len(sections) == 1 else "sections"
     typer.echo(f"Wrote the {what} {', '.join(map(repr, sections))} of {write}.")
+
+
+def _labelled_like(kind: str, rows: list[dict[str, Any]], pattern: str) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    from basedbench.analysis.labels import labelled_like
+
+    return [rows[index] for index in labelled_like(kind, pd.DataFrame(rows), pattern).index]
+
+
+def _write_text(path: Path, text: str) -> None:
+    from basedbench import atomic
+    from basedbench.errors import UserError
+
+    try:
+        atomic.write(path, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {str(path)!r}: {atomic.cause(error)}; choose another place with --out."
+        ) from error
 
 
 def _no_results(results: Path) -> str:
