@@ -111,8 +111,8 @@ def _set_axes(axes: Axes, title: str, last: int) -> None:
 
 
 def _make_room(panels: Sequence[Axes], names: Sequence[str], last: int) -> None:
-    """Let the horizontal scale, which all panels share, leave as much at the right as the longest name needs."""
-    text = panels[0].text(0, 0, " " + max(names, key=len), size=TINY)
+    """Let the horizontal scale, which all panels share, leave as much at the right as the widest name needs."""
+    text = panels[0].text(0, 0, " " + "\n ".join(set(names)), size=TINY)
     frame = min(panel.get_window_extent().width for panel in panels)
     room = min((text.get_window_extent().width + 1.2 * _leader(panels[0])) / frame, _MOST_ROOM)
     text.remove()

@@ -105,6 +105,14 @@ def test_names_overlap_neither_each_other_nor_the_next_panel(learnt, width):
         assert all(box.x0 >= axes.transData.transform((8, 0))[0] for box in names)
 
 
+def test_the_widest_name_is_whole_though_it_has_no_more_letters_than_others(learnt):
+    rows = [learnt(name, {"feature_dim": 1111111}, 0.5) for name in ("based", "linear_attention", "mamba")]
+    rows += [learnt("based", {"feature_dim": 1111111}, 0.6), learnt("mamba", {"d_state": 8888888}, 0.7)]
+    names = [text.get_text().strip() for axes in drawn(*rows).axes for text in axes.texts]
+    assert "N8888888" in names
+    assert not any("…" in name for name in names)
+
+
 def test_one_epoch_alone_is_a_figure(learnt, tmp_path):
     figure = drawn(learnt("based", {}, 1.0, rise=1, epochs=1), note="How it was done.")
     assert list(figure.axes[0].get_xticks()) == [1]
