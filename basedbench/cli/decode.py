@@ -38,6 +38,7 @@ def check_plugins(files: Sequence[Path], models: bool) -> None:
 
 
 def time_models(
+    context: typer.Context,
     name: str,
     device: str,
     batch: int,
@@ -50,6 +51,7 @@ def time_models(
     plugins: Sequence[str],
 ) -> None:
     """Time, store a row each, and print a table; with `dry_run` only say which models."""
+    from basedbench.cli.in_hand import hold
     from basedbench.config import load_suite
     from basedbench.config.matching import matching
     from basedbench.engines.deadline import TimeUp
@@ -67,6 +69,9 @@ def time_models(
     store, stop = Store(out), None
     with stdout_to_stderr():
         decoders = _decoders(runs)
+    key = "{0.name} {0.config}".format
+    mine, _ = hold(context, out, list(decoders.values()), key, None, "models")
+    decoders = {label: one for label, one in decoders.items() if one in mine}
     origin = {
         "code_version": code_version(),
         "device_name": device_name(device),

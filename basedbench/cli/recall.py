@@ -80,6 +80,7 @@ def recall(
         start_server(TRAINING)  # it imports what workers need while this process does
     from basedbench.cli import recall_input as given
     from basedbench.cli import time_limit as limits
+    from basedbench.cli.in_hand import hold
     from basedbench.cli.outdated import say_outdated, say_versions
     from basedbench.config.matching import matching
     from basedbench.engines import LocalEngine, determinism, resolve_devices
@@ -126,8 +127,8 @@ def recall(
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
         look_s = max(1.0, min(timeout_s, began + limit_s - time.monotonic()))
-        first = _looked_at(todo.todo[:limit], plugins, plugin or [], devices[0], look_s)
-        todo = replace(todo, todo=first + (todo.todo[limit:] if limit else []))
+        mine, rest = hold(context, out, todo.todo, lambda case: case.case_id, limit, "runs")
+        todo = replace(todo, todo=_looked_at(mine, plugins, plugin or [], devices[0], look_s) + rest)
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
         left = _run(todo, engine, deadline, out, limit, quiet, fresh)

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def throughput(
+    context: typer.Context,
     suite: Annotated[
         str | None, typer.Option(help="A suite's name or file. Default: quick-throughput; on a GPU kernels.")
     ] = None,
@@ -78,6 +79,7 @@ def throughput(
     from basedbench.cli import throughput_report as report
     from basedbench.cli import time_limit as limits
     from basedbench.cli.decode import SEQUENCES, check_plugins, refuse_with_models, time_models
+    from basedbench.cli.in_hand import hold
     from basedbench.cli.outdated import say_outdated
     from basedbench.config import load_suite
     from basedbench.config.section import MOST
@@ -104,7 +106,9 @@ def throughput(
             raise UserError(f"--batch takes whole numbers from 1 to {MOST}, got {batch}.")
         deadline = Deadline(limits.seconds(time_limit), began, unlimited().pace)
         place, files = resolve_devices(device)[0], [str(path) for path in plugin or []]
-        time_models(models, place, batch or SEQUENCES, rounds or 15, filter, out, as_json, dry_run, deadline, files)
+        time_models(
+            context, models, place, batch or SEQUENCES, rounds or 15, filter, out, as_json, dry_run, deadline, files
+        )
         return
     if batch is not None:
         raise UserError("--batch goes with --models alone: a suite's cases say their batch; choose some with --filter.")
@@ -125,15 +129,15 @@ def throughput(
     with stdout_to_stderr():  # the user's contenders say their versions
         old = outdated(cases, rows, own)
     due = pending(cases, rows, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())
-    todo, rest = due[:limit], due[limit:] if limit else []
     due_ids = {case.id for case in due}
     say_outdated([case.label for case in old if case.id not in due_ids], "cases")
     if dry_run:
-        report.plan(cases, todo, as_json)
+        report.plan(cases, due[:limit], as_json)
         return
     measure = chosen.measure if rounds is None else chosen.measure.at_least(rounds)
     measure = measure.model_copy(update={"cross_check": cross_check or measure.cross_check})
     store = Store(out)
+    todo, rest = hold(context, out, due, lambda case: f"{chosen.name} {case.id}", limit, "cases")
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
         known = limits.own_rows(rows, sweep.origin["device_name"]) if time_limit else []

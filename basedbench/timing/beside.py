@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_map
 from basedbench.config.models import ModelCase
 from basedbench.config.throughput import AnyCase, Case
 from basedbench.contenders.costs import bytes_of
-from basedbench.timing.claims import ClaimedError, claiming
+from basedbench.locks import TakenError
+from basedbench.timing.claims import claiming
 from basedbench.timing.subject import subject_of
 from basedbench.timing.timeline import noted
 from basedbench.timing.tuning import every_choice
@@ -146,7 +147,7 @@ def _compile(launches: list[Launch]) -> list[Launch]:
         for launch in launches:
             try:
                 _load(launch())
-            except ClaimedError:
+            except TakenError:
                 elsewhere.append(launch)
             except Exception:
                 pass

@@ -2,30 +2,20 @@
 
 Models differ in a kernel or two of twenty: a dozen processes with a model each would compile the same kernels at the
 same time. Triton keeps what it compiled in a folder for all of them, so the one that comes second finds it there. Who
-compiles what is told by locks on the bytes of one file in that folder, a byte for each kernel. The system gives them
-back when a process ends, in whatever way.
+compiles what is told by locks on a file in that folder.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
-try:
-    import fcntl as _fcntl
-except ImportError:  # not on Windows
-    _fcntl = None  # type: ignore[assignment]
+from basedbench import locks
 
-fcntl: Any = _fcntl
 Kernel = TypeVar("Kernel")
 FILE = "basedbench.lock"
-PLACES = 2**62  # bytes that may be locked; the file itself stays empty
-
-
-class ClaimedError(Exception):
-    """Another process is compiling this kernel."""
 
 
 class Claims:
@@ -37,7 +27,7 @@ class Claims:
     def submit(self, key: str, compile_: Callable[[], Kernel], finish: Callable[[Kernel], object]) -> Kernel:
         """What Triton calls for a kernel that it has not; `key` tells kernels apart as its folder does.
 
-        ClaimedError unless patient, if another process has it in hand.
+        TakenError unless patient, if another process has it in hand.
         """
         with claimed(key, self.patient):
             kernel = compile_()
@@ -62,39 +52,24 @@ def claiming(patient: bool) -> Iterator[None]:
 
 @contextmanager
 def claimed(key: str, patient: bool) -> Iterator[None]:
-    """Hold the lock of a kernel, or none where files cannot be locked. ClaimedError if it is taken, unless patient."""
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % PLACES
+    """Hold the lock of a kernel, or none where files cannot be locked. TakenError if it is taken, unless patient."""
     file = _file()
-    locked = file is not None and _take(file, place, patient)
+    locked = locks.take(file, key, patient=patient)
     try:
         yield
     finally:
         if locked:
-            fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
-
-
-def _take(file: int, place: int, patient: bool) -> bool:
-    """Whether the lock could be had; if not, a kernel is compiled twice at worst."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB), 1, place)
-    except (BlockingIOError, PermissionError) as error:
-        raise ClaimedError from error
-    except OSError:
-        return False
-    return True
+            locks.give_back(file, key)
 
 
 def _file() -> int | None:
     """The file in the folder where Triton keeps kernels now, opened by this process; None if that cannot be."""
     from triton import knobs
 
-    return None if fcntl is None else _opened(knobs.cache.dir, os.getpid())
+    return _opened(knobs.cache.dir, os.getpid()) if knobs.cache.dir else None
 
 
 @cache
 def _opened(folder: str, process: int) -> int | None:
-    """Never closed: all locks that a process has on a file go when it closes it anywhere."""
-    with suppress(OSError, TypeError):
-        os.makedirs(folder, exist_ok=True)
-        return os.open(os.path.join(folder, FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    return None
+    """Never closed: the locks would go."""
+    return locks.opened(Path(folder) / FILE)

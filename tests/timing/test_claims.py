@@ -11,9 +11,10 @@ from triton import knobs
 from triton.runtime import _async_compile
 from triton.runtime.jit import JITFunction
 
-from basedbench.timing import claims
+from basedbench import locks
+from basedbench.locks import TakenError
 from basedbench.timing.beside import compile_beside
-from basedbench.timing.claims import ClaimedError, Claims, claimed, claiming
+from basedbench.timing.claims import Claims, claimed, claiming
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files are locked with fcntl")
 SPAWN = multiprocessing.get_context("spawn")
@@ -56,7 +57,7 @@ class Other:
 
 def test_a_kernel_in_hand_elsewhere_is_refused_and_free_when_that_process_has_it(folder: Path) -> None:
     other = Other(folder, "forward")
-    with pytest.raises(ClaimedError), claimed("forward", patient=False):
+    with pytest.raises(TakenError), claimed("forward", patient=False):
         pass
     with claimed("backward", patient=False):
         pass
@@ -122,12 +123,12 @@ def test_without_locks_everything_is_compiled(fault: str, folder: Path, monkeypa
         raise OSError(37, "No locks available")
 
     if fault == "no fcntl":
-        monkeypatch.setattr(claims, "fcntl", None)
+        monkeypatch.setattr(locks, "fcntl", None)
     elif fault == "no folder":
         monkeypatch.setattr(knobs.cache, "dir", str(folder / "file" / "cache"))
         (folder / "file").write_text("not a folder")
     else:
-        monkeypatch.setattr(claims.fcntl, "lockf", refuse)
+        monkeypatch.setattr(locks.fcntl, "lockf", refuse)
     done: list[str] = []
     assert Claims(patient=False).submit("forward", lambda: "kernel", done.append) == "kernel"
     assert done == ["kernel"]
