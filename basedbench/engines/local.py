@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from basedbench.engines.compile_ahead import Ahead
 from basedbench.engines.deadline import Deadline, unlimited
 from basedbench.engines.devices import cores
-from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message
+from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message, Notice
 from basedbench.engines.worker import serve
 from basedbench.errors import UserError, warn
 from basedbench.forking import end, start_training
@@ -82,7 +82,7 @@ class LocalEngine:
         deadline: Deadline[RecallCase] | None = None,
         timeout_s: float = math.inf,
     ) -> None:
-        self.places, self.root, self.listener = places, root, listener
+        self.places, self.store, self.listener = places, Store(root), listener
         self.plugins = tuple(plugins)
         self.deadline = deadline or unlimited()
         self.timeout_s = timeout_s  # of one run
@@ -125,8 +125,9 @@ class LocalEngine:
         return [*self.under_way, *self._alone, *self._queue]
 
     def _hire(self, place: Place) -> _Worker:
+        self.store.look_for("recall")  # the new worker will not miss it
         ours, theirs = Pipe()
-        arguments = (theirs, place.device, self.root, place.threads, self.plugins, self._ahead.rehearsed)
+        arguments = (theirs, place.device, str(self.store.root), place.threads, self.plugins, self._ahead.rehearsed)
         process = start_training(place.device, serve, arguments)
         theirs.close()
         return _Worker(place, process, ours, place.slots)
@@ -231,13 +232,15 @@ class LocalEngine:
                 raise UserError(text)
             case Broken(text):
                 worker.last_words = text
+            case Notice(text):
+                warn(text)
 
     def _hear_out(self, worker: _Worker) -> None:
         """What a worker said before it was ended: these rows are stored."""
         with suppress(EOFError, OSError):
             while worker.connection.poll():
                 message = worker.connection.recv()
-                if isinstance(message, Finished):
+                if isinstance(message, Finished | Notice):
                     self._handle(worker, message)
 
     def _bury(self, worker: _Worker) -> None:
@@ -261,7 +264,7 @@ class LocalEngine:
         train_s = 0.0 if worker.shared else self.deadline.now() - self._began[case.case_id]  # its part is not known
         row = recall_row(case, progress, Circumstances(worker.place.device, train_s), reason)
         try:
-            Store(self.root).write("recall", row)
+            self.store.write("recall", row)
         except ValueError as error:  # no row can hold it, which is not the other cases' fault
             warn(f"{case.label} has no row: {error}.")
         self.listener.finished(case, row)

@@ -43,4 +43,11 @@ class Broken:
     error: str
 
 
-Message = Epoch | Finished | Deferred | Fatal | Broken
+@dataclass(frozen=True)
+class Notice:
+    """Something that a user has to know; the worker goes on."""
+
+    text: str
+
+
+Message = Epoch | Finished | Deferred | Fatal | Broken | Notice

@@ -23,7 +23,7 @@ from basedbench import threads
 from basedbench.ambient import settings_kept
 from basedbench.engines import determinism, kernel_keys
 from basedbench.engines.compile_ahead import Rehearsed
-from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message
+from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message, Notice
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
 from basedbench.store import Store
@@ -75,7 +75,7 @@ class Worker:
     def __init__(self, connection: Connection, device: str, root: str, rehearsed: Rehearsed | None = None) -> None:
         self.connection, self.device = connection, device
         self.rehearsed = rehearsed or Rehearsed([])
-        self.store = Store(root)
+        self.store = Store(root, lambda text: self._send(Notice(text)))
         self.active: list[Active] = []
         self.open = True
         self._shared = time.perf_counter()

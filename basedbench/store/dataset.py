@@ -5,7 +5,7 @@ may write at once and a kill loses at most the case in hand. What counts is the 
 A row dated more than a day ahead, by a wrong clock, would be the newest for years: it counts as the oldest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,10 +39,11 @@ _FIRST_US, _LAST_US = (
 
 
 class Store:
-    """A results folder that is written to. Raises UserError if it cannot be."""
+    """A results folder that is written to. Raises UserError if it cannot be; `tell` is told if it goes away."""
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, tell: Callable[[str], object] = warn) -> None:
+        self.root, self.tell = Path(root), tell
+        self._written = {self.root}
         for folder in (self.root, *(self.root / kind for kind in KINDS if (self.root / kind).exists())):
             files.check_writable(folder)
             files.remove_stale(folder)
@@ -57,9 +58,21 @@ class Store:
         stored = check_row(kind, row)
         name = files.part_name(stored["case_id"], stored["created_at"])
         path = self.root / kind / f"{name}{files.SUFFIX}"
+        self.look_for(kind)
         what = f"the {kind} row of case {stored['case_id']} (suite {stored['suite']})"
         files.store_bytes(path, _parquet(to_table(kind, stored | {"row_id": name})), what)
+        self._written.add(path.parent)
         return path
+
+    def look_for(self, kind: str) -> None:
+        """Tell, where rows went before, if a folder is there no more: the next row makes it anew."""
+        gone = [folder for folder in (self.root, self.root / kind) if folder in self._written and not folder.exists()]
+        for folder in gone[:1]:
+            self.tell(
+                f"the results folder {str(folder)!r} was renamed or deleted since this command wrote to it. It is made "
+                "anew, and rows go there from now on; those stored before went away with it: move the files of a "
+                "renamed folder into the new one."
+            )
 
     def row(self, kind: str, suite: str, case_id: str) -> dict[str, Any] | None:
         """The newest row of a case as plain Python values, or None."""

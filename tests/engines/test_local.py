@@ -6,7 +6,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -257,3 +257,20 @@ def test_side_by_side_seconds_are_shared(tmp_path: Path, plugin: Path) -> None:
     _, beside = run(cases_of(), tmp_path / "beside", [Place("cpu", slots=2)], plugin)
     assert set(alone["concurrent_runs"]) == {1}
     assert max(beside["concurrent_runs"]) == 2
+
+
+def test_a_results_folder_renamed_meanwhile_is_told_and_costs_no_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "results"
+
+    class Renames(Memory):
+        def finished(self, case: RecallCase, row: dict[str, Any]) -> None:
+            if not self.rows:
+                root.rename(tmp_path / "elsewhere")
+            super().finished(case, row)
+
+    LocalEngine([Place("cpu", slots=1)], str(root), Renames()).run(cases_of())
+    folders = (root, tmp_path / "elsewhere")
+    assert sorted(mixer for folder in folders for mixer in load(folder, "recall")["mixer"]) == ["attention", "based"]
+    assert f"Warning: the results folder {str(root)!r} was renamed or deleted" in capsys.readouterr().err

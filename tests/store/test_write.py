@@ -214,3 +214,18 @@ def test_only_unfinished_files_of_its_own_are_removed(tmp_path):
         os.utime(tmp_path / name, (0, 0))
     files.remove_stale(tmp_path)
     assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+@pytest.mark.parametrize("gone", ["results", "results/recall"])
+def test_a_folder_that_goes_away_is_told_once_and_the_rows_after_that_are_stored(tmp_path, make_row, gone):
+    told = []
+    store = Store(tmp_path / "results", told.append)
+    store.write("recall", make_row(case_id="c1"))
+    store.write("throughput", schema.blank_row("throughput") | {"suite": "s", "case_id": "t", "status": "ok"})
+    assert told == []
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    for case_id in ("c2", "c3"):
+        store.write("recall", make_row(case_id=case_id))
+    (text,) = told
+    assert text.startswith(f"the results folder {str(tmp_path / gone)!r} was renamed or deleted")
+    assert list(load(store.root, "recall")["case_id"]) == ["c2", "c3"]
