@@ -23,6 +23,7 @@ from basedbench.errors import UserError, warn
 from basedbench.forking import end, start_training
 from basedbench.store import Store
 from basedbench.timing.failures import crash
+from basedbench.timing.oom_kills import oom_kills
 from basedbench.training.cases import RecallCase
 from basedbench.training.cost import estimate
 from basedbench.training.rows import Circumstances, recall_row
@@ -68,6 +69,7 @@ class _Worker:
     late: bool = False
     closed: bool = False
     last_words: str = ""
+    kills_before: int | None = None
 
 
 class LocalEngine:
@@ -126,11 +128,11 @@ class LocalEngine:
 
     def _hire(self, place: Place) -> _Worker:
         self.store.look_for("recall")  # the new worker will not miss it
-        ours, theirs = Pipe()
+        (ours, theirs), kills = Pipe(), oom_kills()
         arguments = (theirs, place.device, str(self.store.root), place.threads, self.plugins, self._ahead.rehearsed)
         process = start_training(place.device, serve, arguments)
         theirs.close()
-        return _Worker(place, process, ours, place.slots)
+        return _Worker(place, process, ours, place.slots, kills_before=kills)
 
     def _feed(self, worker: _Worker) -> None:
         """Fill a worker's free slots; cases that crashed a worker go alone."""
@@ -258,8 +260,9 @@ class LocalEngine:
             self._workers.append(self._hire(worker.place))
 
     def _lost(self, worker: _Worker, case: RecallCase) -> None:
-        late = f"not done within {self.timeout_s:g} s"
-        status, reason = ("timeout", late) if worker.late else crash(worker.process.exitcode, worker.last_words)
+        status, reason = crash(worker.process.exitcode, worker.last_words, worker.kills_before)
+        if worker.late:
+            status, reason = "timeout", f"not done within {self.timeout_s:g} s"
         progress = Progress(status=status, stop_reason="failed")
         train_s = 0.0 if worker.shared else self.deadline.now() - self._began[case.case_id]  # its part is not known
         row = recall_row(case, progress, Circumstances(worker.place.device, train_s), reason)

@@ -1,6 +1,7 @@
 """What went wrong, as a status and one sentence, so that a failure is a row like any other."""
 
 from basedbench.errors import printable, sentence, text_of
+from basedbench.timing.oom_kills import oom_kills
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "std::bad_alloc", "cannot allocate memory")
 UNSUPPORTED = (
@@ -51,11 +52,17 @@ def harmless(status: str, reason: str, error: float | None = None) -> bool:
     return status == "unsupported" and NOT_CAPTURED not in reason and "CUDA error" not in reason
 
 
-def crash(exit_code: int | None, last_words: str) -> tuple[str, str]:
-    """(status, reason) of a worker that is gone; `last_words` is the end of what it printed."""
+def crash(exit_code: int | None, last_words: str, kills_before: int | None = None) -> tuple[str, str]:
+    """(status, reason) of a worker that is gone.
+
+    `last_words` is the end of what it printed; `kills_before` what `oom_kills` said when it began.
+    """
     code = exit_code if exit_code is not None else 0
     if code == -9:
-        return "oom", "the worker was killed (signal 9), most often by the system's out-of-memory killer"
+        kills = oom_kills()
+        if kills is not None and kills_before is not None and kills > kills_before:
+            return "oom", "the worker was killed (signal 9) by the system's out-of-memory killer"
+        return "crashed", "the worker was killed (signal 9); the system's out-of-memory killer tells of no victim"
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return "crashed", shorten(f"the worker died with {how}{': ' + last_words if last_words else ''}")
 

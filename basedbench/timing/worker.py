@@ -16,6 +16,7 @@ from typing import Any
 
 from basedbench.forking import TIMING, end_with_parent, server_context
 from basedbench.timing.failures import classify, crash
+from basedbench.timing.oom_kills import oom_kills
 from basedbench.timing.timeline import noted
 
 START_LIMIT_S = 300.0
@@ -43,6 +44,7 @@ class Worker:
         handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
         os.close(handle)
         self._pipe, far = context.Pipe()
+        self._kills_before = oom_kills()
         self._process = context.Process(
             target=serve, args=(far, device, tuple(plugins), self._log, set_up or _set_up), daemon=True
         )
@@ -125,7 +127,7 @@ class Worker:
     def _post_mortem(self) -> Failure:
         self._process.join(STOP_LIMIT_S)
         text = Path(self._log).read_text(errors="replace")[-_LAST_WORDS:].strip()
-        return Failure(*crash(self._process.exitcode, text.splitlines()[-1] if text else ""))
+        return Failure(*crash(self._process.exitcode, text.splitlines()[-1] if text else "", self._kills_before))
 
 
 def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:

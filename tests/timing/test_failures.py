@@ -1,9 +1,13 @@
 """Exceptions and deaths as statuses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from basedbench.timing import failures
 from basedbench.timing.failures import LONGEST_REASON, classify, crash
+from basedbench.timing.oom_kills import oom_kills
 
 
 class InnerError(Exception):
@@ -67,13 +71,55 @@ def test_reasons_are_one_short_line() -> None:
 @pytest.mark.parametrize(
     ("code", "words", "expected"),
     [
-        (-9, "", ("oom", "the worker was killed (signal 9), most often by the system's out-of-memory killer")),
         (-11, "", ("crashed", "the worker died with signal 11")),
         (3, "last words", ("crashed", "the worker died with exit code 3: last words")),
     ],
 )
 def test_deaths(code: int, words: str, expected: tuple[str, str]) -> None:
     assert crash(code, words) == expected
+
+
+@pytest.mark.parametrize(("before", "after", "status"), [(2, 3, "oom"), (2, 2, "crashed"), (None, None, "crashed")])
+def test_signal_9_is_a_lack_of_memory_where_the_system_says_so(
+    before: int | None, after: int | None, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "oom_kills", lambda: after)
+    found, reason = crash(-9, "", before)
+    assert found == status
+    assert "signal 9" in reason
+
+
+EVENTS = "low 0\nhigh 0\nmax 7\noom 3\noom_kill {}\noom_group_kill 0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "kills"),
+    [
+        ({}, None),
+        ({"proc/vmstat": "pgfault 9\noom_kill 2\n"}, 2),
+        ({"proc/vmstat": "oom_kill 2\n", "sys/fs/cgroup/memory.events": EVENTS.format(1)}, 1),
+        (
+            {
+                "proc/self/cgroup": "0::/user.slice/job\n",
+                "sys/fs/cgroup/memory.events": EVENTS.format(1),
+                "sys/fs/cgroup/user.slice/job/memory.events": EVENTS.format(4),
+            },
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": "9:pids:/a\n4:memory:/job\n0::/\n",
+                "sys/fs/cgroup/memory/job/memory.oom_control": "under_oom 0\noom_kill 5\n",
+            },
+            5,
+        ),
+    ],
+)
+def test_kills_are_counted_where_this_process_is(tmp_path: Path, files: dict[str, str], kills: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert oom_kills(tmp_path) == kills
 
 
 CUDA = """CUDA error: {}
