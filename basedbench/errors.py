@@ -5,7 +5,8 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -100,8 +101,21 @@ def said_by(error: BaseException) -> str:
     """Its text; nothing where a class of the user's own fails at that too."""
     try:
         return str(error)
-    except Exception:  # whatever the user's code raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever the user's code raises
         return ""
+
+
+@contextmanager
+def passed_over() -> Iterator[None]:
+    """Whatever the user's code raises in the block is no matter, but that the user stops the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        pass
 
 
 def text_of(error: BaseException) -> str:

@@ -488,7 +488,9 @@ def broken(law: Law, subject: Subject) -> list[Breach]:
     try:
         for breach in law.look(subject):
             found.append(breach)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         text = printable(said_by(error).strip().split("\n")[0])
         raised = f"raises {type(error).__name__}: {text}".removesuffix(": ")
         raised += "".join(f" ({printable(str(note))})" for note in getattr(error, "__notes__", ()))

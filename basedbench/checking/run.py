@@ -37,7 +37,7 @@ class Attempt:
 
         try:
             return (check_contender if self.problem.contender else check_kernel)(self.problem, self.device)
-        except Exception as error:
+        except BaseException as error:
             status, reason = classify(error)
             row = {"verdict": "failed", "reason": f"{status}: {reason}"}
         return row | {"lost": not _alive(self.device)}

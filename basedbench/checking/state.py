@@ -151,7 +151,9 @@ def state_doubt(subject: Subject, length: int, device: str = "cpu") -> str | Non
             y_BLD = mixer(x_BLD.clone())
         unset = [name for name, parameter in mixer.named_parameters() if not parameter.isfinite().all()]
         found = not_finite(f"forward of {length} tokens", y_BLD)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         place = "a CPU" if device == "cpu" else device
         return f"{UNSEEN}: on {place} it raises {shorten(sentence(error))}"
     if unset:
@@ -161,7 +163,9 @@ def state_doubt(subject: Subject, length: int, device: str = "cpu") -> str | Non
     try:
         with torch.no_grad():
             return _leak(mixer, x_BLD, y_BLD) or _steps_differ(mixer, x_BLD, y_BLD)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         text = printable(said_by(error).strip().split("\n")[0])
         return shorten(f"decoding raises {type(error).__name__}: {text}".removesuffix(": "))
 

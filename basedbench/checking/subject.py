@@ -62,7 +62,7 @@ class Subject:
         """As the trainer's model does; what is raised says so."""
         try:
             mixer.initialise(self.layers, self.init)
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"the trainer calls initialise({self.layers}, {self.init!r}), its layers and init")
             raise
 
@@ -154,7 +154,7 @@ def noted(length: int) -> Iterator[None]:
     """What is raised for a long sequence only says so."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         if length > LENGTH:
             error.add_note(f"with {length} tokens; a mixer that takes fewer refuses them in check_length")
         raise

@@ -159,7 +159,9 @@ def _default(field: Any) -> Any:
     try:
         value = field.get_default(call_default_factory=True)
         json.dumps(value)
-    except Exception as error:  # whatever the user's code raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's code raises
         return text_of(error)
     return value
 

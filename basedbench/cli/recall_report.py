@@ -84,9 +84,9 @@ def measured(case: RecallCase) -> dict[str, int]:
     try:
         with stdout_to_stderr():
             return model_sizes(case)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         check = f"`basedbench check mixer {case.mixer}` looks at the mixer alone"
         raise UserError(
             f"the model {case.model_label!r} cannot be built here: {shorten(sentence(error))}; {check}."

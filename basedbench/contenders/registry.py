@@ -47,7 +47,9 @@ def _check(contender: Contender) -> None:
     for what in ("package", "version", "unavailable"):
         try:
             value = getattr(contender, what)
-        except (Exception, SystemExit) as error:  # properties of the user's own
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # properties of the user's own
             raise UserError(f"contender {contender.name!r}: {what} raises {text_of(error)}.") from error
         if not isinstance(value, str | None):
             raise UserError(f"contender {contender.name!r}: {what} is a text or None, not {value!r}.")

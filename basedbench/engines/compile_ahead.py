@@ -160,7 +160,7 @@ def rehearse(
         rehearsed.set(case, IN_HAND)
         if device != "cpu":
             _yield_to_earlier(rank)
-        with noted(f"rehearsal of {case.label}"), suppress(Exception):
+        with noted(f"rehearsal of {case.label}"), suppress(BaseException):
             few = few_examples(case)
             RecallRun(few, recall_data(few, device), device).rehearse(*before)
         rehearsed.set(case, DONE)

@@ -71,9 +71,9 @@ def check_options(name: str, d_model: int, options: Mapping[str, Any], length: i
         mixer.check_length(resolved, length)
         settled = resolved.model_dump()
         json.dumps(settled, allow_nan=False)  # as rows have them
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # of the user's mixer
+    except BaseException as error:  # of the user's mixer
         raise UserError(f"mixer {name!r} fails at its options: {sentence(error)}.") from error
     return settled
 
@@ -99,6 +99,8 @@ def _load_entry_points() -> dict[str, str]:
                 loaded = entry.load()
             if isinstance(loaded, type) and loaded not in _mixers.values():
                 register(loaded)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             broken[entry.name] = text_of(error)
     return broken

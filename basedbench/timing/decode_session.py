@@ -4,7 +4,6 @@ The user's code runs here and nowhere else: what ends or holds up this process c
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from basedbench.ambient import settings_kept
 from basedbench.config.recall import VOCABULARY
+from basedbench.errors import passed_over
 from basedbench.models.recall import RecallModel
 from basedbench.models.state import state_bytes
 from basedbench.timing.clock import Clock, WallClock
@@ -57,7 +57,9 @@ class DecodeSession:
         try:
             with settings_kept():
                 return known | self._prepared(known)
-        except (Exception, SystemExit) as failure:  # the states do not fit, or a mixer raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:  # the states do not fit, or a mixer raises
             status, reason = classify(failure)
             return known | {"status": status, "reason": reason}
 
@@ -145,6 +147,6 @@ def step_at_length(model: RecallModel, length: int, device: str, batch: int) -> 
 
 
 def _state_bytes(model: RecallModel, length: int) -> int | None:
-    with suppress(Exception, SystemExit):  # its step fails then, too, and the row says how
+    with passed_over():  # its step fails then, too, and the row says how
         return state_bytes(model, length)
     return None

@@ -213,7 +213,9 @@ class _Ceilings:
 def _attempt(action: Any) -> Any:
     try:
         return action()
-    except (Exception, SystemExit) as error:  # an implementation may raise, or call, anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an implementation may raise, or call, anything
         return Failure(*classify(error))
 
 

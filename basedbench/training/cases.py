@@ -11,7 +11,7 @@ from typing import Any
 from basedbench.config import RecallSuite, case_id, expand_grid
 from basedbench.config.recall import LayerSection, ModelSection, TaskSection, TestSection, TrainSection
 from basedbench.config.section import MOST
-from basedbench.errors import UserError, written
+from basedbench.errors import UserError, passed_over, written
 from basedbench.mixers import check_options, get_mixer
 from basedbench.models.recall import LayerSpec
 from basedbench.sources import source_of
@@ -149,7 +149,7 @@ def recall_cases(suite: RecallSuite) -> list[RecallCase]:
 def _settled(train: TrainSection, layers: Iterable[LayerSpec]) -> TrainSection:
     """The recipe that a run goes by: one init for both where they are the same run, fp32 where no device has a say."""
     settled = {"precision": "fp32"} if train.precision == "auto" else {}
-    with suppress(Exception):  # of the user's mixer: its runs ask again, and fail by it
+    with passed_over():  # of the user's mixer: its runs ask again, and fail by it
         if not init_matters(layers):
             settled["init"] = TrainSection.model_fields["init"].default
     return train.model_copy(update=settled)

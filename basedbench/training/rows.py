@@ -3,11 +3,10 @@
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from basedbench.errors import printable
+from basedbench.errors import passed_over, printable
 from basedbench.mixers import get_mixer
 from basedbench.models.state import state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.store import code_version, device_name, fingerprint
@@ -126,6 +125,6 @@ def family(case: RecallCase) -> str:
 
 def _family_if_any(case: RecallCase) -> dict[str, Any]:
     """A failed run has a row whatever is wrong with its mixer. Its model is not built: that may be what failed."""
-    with suppress(Exception):
+    with passed_over():
         return {"family": family(case)}
     return {}

@@ -74,6 +74,10 @@ def test_names_are_found_or_corrected() -> None:
         contender("ssd", name="mine/fast")(lambda x: x)
 
 
+def _odd() -> None:
+    raise GeneratorExit("odd")
+
+
 def made(**attributes: object) -> type[Contender]:
     return type("Mine", (Contender,), {"name": "mine", "operators": ("ssd",), **attributes})
 
@@ -87,6 +91,7 @@ def made(**attributes: object) -> type[Contender]:
         (made(operators="ssd")(), "operators is a tuple of names, not 'ssd'"),
         (made(operators=("sssd",))(), "did you mean 'ssd'"),
         (made(package=5)(), "package is a text or None, not 5"),
+        (made(version=property(lambda self: _odd()))(), "version raises GeneratorExit: odd"),
         (made(version=property(lambda self: 1 / 0))(), "version raises ZeroDivisionError: division by zero"),
         (made(unavailable=True)(), "unavailable is a text or None, not True"),
     ],

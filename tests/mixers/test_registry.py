@@ -52,13 +52,14 @@ def test_a_broken_package_spoils_nothing_but_its_own_mixer(monkeypatch):
         get_mixer("fancy")
 
 
-def test_a_package_that_prints_or_exits_does_so_to_itself(monkeypatch, tmp_path, capsys):
-    (tmp_path / "loud_package.py").write_text("print('hello')\nraise SystemExit(4)\n")
+@pytest.mark.parametrize("raised", ["SystemExit", "GeneratorExit"])
+def test_a_package_that_prints_or_exits_does_so_to_itself(monkeypatch, tmp_path, capsys, raised):
+    (tmp_path / "loud_package.py").write_text(f"print('hello')\nraise {raised}(4)\n")
     monkeypatch.syspath_prepend(tmp_path)
     offer(monkeypatch, ("loud", "loud_package:Loud"))
     assert "loud" not in mixer_names()
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match=r"'loud' could not be loaded: SystemExit: 4"):
+    with pytest.raises(UserError, match=rf"'loud' could not be loaded: {raised}: 4"):
         get_mixer("loud")
 
 

@@ -25,6 +25,7 @@ behave("dies", lambda: (print("last words", file=sys.stderr, flush=True), os.abo
 behave("segfaults", lambda: ctypes.string_at(0))
 behave("exits", lambda: os._exit(3))
 behave("leaves", lambda: sys.exit(4))
+behave("odd", lambda: raise_error(GeneratorExit("gone")))
 behave("killed", lambda: os.kill(os.getpid(), 9))
 behave("hangs", lambda: time.sleep(60))
 behave("raises", lambda: raise_error(ValueError("no such thing")))

@@ -116,9 +116,14 @@ def leaves(*arguments: object) -> object:
     raise SystemExit(3)
 
 
+def odd(*arguments: object) -> object:
+    raise GeneratorExit
+
+
 @pytest.mark.parametrize(
     ("method", "change", "words"),
     [
+        ("init_state", odd, "GeneratorExit"),
         ("step", raises, "no such thing (test_decode.py line"),
         ("step", leaves, "SystemExit: 3"),
         ("init_state", raises, "no such thing"),

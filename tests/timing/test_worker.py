@@ -52,6 +52,7 @@ def test_a_worker_times_several_cases_and_keeps_its_output_to_itself(
         ("exits", "crashed", "exit code 3"),
         ("killed", "crashed", "signal 9"),
         ("leaves", "runtime_error", "SystemExit: 4"),
+        ("odd", "runtime_error", "GeneratorExit: gone"),
         ("raises", "runtime_error", "ValueError: no such thing"),
         ("hungry", "oom", "out of memory"),
         ("unable", "unsupported", "No available kernel"),
