@@ -130,6 +130,8 @@ def given_options(extra: Sequence[str]) -> dict[str, Any]:
 def _value(name: str, text: str) -> Any:
     try:
         return plain_yaml.read(text)
+    except plain_yaml.AmbiguousError as error:
+        raise UserError(f"{name}: {plain_yaml.problem(error)}.") from None
     except yaml.YAMLError:
         raise UserError(f"{name} {text!r} is no value; a number, a word, or a list such as [8,16].") from None
 

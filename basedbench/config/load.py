@@ -97,7 +97,8 @@ def _mapping(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{origin}{where}: not valid YAML: {plain_yaml.problem(error)}.") from None
+        fault = "" if isinstance(error, plain_yaml.AmbiguousError) else "not valid YAML: "
+        raise UserError(f"{origin}{where}: {fault}{plain_yaml.problem(error)}.") from None
     if not isinstance(data, dict):
         raise UserError(
             f"{origin}: a suite is a mapping that begins with `kind: recall`, `kind: throughput` or `extends: SUITE`."

@@ -1,11 +1,16 @@
 """YAML as plain values: numbers, text, truth values, lists and mappings."""
 
+import re
 from typing import Any
 
 import yaml
 
 _DATE = "tag:yaml.org,2002:timestamp"
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "a truth value", "str": "text", "timestamp": "a date"}
+
+
+class AmbiguousError(yaml.constructor.ConstructorError):
+    """YAML reads it as another number than whoever wrote it may have meant."""
 
 
 def read(text: str) -> Any:
@@ -63,10 +68,23 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
             if isinstance(value, str):
                 value.encode()  # half of a character cannot be stored
+            elif isinstance(value, int | float) and isinstance(node, yaml.ScalarNode):
+                _check_number(node, value)
         except (ValueError, LookupError, AttributeError):  # PyYAML's own of a scalar that is not what its tag says
             kind = node.tag.rpartition(":")[2]
             raise _error(node, f"{_begin(node)} cannot be read as {_KINDS.get(kind, kind)}") from None
         return value
+
+
+def _check_number(node: yaml.ScalarNode, value: float) -> None:
+    """AmbiguousError for `010`, which is 8, and `1:30`, which is 90."""
+    octal = re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", node.value)
+    if octal or ":" in node.value:
+        rule, instead = "a colon means base 60", "text in quotes"
+        if octal:
+            rule, instead = "a first 0 means base 8", str(int(node.value.replace("_", "")))
+        problem = f"{_begin(node)} would be {value}, for in YAML {rule}; write {value} or {instead}"
+        raise AmbiguousError(None, None, problem, node.start_mark)
 
 
 def _begin(node: yaml.Node) -> str:

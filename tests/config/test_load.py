@@ -49,6 +49,8 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
         ),
         ("[1e-2]", "[1e-2]\n  learning_rates: [1e-3]", ["line", "'learning_rates' stands twice"]),
         ("pairs: 2, examples", "pairs: 2, pairs: 4, examples", ["line", "'pairs' stands twice"]),
+        ("length: 16, pairs", "length: 020, pairs", ["mine.yaml, line 4: ", "'020' would be 16", "write 16 or 20."]),
+        ("length: 16, pairs", "length: 1:30, pairs", ["'1:30' would be 90", "a colon means base 60"]),
         ("kind: recall", "kind: recall\nname: " + "[" * 5000, ["nested too deep"]),
         ("[1e-2]", f"[1e-2]\n  epochs: {2**31}", ["train.epochs", "less than"]),
         ("kind: recall", "kind: recall\nname: ''", ["name: takes text that is not empty"]),
