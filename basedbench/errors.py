@@ -33,6 +33,7 @@ _PLAIN = {
     "bool_parsing": "takes true or false",
 }
 OWN = "One of your own comes with --plugin FILE.py."
+UNREAD = ": rename it, or set LC_ALL=C.UTF-8 if it is"  # of a path that is not UTF-8 text to Python
 _LONGEST = 100  # of a value in a message
 _CUDA = "CUDA error: "
 _RECORDED = "steps are recorded as CUDA graphs: they may not wait for the device, as .item() and torch.tensor() do"

@@ -16,8 +16,8 @@ from typing import Any
 from basedbench.signals import ctrl_c_ignored
 
 # What the server imports, and with it all that processes need: those that time, and those that train.
-TIMING = ("basedbench.timing.preloaded",)
-TRAINING = ("basedbench.engines.preloaded",)
+TIMING = ("basedbench.forked_timing",)
+TRAINING = ("basedbench.forked_training",)
 GRACE_S = 3.0  # from being told to end to being killed: a mixer's library may mind SIGTERM, or ignore it
 
 

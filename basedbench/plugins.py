@@ -14,7 +14,7 @@ from typing import NoReturn
 from basedbench.ambient import all_kept
 from basedbench.contenders import Contender
 from basedbench.contenders import registry as contenders
-from basedbench.errors import UserError, text_of
+from basedbench.errors import UNREAD, UserError, check_text, text_of
 from basedbench.mixers import registry as mixers
 from basedbench.streams import stdout_to_stderr
 
@@ -38,6 +38,7 @@ def load_plugin(path: Path | str) -> Plugin:
     """
     file = Path(path).resolve()
     if file not in _loaded:
+        check_text("plugin", str(file), UNREAD)
         if not file.is_file() or file.suffix != ".py":
             raise UserError(f"plugin {path}: no such Python file; --plugin takes a .py file.")
         _loaded[file] = _run(file)

@@ -3,22 +3,21 @@
 Command files import nothing heavy at the top, so that `basedbench --help` answers at once.
 """
 
-import errno
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from basedbench import __version__, atomic, threads
+from basedbench import __version__, threads
 from basedbench.cli import output
 from basedbench.cli.options import options_of
+from basedbench.cli.surroundings import explained
 from basedbench.errors import UserError, visible
 from basedbench.signals import exit_code, heed_signals, within_a_command
 from basedbench.streams import stderr_never_fails
 
 COMMANDS = ("recall", "throughput", "plot", "compare", "check", "calibrate", "list", "results", "env")
-_SAFE = "Rows stored before are safe; the same command, without --fresh, goes on from there."
 
 
 class _Group(TyperGroup):
@@ -36,18 +35,10 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as stop:
             typer.echo("\nStopped.", err=True)
             raise typer.Exit(exit_code(stop)) from None
-        except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:  # click would say "Aborted" of some
-            _say(UserError(f"a process that this command had started was ended from outside. {_SAFE}"))
-            raise typer.Exit(2) from error
-        except OSError as error:  # wherever it was: a temporary file, a library's cache
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                _say(UserError(f"{str(error.filename)[:60]!r}...: {atomic.cause(error)}; give another path."))
-            elif error.errno in atomic.FULL:
-                _say(UserError(f"{atomic.cause(error)}. {_SAFE}"))
-            else:
-                raise
-            raise typer.Exit(2) from error
         except Exception as error:
+            if (said := explained(error)) is not None:  # click would say "Aborted" of some
+                _say(UserError(said))
+                raise typer.Exit(2) from error
             _point_to_the_folder(error)
             raise
 

@@ -18,7 +18,7 @@ from basedbench.config.places import unknown_key
 from basedbench.config.recall import RecallSuite
 from basedbench.config.section import Suite, UnknownKeyError
 from basedbench.config.throughput import ThroughputSuite
-from basedbench.errors import UserError, nearest, plain, written
+from basedbench.errors import UNREAD, UserError, check_text, nearest, plain, written
 
 LISTS = ("models", "cases")
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
@@ -135,6 +135,7 @@ def _keys(location: tuple[int | str, ...]) -> list[int | str]:
 
 def _read(name_or_path: str) -> tuple[str, str, str]:
     """(name, origin, text) of a shipped suite or of the user's file."""
+    check_text("suite", name_or_path, UNREAD)
     shipped = resources.files("basedbench.suites") / f"{name_or_path}.yaml"
     path = Path(name_or_path)
     if not _is_path(name_or_path):
