@@ -1,5 +1,8 @@
 """What went wrong, as a status and one sentence, so that a failure is a row like any other."""
 
+import re
+from itertools import pairwise
+
 from basedbench.errors import printable, sentence, text_of
 from basedbench.timing.oom_kills import oom_kills
 
@@ -52,10 +55,28 @@ def harmless(status: str, reason: str, error: float | None = None) -> bool:
     return status == "unsupported" and NOT_CAPTURED not in reason and "CUDA error" not in reason
 
 
-def crash(exit_code: int | None, last_words: str, kills_before: int | None = None) -> tuple[str, str]:
+# Lines that libraries log below the level of errors, as torch (glog), Python's logging and its warnings write them; the
+# last of these are followed by the line of code.
+_LOGGED = re.compile(
+    r"\[?[IWVD]\d{4}[ \d]|\[?(DEBUG|INFO|WARN(ING)?)[]: |-]|\[?\d{4}-\d\d-\d\d.{0,60}?\b(DEBUG|INFO|WARN(ING)?)\b"
+)
+_WARNED = re.compile(r"\S+:\d+: \w*Warning: ")
+
+
+def last_words(text: str) -> str:
+    """The last line that a process printed, but for mere logging."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for before, line in reversed(list(pairwise(["", *lines]))):
+        of_a_warning = _WARNED.match(line) or (line.startswith("  ") and _WARNED.match(before))
+        if not (of_a_warning or _LOGGED.match(line.strip())):
+            return line.strip()
+    return ""
+
+
+def crash(exit_code: int | None, said: str, kills_before: int | None = None) -> tuple[str, str]:
     """(status, reason) of a worker that is gone.
 
-    `last_words` is the end of what it printed; `kills_before` what `oom_kills` said when it began.
+    `said` is the end of what it printed; `kills_before` what `oom_kills` said when it began.
     """
     code = exit_code if exit_code is not None else 0
     if code == -9:
@@ -64,7 +85,7 @@ def crash(exit_code: int | None, last_words: str, kills_before: int | None = Non
             return "oom", "the worker was killed (signal 9) by the system's out-of-memory killer"
         return "crashed", "the worker was killed (signal 9); the system's out-of-memory killer tells of no victim"
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return "crashed", shorten(f"the worker died with {how}{': ' + last_words if last_words else ''}")
+    return "crashed", shorten(f"the worker died with {how}{': ' + said if said else ''}")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

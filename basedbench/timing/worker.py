@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from basedbench.forking import TIMING, end_with_parent, server_context
-from basedbench.timing.failures import classify, crash
+from basedbench.timing.failures import classify, crash, last_words
 from basedbench.timing.oom_kills import oom_kills
 from basedbench.timing.timeline import noted
 
@@ -126,8 +126,8 @@ class Worker:
 
     def _post_mortem(self) -> Failure:
         self._process.join(STOP_LIMIT_S)
-        text = Path(self._log).read_text(errors="replace")[-_LAST_WORDS:].strip()
-        return Failure(*crash(self._process.exitcode, text.splitlines()[-1] if text else "", self._kills_before))
+        text = Path(self._log).read_text(errors="replace")[-_LAST_WORDS:]
+        return Failure(*crash(self._process.exitcode, last_words(text), self._kills_before))
 
 
 def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:

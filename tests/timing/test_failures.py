@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from basedbench.timing import failures
-from basedbench.timing.failures import LONGEST_REASON, classify, crash
+from basedbench.timing.failures import LONGEST_REASON, classify, crash, last_words
 from basedbench.timing.oom_kills import oom_kills
 
 
@@ -77,6 +77,41 @@ def test_reasons_are_one_short_line() -> None:
 )
 def test_deaths(code: int, words: str, expected: tuple[str, str]) -> None:
     assert crash(code, words) == expected
+
+
+LOGGED = (
+    "[W1129 05:42:06.123456789 socket.cpp:755] Warning: no IPv6 here (function connect)",
+    "W1129 05:42:06.123000 4711 torch/_inductor/utils.py:1250] [0/0] Not enough SMs to use max_autotune_gemm mode",
+    "I0102 03:04:05.678901 12 file.cc:3] ready",
+    "INFO:mylib:loaded",
+    "WARNING: no such cache",
+    "2026-11-29 05:42:06,123 - mylib - INFO - loaded 3 tables",
+    "2026-11-29 05:42:06 WARNING mylib: slow",
+    "[2026-11-29 05:42:06,123] [INFO] [real_accelerator.py:254] Setting accelerator",
+    "/a/mine.py:12: UserWarning: this is slow",
+    "/a/mine.py:12: UserWarning: this is slow\n  warnings.warn('this is slow')",
+)
+
+
+@pytest.mark.parametrize("logged", LOGGED)
+def test_mere_logging_is_no_last_word(logged: str) -> None:
+    assert last_words(f"terminate called\n{logged}\n\n") == "terminate called"
+    assert last_words(f"{logged}\n") == ""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "E1129 05:42:06.123000 4711 torch/x.py:1] it failed",
+        "ERROR:mylib:it failed",
+        "RuntimeError: INFORMATION lost",
+        "double free or corruption (out)",
+        "warning level exceeded: aborting",
+        "Error: INFO is no name",
+    ],
+)
+def test_errors_are_last_words(told: str) -> None:
+    assert last_words(f"before\n{told}\n{LOGGED[0]}\n") == told
 
 
 @pytest.mark.parametrize(("before", "after", "status"), [(2, 3, "oom"), (2, 2, "crashed"), (None, None, "crashed")])
