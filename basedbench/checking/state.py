@@ -5,7 +5,9 @@ what a shortcut gains is far above that. Over the longest test length, but at mo
 """
 
 import json
+import math
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +30,7 @@ from basedbench.training.cases import RecallCase
 ROUNDING = 1e-3  # of the largest output
 BATCH, LONGEST, STEPPED = 2, 2048, 1024  # the tokens that forward reads at most, and how many steps
 SHORT = 256  # texts of so many tokens are not looked at without their second half, too
-LIMIT_S = 60.0  # for one mixer
+LIMIT_S, LEAST_S = 60.0, 1.0  # for one mixer
 UNSEEN = "its state could not be looked at"
 
 
@@ -58,14 +60,17 @@ def with_doubts(
     given: Sequence[str],
     device: str = "cpu",
     limit_s: float = LIMIT_S,
+    all_s: float = math.inf,
+    begins: Callable[[Subject], object] = lambda subject: None,
 ) -> tuple[list[RecallCase], list[str]]:
     """The cases with what is wrong with the states of the user's own mixers, and a sentence for each such mixer.
 
     They are looked at in a process apart: one that ends it or never answers has no state that could be believed. That
     is done on a CPU, and of a mixer that does not run there on the `device` that trains it. `given` are the plugins as
-    the command has them. None is looked at for longer than `limit_s`; one that did not answer is not asked again at
-    another width.
+    the command has them. None is looked at for longer than `limit_s`, nor all of them than about `all_s`; one that did
+    not answer is not asked again at another width. `begins` is told of each that is looked at.
     """
+    ends = time.monotonic() + all_s
     found: dict[str, str | None] = {}
     told: dict[str, str] = {}
     silent: dict[str, str] = {}
@@ -80,7 +85,9 @@ def with_doubts(
                 length = min(LONGEST, case.longest)
                 answer = silent.get(layer.mixer)
                 if answer is None:
-                    answer, hangs = _look(workers, device, plugins, subject, length, limit_s)
+                    begins(subject)
+                    most_s = min(limit_s, max(LEAST_S, ends - time.monotonic()))
+                    answer, hangs = _look(workers, device, plugins, subject, length, most_s)
                     if answer and hangs:
                         silent[layer.mixer] = answer
                 found[key] = answer and f"{layer.mixer}: {answer}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from basedbench.training.cases import RecallCase
     from basedbench.training.sweep import Plan
 
+SLOW_S = 5.0  # of what is told that it goes on
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -126,9 +127,9 @@ def recall(
         places = places if jobs else fewer_at_once(places, todo.todo, limit_s)
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
-        look_s = max(1.0, min(timeout_s, began + limit_s - time.monotonic()))
         mine, rest = hold(context, out, todo.todo, lambda case: case.case_id, limit, "runs")
-        todo = replace(todo, todo=_looked_at(mine, plugins, plugin or [], devices[0], look_s) + rest)
+        look = partial(_looked_at, timeout_s=timeout_s, ends=began + limit_s, quiet=quiet)
+        todo = replace(todo, todo=look(mine, plugins, plugin or [], devices[0]) + rest)
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
         left = _run(todo, engine, deadline, out, limit, quiet, fresh)
@@ -136,14 +137,34 @@ def recall(
 
 
 def _looked_at(
-    todo: "list[RecallCase]", plugins: list[str], given: list[Path], device: str, most_s: float
+    todo: "list[RecallCase]",
+    plugins: list[str],
+    given: list[Path],
+    device: str,
+    *,
+    timeout_s: float,
+    ends: float,
+    quiet: bool,
 ) -> "list[RecallCase]":
     """The cases; those whose mixers, of the user's own, answer from more than their states have that in their rows."""
     if not any(case.source for case in todo):
         return todo
     from basedbench.checking.state import LIMIT_S, with_doubts
+    from basedbench.cli.progress import repeated
 
-    cases, sentences = with_doubts(todo, plugins, [str(file) for file in given], device, min(LIMIT_S, most_s))
+    begun: list[str] = []  # what is looked at, the last one now
+
+    def say() -> None:
+        if begun and not quiet:
+            typer.echo(f"Looking at {visible(begun[-1])} first: does it answer from its state alone?", err=True)
+            begun.clear()  # once for each
+
+    limit_s, all_s = min(LIMIT_S, max(1.0, timeout_s)), ends - time.monotonic()
+    with repeated(say, SLOW_S):
+        cases, sentences = with_doubts(
+            *(todo, plugins, [str(file) for file in given], device, limit_s, all_s),
+            begins=lambda subject: begun.append(f"{subject.name} (d_model {subject.d_model}, at most {limit_s:g} s)"),
+        )
     for sentence in sentences:
         typer.echo(visible(sentence), err=True)
     return cases

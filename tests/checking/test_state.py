@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from basedbench.checking.state import set_up, state_doubt
+from basedbench.checking import state
+from basedbench.checking.state import set_up, state_doubt, with_doubts
 from basedbench.checking.subject import Subject
 from basedbench.mixers import Mixer, State, mixer_names, register
 from basedbench.timing import waking
+from basedbench.training.cases import recall_cases
+from tests.training.conftest import tiny_suite
 
 pytestmark = pytest.mark.usefixtures("own_registries")
 LENGTH = 64
@@ -214,3 +217,20 @@ def test_on_a_gpu_that_is_not_the_first_kernels_go_there(monkeypatch: pytest.Mon
     for device in ("cpu", "cuda:1"):
         set_up(device, [])
     assert opened == ["cuda:1"]
+
+
+@pytest.mark.parametrize(("all_s", "most_s"), [(1e9, 60.0), (20.0, 20.0), (-5.0, 1.0)])
+def test_all_looks_together_have_a_limit_too(all_s: float, most_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def look(*arguments: object) -> tuple[str | None, bool]:
+        given.append(float(str(arguments[-1])))
+        return None, False
+
+    monkeypatch.setattr(state, "_look", look)
+    register(Sum)
+    cases = recall_cases(tiny_suite([{"mixer": "sum", "layers": ["sum"], "grid": {"d_model": [16, 8]}}]))
+    begun: list[int] = []
+    with_doubts(cases, [], [], limit_s=60.0, all_s=all_s, begins=lambda subject: begun.append(subject.d_model))
+    assert given == pytest.approx([most_s, most_s], abs=1)
+    assert begun == [16, 8]

@@ -595,3 +595,20 @@ def test_where_all_points_lack_a_state_pareto_says_why(
     assert plotted.returncode
     assert "cheat: stepping differs from the forward by" in plotted.stderr
     assert "Traceback" not in plotted.stderr
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_look_at_a_mixer_that_takes_long_is_told_while_it_goes_on(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basedbench.cli.recall.SLOW_S", 0.2)
+    file = tmp_path / "mine.py"
+    file.write_text(HONEST_AND_CHEAT.replace("import torch\n", "import time\nimport torch\ntime.sleep(0.5)\n", 1))
+    (tmp_path / "own.yaml").write_text(SUITE)
+    given = ("recall", "--mixer", "honest", "--suite", tmp_path / "own.yaml", "--device", "cpu", "--plugin", file)
+    said = "Looking at honest (d_model 16, at most 60 s) first: does it answer from its state alone?"
+    outcome = run_cli(*given, "--d-model", "16", "--out", tmp_path / "results", "--limit", "1")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.stderr.count(said) == 1
+    quiet = run_cli(*given, "--d-model", "16", "--out", tmp_path / "other", "--limit", "1", "--quiet")
+    assert said not in quiet.stderr
