@@ -78,11 +78,11 @@ class _Loader(yaml.SafeLoader):
 
 def _check_number(node: yaml.ScalarNode, value: float) -> None:
     """AmbiguousError for `010`, which is 8, and `1:30`, which is 90."""
-    octal = re.fullmatch(r"[-+]?0[0-7_]*[1-7][0-7_]*", node.value)
-    if octal or ":" in node.value:
+    octal = re.fullmatch(r"[-+]?0[0-7_]+", node.value) and int(node.value.replace("_", ""))
+    if octal not in (None, value) or ":" in node.value:
         rule, instead = "a colon means base 60", "text in quotes"
-        if octal:
-            rule, instead = "a first 0 means base 8", str(int(node.value.replace("_", "")))
+        if octal is not None:
+            rule, instead = "a first 0 means base 8", str(octal)
         problem = f"{_begin(node)} would be {value}, for in YAML {rule}; write {value} or {instead}"
         raise AmbiguousError(None, None, problem, node.start_mark)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from basedbench.config import RecallSuite, load_suite, parse_suite, suite_names
+from basedbench.config import RecallSuite, load_suite, parse_suite, plain_yaml, suite_names
 from basedbench.errors import UserError
 from basedbench.training.cases import recall_cases
 
@@ -24,6 +24,11 @@ def parse(text: str) -> RecallSuite:
     suite = parse_suite(text, "mine", "mine.yaml")
     assert isinstance(suite, RecallSuite)
     return suite
+
+
+@pytest.mark.parametrize("text", ["1_6", "07", "-01", "00", "0x10", "1e-2", "'010'"])
+def test_numbers_that_are_what_they_say_are_taken(text: str) -> None:
+    plain_yaml.read(f"x: {text}")
 
 
 def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> None:
