@@ -21,8 +21,10 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, EOFError | ConnectionResetError | ConnectionRefusedError):
         return f"a process that this command had started was ended from outside. {SAFE}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return f"the memory of this machine, or what `ulimit -v` leaves of it, does not suffice. {SAFE}"
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":  # Python's own
+        return f"no thread can be started: memory (`ulimit -v`) or processes (`ulimit -u`) do not suffice. {SAFE}"
     return _of_system(error) if isinstance(error, OSError) else None
 
 

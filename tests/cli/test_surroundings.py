@@ -1,5 +1,6 @@
 """What the machine or the environment lacks is a sentence, not a traceback."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -37,7 +38,9 @@ def test_no_folder_for_temporary_files(run_cli: RunCli, monkeypatch: pytest.Monk
 
 
 def test_memory_that_does_not_suffice_and_what_is_nobodys_but_ours() -> None:
-    assert "does not suffice" in (explained(MemoryError()) or "")
+    for error in (MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")):
+        assert "does not suffice" in (explained(error) or "")
+    assert "no thread can be started" in (explained(RuntimeError("can't start new thread")) or "")
     assert explained(FileNotFoundError(2, "No such file", "x")) is None
     assert explained(ValueError("a bug")) is None
 
