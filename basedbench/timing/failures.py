@@ -57,15 +57,18 @@ def harmless(status: str, reason: str, error: float | None = None) -> bool:
 
 # Lines that libraries log below the level of errors, as torch (glog), Python's logging and its warnings write them; the
 # last of these are followed by the line of code.
+_BELOW = r"(DEBUG|INFO|WARN(ING)?)"
 _LOGGED = re.compile(
-    r"\[?[IWVD]\d{4}[ \d]|\[?(DEBUG|INFO|WARN(ING)?)[]: |-]|\[?\d{4}-\d\d-\d\d.{0,60}?\b(DEBUG|INFO|WARN(ING)?)\b"
+    rf"(\[rank\d+\]: ?)?(\[?[IWVD]\d{{4}}[ \d]|\[?{_BELOW}[]: |-]|[\w.]+ - {_BELOW} - "
+    rf"|\[?(\d{{4}}-\d\d-\d\d|\d\d:\d\d:\d\d)((?!\b(ERROR|CRITICAL|FATAL)\b).){{0,60}}?\b{_BELOW}\b)"
 )
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _WARNED = re.compile(r"\S+:\d+: \w*Warning: ")
 
 
 def last_words(text: str) -> str:
     """The last line that a process printed, but for mere logging."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     for before, line in reversed(list(pairwise(["", *lines]))):
         of_a_warning = _WARNED.match(line) or (line.startswith("  ") and _WARNED.match(before))
         if not (of_a_warning or _LOGGED.match(line.strip())):
