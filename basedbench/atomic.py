@@ -10,6 +10,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from basedbench.errors import UserError
+
 HIDDEN = ".tmp-"
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -44,6 +46,15 @@ def write(path: Path, content: bytes | memoryview) -> None:
     finally:
         with suppress(OSError):
             hidden.unlink(missing_ok=True)
+
+
+def write_out(path: Path, content: bytes | memoryview, what: str = "") -> None:
+    """`write` to the file that a command was given with --out; `what` it holds. Raises UserError if it cannot."""
+    try:
+        write(path, content)
+    except OSError as error:
+        named = f"{what} {str(path)!r}".lstrip()
+        raise UserError(f"cannot write {named}: {cause(error)}; choose another place with --out.") from error
 
 
 def cause(error: OSError) -> str:

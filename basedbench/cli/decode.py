@@ -69,9 +69,8 @@ def time_models(
     store, stop = Store(out), None
     with stdout_to_stderr():
         decoders = _decoders(runs)
-    key = "{0.name} {0.config}".format
-    mine, _ = hold(context, out, list(decoders.values()), key, None, "models")
-    decoders = {label: one for label, one in decoders.items() if one in mine}
+    mine, _ = hold(context, out, list(decoders.items()), lambda one: f"{one[1].name} {one[1].config}", None, "models")
+    decoders = dict(mine)
     origin = {
         "code_version": code_version(),
         "device_name": device_name(device),

@@ -128,8 +128,10 @@ def _with_stacks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         stacks.setdefault(model, set()).add(row["layer_mixers"])
     told = []
     for row, model in zip(rows, models, strict=True):
-        config = decode_json({"config": row["config"]})["config"]
-        told.append(row | {"config": config | {"layers": row["layer_mixers"]}} if len(stacks[model]) > 1 else row)
+        if len(stacks[model]) > 1:
+            config = decode_json({"config": row["config"]})["config"]
+            row = row | {"config": config | {"layers": row["layer_mixers"]}}
+        told.append(row)
     return told
 
 

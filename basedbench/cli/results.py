@@ -67,6 +67,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file to write. Default: standard output.")] = None,
 ) -> None:
     """Write rows, the newest of each case, as CSV or as one JSON object a line; lists and objects are JSON in CSV."""
+    from basedbench import atomic
     from basedbench.cli.export import format_of, lines
     from basedbench.cli.stored import stored_rows
 
@@ -77,7 +78,7 @@ def export(
         for line in lines(kind, rows, how):
             typer.echo(line, nl=False)
         return
-    _write_text(out, "".join(lines(kind, rows, how)))
+    atomic.write_out(out, "".join(lines(kind, rows, how)).encode())
     typer.echo(f"Wrote {len(rows)} {kind} {'row' if len(rows) == 1 else 'rows'} to {out}.")
 
 
@@ -143,18 +144,6 @@ def _labelled_like(kind: str, rows: list[dict[str, Any]], pattern: str) -> list[
     from basedbench.analysis.labels import labelled_like
 
     return [rows[index] for index in labelled_like(kind, pd.DataFrame(rows), pattern).index]
-
-
-def _write_text(path: Path, text: str) -> None:
-    from basedbench import atomic
-    from basedbench.errors import UserError
-
-    try:
-        atomic.write(path, text.encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write {str(path)!r}: {atomic.cause(error)}; choose another place with --out."
-        ) from error
 
 
 def _no_results(results: Path) -> str:

@@ -1,7 +1,6 @@
 """The curves figure: accuracy or loss by epoch, one line per model, one panel per family."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,31 +11,22 @@ from matplotlib.ticker import MaxNLocator
 
 from basedbench.analysis.naming import family_title, point_labels
 from basedbench.errors import UserError
-from basedbench.plots.ends import LINE, name_ends, shades
-from basedbench.plots.panels import lowest, panel_grid
+from basedbench.plots.ends import name_ends, shades
+from basedbench.plots.families import family_panels
 from basedbench.plots.scales import column_title, log_axis, set_ticks
 from basedbench.plots.style import (
-    INK,
-    MUTED,
-    SMALL,
     TINY,
-    WIDTHS,
     Look,
     Mark,
     add_note,
     as_written,
     freeze,
-    marks,
-    style_axes,
 )
 
 MOST_PANELS, MOST_LINES = 24, 20
-_COLUMNS = {"single": 1, "double": 3}
-_HEIGHT = 1.55  # inches, of a panel
 _DARKEST = 0.45  # how far towards black the model with the most state is drawn: lines that cross need more contrast
 _LEADER = 0.16  # inches, from a line to its name
 _MOST_ROOM = 0.5  # of the frame's width, for both
-_LETTERS = 15  # of a title, per inch of a panel's share of the width
 _TICKS = 5
 
 
@@ -51,26 +41,18 @@ def curves(points: pd.DataFrame, y: str = "accuracy", *, note: str = "", width: 
     """
     points = points[points["mean"].notna()]
     _check_room(points)
-    style = marks(points["family"])
-    families = {name: points[points["family"] == name].sort_values("state_bytes") for name in style}
-    names = {name: list(point_labels(family)) for name, family in families.items()}
-    columns = min(_COLUMNS[width], len(style))
-    height = max(_HEIGHT, (max(map(len, families.values())) + 2) * LINE)
-    figure, panels = panel_grid(len(style), columns, height, width, share=True)
+    figure, panels = family_panels(points, width, "epoch", column_title(y))
     last = max(map(len, points["mean"]))
-    _set_heights(panels[0], points, y)
-    for panel, (name, family) in zip(panels, families.items(), strict=True):
-        title = textwrap.wrap(family_title(name), int(_LETTERS * WIDTHS[width] / columns))
-        _set_axes(panel, "\n".join(title), last)
-        _draw_models(panel, family, style[name], last)
-    for panel in lowest(panels, columns):
-        panel.set_xlabel("epoch", size=TINY, color=MUTED, labelpad=1, loc="left")
-    figure.supylabel(column_title(y), size=SMALL, color=INK)
+    _set_heights(panels[0].axes, points, y)
+    for axes, models, mark in panels:
+        _set_epochs(axes, last)
+        _draw_models(axes, models, mark, last)
     add_note(figure, note)
     freeze(figure)
-    _make_room(panels, [name for some in names.values() for name in some], last)
-    for panel, (name, family) in zip(panels, families.items(), strict=True):
-        _name_models(panel, family, names[name], style[name], last)
+    names = [list(point_labels(panel.models)) for panel in panels]
+    _make_room([panel.axes for panel in panels], [name for some in names for name in some], last)
+    for (axes, models, mark), some in zip(panels, names, strict=True):
+        _name_models(axes, models, some, mark, last)
     return figure
 
 
@@ -102,9 +84,8 @@ def _set_heights(axes: Axes, points: pd.DataFrame, y: str) -> None:
     log_axis(axes.yaxis, low / margin, high * margin, y, 6)
 
 
-def _set_axes(axes: Axes, title: str, last: int) -> None:
-    style_axes(axes)
-    axes.set_title(title, size=SMALL, color=INK, loc="left", pad=3)
+def _set_epochs(axes: Axes, last: int) -> None:
+    axes.xaxis.labelpad = 1
     ticks = [int(at) for at in MaxNLocator(_TICKS, integer=True).tick_values(1, last) if 1 < at <= last]
     set_ticks(axes.xaxis, [1, *ticks], [str(at) for at in (1, *ticks)])
     axes.tick_params(axis="x", labelsize=TINY)

@@ -1,7 +1,6 @@
 """The slices figure: accuracy against the number of key-value pairs, one line per model, one panel per family."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,29 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from basedbench.analysis.columns import slices as slices_of
-from basedbench.analysis.naming import family_title, point_labels
+from basedbench.analysis.naming import point_labels
 from basedbench.errors import UserError
-from basedbench.plots.ends import LINE, name_ends, shades
-from basedbench.plots.panels import lowest, panel_grid
+from basedbench.plots.ends import name_ends, shades
+from basedbench.plots.families import family_panels
 from basedbench.plots.scales import set_ticks
 from basedbench.plots.style import (
-    INK,
-    MUTED,
-    SMALL,
     TINY,
-    WIDTHS,
     Look,
     Mark,
     add_note,
     as_written,
     freeze,
-    marks,
-    style_axes,
 )
-
-_COLUMNS = {"single": 1, "double": 3}
-_HEIGHT = 1.55  # inches, of a panel
-_LETTERS = 15  # of a title, per inch of a panel's share of the width
 
 
 def slice_metrics(frame: pd.DataFrame) -> list[str]:
@@ -52,34 +41,24 @@ def slices(points: pd.DataFrame, metrics: Sequence[str], *, note: str = "", widt
     `metrics` are those of `slice_metrics`. In a panel the models of a family go from pale (least state) to full colour,
     their names beside the ends of their lines. `note` stands beneath; `width` is "single" or "double".
     """
-    style = marks(points["family"])
-    most = int(points["family"].value_counts().max())
-    height = max(_HEIGHT, (most + 2) * LINE)
-    columns = min(_COLUMNS[width], len(style))
-    figure, panels = panel_grid(len(style), columns, height, width, share=True)
+    figure, panels = family_panels(points, width, "key-value pairs\nin sequences of length", "Recall accuracy")
     sizes = [name.removeprefix("accuracy@").split("x") for name in metrics]
-    for panel in lowest(panels, columns):
-        panel.set_xlabel("key-value pairs\nin sequences of length", size=TINY, color=MUTED, loc="left")
-    for panel, (name, mark) in zip(panels, style.items(), strict=True):
-        title = textwrap.wrap(family_title(name), int(_LETTERS * WIDTHS[width] / columns))
-        _set_axes(panel, sizes, "\n".join(title))
-        _draw_models(panel, points[points["family"] == name].sort_values("state_bytes"), metrics, mark)
-    figure.supylabel("Recall accuracy", size=SMALL, color=INK)
+    for axes, models, mark in panels:
+        _set_axes(axes, sizes)
+        _draw_models(axes, models, metrics, mark)
     add_note(figure, note)
     freeze(figure)
-    for panel, (name, mark) in zip(panels, style.items(), strict=True):
-        _name_models(panel, points[points["family"] == name].sort_values("state_bytes"), metrics, mark)
+    for axes, models, mark in panels:
+        _name_models(axes, models, metrics, mark)
     return figure
 
 
-def _set_axes(axes: Axes, sizes: Sequence[Sequence[str]], title: str) -> None:
-    style_axes(axes)
+def _set_axes(axes: Axes, sizes: Sequence[Sequence[str]]) -> None:
     pairs = [int(pairs) for _, pairs in sizes]
     axes.set_xscale("log", base=2)
     # A third of the width is for the names at the right.
     span = max(pairs[-1] / pairs[0], 4)
     axes.set(xlim=(pairs[0] / span**0.05, pairs[-1] * span**0.45), ylim=(-0.03, 1.03))
-    axes.set_title(title, size=SMALL, color=INK, loc="left", pad=3)
     set_ticks(axes.xaxis, pairs, [f"{pairs}\n{length}" for length, pairs in sizes])
     axes.tick_params(axis="x", labelsize=TINY - 0.5)
     axes.spines["bottom"].set_bounds(axes.get_xlim()[0], pairs[-1])

@@ -161,10 +161,5 @@ def save(figure: Figure, path: Path) -> Path:
     drawn = io.BytesIO()
     with matplotlib.rc_context(_SAVED_AS):
         figure.savefig(drawn, format=kind, metadata=_UNDATED[kind])
-    try:
-        atomic.write(path, drawn.getbuffer())
-    except OSError as error:
-        raise UserError(
-            f"cannot write the figure {str(path)!r}: {atomic.cause(error)}; choose another place with --out."
-        ) from error
+    atomic.write_out(path, drawn.getbuffer(), "the figure")
     return path
