@@ -146,6 +146,22 @@ def test_what_is_kept_of_an_earlier_call_is_refused() -> None:
     assert "relative error" in verdict(first).reason
 
 
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd", "decode"])
+def test_what_is_kept_by_the_place_of_its_input_is_refused(mode: str) -> None:
+    """Every input set of a sample would find it there from its second call on: nothing would be computed any more."""
+    kept: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def keep(y, tensors):
+        x = tensors["v_BHV" if mode == "decode" else "v_BLHV"]
+        return y + kept.setdefault((id(x), x.data_ptr(), x._version), x.detach().mean()) - x.detach().mean()
+
+    reason = verdict(keep, mode=mode).reason
+    assert reason.startswith(
+        "it keeps what it made of inputs, and uses it when others stand in their place: the output"
+    )
+    assert verdict(lambda y, tensors: y + len(kept), mode=mode).reason.startswith("the output")  # plainly wrong
+
+
 def test_a_state_left_behind_is_refused() -> None:
     def forget(y, tensors):
         tensors["state_BHFV"].mul_(0.5)
@@ -195,8 +211,8 @@ def test_nothing_that_a_backward_starts_from_lies_where_its_results_should(monke
     monkeypatch.setattr(torch.autograd, "grad", noting)
     verdict(lambda y, _: y, mode="fwd_bwd", batch=64, length=64)
     assert len(poisoned) == 4
-    assert len(taken) == 4  # twice the contender, the truth, the reference in the case's dtype
-    assert not taken[1]
+    assert len(taken) == 5  # three times the contender, the truth, the reference in the case's dtype
+    assert not taken[2]
 
 
 @pytest.mark.parametrize(("name", "runs"), [("altered", 2), ("reference", 1)])
