@@ -57,22 +57,32 @@ class Session:
             return {"status": "unsupported", "reason": reason}
         if self.case.threads:
             torch.set_num_threads(self.case.threads)
+        threads = torch.get_num_threads()
         with torch.set_grad_enabled(self.subject.grad):
             first_s = self._chosen_from() + self._started()
             ahead = self.kept.ahead.get(self.case.id)
             verdict = ahead.verdict if ahead else self.subject.check()
             first_s = max(first_s, ahead.first_s if ahead else 0.0)
             facts = self.subject.facts() | {
-                "threads": torch.get_num_threads() if self.case.device == "cpu" else None,
+                "threads": threads if self.case.device == "cpu" else None,
                 "error": verdict.error,
                 "error_bound": verdict.bound,
                 "checked_against": verdict.truth,
             }
-            if verdict.reason:
-                return facts | {"status": "incorrect", "reason": verdict.reason}
+            other = self._other_threads(threads)
+            if reason := verdict.reason or other:
+                return facts | {"status": "incorrect", "reason": reason}
             self._release_memory()
             with self.subject.context():
                 return facts | {"status": "ok"} | self._measure_up(first_s)
+
+    def _other_threads(self, due: int) -> str | None:
+        """Whether its calls change how many threads there are: with others than its peers' it is no match for them."""
+        found = torch.get_num_threads()
+        if self.case.device != "cpu" or found == due:
+            return None
+        torch.set_num_threads(due)
+        return f"it sets the number of threads to {found}, where the case has {due}"
 
     def imports(self) -> dict[str, Any]:
         """What the case's first call imports, and its measuring; on the device nothing happens."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from basedbench.config.throughput import Case, MeasureSection
-from basedbench.contenders import Contender, register
+from basedbench.contenders import Contender, contender, register
+from basedbench.kernels import taylor_attention
 from basedbench.timing import correctness
 from basedbench.timing import session as session_module
 from basedbench.timing.clock import WallClock
@@ -118,6 +119,26 @@ def test_an_incorrect_contender_is_never_timed(clock: MockClock) -> None:
     assert facts["error"] == pytest.approx(1.0)
     assert session.sampler is None
     assert len(slow.calls) == 4  # the first call, two for the check, and one that tells why
+
+
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize("threads", [1, None])
+def test_a_contender_with_threads_of_its_own_is_not_timed(threads: int | None) -> None:
+    """Its row would have another number of threads than those beside it, under a heading that has theirs."""
+    before = torch.get_num_threads()
+
+    @contender("taylor_attention", name="broad")
+    def broad(q, k, v):
+        torch.set_num_threads(3)
+        return taylor_attention(q, k, v)
+
+    session = Session(small("taylor_attention", "fwd", "broad", threads=threads), MeasureSection(), "cpu", WallClock())
+    try:
+        facts, due = session.prepare(), threads or before
+        assert (facts["status"], facts["threads"], torch.get_num_threads()) == ("incorrect", due, due)
+        assert facts["reason"] == f"it sets the number of threads to 3, where the case has {due}"
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("own_registries")
