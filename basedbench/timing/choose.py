@@ -92,7 +92,7 @@ def outdated(cases: Sequence[AnyCase], rows: Sequence[Row], own: Sequence[Conten
 
 
 def _says_version(row: Row) -> bool:
-    """Or should: of what is refused beforehand nothing has run."""
+    """Or should: of what is refused beforehand nothing has run, and rows of earlier code do not say."""
     return bool(row["contender_version"]) or row["status"] not in ("ok", "unsupported")
 
 

@@ -20,7 +20,7 @@ from basedbench.timing.mappings import renew_mappings
 from basedbench.timing.memory import peak_memory
 from basedbench.timing.samplers import ColdSampler, CpuSampler, GraphSampler, Sampler, captured, wall_ms
 from basedbench.timing.samples import Round
-from basedbench.timing.subject import subject_of, unsupported
+from basedbench.timing.subject import refused, subject_of, unsupported
 from basedbench.timing.telemetry import Telemetry
 
 Thunk = Callable[[], object]
@@ -54,7 +54,7 @@ class Session:
     def prepare(self) -> dict[str, Any]:
         """Everything before the first sample. Returns the columns known by then; `status` says whether to go on."""
         if reason := unsupported(self.case):
-            return {"status": "unsupported", "reason": reason}
+            return refused(self.case, reason)
         if self.case.threads:
             torch.set_num_threads(self.case.threads)
         threads = torch.get_num_threads()

@@ -65,6 +65,14 @@ def unsupported(case: AnyCase) -> str | None:
     return get_contender(case.contender).supports(case)
 
 
+def refused(case: AnyCase, reason: str) -> dict[str, Any]:
+    """What the row of a case beyond its contender says: of a user's file also which version says so."""
+    from basedbench.contenders import get_contender
+
+    version = None if isinstance(case, ModelCase) else get_contender(case.contender).version
+    return {"status": "unsupported", "reason": reason, "contender_version": version}
+
+
 def users_own(case: AnyCase) -> bool:
     """Whether its contender is a class of the user's: its worker asks that for its limits, for they may do anything."""
     if isinstance(case, ModelCase):

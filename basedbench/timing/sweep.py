@@ -19,7 +19,7 @@ from basedbench.timing.rehearsed import Rehearsed, cache_folder
 from basedbench.timing.room import CONTEXT_BYTES, does_not_fit, side_by_side
 from basedbench.timing.rounds import Competition, Measurement
 from basedbench.timing.rows import throughput_row
-from basedbench.timing.subject import unsupported, users_own
+from basedbench.timing.subject import refused, unsupported, users_own
 from basedbench.timing.timeline import noted
 from basedbench.timing.worker import Workers
 
@@ -235,7 +235,7 @@ class Sweep:
 
     def _refusal(self, case: AnyCase) -> dict[str, Any]:
         if not users_own(case) and (reason := unsupported(case)):
-            return {"status": "unsupported", "reason": reason}
+            return refused(case, reason)
         if self.free_bytes is not None and (reason := does_not_fit(case, self.free_bytes)):
             return {"status": "oom", "reason": reason}
         return {}
