@@ -60,9 +60,10 @@ def check(case: Case, contender: Contender, call: Call, device: str, begun: Begu
 
 
 def _check(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None = None) -> Verdict:
-    results, changed, begun = _results(case, contender, call, device, begun)
-    if changed:
-        return Verdict(math.nan, 0.0, "itself", f"it writes into its input {changed[0]}")
+    ran = _run(case, contender, call, device, begun)
+    results = ran.results
+    if ran.changed:
+        return Verdict(math.nan, 0.0, "itself", f"it writes into its input {ran.changed[0]}")
     tensors = inputs(case, CHECKED_SET, device)
     part = part_of(case, tensors)
     share = 1.0
@@ -74,20 +75,30 @@ def _check(case: Case, contender: Contender, call: Call, device: str, begun: Beg
     reference = reference_call(case, case.batch * case.heads if part is None else part.pairs)
     truth = first_run(case, reference, tensors, device, dtype, part)[1]
     same = results if contender.name == "reference" else first_run(case, reference, tensors, device, part=part)[1]
+    if late := [name for name, x in ran.results.items() if not torch.equal(_sum_of_bits(x), ran.sums[name])]:
+        return Verdict(math.nan, 0.0, "itself", f"it returns before its work is done: {late[0]} changes afterwards")
     name = str(dtype).removeprefix("torch.") + ("" if part is None else f", {part.words}")
     found = judge(results, same, truth, case, name)
     if found.reason and contender.name != "reference":
         with contender.context(case):
-            anew = _program(case, contender, call, device, begun, CHECKED_SET).results()
+            anew = _program(case, contender, call, device, ran.begun, CHECKED_SET).results()
         if judge(anew if part is None else part.results(anew), same, truth, case, name).reason is None:
             kept = "it keeps what it made of inputs, and uses it when others stand in their place"
             return replace(found, reason=f"{kept}: {found.reason}")
     return found
 
 
-def _results(
-    case: Case, contender: Contender, call: Call, device: str, begun: Begun | None
-) -> tuple[Tensors, list[str], Begun]:
+@dataclass(frozen=True)
+class _Ran:
+    """What the contender's call on the checked inputs gave."""
+
+    results: Tensors
+    sums: Tensors  # of the bits of the results as they were at once
+    changed: list[str]  # the inputs that it wrote into
+    begun: Begun
+
+
+def _run(case: Case, contender: Contender, call: Call, device: str, begun: Begun | None) -> _Ran:
     """The contender's results, in memory that held NaN before: a row that it does not write shows.
 
     And the inputs that it changed: its next call would compute something else. Its inputs are written over those of a
@@ -105,7 +116,9 @@ def _results(
         poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in begun.shapes]
         del poison
         results = ready.results()
-        return results, [name for name, x in fixed.items() if not torch.equal(_sum_of_bits(x), before[name])], begun
+        sums = {name: _sum_of_bits(x) for name, x in results.items()}
+        changed = [name for name, x in fixed.items() if not torch.equal(_sum_of_bits(x), before[name])]
+        return _Ran(results, sums, changed, begun)
 
 
 def _program(case: Case, contender: Contender, call: Call, device: str, begun: Begun, index: int) -> Program:
@@ -116,7 +129,8 @@ def _program(case: Case, contender: Contender, call: Call, device: str, begun: B
 def _sum_of_bits(x: Tensor) -> Tensor:
     """A number that a change of `x` changes too, another order as well; no copy of a large one is made."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = torch.atleast_1d(x.detach().view(whole[x.element_size()]))
+    plain = torch.view_as_real(x.detach().resolve_conj()) if x.is_complex() else x.detach().resolve_neg()
+    bits = torch.atleast_1d(plain.view(whole[plain.element_size()]))
     longest = max(range(bits.dim()), key=bits.size)
     parts = bits.split(max(1, SUMMED * bits.size(longest) // max(1, bits.numel())), longest)
     sums = torch.stack([_by_place(part.reshape(-1).to(torch.int64)).sum(dtype=torch.int64) for part in parts])

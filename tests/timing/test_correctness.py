@@ -1,6 +1,7 @@
 """What passes the gate and what does not."""
 
 import math
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -160,6 +161,31 @@ def test_what_is_kept_by_the_place_of_its_input_is_refused(mode: str) -> None:
         "it keeps what it made of inputs, and uses it when others stand in their place: the output"
     )
     assert verdict(lambda y, tensors: y + len(kept), mode=mode).reason.startswith("the output")  # plainly wrong
+
+
+def test_what_is_not_done_when_the_call_returns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a thread, or on a stream that nobody waits for: the time would be that of a launch."""
+    reference, truth_is_due, at_work = correctness.reference_call, Event(), list[Thread]()
+
+    def later(y, _):
+        given = y * 0
+
+        def work():
+            truth_is_due.wait(60)
+            given.copy_(y)
+
+        at_work.append(Thread(target=work))
+        at_work[-1].start()
+        return given
+
+    def waiting(*arguments):
+        truth_is_due.set()
+        for thread in at_work:
+            thread.join(60)
+        return reference(*arguments)
+
+    monkeypatch.setattr(correctness, "reference_call", waiting)
+    assert verdict(later).reason == "it returns before its work is done: the output changes afterwards"
 
 
 def test_a_state_left_behind_is_refused() -> None:
