@@ -9,7 +9,7 @@ import typer
 from basedbench.cli.compare_input import Choice, Found
 from basedbench.cli.tables import print_json, print_note, print_table
 from basedbench.errors import visible
-from basedbench.timing.comparison import VERDICTS, Comparison
+from basedbench.timing.comparison import IDENTICAL, VERDICTS, Comparison
 from basedbench.timing.pairs import Pair
 
 REGRESSION, INCOMPLETE = 1, 3
@@ -45,6 +45,9 @@ def table(kind: str, found: Found, choice: Choice) -> None:
     seen = {pair.result.verdict for pair in found.pairs}
     if kind == "throughput" and choice.b is not None and seen & {"FASTER", "SLOWER"}:
         print_note(_TWO_RUNS)
+    if kind == "throughput" and (once := sum(_once(pair.result) for pair in found.pairs)):
+        where = f"In {once} of {len(found.pairs)} cases"
+        print_note(f"{where} A and B are one measurement, which tells nothing of how well it repeats.")
 
 
 def notes(pairs: Sequence[Pair]) -> None:
@@ -84,6 +87,11 @@ def as_json(found: Mapping[str, Found], code: int) -> None:
     )
 
 
+def _once(result: Comparison) -> bool:
+    """Whether both sides are of one measurement."""
+    return result.verdict == "SAME" and (result.reason or "").startswith(IDENTICAL)
+
+
 def _names(pairs: Sequence[Pair]) -> list[str]:
     """Labels without their shapes where that leaves them distinct."""
     short = [" ".join(pair.label.split()[:_SHORT]) for pair in pairs]
@@ -97,8 +105,13 @@ def _numbers(kind: str, pair: Pair) -> tuple[str, ...]:
 
 
 def _change(kind: str, result: Comparison) -> tuple[str, str]:
-    form = "{:.3f}" if kind == "throughput" else "{:+.4f}"
-    change = "-" if result.change is None else form.format(result.change)
+    form = _ratio if kind == "throughput" else "{:+.4f}".format
+    change = "-" if result.change is None else form(result.change)
     if result.low is None or result.high is None:
         return change, "-"
-    return change, f"{form.format(result.low)} to {form.format(result.high)}"
+    return change, f"{form(result.low)} to {form(result.high)}"
+
+
+def _ratio(value: float) -> str:
+    """With as many digits as tell small ones apart, too."""
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.3g}"

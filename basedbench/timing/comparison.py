@@ -17,6 +17,7 @@ THRESHOLD = 0.02
 MOST_ROUNDS = 400
 VERDICTS = ("FASTER", "SLOWER", "HIGHER", "LOWER", "SAME", "UNCLEAR", "MISSING", "FAILED")
 NOT_COMPARED = ("MISSING", "FAILED")
+IDENTICAL = "identical"  # why two sides are the same that have the very same numbers
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def compare_times(a: Sequence[float], b: Sequence[float], threshold: float = THR
     fewest = min(len(a), len(b))
     if fewest < FEWEST_ROUNDS:
         return Comparison("UNCLEAR", reason=f"only {fewest} rounds on one side", needed=10)
+    if list(a) == list(b):  # the rounds of one run: a test of their spread would call that uncertain
+        return Comparison("SAME", 1.0, 1.0, 1.0, IDENTICAL)
     # On a logarithmic scale differences are ratios.
     test = Welch([math.log(x) for x in a], [math.log(x) for x in b])
     ratio, (low, high) = math.exp(test.difference), (math.exp(end) for end in test.interval())
@@ -56,7 +59,7 @@ def compare_times(a: Sequence[float], b: Sequence[float], threshold: float = THR
 def compare_accuracies(a: Sequence[float], b: Sequence[float], threshold: float = THRESHOLD) -> Comparison:
     """Accuracies over seeds: is b HIGHER, LOWER, the SAME within `threshold` (absolute), or UNCLEAR?"""
     if sorted(a) == sorted(b):
-        return Comparison("SAME", 0.0, 0.0, 0.0, "identical")
+        return Comparison("SAME", 0.0, 0.0, 0.0, IDENTICAL)
     fewest = min(len(a), len(b))
     if fewest < 2:
         return Comparison("UNCLEAR", b[0] - a[0] if len(a) == len(b) else None, reason="one seed on a side", needed=5)

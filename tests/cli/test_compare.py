@@ -74,6 +74,22 @@ def test_every_verdict_and_the_exit_code(run_cli: RunCli, folders: tuple[Path, P
     assert run_cli("compare", a, b, "--quiet").stdout == counts
 
 
+def test_a_folder_is_the_same_as_itself(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    write_time(folders[0], 2048, 10, spread=30)
+    outcome = run_cli("compare", folders[0], folders[0])
+    assert outcome.exit_code == 0
+    assert "In 1 of 1 cases A and B are one measurement, which tells nothing of how well" in outcome.stdout
+    assert outcome.stdout.endswith("1 SAME: no regression (exit code 0).\n")
+    write_time(folders[1], 2048, 10.1, spread=30)
+    assert "one measurement" not in run_cli("compare", *folders).stdout
+
+
+def test_a_ratio_has_digits_however_small_it_is(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    write_time(folders[0], 2048, 10)
+    write_time(folders[1], 2048, 0.00375)
+    assert "0.000375 0.000374 to 0.000376 FASTER" in run_cli("compare", *folders).stdout
+
+
 def test_the_command_that_settles_it_means_the_case(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     a, b = folders
     write_time(a, 2048, 10, spread=30)

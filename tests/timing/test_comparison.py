@@ -65,6 +65,13 @@ def test_no_threshold_is_too_small(threshold: float) -> None:
     assert [(result.verdict, result.needed) for result in results] == [("UNCLEAR", MOST_ROUNDS)] * 2
 
 
+def test_one_measurement_is_the_same_as_itself_however_it_scatters() -> None:
+    one = rounds(10, 0.2)
+    result = compare_times(one, list(one))
+    assert (result.verdict, result.change, result.low, result.high) == ("SAME", 1.0, 1.0, 1.0)
+    assert compare_times(one, one[::-1]).verdict == "UNCLEAR"  # as many numbers, of another run
+
+
 def test_two_rounds_say_nothing() -> None:
     result = compare_times([1.0, 1.0], [2.0, 2.0, 2.0])
     assert (result.verdict, result.reason) == ("UNCLEAR", "only 2 rounds on one side")
