@@ -73,7 +73,9 @@ def contenders(plugin: _PLUGIN = None, as_json: _JSON = False) -> None:
 @group.command()
 def runs(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
-    kind: Annotated[str, typer.Option(help="recall, throughput or calibration.")] = "recall",
+    kind: Annotated[
+        str | None, typer.Option(help="recall, throughput or calibration. Default: the first of these that is there.")
+    ] = None,
     status: Annotated[list[str] | None, typer.Option(help="Only runs that ended so: ok, diverged, oom, ...")] = None,
     suite: Annotated[str | None, typer.Option(help="Only the runs of this suite.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the newest runs.")] = None,
@@ -83,9 +85,11 @@ def runs(
     from basedbench.cli.outdated import say_versions
     from basedbench.cli.stored import stored_rows
     from basedbench.cli.tables import print_json
+    from basedbench.store.dataset import kinds_in
     from basedbench.store.schema import decode_json
 
     _check_statuses(status or [])
+    kind = next(iter(kinds_in(results)), "recall") if kind is None else kind
     found = stored_rows(results, kind, () if suite is None else (suite,))
     chosen = [row for row in found if not status or row["status"] in status]
     shown = chosen[-limit:] if limit else chosen

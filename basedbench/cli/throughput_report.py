@@ -15,6 +15,7 @@ from basedbench.cli.timing_tables import duration, half_width, timing_tables
 from basedbench.config.throughput import AnyCase
 from basedbench.store.dataset import rows as stored_rows
 from basedbench.store.schema import decode_json
+from basedbench.timing.baseline import speed_up
 from basedbench.timing.pairs import case_label
 from basedbench.timing.sweep import AHEAD
 
@@ -109,6 +110,7 @@ def results(
         print_note(title)
         print_table("", heading, lines, whole=[name for name in heading if name != "model"])
     _explain(ordered)
+    _without_base(ordered, rows)
     say_retry((row["status"] for row in ordered), "cases", fresh)
     if left:
         typer.echo(f"{left} cases are left; the same command without --limit {goes_on(fresh)}.")
@@ -174,6 +176,14 @@ def _explain(rows: Sequence[Row]) -> None:
             reasons.setdefault(f"{row['status']}: {row['reason']}", []).append(label(row))
     for reason, labels in reasons.items():
         print_note(f"{_few(labels)}: {reason}")
+
+
+def _without_base(shown: Sequence[Row], rows: Sequence[Row]) -> None:
+    """Whose time a ratio lacks."""
+    alone = [row for row in shown if row["status"] == "ok" and row["baseline"] and speed_up(row, rows) is None]
+    for base in dict.fromkeys(row["baseline"] for row in alone):
+        labels = [label(row) for row in alone if row["baseline"] == base]
+        print_note(f"{_rows(labels)} without a ratio, as {base} has no time there: {_few(labels)}.")
 
 
 def _beyond_ceilings(row: Row) -> bool:

@@ -124,6 +124,13 @@ def test_throughput_runs_have_their_own_columns(run_cli, results):
         assert shown in outcome.stdout
 
 
+def test_where_there_are_only_times_they_are_listed(run_cli, tmp_path):
+    """As `results show` points there, of whatever kind a case is."""
+    row = {"case_id": "0abcdef00000", "suite": "own", "status": "ok", "operator": "ssd", "contender": "ours"}
+    Store(tmp_path).write("throughput", schema.blank_row("throughput") | row)
+    assert "1 of 1 throughput runs in" in run_cli("list", "runs", "--results", tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -104,6 +104,12 @@ def test_the_end_says_how_what_failed_runs_again(run: Any, tmp_path: Path, own_r
     assert "--retry" not in run("--contender", "ours", "--contender", "fla-parallel").stdout
 
 
+def test_a_ratio_that_is_not_there_is_accounted_for(run: Any) -> None:
+    alone = " ".join(run("--contender", "ours", "--filter", "taylor.* 1x8 ").stdout.split())
+    assert "1 row without a ratio, as attention/sdpa-math has no time there: taylor_attention/ours fwd" in alone
+    assert "without a ratio" not in run().stdout
+
+
 def test_more_rounds_on_demand(run: Any, out: Path) -> None:
     run("--contender", "ours", "--filter", "taylor.* 1x8 ", "--rounds", 9)
     assert load(out, "throughput")["rounds"].tolist() == [9]
