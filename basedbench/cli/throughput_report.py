@@ -144,6 +144,8 @@ def _explain(rows: Sequence[Row]) -> None:
     if any(row["status"] == "ok" for row in rows):
         print_note("vs base: times as fast as the base. memory: peak beyond the inputs, weights and states.")
         print_note("bandw., FLOPs: the least work there is, as a share of what `basedbench calibrate` measured.")
+    if any(row["operator"] and row["contender"] == "ours" and row["device"] == "cpu" for row in rows):
+        print_note("ours: on a CPU its PyTorch form; the kernels are for GPUs.")
     if any(row["largest_batch"] for row in rows):
         most = "the most sequences that this device's memory holds at that context"
         print_note(f"state: bytes per sequence. fits: {most}.")

@@ -104,6 +104,13 @@ def test_the_end_says_how_what_failed_runs_again(run: Any, tmp_path: Path, own_r
     assert "--retry" not in run("--contender", "ours", "--contender", "fla-parallel").stdout
 
 
+def test_ours_on_a_cpu_is_no_kernel_and_said_to_be_none(run: Any) -> None:
+    """Who is several times as fast as it there has not beaten a kernel."""
+    said = "ours: on a CPU its PyTorch form; the kernels are for GPUs.\n"
+    assert said in run("--filter", "1x8 ").stdout
+    assert said not in run("--contender", "sdpa-math", "--filter", "1x8 ").stdout
+
+
 def test_a_ratio_that_is_not_there_is_accounted_for(run: Any) -> None:
     alone = " ".join(run("--contender", "ours", "--filter", "taylor.* 1x8 ").stdout.split())
     assert "1 row without a ratio, as attention/sdpa-math has no time there: taylor_attention/ours fwd" in alone
