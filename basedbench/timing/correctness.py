@@ -5,7 +5,8 @@ gradient and state. A contender computes its whole case; of a large one the refe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,8 @@ SUMMED = 2**24
 # The input set that is checked: not the one of the first call (0), whose results an implementation may have kept. It
 # stands where another one stood in a call before, as what is kept may be known by the place of its inputs.
 CHECKED_SET, EARLIER_SET = 1, 2
+# In so many places at once what was wrong is tried again: two of them may be those of inputs gone by.
+ELSEWHERE = 3
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,18 @@ def _check(case: Case, contender: Contender, call: Call, device: str, begun: Beg
     name = str(dtype).removeprefix("torch.") + ("" if part is None else f", {part.words}")
     found = judge(results, same, truth, case, name)
     if found.reason and contender.name != "reference":
-        with contender.context(case):
-            anew = _program(case, contender, call, device, ran.begun, CHECKED_SET).results()
-        if judge(anew if part is None else part.results(anew), same, truth, case, name).reason is None:
-            kept = "it keeps what it made of inputs, and uses it when others stand in their place"
-            return replace(found, reason=f"{kept}: {found.reason}")
+        for results in _elsewhere(case, contender, call, device, ran.begun):
+            if judge(results if part is None else part.results(results), same, truth, case, name).reason is None:
+                kept = "it keeps what it made of inputs, and uses it when others stand in their place"
+                return replace(found, reason=f"{kept}: {found.reason}")
     return found
+
+
+def _elsewhere(case: Case, contender: Contender, call: Call, device: str, begun: Begun) -> Iterator[Tensors]:
+    """What it makes of the checked inputs in places of their own, as far as there is memory for these."""
+    with contender.context(case), suppress(torch.OutOfMemoryError):
+        for one in [_program(case, contender, call, device, begun, CHECKED_SET) for _ in range(ELSEWHERE)]:
+            yield one.results()
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,7 @@ def _run(case: Case, contender: Contender, call: Call, device: str, begun: Begun
             begun = Begun.by(*first_run(case, call, contender.layout(case, inputs(case, 0, device)), device))
         ready = _program(case, contender, call, device, begun, EARLIER_SET)
         ready.run()
-        for name, x in contender.layout(case, inputs(case, CHECKED_SET, device)).items():
-            ready.tensors[name].data.copy_(x)
+        _write_over(ready, contender.layout(case, inputs(case, CHECKED_SET, device)))
         fixed = {name: x for name, x in ready.tensors.items() if name not in operator_of(case).states}
         before = {name: _sum_of_bits(x) for name, x in fixed.items()}
         poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in begun.shapes]
@@ -124,6 +132,16 @@ def _run(case: Case, contender: Contender, call: Call, device: str, begun: Begun
 def _program(case: Case, contender: Contender, call: Call, device: str, begun: Begun, index: int) -> Program:
     """The call on an input set of its own."""
     return program(case, call, contender.layout(case, inputs(case, index, device)), begun.gradients)
+
+
+def _write_over(ready: Program, tensors: Tensors) -> None:
+    """Other values in the place of its inputs, of which a layout may have several elements in one place."""
+    for name, x in tensors.items():
+        own = ready.tensors[name].data
+        repeated = [axis for axis in range(own.dim()) if own.stride(axis) == 0]
+        for axis in repeated:
+            own, x = own.narrow(axis, 0, 1), x.narrow(axis, 0, 1)
+        own.copy_(x)
 
 
 def _sum_of_bits(x: Tensor) -> Tensor:

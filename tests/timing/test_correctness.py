@@ -163,6 +163,23 @@ def test_what_is_kept_by_the_place_of_its_input_is_refused(mode: str) -> None:
     assert verdict(lambda y, tensors: y + len(kept), mode=mode).reason.startswith("the output")  # plainly wrong
 
 
+def test_a_layout_with_several_elements_in_one_place_is_checked() -> None:
+    """As of a kernel that is told by zero strides what its channels share."""
+
+    class Shared(Altered):
+        def layout(self, case, tensors):
+            return tensors | {"dt_BLH": tensors["dt_BLH"].unsqueeze(-1).expand(-1, -1, -1, 6)}
+
+        def build(self, case):
+            call = get_contender("reference").build(case)
+            return lambda tensors: call(tensors | {"dt_BLH": self.alter(tensors["dt_BLH"], tensors)[..., 0]})
+
+    case = small("ssd", "fwd", "shared")
+    right, wrong = Shared(lambda x, _: x), Shared(lambda x, _: x * 1.01)
+    assert check(case, right, right.build(case), "cpu").reason is None
+    assert "relative error" in check(case, wrong, wrong.build(case), "cpu").reason
+
+
 def test_what_is_not_done_when_the_call_returns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a thread, or on a stream that nobody waits for: the time would be that of a launch."""
     reference, truth_is_due, at_work = correctness.reference_call, Event(), list[Thread]()
