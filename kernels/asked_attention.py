@@ -62,11 +62,16 @@ def sliding_window_asked(
     *,
     scale: float | None = None,
     packing: Packing | None = None,
+    bias_E: Tensor | None = None,
 ) -> Tensor:
-    """As `taylor_attention_asked`, with softmax over a window; scale 1 / sqrt(F) by default."""
+    """As `taylor_attention_asked`, with softmax over a window; scale 1 / sqrt(F) by default.
+
+    bias (H F + H F + H V): what a projection has added to q, k and v and takes no gradient for. Here that needs no sums
+    over all tokens: softmax's weights sum to one.
+    """
     if window < 1:
         raise ValueError(f"window must be at least 1 (keys before the query's own), not {window}")
-    return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, window, scale, packing)
+    return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, window, scale, packing, bias_E)
 
 
 def _attention(
@@ -77,10 +82,14 @@ def _attention(
     window: int | None,
     scale: float | None,
     packing: Packing | None,
+    bias_E: Tensor | None = None,
 ) -> Tensor:
     if q.is_cuda:
         from . import asked_attention_triton as fused
 
         if fused.supported(q, k, v):
-            return fused.attention(q, k, v, positions_BK, window, scale, packing)
+            return fused.attention(q, k, v, positions_BK, window, scale, packing, bias_E)
+    if bias_E is not None:  # added once more, as nothing that has its gradient
+        parts = (bias_E - bias_E.detach()).split([x.shape[-2] * x.shape[-1] for x in (q, k, v)])
+        q, k, v = (x + part.view(x.shape[-2:]).to(x.dtype) for x, part in zip((q, k, v), parts, strict=True))
     return reference(q, k, v, positions_BK, window=window, scale=scale, packing=packing)

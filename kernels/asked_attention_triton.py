@@ -6,6 +6,9 @@ been walked over, and everything is recomputed from the rows' sums only once. Wi
 weights divided by z)
 
     dw_kj = u_k . v_j - u_k . y_k,   ds = dw times w's slope;   dq = sum ds k,   dk = sum ds q,   dv = w^T u
+
+Sums over all tokens, as gradients of biases are, need none of them: softmax's weights sum to one, so that those of dv
+are those of dy; a constant in all keys changes no weight, so that those of dk are zero.
 """
 
 # mypy: allow-untyped-defs
@@ -21,6 +24,7 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .offsets import fit
 from .packing import Packing, starts_of
+from .partial_sums_triton import sum_parts
 from .precision import precision_of
 from .slices import gradients_like
 from .taylor_tiles import load_tile, operand, product, scores
@@ -143,12 +147,15 @@ def _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW: tl.constexpr, PRE
 
 @triton.jit
 def asked_backward_kernel(
-    q, k, v, y, dy, positions, starts, sums, dq, dk, dv, asked, length, heads, scale, factor, batch_q, row_q, head_q,
-    batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv,
+    q, k, v, y, dy, positions, starts, sums, dq, dk, dv, partials, asked, length, heads, scale, factor, batch_q, row_q,
+    head_q, batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv,
     F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     WINDOW: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr, PACKED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """dq (B,K,H,F), dk and dv. `scale` as in the forward, `factor` that of the scores' derivative.
+
+    HAS_BIAS, with a WINDOW: partials (B, H F + H F + H V), an example's part of the gradient of a bias of q, k and v.
 
     EXACT: delta is summed again from its terms. The y of a small window is about as large as they are, so that its
     rounding to half precision would show in dq and dk.
@@ -172,6 +179,11 @@ def asked_backward_kernel(
     given = load_tile(dy + own, heads * V, query, c_V, asked, V, BV, False)
     sums_Q = tl.load(sums + tl.program_id(0).to(tl.int64) * asked + query, mask=query < asked, other=0.0)
     dy_QV = operand(given, PRECISION)
+    part = partials
+    if HAS_BIAS:
+        part += batch * heads * (2 * F + V)
+        tl.store(part + (heads + head) * F + c_F, tl.zeros([BF], tl.float32), mask=c_F < F)
+        tl.store(part + 2 * heads * F + head * V + c_V, tl.sum(given.to(tl.float32), 0), mask=c_V < V)
     inverse_Q = sums_Q if WINDOW == 0 else tl.full([QUERIES], 1.0, tl.float32)
     if EXACT:
         delta_Q = tl.zeros([QUERIES], tl.float32)
@@ -205,6 +217,8 @@ def asked_backward_kernel(
     place = ((batch * asked + query) * heads + head)[:, None] * F + c_F[None, :]
     inside = (query < asked)[:, None] & (c_F < F)[None, :]
     tl.store(dq + place, (dq_QF * factor).to(dq.dtype.element_ty), mask=inside)
+    if HAS_BIAS:
+        tl.store(part + head * F + c_F, tl.sum(dq_QF, 0) * factor, mask=c_F < F)
 
 
 def _padded(width: int) -> int:
@@ -252,14 +266,15 @@ def _constants(q: Tensor, v: Tensor, window: int) -> dict[str, Any]:
 
 @torch.library.custom_op("basedbench::asked_attention", mutates_args=())
 def forward_operator(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, starts: Tensor | None, window: int, scale: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, positions: Tensor, starts: Tensor | None, window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B,K,H,V), and of each row 1 / z, or with a window (0: none) log2 of z, (B,H,K) in float32.
 
-    starts: of a `Packing`, if k and v are one.
+    starts: of a `Packing`, if k and v are one. bias: for its gradient only, see `sliding_window_asked`.
     """
     q, k, v, positions = dense_rows(q), dense_rows(k), dense_rows(v), positions.contiguous()
-    y, sums = outputs(q, k, v, positions, starts, window, scale)
+    y, sums = outputs(q, k, v, bias, positions, starts, window, scale)
     batch, asked, heads, _ = q.shape
     constants = _constants(q, v, window)
     strides, unit = _strides(q, k, v, packed=starts is not None)
@@ -272,8 +287,9 @@ def forward_operator(
 
 @forward_operator.register_fake
 def outputs(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, starts: Tensor | None, window: int, scale: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, positions: Tensor, starts: Tensor | None, window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The outputs, not yet written."""
     batch, asked, heads, _ = q.shape
     return v.new_empty((batch, asked, heads, v.shape[-1])), v.new_empty((batch, heads, asked), dtype=torch.float32)
@@ -281,35 +297,43 @@ def outputs(
 
 @torch.library.custom_op("basedbench::asked_attention_backward", mutates_args=("dq", "dk", "dv"))
 def backward_operator(
-    q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, positions: Tensor, starts: Tensor | None, sums: Tensor,
-    window: int, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
-) -> None:  # fmt: skip
-    """Writes the gradients; those of k and v may be slices of one tensor."""
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, y: Tensor, dy: Tensor, positions: Tensor,
+    starts: Tensor | None, sums: Tensor, window: int, scale: float, dq: Tensor, dk: Tensor, dv: Tensor,
+) -> Tensor:  # fmt: skip
+    """Writes the gradients, of which dk and dv may be slices of one tensor; returns the bias's (empty if None)."""
     q, k, v, dy, positions = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous(), positions.contiguous()
     batch, asked, heads, _ = q.shape
+    partials = None if bias is None else torch.empty((batch, len(bias)), dtype=torch.float32, device=q.device)
     strides, unit = _strides(q, k, v, dk, dv, packed=starts is not None)
     asked_backward_kernel[(batch * heads,)](
-        q, k, v, y, dy, positions, starts, sums, dq, dk, dv, asked, k.shape[1], heads,
+        q, k, v, y, dy, positions, starts, sums, dq, dk, dv, partials, asked, k.shape[1], heads,
         scale * (math.log2(math.e) if window else 1), scale, *strides, **_constants(q, v, window), UNIT=unit,
         EXACT=0 < window < SMALL_WINDOW and q.dtype != torch.float32, PACKED=starts is not None,
+        HAS_BIAS=partials is not None,
     )  # fmt: skip
+    return q.new_empty(0) if bias is None or partials is None else sum_parts(partials, bias.dtype, (bias,))
+
+
+@backward_operator.register_fake
+def _(q, k, v, bias, y, dy, positions, starts, sums, window, scale, dq, dk, dv):
+    return q.new_empty(0) if bias is None else torch.empty_like(bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, positions, starts, ctx.window, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, output[0], positions, starts, output[1])
+    q, k, v, bias, positions, starts, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, bias, output[0], positions, starts, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dy is None:
-        return None, None, None, None, None, None, None
-    q, k, v, y, positions, starts, sums = ctx.saved_tensors
+        return None, None, None, None, None, None, None, None
+    q, k, v, bias, y, positions, starts, sums = ctx.saved_tensors
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = gradients_like(k, v)
-    backward_operator(q, k, v, y, dy, positions, starts, sums, ctx.window, ctx.scale, dq, dk, dv)
-    return dq, dk, dv, None, None, None, None
+    d_bias = backward_operator(q, k, v, bias, y, dy, positions, starts, sums, ctx.window, ctx.scale, dq, dk, dv)
+    return dq, dk, dv, None if bias is None else d_bias, None, None, None, None
 
 
 forward_operator.register_autograd(_gradients, setup_context=_keep)
@@ -336,8 +360,9 @@ def attention(
     window: int | None,
     scale: float | None,
     packing: Packing | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`asked_attention.reference` by the kernels above."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    y: Tensor = forward_operator(q, k, v, positions, starts_of(packing), window or 0, scale)[0]
+    y: Tensor = forward_operator(q, k, v, bias, positions, starts_of(packing), window or 0, scale)[0]
     return y

@@ -149,11 +149,12 @@ def boundary_backward_kernel(
         x = tl.load(r + at, mask=inside, other=0.0).to(tl.float32)
         if HAS_TABLE:
             x += kept_rows(table, tokens, kept, row, at, column, inside, rows, vocabulary, scale, D, HAS_KEPT)
-            x = x.to(dresidual.dtype.element_ty).to(tl.float32)
         s = x
         if HAS_FIRST:
             x, first_rstd = _normalised_again(x, stats + 2 * rows, row, rows, inside, True)
-            s = (s + x * first_gain + first_shift).to(dresidual.dtype.element_ty).to(tl.float32)
+            s += x * first_gain + first_shift
+            if not HAS_TABLE:  # whose stream is float32
+                s = s.to(dresidual.dtype.element_ty).to(tl.float32)
         normalised, rstd = _normalised_again(s, stats, row, rows, inside, CENTER)
         d_gain += g * normalised
         d_shift += g
@@ -210,7 +211,7 @@ def _outputs(
     slots: Tensor | None, asked: int, first_weight: Tensor | None, first_bias: Tensor | None, weight: Tensor,
     bias: Tensor | None, keep: float, center: bool, eps: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    stream, width = torch.promote_types(h.dtype, residual.dtype), h.shape[-1]
+    stream, width = _stream(h, residual, table), h.shape[-1]
     given = h.shape if slots is None else (asked, width)
     s = h.new_empty(given, dtype=stream)
     at_rows = h.new_empty((0,) if slots is None else given, dtype=dtype)
@@ -218,6 +219,11 @@ def _outputs(
     r = h.new_empty((0,) if again else h.shape, dtype=stream)
     stats = h.new_empty((2 if first_weight is None else 4, h.shape[:-1].numel()), dtype=torch.float32)
     return h.new_empty(h.shape, dtype=dtype), s, at_rows, r, stats
+
+
+def _stream(h: Tensor, residual: Tensor, table: Tensor | None) -> torch.dtype:
+    """The dtype of the stream; with a table, residual has no numbers, and the dtype of its gradient."""
+    return torch.promote_types(h.dtype, (residual if table is None else table).dtype)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -306,7 +312,7 @@ def _apply(
     h: Tensor, residual: Tensor, norm: Norm, slots: Tensor | None, asked: int, *, rows: Rows | None = None,
     first: Norm | None = None, center: bool = True, eps: float = 1e-5, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    stream = torch.promote_types(h.dtype, residual.dtype)
+    stream = _stream(h, residual, None if rows is None else rows.table_VD)
     pair = (None, None) if first is None else first
     dtype = dtype or torch.promote_types(stream, norm[0].dtype)
     *looked, keep = rows or (None, None, None, 1.0)

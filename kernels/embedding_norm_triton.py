@@ -1,15 +1,103 @@
-"""`embedding_norm` by the kernels of `add_layer_norm` and `embedding`."""
+"""`embedding_norm` by the kernels of `add_layer_norm` and `embedding`; its backward by one of its own where it can be.
+
+Where the places of each token are known and the stream is rows of the table, the gradient of a row of the table is a
+sum over its token's places, of what the norm and dropout make of dy there. One kernel does both: what it adds up never
+goes through memory, and the row that was normalised is loaded once for all places.
+"""
 
 # mypy: allow-untyped-defs
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from . import add_layer_norm_triton as norms
 from . import embedding_triton as tables
 from .block_boundary import Norm
+from .dense_rows import dense_rows
 from .draws import Draws
 from .embedding import Places, Rows
+from .partial_sums_triton import sum_parts
+from .table_rows_triton import columns
+
+TILE = 512  # elements of a token's places that a program has at a time, for one warp: it waits for no other
+PROGRAMS = 2048  # fixed, so that sums are made in one order on every device
+
+
+@triton.jit
+def embedding_norm_places_kernel(
+    dy, dr, table, kept, weight, stats, order, starts, batches, cursor, out, partials, count, vocabulary, scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, PLACES: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    """Places of `count` and more are passed over: those of another batch than dy's."""
+    begin = starts + tl.load(batches + tl.load(cursor)).to(tl.int64) * vocabulary
+    column = columns(BLOCK_D, HAS_KEPT)
+    gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    d_gain = tl.zeros((PLACES, BLOCK_D), tl.float32)
+    d_bias = tl.zeros((PLACES, BLOCK_D), tl.float32)
+    for token in range(tl.program_id(0), vocabulary, tl.num_programs(0)):
+        first = tl.load(begin + token)
+        last = tl.load(begin + token + 1)
+        named = tl.load(table + token * D + column, mask=column < D, other=0.0).to(tl.float32)
+        total = tl.zeros((PLACES, BLOCK_D), tl.float32)
+        for start in range(first, last, PLACES):
+            index = start + tl.arange(0, PLACES)
+            row = tl.load(order + index, mask=index < last, other=count)
+            inside = (row < count)[:, None] & (column < D)[None, :]
+            at = row.to(tl.int64)[:, None] * D + column[None, :]
+            g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+            x = tl.broadcast_to(named[None, :], (PLACES, BLOCK_D))
+            if HAS_KEPT:
+                stays = tl.load(kept + at, mask=inside, other=0) != 0
+                x = tl.where(stays, x * scale, 0.0)
+            if CENTER:
+                x -= tl.load(stats + row, mask=row < count, other=0.0)[:, None]
+            rstd = tl.load(stats + count + row, mask=row < count, other=0.0)[:, None]
+            x = tl.where(inside, x * rstd, 0.0)
+            d_gain += g * x
+            if HAS_BIAS:
+                d_bias += g
+            g *= gain
+            grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
+            if CENTER:
+                grad -= (tl.sum(g, axis=1) / D)[:, None]
+            grad *= rstd
+            if HAS_DR:
+                grad += tl.load(dr + at, mask=inside, other=0.0).to(tl.float32)
+            if HAS_KEPT:
+                grad = tl.where(stays, grad * scale, 0.0)
+            total += grad
+        tl.store(out + token * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
+    part = partials + tl.program_id(0) * (D * (2 if HAS_BIAS else 1)) + column
+    tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
+    if HAS_BIAS:
+        tl.store(part + D, tl.sum(d_bias, axis=0), mask=column < D)
+
+
+@torch.library.custom_op("basedbench::embedding_norm_backward", mutates_args=())
+def _backward_by_places(
+    dy: Tensor, dr: Tensor | None, table: Tensor, kept: Tensor | None, weight: Tensor, bias: Tensor | None,
+    stats: Tensor, order: Tensor, starts: Tensor, batches: Tensor, cursor: Tensor, keep: float, center: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of the table and of weight and bias (2 D or D)."""
+    dy, dr, table = dy.contiguous(), None if dr is None else dr.contiguous(), table.contiguous()
+    (vocabulary, width), ways = table.shape, 1 if bias is None else 2
+    block, programs = triton.next_power_of_2(width), min(PROGRAMS, vocabulary)
+    out = torch.empty_like(table)
+    partials = torch.empty((programs, ways * width), dtype=torch.float32, device=dy.device)
+    embedding_norm_places_kernel[(programs,)](
+        dy, dr, table, kept, dense_rows(weight), stats, order, starts, batches, cursor, out, partials,
+        dy.numel() // width, vocabulary, 1 / keep, D=width, BLOCK_D=block, PLACES=max(1, TILE // block),
+        HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center, num_warps=1,
+    )  # fmt: skip
+    return out, sum_parts(partials, weight.dtype, (weight, bias))
+
+
+@_backward_by_places.register_fake
+def _(dy, dr, table, kept, weight, bias, stats, order, starts, batches, cursor, keep, center):
+    return torch.empty_like(table), weight.new_empty((1 if bias is None else 2) * table.shape[1])
 
 
 class _EmbeddingNorm(torch.autograd.Function):
@@ -30,8 +118,9 @@ class _EmbeddingNorm(torch.autograd.Function):
         ctx.written, ctx.outputs = written, (shape, dtype)
         if drawn is not None:
             ctx.mark_non_differentiable(drawn)
-        # Unwritten, it has the shape that its gradient will have, and no memory.
-        return y, r if written else table.new_empty((), dtype=stream).expand(shape), drawn
+        # Unwritten, it has the shape and the dtype that its gradient will have, and no memory. That gradient is y's
+        # and h's, which have dtype: in float32 beside them it would be twice the bytes for the same numbers.
+        return y, r if written else table.new_empty((), dtype=dtype).expand(shape), drawn
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -39,10 +128,14 @@ class _EmbeddingNorm(torch.autograd.Function):
         tokens, r, drawn, weight, bias, stats, *places = ctx.saved_tensors
         shape, dtype = ctx.outputs
         dy = torch.zeros(shape, dtype=dtype, device=r.device) if dy is None else dy
-        named = None if ctx.written else tokens
-        dx, dh, sums = norms.backward_operator(dy, dr, r, named, drawn, weight, bias, stats, *ctx.options)
+        if places and not ctx.written:
+            keep, _, center, _ = ctx.options
+            d_table, sums = _backward_by_places(dy, dr, r, drawn, weight, bias, stats, *places, keep, center)
+        else:
+            named = None if ctx.written else tokens
+            dx, dh, sums = norms.backward_operator(dy, dr, r, named, drawn, weight, bias, stats, *ctx.options)
+            d_table = tables.table_gradient(dh if dh.numel() else dx, tokens, places or None, *ctx.table)
         d_weight, d_bias = (sums, None) if bias is None else sums.view(2, -1)
-        d_table = tables.table_gradient(dh if dh.numel() else dx, tokens, places or None, *ctx.table)
         return None, d_table, d_weight, d_bias, None, None, None, None, None, None, None, None
 
 

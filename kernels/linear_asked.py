@@ -39,7 +39,9 @@ class _LinearAsked(torch.autograd.Function):
         d_weight = torch.empty_like(weight)
         for dy, rows, rows_of in given:
             torch.mm(dy.t(), rows.flatten(0, -2), out=d_weight[rows_of])
-        d_bias = None if bias is None else _bias_gradient(bias, [(dy, rows_of) for dy, _, rows_of in given])
+        d_bias = None
+        if ctx.needs_input_grad[3]:
+            d_bias = _bias_gradient(bias, [(dy, rows_of) for dy, _, rows_of in given])
         return dx, d_at, d_weight, d_bias, None, None
 
 

@@ -52,10 +52,10 @@ class SlidingWindow(SoftmaxMixer):
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         if self.dropout.active:
             return super().forward_asked(x_BLD, asked)
-        projected = self._project_asked(x_BLD, asked)
-        return self._output(
-            sliding_window_asked(*projected, asked.positions_BK, self.options.window, packing=asked.packing)
-        )
+        q_BKHK, k_BLHK, v_BLHK = self._project_asked(x_BLD, asked)
+        rest = asked.positions_BK, self.options.window
+        y_BKHK = sliding_window_asked(q_BKHK, k_BLHK, v_BLHK, *rest, packing=asked.packing, bias_E=self.qkv.bias)
+        return self._output(y_BKHK)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)

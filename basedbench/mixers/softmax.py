@@ -51,8 +51,8 @@ class SoftmaxMixer(Mixer):
         return q, k, v
 
     def _project_asked(self, x_BLD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
-        """q of (B, K, H, K) at asked tokens; k and v of (B, L, H, K)."""
-        kv, q = linear_asked(x_BLD, asked.x_BKD, self.qkv.weight, self.qkv.bias, slice(self.d_model))
+        """q of (B, K, H, K) at asked tokens; k and v of (B, L, H, K). The bias gets no gradient from them."""
+        kv, q = linear_asked(x_BLD, asked.x_BKD, self.qkv.weight, self.qkv.bias.detach(), slice(self.d_model))
         k, v = cut(kv, [self.d_model] * 2)
         q, k, v = (part.unflatten(-1, (self.options.heads, -1)) for part in (q, k, v))
         return q, k, v

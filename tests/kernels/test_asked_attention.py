@@ -39,6 +39,18 @@ def test_outputs_and_gradients_are_rows_of_the_whole(window):
         torch.testing.assert_close(mine, theirs)
 
 
+def test_a_bias_takes_the_sums_of_what_it_was_added_to():
+    """Of q at the asked tokens, of k and v at all; it changes no output."""
+    positions_BK, (q, k, v) = inputs((8, 8, 6))
+    q, bias = q[:, :K], torch.randn(H * 22, dtype=torch.float64, requires_grad=True)
+    y, plain = (sliding_window_asked(q, k, v, positions_BK, 7, **more) for more in ({"bias_E": bias}, {}))
+    assert torch.equal(y, plain)
+    weights = torch.randn_like(y)
+    (mine,) = torch.autograd.grad((y * weights).sum(), [bias])
+    expected = [x.sum((0, 1)).flatten() for x in torch.autograd.grad((plain * weights).sum(), [q, k, v])]
+    torch.testing.assert_close(mine, torch.cat(expected))
+
+
 def test_a_window_of_nothing_is_refused():
     positions_BK, (q, k, v) = inputs((8, 8, 6))
     with pytest.raises(ValueError, match="at least 1"):

@@ -41,7 +41,8 @@ def asked_of(
     positions = torch.arange(asked)[None]
     packing = packing_of([LENGTH], "cpu") if packed else None
     if window:
-        y = sliding_window_asked(q, k, v, positions, window, packing=packing)
+        bias = torch.zeros(2 * keys + values, requires_grad=True) if gradients else None
+        y = sliding_window_asked(q, k, v, positions, window, packing=packing, bias_E=bias)
     else:
         y = taylor_attention_asked(q, k, v, positions, packing=packing)
     if gradients:

@@ -71,6 +71,33 @@ def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, p
             assert relative_error(mine, other) <= 4 * FLOOR[dtype]
 
 
+@pytest.mark.parametrize("window", [1, 8, 1024])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_gradient_of_a_bias_of_all_three(randn, relative_error, device, dtypes, packed, window):
+    """Sums over all tokens in float64: of dk they are zero, of dv those of dy."""
+    shape = (40, 6, 2, 16, 48)
+    _, asked, heads, width, values = shape
+    packing = packing_of([40, 40, 40], device) if packed else None
+    for dtype in dtypes:
+        q, kv, positions = inputs(randn, device, dtype, shape)
+        rows = packing.gather(kv) if packed else kv
+        bias = randn(heads * (2 * width + values)).to(device, torch.float32).requires_grad_()
+        signs = randn(3, asked, heads, values).sign().to(device)
+        k, v = (part.unflatten(-1, (heads, -1)) for part in rows.split([heads * width, heads * values], -1))
+        y = attention(q, k, v, positions, window, None, packing, bias)
+        (mine,) = torch.autograd.grad(y, [bias], signs.to(dtype))
+        exact, theirs = (
+            outputs_and_gradients(reference, q.to(wide), kv.to(wide), positions, signs.double(), shape, window)[1:]
+            for wide in (torch.float64, dtype)
+        )
+        due, other = (
+            torch.cat([x.double().flatten(2).sum((0, 1)) for x in gradients]) for gradients in (exact, theirs)
+        )
+        assert mine.dtype == torch.float32
+        assert not mine[heads * width : 2 * heads * width].any()
+        assert relative_error(mine, due) <= 2 * relative_error(other, due) + FLOOR[dtype]
+
+
 @pytest.mark.parametrize("window", [None, 30])
 def test_many_queries_without_gradients(randn, relative_error, device, dtypes, window):
     """Several tiles of queries, the last one not full; with gradients they go to the reference."""
@@ -98,12 +125,13 @@ def test_every_element_is_written_and_the_same_again(randn, device, poisoned, wi
     dy, scale = randn(3, asked, heads, values).to(device, torch.float32), width**-0.5
     results = []
     for _ in range(2):
-        y, sums = forward_operator(q, k, v, positions, None, window or 0, scale)
+        y, sums = forward_operator(q, k, v, None, positions, None, window or 0, scale)
         dq, whole = torch.full_like(q, torch.nan), torch.full_like(kv, torch.nan)
         parts = whole.split([heads * width, heads * values], -1)
         dk, dv = (part.unflatten(-1, (heads, -1)) for part in parts)
-        backward_operator(q, k, v, y, dy, positions, None, sums, window or 0, scale, dq, dk, dv)
-        results.append([y, sums, dq, whole])
+        bias = torch.zeros(heads * (2 * width + values), device=device) if window else None
+        d_bias = backward_operator(q, k, v, bias, y, dy, positions, None, sums, window or 0, scale, dq, dk, dv)
+        results.append([y, sums, dq, whole, d_bias])
     first, again = results
     assert all(x.isfinite().all() for x in first)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
@@ -145,8 +173,11 @@ def test_what_the_kernels_take(randn, device):
 def test_registration(randn, device):
     q, kv, positions = inputs(randn, device, torch.float32, (17, 3, 1, 16, 16))
     k, v = (part.unflatten(-1, (1, -1)).clone().requires_grad_() for part in kv.split([16, 16], -1))
-    torch.library.opcheck(forward_operator, (q.requires_grad_(), k, v, positions, None, 4, 0.25))
-    y, sums = forward_operator(q, k, v, positions, None, 4, 0.25)
-    given = [x.detach() for x in (q, k, v, y, torch.ones_like(y))]
-    room = [torch.empty_like(x) for x in given[:3]]
-    torch.library.opcheck(backward_operator, (*given, positions, None, sums.detach(), 4, 0.25, *room))
+    for bias in (None, torch.zeros(48, device=device, requires_grad=True)):
+        torch.library.opcheck(forward_operator, (q.requires_grad_(), k, v, bias, positions, None, 4, 0.25))
+    y, sums = forward_operator(q, k, v, None, positions, None, 4, 0.25)
+    q, k, v, y, sums = (x.detach() for x in (q, k, v, y, sums))
+    room = [torch.empty_like(x) for x in (q, k, v)]
+    for bias in (None, torch.zeros(48, device=device)):
+        given = q, k, v, bias, y, torch.ones_like(y), positions, None, sums
+        torch.library.opcheck(backward_operator, (*given, 4, 0.25, *room))
