@@ -19,10 +19,19 @@ from .dense_rows import dense_rows
 from .draws import Draws
 from .embedding import Places, Rows
 from .partial_sums_triton import sum_parts
-from .table_rows_triton import columns
 
-TILE = 512  # elements of a token's places that a program has at a time, for one warp: it waits for no other
+TILE = 256  # elements of a token's places that a program has at a time, for one warp: it waits for no other
+ALIKE = tl.constexpr(
+    8
+)  # columns of a thread. With more of a tile the assembler loads a part, and computes, before the next
 PROGRAMS = 2048  # fixed, so that sums are made in one order on every device
+
+
+@triton.jit
+def _places(begin, token, vocabulary):
+    """From where to where a token's places stand in the order; nowhere beyond the last token."""
+    first = tl.load(begin + token, mask=token < vocabulary, other=0)
+    return first, tl.load(begin + token + 1, mask=token < vocabulary, other=0)
 
 
 @triton.jit
@@ -31,30 +40,45 @@ def embedding_norm_places_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, PLACES: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
     HAS_BIAS: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
-    """Places of `count` and more are passed over: those of another batch than dy's."""
+    """Places of `count` and more are passed over: those of another batch than dy's.
+
+    Where a token's places begin, which they are and what stands there are loads that depend on each other. So the first
+    is loaded two tokens ahead, the second a token or some places ahead.
+    """
     begin = starts + tl.load(batches + tl.load(cursor)).to(tl.int64) * vocabulary
-    column = columns(BLOCK_D, HAS_KEPT)
+    column = tl.max_contiguous(tl.arange(0, BLOCK_D), min(ALIKE, BLOCK_D))
+    lane = tl.arange(0, PLACES)
+    token, step = tl.program_id(0), tl.num_programs(0)
+    first, last = _places(begin, token, vocabulary)
+    next_first, next_last = _places(begin, token + step, vocabulary)
+    row = tl.load(order + first + lane, mask=first + lane < last, other=count)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     d_gain = tl.zeros((PLACES, BLOCK_D), tl.float32)
     d_bias = tl.zeros((PLACES, BLOCK_D), tl.float32)
-    for token in range(tl.program_id(0), vocabulary, tl.num_programs(0)):
-        first = tl.load(begin + token)
-        last = tl.load(begin + token + 1)
+    for token in range(tl.program_id(0), vocabulary, step):
+        later_first, later_last = _places(begin, token + 2 * step, vocabulary)
+        next_row = tl.load(order + next_first + lane, mask=next_first + lane < next_last, other=count)
         named = tl.load(table + token * D + column, mask=column < D, other=0.0).to(tl.float32)
         total = tl.zeros((PLACES, BLOCK_D), tl.float32)
         for start in range(first, last, PLACES):
-            index = start + tl.arange(0, PLACES)
-            row = tl.load(order + index, mask=index < last, other=count)
+            index = start + PLACES + lane
+            ahead = tl.load(order + index, mask=index < last, other=count)
             inside = (row < count)[:, None] & (column < D)[None, :]
             at = row.to(tl.int64)[:, None] * D + column[None, :]
             g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
             x = tl.broadcast_to(named[None, :], (PLACES, BLOCK_D))
+            if HAS_DR:
+                given = tl.load(dr + at, mask=inside, other=0.0)
             if HAS_KEPT:
-                stays = tl.load(kept + at, mask=inside, other=0) != 0
+                kept_here = tl.load(kept + at, mask=inside, other=0)
+            if CENTER:
+                mean = tl.load(stats + row, mask=row < count, other=0.0)
+            rstd = tl.load(stats + count + row, mask=row < count, other=0.0)[:, None]
+            if HAS_KEPT:
+                stays = kept_here != 0
                 x = tl.where(stays, x * scale, 0.0)
             if CENTER:
-                x -= tl.load(stats + row, mask=row < count, other=0.0)[:, None]
-            rstd = tl.load(stats + count + row, mask=row < count, other=0.0)[:, None]
+                x -= mean[:, None]
             x = tl.where(inside, x * rstd, 0.0)
             d_gain += g * x
             if HAS_BIAS:
@@ -65,11 +89,13 @@ def embedding_norm_places_kernel(
                 grad -= (tl.sum(g, axis=1) / D)[:, None]
             grad *= rstd
             if HAS_DR:
-                grad += tl.load(dr + at, mask=inside, other=0.0).to(tl.float32)
+                grad += given.to(tl.float32)
             if HAS_KEPT:
                 grad = tl.where(stays, grad * scale, 0.0)
             total += grad
+            row = ahead
         tl.store(out + token * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
+        row, first, last, next_first, next_last = next_row, next_first, next_last, later_first, later_last
     part = partials + tl.program_id(0) * (D * (2 if HAS_BIAS else 1)) + column
     tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
     if HAS_BIAS:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from .partial_sums import waits
 
-FEW = tl.constexpr(32)
-# Parts loaded at once and columns of a program, of few parts and of many: enough in flight to hide memory's latency.
+FEW, MANY = tl.constexpr(32), tl.constexpr(1024)
+# Parts loaded at once and columns of a program, of few parts, of more and of many: enough in flight to hide memory's
+# latency.
 LOW, WIDE = tl.constexpr(4), tl.constexpr(1024)
 HIGH, NARROW = tl.constexpr(512), tl.constexpr(16)
+TALL, SLIM = tl.constexpr(1024), tl.constexpr(8)
 
 
 @triton.jit
@@ -54,16 +56,24 @@ def sum_parts_kernel(partials, outs, parts, widths, starts, SUMS: tl.constexpr):
         if (block >= 0) & (program < starts[i + 1]):
             if parts[i] <= FEW:
                 _add_few(partials[i], outs[i], parts[i], widths[i], block, LOW, WIDE)
-            else:
+            elif parts[i] <= MANY:
                 _add_many(partials[i], outs[i], parts[i], widths[i], block, HIGH, NARROW)
+            else:
+                _add_many(partials[i], outs[i], parts[i], widths[i], block, TALL, SLIM)
+
+
+def _columns(parts: int) -> int:
+    """Of a program."""
+    if parts <= FEW.value:
+        return WIDE.value
+    return NARROW.value if parts <= MANY.value else SLIM.value
 
 
 def add_up(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Sum each (P, W) float32 over P into its (W,), in one launch."""
     partials, outs = zip(*sums, strict=True)
     parts, widths = zip(*(x.shape for x in partials), strict=True)
-    columns = (WIDE.value if count <= FEW.value else NARROW.value for count in parts)
-    starts = tuple(accumulate(map(triton.cdiv, widths, columns), initial=0))
+    starts = tuple(accumulate(map(triton.cdiv, widths, map(_columns, parts)), initial=0))
     sum_parts_kernel[(starts[-1],)](partials, outs, parts, widths, starts, SUMS=len(sums), num_warps=8)
 
 

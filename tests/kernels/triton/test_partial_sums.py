@@ -9,7 +9,7 @@ from basedbench.kernels.partial_sums import together
 from basedbench.kernels.partial_sums_triton import add_up, sum_parts
 
 
-@pytest.mark.parametrize(("parts", "width"), [(1, 70), (3, 2100), (16, 130), (33, 17), (600, 40)])
+@pytest.mark.parametrize(("parts", "width"), [(1, 70), (3, 2100), (16, 130), (33, 17), (600, 40), (2100, 21)])
 def test_few_and_many_parts(randn, relative_error, device, parts, width):
     partials = randn(parts, width).float().to(device)
     total = sum_parts(partials, torch.float32)
@@ -20,7 +20,7 @@ def test_few_and_many_parts(randn, relative_error, device, parts, width):
 
 def test_several_sums_in_one_launch(randn, relative_error, device, dtypes):
     """Few and many parts, wide and narrow, in several dtypes."""
-    shapes = [(512, 40), (2, 3000), (33, 17), (1, 1)]
+    shapes = [(512, 40), (2, 3000), (33, 17), (1, 1), (1025, 20)]
     sums = [(randn(*shape).float().to(device), torch.empty(shape[1], device=device)) for shape in shapes]
     sums[1] = (sums[1][0], sums[1][1].to(dtypes[1]))
     add_up(sums)
