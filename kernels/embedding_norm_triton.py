@@ -21,9 +21,8 @@ from .embedding import Places, Rows
 from .partial_sums_triton import sum_parts
 
 TILE = 256  # elements of a token's places that a program has at a time, for one warp: it waits for no other
-ALIKE = tl.constexpr(
-    8
-)  # columns of a thread. With more of a tile the assembler loads a part, and computes, before the next
+# Columns of a thread, which has one row. With more rows the assembler loads one, and computes, before the next.
+ALIKE = tl.constexpr(8)
 PROGRAMS = 2048  # fixed, so that sums are made in one order on every device
 
 
