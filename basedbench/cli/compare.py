@@ -1,4 +1,4 @@
-"""`basedbench compare`: did anything change between two result folders, or differ between two contenders?"""
+"""`basedbench compare`: did anything change between two result folders, or differ between two of one folder?"""
 
 from typing import Annotated
 
@@ -13,8 +13,12 @@ def register(app: typer.Typer) -> None:
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="The results folder to compare with, or FOLDER@COMMIT.")],
     b: Annotated[str | None, typer.Argument(metavar="[B]", help="The results folder to judge, likewise.")] = None,
-    contender: Annotated[str | None, typer.Option(help="With one folder: judge this contender ...")] = None,
-    against: Annotated[str | None, typer.Option(help="... against this one; NAME or OPERATOR/NAME.")] = None,
+    contender: Annotated[
+        str | None, typer.Option(help="With one folder: judge this contender, or this model ...")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="... against this one; NAME or OPERATOR/NAME, or 'based d_model=64'.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="throughput or recall. Default: what both folders have.")] = None,
     filter: Annotated[str | None, typer.Option(help="Only cases whose label this regular expression finds.")] = None,
     fail_on: Annotated[
@@ -32,6 +36,8 @@ def compare(
     MISSING has no result in B; FAILED has none in A, which is no regression.
 
     FOLDER@COMMIT means the rows that this commit of basedbench left in the folder.
+
+    Of one folder, two contenders that took turns, or two models' recall at each one's best learning rate.
 
     Exit code 0: no regression; 1: a regression; 2: usage; 3: incomplete, results of A are missing in B.
     """

@@ -114,16 +114,14 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
     """The kinds of result to compare. UserError if the options contradict each other or there is nothing."""
     for option, name in (("--contender", choice.contender), ("--against", choice.against)):
         if name is not None and not name.strip():  # of a variable that is not set
-            raise UserError(f"{option} {name!r}: takes the name of a contender; `basedbench list contenders` has them.")
+            raise UserError(f"{option} {name!r}: takes the name of a contender, or finds a model of recall rows.")
     if (choice.contender is None) != (choice.against is None):
         raise UserError("--contender and --against go together: --contender X --against Y.")
     if (choice.b is None) == (choice.contender is None):
         raise UserError("give two results folders, or one with --contender X --against Y.")
     if asked is not None and asked not in KINDS:
         raise UserError(f"--kind {asked!r}: {nearest(asked, KINDS)}")
-    if asked == "recall" and choice.contender is not None:
-        raise UserError("--kind recall: --contender X --against Y compares throughput only.")
-    wanted = [asked] if asked else list(KINDS) if choice.contender is None else ["throughput"]
+    wanted = [asked] if asked else list(KINDS) if choice.contender is None else [_kind_of(choice)]
     places = [place for place in (choice.a, choice.b) if place]
     for place in places:
         if not place.folder.is_dir():
@@ -137,6 +135,15 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
         empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a.folder)
         raise UserError(no_rows(empty, wanted[0]))
     return found
+
+
+def _kind_of(choice: Choice) -> str:
+    """Whether --contender names one, or where there is none of that name, a model: it may have a space."""
+    name = (choice.contender or "").rpartition("/")[2]
+    if not choice.a.folder.is_dir() or not choice.a.has("recall"):
+        return "throughput"
+    timed = choice.a.has("throughput") and any(row["contender"] == name for row in choice.a.rows("throughput"))
+    return "throughput" if timed else "recall"
 
 
 def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:
@@ -174,6 +181,10 @@ def _pairs(choice: Choice, kind: str, before: Sequence[Row], after: Sequence[Row
     """All pairs of a kind. UserError if there is no such contender."""
     out = str((choice.b or choice.a).folder)
     if choice.contender is not None and choice.against is not None:
+        if kind == "recall":
+            from basedbench.timing.two_models import model_pair
+
+            return [model_pair(before, choice.contender, choice.against, choice.threshold, out)]
         pairs = contender_pairs(before, choice.contender, choice.against, choice.threshold, out)
     else:
         make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs

@@ -40,7 +40,9 @@ def table(kind: str, found: Found, choice: Choice) -> None:
         print_note(f"Your files: {'; '.join(told)}")
     if found.software:
         typer.echo(f"Besides basedbench itself, what differs: {visible(found.software)}")
-    lines = [(name, *_numbers(kind, pair)) for name, pair in zip(_names(found.pairs), found.pairs, strict=True)]
+    whole = kind == "recall" and choice.b is None  # two models, in a line
+    names = [pair.label for pair in found.pairs] if whole else _names(found.pairs)
+    lines = [(name, *_numbers(kind, pair)) for name, pair in zip(names, found.pairs, strict=True)]
     print_table("", columns, lines, whole=columns[1:])
     seen = {pair.result.verdict for pair in found.pairs}
     if kind == "throughput" and choice.b is not None and seen & {"FASTER", "SLOWER"}:

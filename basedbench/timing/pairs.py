@@ -66,24 +66,26 @@ def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: flo
 
 def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """Models trained alike on both sides, their accuracies over seeds compared; `out` is the folder of b."""
-    ours, theirs = _by_model(_by_case(a).values()), _by_model(_by_case(b).values())
+    ours, theirs = by_model(_by_case(a).values()), by_model(_by_case(b).values())
     models = [rows[0] for rows in ours.values()]
     return [
-        _recall_pair(label, rows, theirs.get(model, []), threshold, f"{_pattern(rows[0], models)} --out {out}")
-        for label, (model, rows) in zip(_recall_labels(models), ours.items(), strict=True)
+        recall_pair(
+            label, rows, theirs.get(model, []), threshold, f"--filter '{recall_pattern(rows[0], models)}' --out {out}"
+        )
+        for label, (model, rows) in zip(recall_labels(models), ours.items(), strict=True)
     ]
 
 
-def _pattern(row: Row, models: Sequence[Row]) -> str:
-    """What chooses a model's runs with `--filter`: with the options in which others of its width differ from it."""
+def recall_pattern(row: Row, models: Sequence[Row]) -> str:
+    """What `--filter` finds a model's runs by: with the options in which others of its width differ from it."""
     own = json.loads(row["config"])
     alike = [json.loads(other["config"]) for other in models if all(other[k] == row[k] for k in ("mixer", "d_model"))]
     varied = [name for name, value in own.items() if any(other.get(name) != value for other in alike)]
     options = "".join(f"(?=(?:.* )?{name}={re.escape(str(own[name]))} )" for name in varied)
-    return f"--filter '^{row['mixer']} d_model={row['d_model']} {options}.*lr={row['learning_rate']:g} '"
+    return f"^{row['mixer']} d_model={row['d_model']} {options}.*lr={row['learning_rate']:g} "
 
 
-def _recall_labels(models: Sequence[Row]) -> list[str]:
+def recall_labels(models: Sequence[Row]) -> list[str]:
     """A label for each; models whose labels would be the same are told apart by what differs between them."""
     labels = [model_label(row) for row in models]
     known = [_settings(row) for row in models]
@@ -213,14 +215,16 @@ def _time_command(rows: Sequence[Row], result: Comparison, out: str) -> str:
     return f"basedbench throughput --suite {suite_argument(row['suite'])} {options}"
 
 
-def _by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+def by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Recall rows that differ in nothing but their seeds."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in _RECALL), []).append(row)
     return found
 
 
-def _recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, chosen: str) -> Pair:
+def recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, chosen: str) -> Pair:
+    """Two models' accuracies over their seeds; `chosen` are the options that would run more of these."""
     values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
     means = [fmean(one) if one else None for one in values]
     named = sources_in(a, "recall"), sources_in(b, "recall")

@@ -300,6 +300,65 @@ def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Pat
     assert "B - A" in run_cli("compare", a, b).stdout
 
 
+@pytest.fixture
+def models(folders: tuple[Path, Path]) -> Path:
+    """Two models at two rates and two seeds or three, and one of the first in fp32."""
+    a, _ = folders
+    own = {"precision": "bf16", "epochs": 3, "task": "{}", "recipe": "{}", "suite": "quick"}
+    rates = {"based": {0.01: (0.80, 0.81, 0.79), 0.1: (0.5, 0.9)}, "gla": {0.01: (0.1, 0.1), 0.1: (0.60, 0.61)}}
+    for mixer, of_rate in rates.items():
+        for rate, accuracies in of_rate.items():
+            for seed, accuracy in enumerate(accuracies):
+                case = f"{mixer[0]}{seed}{rate:010.4f}"
+                write_recall(a, accuracy, seed, mixer=mixer, learning_rate=rate, case_id=case, state_bytes=2048, **own)
+    write_recall(a, 0.7, 0, case_id="x" * 12, **own | {"precision": "fp32"})
+    return a
+
+
+def test_two_models_of_one_folder_at_their_best_rates(run_cli: RunCli, models: Path) -> None:
+    """Words of a label in any order, the mixer alone where it has one model; the seeds of the best mean decide."""
+    chosen = "--contender", "precision=bf16 based", "--against", "gla"
+    outcome = run_cli("compare", models, *chosen, "--json")
+    (pair,) = json.loads(outcome.stdout)["pairs"]
+    assert (pair["verdict"], pair["a"], pair["b"]) == ("HIGHER", pytest.approx(0.605), pytest.approx(0.8))
+    based = "based d_model=32 feature_dim=8 precision=bf16 lr=0.01 (3 seeds, best of 2 rates, 2 KiB of state)"
+    assert (
+        pair["label"]
+        == f"{based} against gla d_model=32 feature_dim=8 lr=0.1 (2 seeds, best of 2 rates, 2 KiB of state)"
+    )
+    told = unwrapped(run_cli("compare", models, *chosen).stdout)
+    assert "1 HIGHER: no regression (exit code 0)" in told
+    assert run_cli("compare", models, "--contender", "gla", "--against", "based precision=bf16").exit_code == 1
+
+
+def test_two_models_trained_unlike_each_other_are_told(run_cli: RunCli, models: Path) -> None:
+    chosen = "--contender", "based precision=fp32", "--against", "gla"
+    (pair,) = json.loads(run_cli("compare", models, *chosen, "--json").stdout)["pairs"]
+    assert pair["verdict"] == "UNCLEAR"
+    assert pair["reason"] == "one seed on a side; precision: fp32 against bf16"
+    pattern = shlex.split(pair["command"])[shlex.split(pair["command"]).index("--filter") + 1]
+    for label in ("based d_model=32 feature_dim=8 lr=0.01 seed=0", "gla d_model=32 feature_dim=8 lr=0.1 seed=1"):
+        assert re.search(pattern, label)
+    assert not re.search(pattern, "gla d_model=32 feature_dim=8 lr=0.01 seed=1")
+    write_recall(models, 0.7, 0, mixer="mamba", case_id="y" * 12, task='{"length": 3}')
+    asked = run_cli("compare", models, "--contender", "mamba", "--against", "gla")
+    assert (asked.exit_code, "their tasks differ" in asked.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("mine", "against", "message"),
+    [
+        ("base", "gla", "--contender 'base' finds none of 3 models, such as 'based d_model=32"),
+        ("gla", "based", "--against 'based' finds 2 models, where one is due: based d_model=32 .* precision=bf16; "),
+        ("gla", "d_model=32 gla", "are the same model: gla d_model=32"),
+    ],
+)
+def test_a_model_that_is_none_or_several_is_a_sentence(run_cli: RunCli, models: Path, mine, against, message) -> None:
+    outcome = run_cli("compare", models, "--contender", mine, "--against", against)
+    assert (outcome.exit_code, outcome.stderr.count("\n")) == (2, 1)
+    assert re.search(message, outcome.stderr)
+
+
 def test_runs_that_differ_in_what_labels_leave_out_have_labels_of_their_own(
     run_cli: RunCli, folders: tuple[Path, Path]
 ) -> None:
@@ -390,7 +449,7 @@ def test_nothing_that_it_prints_needs_torch(folders: tuple[Path, Path]) -> None:
         (["{a}", "--contender", "ours", "--against", ""], "--against '': takes the name of a contender"),
         (["{a}", "--contender", "", "--against", "ours"], "--contender '': takes the name of a contender"),
         (["{a}", "{a}", "--contender", " ", "--against", ""], "--contender ' ': takes the name of a contender"),
-        (["{a}", "--contender", "ours", "--against", "x", "--kind", "recall"], "--kind recall: --contender X"),
+        (["{a}", "--contender", "ours", "--against", "x", "--kind", "recall"], "no recall results in"),
         (["{a}", ""], "'': takes a results folder, or FOLDER@COMMIT"),
         (["{a}@abc", "{a}"], "no throughput rows of commit 'abc' in .*; newest: unknown"),
         (["{a}@", "{a}@"], "/before@': takes a results folder, or FOLDER@COMMIT"),
