@@ -138,12 +138,15 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
 
 
 def _kind_of(choice: Choice) -> str:
-    """Whether --contender names one, or where there is none of that name, a model: it may have a space."""
-    name = (choice.contender or "").rpartition("/")[2]
+    """Whether --contender names one, or a model: with an option, or by its mixer where no contender has that name."""
+    named = choice.contender or ""
     if not choice.a.folder.is_dir() or not choice.a.has("recall"):
         return "throughput"
-    timed = choice.a.has("throughput") and any(row["contender"] == name for row in choice.a.rows("throughput"))
-    return "throughput" if timed else "recall"
+    if "=" in named or not choice.a.has("throughput"):
+        return "recall"
+    timed = {row["contender"] for row in choice.a.rows("throughput")}
+    mixers = {row["mixer"] for row in choice.a.rows("recall")}
+    return "recall" if named not in timed and mixers & set(named.split()) else "throughput"
 
 
 def compared(choice: Choice, kinds: Sequence[str]) -> dict[str, Found]:

@@ -69,7 +69,7 @@ def _other(a: Row, b: Row) -> dict[str, list[str]]:
     for row in (b, a):
         plain = {name: row[name] for name in ("task", "precision", "epochs", "device")}
         sides.append(plain | json.loads(row["recipe"] or "{}"))
-    names = dict.fromkeys(name for side in sides for name in side)
+    names = dict.fromkeys(name for side in sides for name in side if name != "init")  # which is a mixer's own
     values = {name: [str(side.get(name)) for side in sides] for name in names}
     return {name: both for name, both in values.items() if both[0] != both[1]}
 

@@ -304,14 +304,16 @@ def test_recall_is_compared_over_seeds(run_cli: RunCli, folders: tuple[Path, Pat
 def models(folders: tuple[Path, Path]) -> Path:
     """Two models at two rates and two seeds or three, and one of the first in fp32."""
     a, _ = folders
-    own = {"precision": "bf16", "epochs": 3, "task": "{}", "recipe": "{}", "suite": "quick"}
+    own = {"precision": "bf16", "epochs": 3, "task": "{}", "suite": "quick"}
     rates = {"based": {0.01: (0.80, 0.81, 0.79), 0.1: (0.5, 0.9)}, "gla": {0.01: (0.1, 0.1), 0.1: (0.60, 0.61)}}
     for mixer, of_rate in rates.items():
         for rate, accuracies in of_rate.items():
             for seed, accuracy in enumerate(accuracies):
                 case = f"{mixer[0]}{seed}{rate:010.4f}"
-                write_recall(a, accuracy, seed, mixer=mixer, learning_rate=rate, case_id=case, state_bytes=2048, **own)
-    write_recall(a, 0.7, 0, case_id="x" * 12, **own | {"precision": "fp32"})
+                recipe = json.dumps({"init": mixer, "batch_size": 32})
+                more = own | {"mixer": mixer, "learning_rate": rate, "recipe": recipe, "state_bytes": 2048}
+                write_recall(a, accuracy, seed, case_id=case, **more)
+    write_recall(a, 0.7, 0, case_id="x" * 12, **own | {"precision": "fp32", "recipe": '{"batch_size": 16}'})
     return a
 
 
@@ -321,7 +323,7 @@ def test_two_models_of_one_folder_at_their_best_rates(run_cli: RunCli, models: P
     outcome = run_cli("compare", models, *chosen, "--json")
     (pair,) = json.loads(outcome.stdout)["pairs"]
     assert (pair["verdict"], pair["a"], pair["b"]) == ("HIGHER", pytest.approx(0.605), pytest.approx(0.8))
-    based = "based d_model=32 feature_dim=8 precision=bf16 lr=0.01 (3 seeds, best of 2 rates, 2 KiB of state)"
+    based = "based d_model=32 feature_dim=8 precision=bf16 init=based batch_size=32 lr=0.01 (3 seeds, best of 2 rates, 2 KiB of state)"
     assert (
         pair["label"]
         == f"{based} against gla d_model=32 feature_dim=8 lr=0.1 (2 seeds, best of 2 rates, 2 KiB of state)"
@@ -331,11 +333,28 @@ def test_two_models_of_one_folder_at_their_best_rates(run_cli: RunCli, models: P
     assert run_cli("compare", models, "--contender", "gla", "--against", "based precision=bf16").exit_code == 1
 
 
+def test_a_name_is_a_contenders_before_it_is_a_models(run_cli: RunCli, models: Path) -> None:
+    for contender in ("gla", "ours"):
+        write_time(models, 256, 1, contender)
+    assert "B / A" in run_cli("compare", models, "--contender", "gla", "--against", "ours").stdout
+    assert (
+        "B - A"
+        in run_cli("compare", models, "--contender", "gla d_model=32", "--against", "based precision=bf16").stdout
+    )
+    assert "did you mean 'ours'?" in run_cli("compare", models, "--contender", "our", "--against", "gla").stderr
+    assert (
+        "B - A"
+        in run_cli(
+            "compare", models, "--contender", "gla", "--against", "based precision=bf16", "--kind", "recall"
+        ).stdout
+    )
+
+
 def test_two_models_trained_unlike_each_other_are_told(run_cli: RunCli, models: Path) -> None:
     chosen = "--contender", "based precision=fp32", "--against", "gla"
     (pair,) = json.loads(run_cli("compare", models, *chosen, "--json").stdout)["pairs"]
     assert pair["verdict"] == "UNCLEAR"
-    assert pair["reason"] == "one seed on a side; precision: fp32 against bf16"
+    assert pair["reason"] == "one seed on a side; precision: fp32 against bf16; batch_size: 16 against 32"
     pattern = shlex.split(pair["command"])[shlex.split(pair["command"]).index("--filter") + 1]
     for label in ("based d_model=32 feature_dim=8 lr=0.01 seed=0", "gla d_model=32 feature_dim=8 lr=0.1 seed=1"):
         assert re.search(pattern, label)
@@ -349,7 +368,11 @@ def test_two_models_trained_unlike_each_other_are_told(run_cli: RunCli, models: 
     ("mine", "against", "message"),
     [
         ("base", "gla", "--contender 'base' finds none of 3 models, such as 'based d_model=32"),
-        ("gla", "based", "--against 'based' finds 2 models, where one is due: based d_model=32 .* precision=bf16; "),
+        (
+            "gla",
+            "based",
+            "--against 'based' finds 2 models, where one is due: based d_model=32 .* precision=bf16 init=based batch_size=32; ",
+        ),
         ("gla", "d_model=32 gla", "are the same model: gla d_model=32"),
     ],
 )
