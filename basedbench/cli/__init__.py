@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from basedbench import __version__, threads
-from basedbench.cli import output
+from basedbench.cli import once, output
 from basedbench.cli.options import options_of
 from basedbench.cli.surroundings import explained
 from basedbench.errors import UserError, visible
@@ -75,6 +75,7 @@ def _root(
 
 for _command in COMMANDS:
     import_module(f"basedbench.cli.{_command}").register(app)
+once.heeded(app)
 
 
 def main() -> None:

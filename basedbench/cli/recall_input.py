@@ -123,7 +123,10 @@ def given_options(extra: Sequence[str]) -> dict[str, Any]:
             if not words or words[0].startswith("--"):
                 raise UserError(f"{name} needs a value.")
             value = words.pop(0)
-        options[name[2:].replace("-", "_")] = _value(name, value)
+        own = name[2:].replace("-", "_")
+        if own in options:
+            raise UserError(f"{name} is given twice; several values are a list, such as [8,16].")
+        options[own] = _value(name, value)
     return options
 
 
