@@ -85,14 +85,14 @@ def _check(case: Case, contender: Contender, call: Call, device: str, begun: Beg
     if found.reason and contender.name != "reference":
         for results in _elsewhere(case, contender, call, device, ran.begun):
             if judge(results if part is None else part.results(results), same, truth, case, name).reason is None:
-                kept = "it keeps what it made of inputs, and uses it when others stand in their place"
+                kept = "it is right on inputs in a place of their own, so it may keep what it made of others there"
                 return replace(found, reason=f"{kept}: {found.reason}")
     return found
 
 
 def _elsewhere(case: Case, contender: Contender, call: Call, device: str, begun: Begun) -> Iterator[Tensors]:
-    """What it makes of the checked inputs in places of their own, as far as there is memory for these."""
-    with contender.context(case), suppress(torch.OutOfMemoryError):
+    """What it makes of the checked inputs in places of their own, as far as there is memory and it does not fail."""
+    with contender.context(case), suppress(Exception):
         for one in [_program(case, contender, call, device, begun, CHECKED_SET) for _ in range(ELSEWHERE)]:
             yield one.results()
 
@@ -118,8 +118,13 @@ def _run(case: Case, contender: Contender, call: Call, device: str, begun: Begun
             begun = Begun.by(*first_run(case, call, contender.layout(case, inputs(case, 0, device)), device))
         ready = _program(case, contender, call, device, begun, EARLIER_SET)
         ready.run()
-        _write_over(ready, contender.layout(case, inputs(case, CHECKED_SET, device)))
-        fixed = {name: x for name, x in ready.tensors.items() if name not in operator_of(case).states}
+        laid = contender.layout(case, inputs(case, CHECKED_SET, device))
+        if any(x.shape != ready.tensors[name].shape for name, x in laid.items()):  # that depend on the values
+            ready = program(case, call, laid, begun.gradients)
+        else:
+            _write_over(ready, laid)
+        fixed = {name: ready.tensors[name] for name in laid if name not in operator_of(case).states}
+        del laid
         before = {name: _sum_of_bits(x) for name, x in fixed.items()}
         poison = [torch.full(shape, math.nan, dtype=dtype, device=device) for shape, dtype in begun.shapes]
         del poison
@@ -138,7 +143,7 @@ def _write_over(ready: Program, tensors: Tensors) -> None:
     """Other values in the place of its inputs, of which a layout may have several elements in one place."""
     for name, x in tensors.items():
         own = ready.tensors[name].data
-        repeated = [axis for axis in range(own.dim()) if own.stride(axis) == 0]
+        repeated = [axis for axis in range(own.dim()) if own.stride(axis) == 0 and own.size(axis)]
         for axis in repeated:
             own, x = own.narrow(axis, 0, 1), x.narrow(axis, 0, 1)
         own.copy_(x)

@@ -9,6 +9,7 @@ and checked before the first sample of the sweep (see `rehearsal`): if it was ri
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import device as Device
 
 from basedbench.config.models import ModelCase
@@ -33,6 +34,7 @@ class Kept:
 
     def __init__(self, device: str) -> None:
         self.device = Device(device)
+        self.threads = torch.get_num_threads()  # before any case may have changed it
         self._model: LanguageModel | None = None
         self._checkpoint: str | None = None  # of its weights
         self._verdicts: dict[_Asked, Verdict] = {}

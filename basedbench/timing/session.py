@@ -55,9 +55,9 @@ class Session:
         """Everything before the first sample. Returns the columns known by then; `status` says whether to go on."""
         if reason := unsupported(self.case):
             return refused(self.case, reason)
-        if self.case.threads:
-            torch.set_num_threads(self.case.threads)
-        threads = torch.get_num_threads()
+        threads = self.case.threads or self.kept.threads
+        if self.case.device == "cpu":
+            torch.set_num_threads(threads)
         with torch.set_grad_enabled(self.subject.grad):
             first_s = self._chosen_from() + self._started()
             ahead = self.kept.ahead.get(self.case.id)
@@ -74,6 +74,8 @@ class Session:
                 return facts | {"status": "incorrect", "reason": reason}
             self._release_memory()
             with self.subject.context():
+                if other := self._other_threads(threads):
+                    return facts | {"status": "incorrect", "reason": other}
                 return facts | {"status": "ok"} | self._measure_up(first_s)
 
     def _other_threads(self, due: int) -> str | None:

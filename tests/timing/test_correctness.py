@@ -158,9 +158,43 @@ def test_what_is_kept_by_the_place_of_its_input_is_refused(mode: str) -> None:
 
     reason = verdict(keep, mode=mode).reason
     assert reason.startswith(
-        "it keeps what it made of inputs, and uses it when others stand in their place: the output"
+        "it is right on inputs in a place of their own, so it may keep what it made of others there: the output"
     )
     assert verdict(lambda y, tensors: y + len(kept), mode=mode).reason.startswith("the output")  # plainly wrong
+
+
+def test_a_failure_of_what_is_called_again_hides_no_verdict() -> None:
+    calls: list[int] = []
+
+    def wrong(y, _):
+        calls.append(1)
+        if len(calls) > 3:
+            raise ValueError("not again")
+        return y * 1.5
+
+    assert verdict(wrong).reason.startswith("the output: relative error 0.5")
+
+
+def test_a_layout_may_depend_on_the_values_and_the_call_put_aside_what_it_likes() -> None:
+    """An index of no fixed length, a tensor without elements, and a workspace among the tensors that were given."""
+
+    class Ragged(Altered):
+        def layout(self, case, tensors):
+            positive = tensors["v_BLHV"].flatten().gt(0).nonzero().flatten()
+            return tensors | {"positive": positive, "none": torch.zeros(1).expand(0, 1)[:, :0]}
+
+        def build(self, case):
+            call = get_contender("reference").build(case)
+
+            def with_workspace(tensors):
+                given = {name: x for name, x in tensors.items() if name not in ("positive", "none", "_ws")}
+                tensors["_ws"] = given["v_BLHV"] * 2
+                return self.alter(call(given), tensors)
+
+            return with_workspace
+
+    case, ragged = small("taylor_attention", "fwd", "ragged"), Ragged(lambda y, _: y)
+    assert check(case, ragged, ragged.build(case), "cpu").reason is None
 
 
 def test_a_layout_with_several_elements_in_one_place_is_checked() -> None:

@@ -1,6 +1,9 @@
 """A case from its first call to its samples, on the CPU."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +142,40 @@ def test_a_contender_with_threads_of_its_own_is_not_timed(threads: int | None) -
         assert facts["reason"] == f"it sets the number of threads to 3, where the case has {due}"
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_context_with_threads_of_its_own_is_not_timed(clock: MockClock) -> None:
+    class Broad(Slow):
+        @contextmanager
+        def context(self, case: Case) -> Iterator[None]:
+            before = torch.get_num_threads()
+            torch.set_num_threads(3)
+            yield
+            torch.set_num_threads(before)
+
+    before = torch.get_num_threads()
+    register(Broad(clock, 5.0))
+    facts = Session(small("taylor_attention", "fwd", "slow", threads=1), MeasureSection(), "cpu", clock).prepare()
+    assert facts["reason"] == "it sets the number of threads to 3, where the case has 1"
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_the_threads_of_a_case_that_failed_are_not_the_next_ones(clock: MockClock) -> None:
+    class Failing(Slow):
+        def build(self, case: Case) -> Any:
+            if case.length == 41:
+                torch.set_num_threads(3)
+                raise ValueError("not this length")
+            return super().build(case)
+
+    before, kept = torch.get_num_threads(), Kept("cpu")
+    register(Failing(clock, 5.0))
+    with pytest.raises(ValueError, match="not this length"):
+        Session(small("taylor_attention", "fwd", "slow", length=41), MeasureSection(), "cpu", clock, kept).prepare()
+    facts = Session(small("taylor_attention", "fwd", "slow"), MeasureSection(), "cpu", clock, kept).prepare()
+    assert (facts["status"], facts["threads"], torch.get_num_threads()) == ("ok", before, before)
 
 
 @pytest.mark.usefixtures("own_registries")

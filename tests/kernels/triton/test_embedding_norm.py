@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
+from basedbench.kernels import embedding_norm_triton
 from basedbench.kernels.asked import questions_at
 from basedbench.kernels.block_boundary_triton import block_boundary, last_boundary
 from basedbench.kernels.draws import Draws
@@ -156,9 +157,15 @@ def test_an_unwritten_stream_is_the_written_one(randn, relative_error, device, d
 
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("dropped", [True, False])
-@pytest.mark.parametrize("width", [48, 128])
-def test_the_backward_by_places_of_an_unwritten_stream(randn, relative_error, device, dtypes, width, dropped, center):
-    """Against float64, for a token with many places and one with none; only the second batch's rows count."""
+@pytest.mark.parametrize(("width", "programs"), [(48, 3), (128, 3), (48, 2048)])
+def test_the_backward_by_places_of_an_unwritten_stream(
+    randn, relative_error, device, dtypes, monkeypatch, width, programs, dropped, center
+):
+    """Against float64, for a token with many places and one with none; only the second batch's rows count.
+
+    With a program a token, as of few words, and with a dozen, as of many.
+    """
+    monkeypatch.setattr(embedding_norm_triton, "PROGRAMS", programs)
     data = torch.randint(1, VOCABULARY, (7, LENGTH), generator=torch.Generator().manual_seed(4)).to(device)
     data[5:, :7] = 3
     places = sorted_places([(data[:4].view(1, -1), 4), (data[4:].view(1, -1), 3)], VOCABULARY)
