@@ -10,7 +10,7 @@ from basedbench.cli.compare_input import Choice, Found
 from basedbench.cli.tables import print_json, print_note, print_table
 from basedbench.errors import visible
 from basedbench.timing.comparison import IDENTICAL, VERDICTS, Comparison
-from basedbench.timing.pairs import Pair
+from basedbench.timing.pairs import AGAINST, Pair
 
 REGRESSION, INCOMPLETE = 1, 3
 _HEADINGS = {"throughput": ("case", "A ms", "B ms", "B / A"), "recall": ("model", "A", "B", "B - A")}
@@ -33,15 +33,19 @@ def exit_code(pairs: Sequence[Pair], failing: Sequence[str]) -> int:
 def table(kind: str, found: Found, choice: Choice) -> None:
     """One line per pair."""
     columns = (*_HEADINGS[kind], "95 % interval", "verdict")
-    a, b = (choice.against, choice.contender) if choice.b is None else (choice.a, choice.b)
-    typer.echo(f"A: {a}   B: {b}   threshold {100 * choice.threshold:g} %")
+    two_models = kind == "recall" and choice.b is None
+    if two_models:
+        b, a = found.pairs[0].label.split(AGAINST)
+        typer.echo(f"A: {visible(a)}\nB: {visible(b)}\nthreshold {100 * choice.threshold:g} %")
+    else:
+        sides = (choice.against, choice.contender) if choice.b is None else (choice.a, choice.b)
+        typer.echo(f"A: {sides[0]}   B: {sides[1]}   threshold {100 * choice.threshold:g} %")
     if any(found.files):
         told = (f"{side}: {', '.join(files)}" for side, files in zip("AB", found.files, strict=True) if files)
         print_note(f"Your files: {'; '.join(told)}")
     if found.software:
         typer.echo(f"Besides basedbench itself, what differs: {visible(found.software)}")
-    whole = kind == "recall" and choice.b is None  # two models, in a line
-    names = [pair.label for pair in found.pairs] if whole else _names(found.pairs)
+    names = [AGAINST.join(str(one).split()[0] for one in (b, a))] if two_models else _names(found.pairs)
     lines = [(name, *_numbers(kind, pair)) for name, pair in zip(names, found.pairs, strict=True)]
     print_table("", columns, lines, whole=columns[1:])
     seen = {pair.result.verdict for pair in found.pairs}

@@ -28,6 +28,7 @@ _RECALL = (
     *("mixer", "config", "d_model", "layers", "layer_mixers", "layer_options"),
     *("learning_rate", "precision", "epochs", "init", "task", "recipe", "device"),
 )
+AGAINST = " against "  # between two models in a label
 _LABELLED = ("mixer", "config", "d_model", "layer_options", "learning_rate")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from basedbench.analysis.selection import select
 from basedbench.errors import UserError
-from basedbench.timing.pairs import Pair, Row, by_model, recall_labels, recall_pair, recall_pattern
+from basedbench.timing.pairs import AGAINST, Pair, Row, by_model, recall_labels, recall_pair, recall_pattern
 
 _LISTED = 6
 _RATE = "learning_rate"
@@ -34,7 +34,7 @@ def model_pair(rows: Sequence[Row], mine: str, against: str, threshold: float, o
     # At their own rates, whatever these were called by when the model was the first of a list.
     chosen = "|".join(recall_pattern(one[0], first) for one in (a, b))
     told = [_told(label, one, same) for label, one, same in zip(found, (a, b), whole, strict=True)]
-    pair = recall_pair(f"{told[1]} against {told[0]}", a, b, threshold, f"--filter '{chosen}' --out {out}")
+    pair = recall_pair(AGAINST.join(reversed(told)), a, b, threshold, f"--filter '{chosen}' --out {out}")
     notes = [f"{name}: {' against '.join(values)}" for name, values in other.items()]
     reason = "; ".join(filter(None, [pair.result.reason, *notes])) or None
     return replace(pair, result=replace(pair.result, reason=reason))

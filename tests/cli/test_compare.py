@@ -329,6 +329,8 @@ def test_two_models_of_one_folder_at_their_best_rates(run_cli: RunCli, models: P
     assert gla == "gla d_model=32 feature_dim=8 lr=0.1 (2 seeds, best of 2 rates, 2 KiB of state)"
     told = unwrapped(run_cli("compare", models, *chosen).stdout)
     assert "1 HIGHER: no regression (exit code 0)" in told
+    assert f"B: {based}" in told
+    assert re.search(r" based against gla +0.6050 +0.8000 ", told)
     assert run_cli("compare", models, "--contender", "gla", "--against", "based precision=bf16").exit_code == 1
 
 
