@@ -79,6 +79,25 @@ def add_norm_forward_kernel(
 
 
 @triton.jit
+def input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
+    """Of a norm's input, from the gradient g of its output and its normalised input x."""
+    g *= gain
+    grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
+    if CENTER:
+        grad -= (tl.sum(g, axis=1) / D)[:, None]
+    return grad * rstd[:, None]
+
+
+@triton.jit
+def store_parameters(partials, d_gain, d_bias, column, D: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """A program's part of the gradients of gain and bias, from its sums for each row of a tile."""
+    part = partials + tl.program_id(0) * (D * (2 if HAS_BIAS else 1)) + column
+    tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
+    if HAS_BIAS:
+        tl.store(part + D, tl.sum(d_bias, axis=0), mask=column < D)
+
+
+@triton.jit
 def add_norm_backward_kernel(
     dy, dr, r, tokens, kept, weight, stats, dx, dh, partials, rows, scale, vocabulary,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
@@ -107,11 +126,7 @@ def add_norm_backward_kernel(
         d_gain += g * x
         if HAS_BIAS:
             d_bias += g
-        g *= gain[None, :]
-        grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
-        if CENTER:
-            grad -= (tl.sum(g, axis=1) / D)[:, None]
-        grad *= rstd[:, None]
+        grad = input_gradient(g, x, gain[None, :], rstd, D, CENTER)
         if HAS_DR:
             grad += tl.load(dr + at, mask=inside, other=0.0).to(tl.float32)
         if STORE_DX:
@@ -120,10 +135,7 @@ def add_norm_backward_kernel(
             if HAS_KEPT:
                 grad = tl.where(tl.load(kept + at, mask=inside, other=0) != 0, grad * scale, 0.0)
             tl.store(dh + at, grad.to(dh.dtype.element_ty), mask=inside)
-    part = partials + tl.program_id(0) * (D * (2 if HAS_BIAS else 1)) + column
-    tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
-    if HAS_BIAS:
-        tl.store(part + D, tl.sum(d_bias, axis=0), mask=column < D)
+    store_parameters(partials, d_gain, d_bias, column, D, HAS_BIAS)
 
 
 @torch.library.custom_op("basedbench::add_norm", mutates_args=())

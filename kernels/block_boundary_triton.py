@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .add_layer_norm_triton import input_gradient
 from .asked import Asked, Questions
 from .block_boundary import Norm
 from .dense_rows import dense_rows
@@ -66,16 +67,6 @@ def _normalised_again(x, stats, row, rows, inside, CENTER: tl.constexpr):
         mean = tl.load(stats + row, mask=row < rows, other=0.0)
         x = tl.where(inside, x - mean[:, None], 0.0)
     return x * rstd[:, None], rstd
-
-
-@triton.jit
-def _input_gradient(g, x, gain, rstd, D: tl.constexpr, CENTER: tl.constexpr):
-    """Of a norm's input, from the gradient g of its output and its normalised input x."""
-    g *= gain
-    grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
-    if CENTER:
-        grad -= (tl.sum(g, axis=1) / D)[:, None]
-    return grad * rstd[:, None]
 
 
 @triton.jit
@@ -158,13 +149,13 @@ def boundary_backward_kernel(
         normalised, rstd = _normalised_again(s, stats, row, rows, inside, CENTER)
         d_gain += g * normalised
         d_shift += g
-        grad = _input_gradient(g, normalised, gain, rstd, D, CENTER)
+        grad = input_gradient(g, normalised, gain, rstd, D, CENTER)
         if HAS_DS:
             grad += tl.load(ds + given, mask=back, other=0.0).to(tl.float32)
         if HAS_FIRST:
             d_first_gain += grad * x
             d_first_shift += grad
-            grad += _input_gradient(grad, x, first_gain, first_rstd, D, True)
+            grad += input_gradient(grad, x, first_gain, first_rstd, D, True)
         tl.store(dresidual + at, grad.to(dresidual.dtype.element_ty), mask=inside)
         if STORE_DH:
             tl.store(dh + at, grad.to(dh.dtype.element_ty), mask=inside)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import add_layer_norm_triton as norms
 from . import embedding_triton as tables
+from .add_layer_norm_triton import input_gradient, store_parameters
 from .block_boundary import Norm
 from .dense_rows import dense_rows
 from .draws import Draws
@@ -47,14 +48,14 @@ def embedding_norm_places_kernel(
     begin = starts + tl.load(batches + tl.load(cursor)).to(tl.int64) * vocabulary
     column = tl.max_contiguous(tl.arange(0, BLOCK_D), min(ALIKE, BLOCK_D))
     lane = tl.arange(0, PLACES)
-    token, step = tl.program_id(0), tl.num_programs(0)
-    first, last = _places(begin, token, vocabulary)
-    next_first, next_last = _places(begin, token + step, vocabulary)
+    program, step = tl.program_id(0), tl.num_programs(0)
+    first, last = _places(begin, program, vocabulary)
+    next_first, next_last = _places(begin, program + step, vocabulary)
     row = tl.load(order + first + lane, mask=first + lane < last, other=count)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     d_gain = tl.zeros((PLACES, BLOCK_D), tl.float32)
     d_bias = tl.zeros((PLACES, BLOCK_D), tl.float32)
-    for token in range(tl.program_id(0), vocabulary, step):
+    for token in range(program, vocabulary, step):
         later_first, later_last = _places(begin, token + 2 * step, vocabulary)
         next_row = tl.load(order + next_first + lane, mask=next_first + lane < next_last, other=count)
         named = tl.load(table + token * D + column, mask=column < D, other=0.0).to(tl.float32)
@@ -72,21 +73,17 @@ def embedding_norm_places_kernel(
                 kept_here = tl.load(kept + at, mask=inside, other=0)
             if CENTER:
                 mean = tl.load(stats + row, mask=row < count, other=0.0)
-            rstd = tl.load(stats + count + row, mask=row < count, other=0.0)[:, None]
+            rstd = tl.load(stats + count + row, mask=row < count, other=0.0)
             if HAS_KEPT:
                 stays = kept_here != 0
                 x = tl.where(stays, x * scale, 0.0)
             if CENTER:
                 x -= mean[:, None]
-            x = tl.where(inside, x * rstd, 0.0)
+            x = tl.where(inside, x * rstd[:, None], 0.0)
             d_gain += g * x
             if HAS_BIAS:
                 d_bias += g
-            g *= gain
-            grad = g - x * (tl.sum(g * x, axis=1) / D)[:, None]
-            if CENTER:
-                grad -= (tl.sum(g, axis=1) / D)[:, None]
-            grad *= rstd
+            grad = input_gradient(g, x, gain, rstd, D, CENTER)
             if HAS_DR:
                 grad += given.to(tl.float32)
             if HAS_KEPT:
@@ -95,10 +92,7 @@ def embedding_norm_places_kernel(
             row = ahead
         tl.store(out + token * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
         row, first, last, next_first, next_last = next_row, next_first, next_last, later_first, later_last
-    part = partials + tl.program_id(0) * (D * (2 if HAS_BIAS else 1)) + column
-    tl.store(part, tl.sum(d_gain, axis=0), mask=column < D)
-    if HAS_BIAS:
-        tl.store(part + D, tl.sum(d_bias, axis=0), mask=column < D)
+    store_parameters(partials, d_gain, d_bias, column, D, HAS_BIAS)
 
 
 @torch.library.custom_op("basedbench::embedding_norm_backward", mutates_args=())

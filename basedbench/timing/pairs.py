@@ -52,7 +52,7 @@ class Pair:
 
 def time_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """The cases that have a time in `a` with the same cases of `b`; `out` is the folder of b."""
-    ours, theirs = _by_case(row for row in a if row["status"] == "ok"), _by_case(b)
+    ours, theirs = by_case(row for row in a if row["status"] == "ok"), by_case(b)
     return [_time_pair(row, theirs.get(case), threshold, out) for case, row in ours.items()]
 
 
@@ -67,7 +67,7 @@ def contender_pairs(rows: Sequence[Row], mine: str, against: str, threshold: flo
 
 def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str) -> list[Pair]:
     """Models trained alike on both sides, their accuracies over seeds compared; `out` is the folder of b."""
-    ours, theirs = by_model(_by_case(a).values()), by_model(_by_case(b).values())
+    ours, theirs = by_model(by_case(a).values()), by_model(by_case(b).values())
     models = [rows[0] for rows in ours.values()]
     return [
         recall_pair(
@@ -135,7 +135,7 @@ def labelled(rows: Sequence[Row], where: str) -> list[Row]:
     return known
 
 
-def _by_case(rows: Iterable[Row]) -> dict[str, Row]:
+def by_case(rows: Iterable[Row]) -> dict[str, Row]:
     """The newest row of each case, of rows that are oldest first: a case that several suites share is one."""
     return {row["case_id"]: row for row in rows}
 
@@ -216,11 +216,11 @@ def _time_command(rows: Sequence[Row], result: Comparison, out: str) -> str:
     return f"basedbench throughput --suite {suite_argument(row['suite'])} {options}"
 
 
-def by_model(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """Recall rows that differ in nothing but their seeds."""
+def by_model(rows: Iterable[Row], *beside: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Recall rows that differ in nothing but their seeds, and what is named."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in _RECALL), []).append(row)
+        found.setdefault(tuple(row[name] for name in _RECALL if name not in beside), []).append(row)
     return found
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from basedbench.analysis.selection import select
 from basedbench.errors import UserError
-from basedbench.timing.pairs import AGAINST, Pair, Row, by_model, recall_labels, recall_pair, recall_pattern
+from basedbench.timing.pairs import AGAINST, Pair, Row, by_case, by_model, recall_labels, recall_pair, recall_pattern
 
 _LISTED = 6
 _RATE = "learning_rate"
@@ -31,7 +31,6 @@ def model_pair(rows: Sequence[Row], mine: str, against: str, threshold: float, o
         raise UserError(f"{found[1]} and {found[0]} were not asked the same: their tasks differ.")
     a, b = map(_at_best_rate, whole)
     first = [same[0] for same in models.values()]
-    # At their own rates, whatever these were called by when the model was the first of a list.
     chosen = "|".join(recall_pattern(one[0], first) for one in (a, b))
     told = [_told(label, one, same) for label, one, same in zip(found, (a, b), whole, strict=True)]
     pair = recall_pair(AGAINST.join(reversed(told)), a, b, threshold, f"--filter '{chosen}' --out {out}")
@@ -42,14 +41,9 @@ def model_pair(rows: Sequence[Row], mine: str, against: str, threshold: float, o
 
 def _models(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The runs of each model, by a label that no other has."""
-    newest = {row["case_id"]: row for row in rows}  # of rows that are oldest first
-    # Those of all rates are together, and their labels are told apart as those of one rate are.
-    alike = by_model({**row, _RATE: 0.0, "own_rate": row[_RATE]} for row in newest.values())
-    labels = recall_labels([same[0] for same in alike.values()])
-    return {
-        label.replace(" lr=0", "", 1): [{**row, _RATE: row["own_rate"]} for row in same]
-        for label, same in zip(labels, alike.values(), strict=True)
-    }
+    alike = by_model(by_case(rows).values(), _RATE).values()
+    labels = recall_labels([{**same[0], _RATE: 0.0} for same in alike])  # told apart as those of one rate are
+    return {label.replace(" lr=0", "", 1): same for label, same in zip(labels, alike, strict=True)}
 
 
 def _one(models: Mapping[str, Sequence[Row]], text: str, option: str) -> str:
