@@ -180,10 +180,9 @@ def test_what_the_kernels_leave_to_a_whole_scan(randn, device):
 
 def test_operator_keeps_torchs_rules(randn, device):
     (z, p, *parameters), asked = drawn(randn, device, torch.float32, 40, 8, 2, 1, 16, 8, 3)
-    convolved, ungated, kept, dy = (
-        randn(*shape).float().to(device) for shape in ((2, 40, 48), (2, 8, 2, 16), (2, 2, 2, 8), (2, 8, 2, 16))
-    )
-    given = dy, z, p, convolved, ungated, kept, asked.positions_BK, asked.slots_BL, *parameters, 1
+    shapes = (2, 40, 48), (2, 2, 2, 40), (2, 8, 2, 16), (2, 2, 2, 8), (2, 8, 2, 16)
+    convolved, steps, ungated, kept, dy = (randn(*shape).float().to(device) for shape in shapes)
+    given = dy, z, p, convolved, steps, ungated, kept, asked.positions_BK, asked.slots_BL, *parameters, 1
     torch.library.opcheck(split_ssd_asked_triton.backward, (*given, None, 0))
 
 
