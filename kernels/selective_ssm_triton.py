@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import selective_scan_triton as scan
 from . import short_conv_triton as conv
+from .narrow_gradients_triton import narrow_gradients
 from .packing import Packing
 
 ALIGNED = 8  # numbers of 16 bits that a product reads at once: rows of other widths take slower kernels
@@ -23,12 +24,9 @@ def widened(x_weight: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(rows), F.pad(dt_weight, (0, missing))
 
 
-def narrowed(x_weight: Tensor, dt_weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The gradients of what `widened` was given, from those of what it gave."""
-    wide = dt_weight.shape[1]
-    if wide == rank:
-        return x_weight, dt_weight
-    return torch.cat([x_weight[:rank], x_weight[wide:]]), dt_weight[:, :rank].contiguous()
+def narrowed(x_weight: Tensor, wide: int, rank: int) -> Tensor:
+    """The gradient of W_x that `widened` was given, from that of the one it gave, with `wide` ranks."""
+    return x_weight if wide == rank else torch.cat([x_weight[:rank], x_weight[wide:]])
 
 
 class _SelectiveSSM(torch.autograd.Function):
@@ -40,7 +38,7 @@ class _SelectiveSSM(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keep, packing, xz, z, slots, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D):
         channels, states = A_log.shape
-        ctx.rank, ctx.packing = dt_weight.shape[1], packing
+        ctx.packing = packing
         weights = widened(x_weight.to(xz.dtype), dt_weight.to(xz.dtype))
         rank = weights[1].shape[1]
         x = conv.convolution(xz[..., :channels], None, conv_weight, conv_bias, None, None, True, packing)
@@ -51,17 +49,16 @@ class _SelectiveSSM(torch.autograd.Function):
         shape = x.shape if z is None else z.shape
         y, _, kept, open_y = found = scan.room(x, A_log, shape, gated=True, state=False, keep=keep)
         scan.forward_into(found, scan.inputs_of(*given, log_A=True, packing=packing), None, True, slots)
-        ctx.save_for_backward(
-            xz, z, slots, x, projected, delta, kept, open_y, A_log, *weights, dt_bias, D, conv_weight, conv_bias
-        )
-        ctx.dtypes = x_weight.dtype, dt_weight.dtype
+        parameters = *weights, dt_weight, dt_bias, D, conv_weight, conv_bias
+        ctx.save_for_backward(xz, z, slots, x, projected, delta, kept, open_y, A_log, *parameters)
+        ctx.x_weight_dtype = x_weight.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         xz, z, slots, x, projected, delta, kept, open_y, A_log, *parameters = ctx.saved_tensors
-        x_weight, dt_weight, dt_bias, D, weight, bias = parameters
+        x_weight, dt_weight, given_weight, dt_bias, D, weight, bias = parameters
         (channels, states), rank = A_log.shape, dt_weight.shape[1]
         B, C = projected[..., rank:].split(states, -1)
         like = xz, projected, x, delta, A_log, D, dt_bias
@@ -72,15 +69,15 @@ class _SelectiveSSM(torch.autograd.Function):
         inputs = scan.inputs_of(x, delta, A_log, B, C, D, gate, dt_bias, log_A=True, packing=ctx.packing)
         scan.backward_into(found, dy if slots is None else dy.contiguous(), None, kept, open_y, inputs, True, slots)
         x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
-        torch.mm(ddelta, dt_weight, out=dprojected[:, :rank])
+        ranks = projected[:, :rank], dt_weight, dprojected[:, :rank]
+        ddt_weight = narrow_gradients(ddelta, *ranks, given_weight)
         dx_rows.addmm_(dprojected, x_weight)
         into = dxz[..., :channels]
         sums = conv.launch_backward(
             [dx], xz[..., :channels], None, weight, bias, None, None, True, into, into, ctx.packing
         )
         d_conv, d_conv_bias, _ = conv.parameter_gradients(sums, weight, bias)
-        weights = narrowed(dprojected.t() @ x, ddelta.t() @ projected[:, :rank], ctx.rank)
-        dx_weight, ddt_weight = (weight.to(dtype) for weight, dtype in zip(weights, ctx.dtypes, strict=True))
+        dx_weight = narrowed(dprojected.t() @ x, rank, given_weight.shape[1]).to(ctx.x_weight_dtype)
         d_gate = None if z is None else dz
         return None, None, dxz, d_gate, None, d_conv, d_conv_bias, dx_weight, ddt_weight, dbias, dA_log, dD
 
