@@ -69,12 +69,11 @@ def supported(dy_TC: Tensor, x_TR: Tensor, weight_CR: Tensor, dx_TR: Tensor) -> 
 def _plan(block_c: int, block_r: int) -> tuple[int, int, int]:
     """How many programs, fixed so that sums are made in one order, warps and stages: what shared memory has room for.
 
-    Of up to 256 channels two programs at once, of more one.
+    Two programs a multiprocessor take as long, and leave twice as much to add up.
     """
-    stages = 3 if block_r == 16 else 2
     if block_c > 256:
-        return 132, 8, stages
-    return 264, 4, stages if block_c == 256 else 4
+        return 132, 8, 3 if block_r == 16 else 2
+    return 132, 4, 4 if block_r == 16 else 3
 
 
 def narrow_gradients(dy_TC: Tensor, x_TR: Tensor, weight_CR: Tensor, dx_TR: Tensor, given_CQ: Tensor) -> Tensor:

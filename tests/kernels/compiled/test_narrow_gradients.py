@@ -15,5 +15,4 @@ def test_machine_code():
         assert (one["stack"], one["suspicions"]) == (0, []), one
         assert one["waits"] <= 0.25, one
         assert one["loads"] >= 8 * one["short_loads"], one  # rows of x, 64 x 16, are 8 bytes for each of 256 threads
-        # One program a multiprocessor or two, each with 1,024 bytes more that are the system's.
-        assert one["shared"] <= (SHARED_LIMIT if one["channels"] > 256 else SHARED_LIMIT // 2 - 512), one
+        assert one["shared"] <= SHARED_LIMIT, one
