@@ -5,7 +5,7 @@ sum over its token's places, of what the norm and dropout make of dy there. One 
 goes through memory, and the row that was normalised is loaded once for all places.
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, disable-error-code="assignment,misc,var-annotated"
 
 import torch
 import triton
@@ -25,48 +25,50 @@ TILE = 256  # elements of a token's places that a program has at a time, for one
 # Columns of a thread, which has one row. With more rows the assembler loads one, and computes, before the next.
 ALIKE = tl.constexpr(8)
 PROGRAMS = 2048  # fixed, so that sums are made in one order on every device
-
-
-@triton.jit
-def _places(begin, token, vocabulary):
-    """From where to where a token's places stand in the order; nowhere beyond the last token."""
-    first = tl.load(begin + token, mask=token < vocabulary, other=0)
-    return first, tl.load(begin + token + 1, mask=token < vocabulary, other=0)
+WORDS = 4  # tokens, at most, over whose places a program walks in one loop
+AHEAD = 3  # stages: two tiles are under way to shared memory while one is summed
+# A thread's, by the columns of a row: so many programs run at once that 2,048 are there together on an H200.
+REGISTERS = {64: 112, 128: 112, 256: 128}
 
 
 @triton.jit
 def embedding_norm_places_kernel(
     dy, dr, table, kept, weight, stats, order, starts, batches, cursor, out, partials, count, vocabulary, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, PLACES: tl.constexpr, HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, CENTER: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, PLACES: tl.constexpr, WORDS: tl.constexpr, AHEAD: tl.constexpr,
+    HAS_DR: tl.constexpr, HAS_KEPT: tl.constexpr, HAS_BIAS: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
     """Places of `count` and more are passed over: those of another batch than dy's.
 
-    Where a token's places begin, which they are and what stands there are loads that depend on each other. So the first
-    is loaded two tokens ahead, the second a token or some places ahead.
+    A program walks over the tiles of WORDS neighbouring tokens in one loop, a token without places having one. Which
+    places a tile has follows from its number and from where tokens' places begin, so that no load waits for a sum and
+    the next token's are under way before this one's are complete.
     """
     begin = starts + tl.load(batches + tl.load(cursor)).to(tl.int64) * vocabulary
     column = tl.max_contiguous(tl.arange(0, BLOCK_D), min(ALIKE, BLOCK_D))
     lane = tl.arange(0, PLACES)
-    program, step = tl.program_id(0), tl.num_programs(0)
-    first, last = _places(begin, program, vocabulary)
-    next_first, next_last = _places(begin, program + step, vocabulary)
-    row = tl.load(order + first + lane, mask=first + lane < last, other=count)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     d_gain = tl.zeros((PLACES, BLOCK_D), tl.float32)
     d_bias = tl.zeros((PLACES, BLOCK_D), tl.float32)
-    for token in range(program, vocabulary, step):
-        later_first, later_last = _places(begin, token + 2 * step, vocabulary)
-        next_row = tl.load(order + next_first + lane, mask=next_first + lane < next_last, other=count)
-        named = tl.load(table + token * D + column, mask=column < D, other=0.0).to(tl.float32)
-        total = tl.zeros((PLACES, BLOCK_D), tl.float32)
-        for start in range(first, last, PLACES):
-            index = start + PLACES + lane
-            ahead = tl.load(order + index, mask=index < last, other=count)
+    total = tl.zeros((PLACES, BLOCK_D), tl.float32)
+    for token in range(tl.program_id(0) * WORDS, vocabulary, tl.num_programs(0) * WORDS):
+        edge, first = (tl.load(begin + token),), (0,)
+        for k in tl.static_range(WORDS):
+            edge += (tl.load(begin + min(token + k + 1, vocabulary)),)
+            tiles = tl.where(token + k < vocabulary, max(tl.cdiv(edge[k + 1] - edge[k], PLACES), 1), 0)
+            first += (first[k] + tiles,)
+        word, begun, until = token, 0, first[1]  # of the token whose sum is made; below, of the one that is loaded
+        named = tl.zeros((PLACES, BLOCK_D), tl.float32)
+        for tile in tl.range(0, first[WORDS], num_stages=AHEAD):
+            loaded, since, start, stop = token, 0, edge[0], edge[1]
+            for k in tl.static_range(1, WORDS):
+                later = tile >= first[k]
+                loaded, since = tl.where(later, token + k, loaded), tl.where(later, first[k], since)
+                start, stop = tl.where(later, edge[k], start), tl.where(later, edge[k + 1], stop)
+            index = start + (tile - since) * PLACES + lane
+            row = tl.load(order + index, mask=index < stop, other=count)
             inside = (row < count)[:, None] & (column < D)[None, :]
             at = row.to(tl.int64)[:, None] * D + column[None, :]
             g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-            x = tl.broadcast_to(named[None, :], (PLACES, BLOCK_D))
             if HAS_DR:
                 given = tl.load(dr + at, mask=inside, other=0.0)
             if HAS_KEPT:
@@ -74,12 +76,20 @@ def embedding_norm_places_kernel(
             if CENTER:
                 mean = tl.load(stats + row, mask=row < count, other=0.0)
             rstd = tl.load(stats + count + row, mask=row < count, other=0.0)
+            wanted = (column < D) & (tile == since)
+            new = tl.load(table + loaded * D + column, mask=wanted, other=0.0).to(tl.float32)
+            if HAS_KEPT:
+                new *= scale
+            named = tl.where(tile == begun, tl.broadcast_to(new[None, :], (PLACES, BLOCK_D)), named)
+            x = named
             if HAS_KEPT:
                 stays = kept_here != 0
-                x = tl.where(stays, x * scale, 0.0)
+                x = tl.where(stays, x, 0.0)
             if CENTER:
                 x -= mean[:, None]
-            x = tl.where(inside, x * rstd[:, None], 0.0)
+            x *= rstd[:, None]
+            if not HAS_KEPT or (CENTER and D < BLOCK_D):  # else zero already: nothing stays there, nor is a mean
+                x = tl.where((rstd > 0)[:, None] & (column < D)[None, :], x, 0.0)
             d_gain += g * x
             if HAS_BIAS:
                 d_bias += g
@@ -87,11 +97,19 @@ def embedding_norm_places_kernel(
             if HAS_DR:
                 grad += given.to(tl.float32)
             if HAS_KEPT:
-                grad = tl.where(stays, grad * scale, 0.0)
+                grad = tl.where(stays, grad, 0.0)
             total += grad
-            row = ahead
-        tl.store(out + token * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
-        row, first, last, next_first, next_last = next_row, next_first, next_last, later_first, later_last
+            if tile + 1 == until:
+                d_word = tl.sum(total, axis=0)
+                if HAS_KEPT:
+                    d_word *= scale
+                tl.store(out + word * D + column, d_word.to(out.dtype.element_ty), mask=column < D)
+                total = tl.zeros((PLACES, BLOCK_D), tl.float32)
+                word += 1
+                for k in tl.static_range(1, WORDS):
+                    if word == token + k:
+                        until = first[k + 1]
+                begun = tile + 1
     store_parameters(partials, d_gain, d_bias, column, D, HAS_BIAS)
 
 
@@ -103,13 +121,16 @@ def _backward_by_places(
     """Gradients of the table and of weight and bias (2 D or D)."""
     dy, dr, table = dy.contiguous(), None if dr is None else dr.contiguous(), table.contiguous()
     (vocabulary, width), ways = table.shape, 1 if bias is None else 2
-    block, programs = triton.next_power_of_2(width), min(PROGRAMS, vocabulary)
+    block = triton.next_power_of_2(width)
+    words = min(WORDS, triton.cdiv(vocabulary, PROGRAMS))
+    programs = min(PROGRAMS, triton.cdiv(vocabulary, words))
     out = torch.empty_like(table)
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=dy.device)
     embedding_norm_places_kernel[(programs,)](
         dy, dr, table, kept, dense_rows(weight), stats, order, starts, batches, cursor, out, partials,
-        dy.numel() // width, vocabulary, 1 / keep, D=width, BLOCK_D=block, PLACES=max(1, TILE // block),
-        HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center, num_warps=1,
+        dy.numel() // width, vocabulary, 1 / keep, D=width, BLOCK_D=block, PLACES=max(1, TILE // block), WORDS=words,
+        AHEAD=AHEAD, HAS_DR=dr is not None, HAS_KEPT=kept is not None, HAS_BIAS=bias is not None, CENTER=center,
+        num_warps=1, maxnreg=REGISTERS.get(block),
     )  # fmt: skip
     return out, sum_parts(partials, weight.dtype, (weight, bias))
 
