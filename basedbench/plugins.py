@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from basedbench.ambient import all_kept
@@ -16,6 +17,7 @@ from basedbench.contenders import Contender
 from basedbench.contenders import registry as contenders
 from basedbench.errors import UNREAD, UserError, check_text, text_of
 from basedbench.mixers import registry as mixers
+from basedbench.siblings import mistaken
 from basedbench.streams import stdout_to_stderr
 
 _loaded: dict[Path, "Plugin"] = {}
@@ -91,6 +93,18 @@ def _execute(file: Path, name: str) -> None:
             spec.loader.exec_module(module)
     finally:
         os.chdir(here)  # of which the names of other files, and --out, are told
+        _look_for_others(module)  # also where it failed: for the want of what only its own has
+
+
+def _look_for_others(module: ModuleType) -> None:
+    """UserError if it has run a file that lies beside another plugin, where one beside it was meant."""
+    if found := mistaken(module, {file.parent for file in _loaded}):
+        name, meant = found
+        other = getattr(sys.modules[name], "__file__", None)
+        raise UserError(
+            f"it imports {name}, and got {other}, which belongs to another plugin, instead of {meant}: "
+            "Python has one module of a name. Rename one of the two files."
+        )
 
 
 class _ExitAtOnce(SystemExit):

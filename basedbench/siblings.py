@@ -6,7 +6,7 @@ Files of other folders are not looked for: those may be a whole environment.
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ def siblings(module: ModuleType) -> list[Path]:
     found: dict[Path, None] = {}
     todo = [module]
     while todo:
-        for one in _imported(todo.pop()):
+        for _, one in _imported(todo.pop()):
             file = _file(one)
             if file.parent == own.parent and file != own and file not in found and file.is_file():
                 found[file] = None
@@ -26,20 +26,40 @@ def siblings(module: ModuleType) -> list[Path]:
     return sorted(found)
 
 
+def mistaken(module: ModuleType, folders: Collection[Path]) -> tuple[str, Path] | None:
+    """The first name that a module, or a file beside it, imports of another of `folders`, though it has such a file.
+
+    Python has one module of a name: that of the folder which was there first. With it the file that was meant is told.
+    """
+    own = _file(module).parent
+    todo, seen = [module], {module.__name__}
+    while todo:
+        for name, one in _imported(todo.pop()):
+            file = _file(one)
+            folder = file.parent.parent if file.name == "__init__.py" else file.parent
+            meant = [path for path in (own / f"{name}.py", own / name / "__init__.py") if path.is_file()]
+            if meant and folder != own and folder in folders:
+                return name, meant[0]
+            if folder == own and one.__name__ not in seen:
+                seen.add(one.__name__)
+                todo.append(one)
+    return None
+
+
 def _file(module: ModuleType) -> Path:
     file = Path(getattr(module, "__file__", None) or "")
     return file.parent.resolve() / file.name
 
 
-def _imported(module: ModuleType) -> Iterator[ModuleType]:
-    """What the import statements that run with a module's file have loaded."""
+def _imported(module: ModuleType) -> Iterator[tuple[str, ModuleType]]:
+    """What the import statements that run with a module's file have loaded, by name."""
     try:
         statements = ast.parse(_file(module).read_bytes()).body
     except (OSError, SyntaxError, ValueError):  # a library, or a file that was edited meanwhile
         return
     for name in _names(statements, getattr(module, "__package__", None) or ""):
         if loaded := sys.modules.get(name):
-            yield loaded
+            yield name, loaded
 
 
 def _names(statements: Iterable[ast.AST], package: str) -> Iterator[str]:

@@ -142,6 +142,27 @@ def test_a_plugin_imports_files_beside_it_now_and_later(tmp_path):
         assert Path(sys.modules.pop(name).__file__).parent == tmp_path
 
 
+@pytest.mark.parametrize("import_", ["from helper_of_two import NUMBER", "import helper_of_two", "import between"])
+def test_a_file_of_another_plugins_folder_is_not_taken_for_ones_own(tmp_path, import_):
+    """Python has one module of a name; what the second file would compute with the first one's is nobody's wish."""
+    for name, number in (("one", "OTHER"), ("two", "NUMBER")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "helper_of_two.py").write_text(f"{number} = 1\n")
+        (folder / "mine.py").write_text("import helper_of_two\n" + CONTENDER.replace("mine", f"mine-{name}"))
+    (tmp_path / "two" / "between.py").write_text("import helper_of_two\n")
+    (tmp_path / "two" / "mine.py").write_text(import_ + CONTENDER.replace("mine", "mine-two"))
+    load_plugin(tmp_path / "one" / "mine.py")
+    try:
+        with pytest.raises(UserError, match=r"helper_of_two, and got .*one.* instead of .*two.*Rename") as caught:
+            load_plugin(tmp_path / "two" / "mine.py")
+    finally:
+        for name in ("helper_of_two", "between"):
+            sys.modules.pop(name, None)
+    assert "two/mine.py" in str(caught.value)
+    assert "mine-two" not in {one.name for one in all_contenders()}
+
+
 def test_a_failed_plugin_leaves_no_folder_behind(tmp_path):
     before = list(sys.path)
     (tmp_path / "mine.py").write_text("import no_such_package\n")
