@@ -89,7 +89,7 @@ def embedding_norm_places_kernel(
                 x -= mean[:, None]
             x *= rstd[:, None]
             if not HAS_KEPT or (CENTER and D < BLOCK_D):  # else zero already: nothing stays there, nor is a mean
-                x = tl.where((rstd > 0)[:, None] & (column < D)[None, :], x, 0.0)
+                x = tl.where((rstd != 0)[:, None] & (column < D)[None, :], x, 0.0)
             d_gain += g * x
             if HAS_BIAS:
                 d_bias += g

@@ -19,6 +19,8 @@ from .partial_sums_triton import sum_parts
 UNIT = tl.constexpr(8)  # rows of x and dx are so many numbers apart or a multiple: they are loaded 16 bytes at a time
 CHANNELS, COLUMNS = 512, 32  # at most, for what a tile takes of shared memory
 TOKENS = 64  # of a tile: warpgroup products have no fewer rows
+# Fixed, so that sums are made in one order. Twice as many, two a multiprocessor, take as long and leave more to add up.
+PROGRAMS = 132
 LEAST = 32  # tokens that are worth a program, which leaves C x R sums
 
 
@@ -66,14 +68,11 @@ def supported(dy_TC: Tensor, x_TR: Tensor, weight_CR: Tensor, dx_TR: Tensor) -> 
     return half and small and rows and dy_TC.is_contiguous() and (not dy_TC.is_cuda or is_hopper(dy_TC.device))
 
 
-def _plan(block_c: int, block_r: int) -> tuple[int, int, int]:
-    """How many programs, fixed so that sums are made in one order, warps and stages: what shared memory has room for.
-
-    Two programs a multiprocessor take as long, and leave twice as much to add up.
-    """
+def _plan(block_c: int, block_r: int) -> tuple[int, int]:
+    """Warps and stages, as many as shared memory has room for."""
     if block_c > 256:
-        return 132, 8, 3 if block_r == 16 else 2
-    return 132, 4, 4 if block_r == 16 else 3
+        return 8, 3 if block_r == 16 else 2
+    return 4, 4 if block_r == 16 else 3
 
 
 def narrow_gradients(dy_TC: Tensor, x_TR: Tensor, weight_CR: Tensor, dx_TR: Tensor, given_CQ: Tensor) -> Tensor:
@@ -87,8 +86,8 @@ def narrow_gradients(dy_TC: Tensor, x_TR: Tensor, weight_CR: Tensor, dx_TR: Tens
         return (dy_TC.t() @ x_TR)[:, :rank].to(given_CQ.dtype).contiguous()
     tokens, width = x_TR.shape
     block_c, block_r = (max(16, triton.next_power_of_2(n)) for n in (channels, width))
-    programs, warps, stages = _plan(block_c, block_r)
-    programs = max(1, min(programs, triton.cdiv(tokens, LEAST)))
+    warps, stages = _plan(block_c, block_r)
+    programs = max(1, min(PROGRAMS, triton.cdiv(tokens, LEAST)))
     partials = torch.empty((programs, channels * rank), dtype=torch.float32, device=dy_TC.device)
     narrow_gradients_kernel[(programs,)](
         dy_TC, x_TR, weight_CR.contiguous(), dx_TR, partials, tokens, x_TR.stride(0) // UNIT.value,

@@ -3,7 +3,7 @@
     x, z = halves of xz;   x <- silu(conv(x));   dt, B, C = cut(W_x x);   delta = W_dt dt
     y = scan(x, delta + bias, A, B, C) with D and z,   A = -exp(A_log),   as in `selective_scan`
 
-Source: Mamba, arXiv 2312.00752, section 3.4, figure 3 and algorithm 2. Products are PyTorch's, in the dtype of xz.
+Source: Mamba, arXiv 2312.00752, section 3.4, figure 3 and algorithm 2. Products are in the dtype of xz.
 
 On CUDA its backward writes the gradients of both halves into one tensor, and those of dt, B and C into another; the one
 of x through W_x is added to the scan's by the product itself. Cut apart, autograd would copy and add: per token, with E

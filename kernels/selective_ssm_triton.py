@@ -70,7 +70,11 @@ class _SelectiveSSM(torch.autograd.Function):
         scan.backward_into(found, dy if slots is None else dy.contiguous(), None, kept, open_y, inputs, True, slots)
         x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
         ranks = projected[:, :rank], dt_weight, dprojected[:, :rank]
-        ddt_weight = narrow_gradients(ddelta, *ranks, given_weight)
+        if ctx.needs_input_grad[8]:
+            ddt_weight = narrow_gradients(ddelta, *ranks, given_weight)
+        else:
+            ddt_weight = None
+            torch.mm(ddelta, dt_weight, out=ranks[2])
         dx_rows.addmm_(dprojected, x_weight)
         into = dxz[..., :channels]
         sums = conv.launch_backward(

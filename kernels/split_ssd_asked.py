@@ -94,7 +94,7 @@ def split_ssd_asked(
     if on_triton(p_BLF, weight_DW):
         from . import split_ssd_asked_triton as kernels
 
-        if kernels.unsupported(z_BKE, p_BLF, weight_DW, *rates, head_dim, groups) is None:
+        if kernels.unsupported(z_BKE, p_BLF, weight_DW, bias_D, *rates, head_dim, groups) is None:
             return kernels.split_ssd_asked(z_BKE, p_BLF, asked, weight_DW, bias_D, *rates, head_dim, groups)
     return by_whole_scan(z_BKE, p_BLF, asked, weight_DW, bias_D, *rates, head_dim=head_dim, groups=groups)
 

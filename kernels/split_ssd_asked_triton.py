@@ -37,7 +37,15 @@ GRADIENTS = {16: (32, 1), 32: (32, 2), 64: (64, 4)}
 
 
 def unsupported(
-    z: Tensor, p: Tensor, weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, head_dim: int, groups: int
+    z: Tensor,
+    p: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    head_dim: int,
+    groups: int,
 ) -> str | None:
     """Why the kernels do not take these inputs, or None if they do."""
     if z.dtype != p.dtype or not z.numel():
@@ -45,10 +53,14 @@ def unsupported(
     x, B, C, dt = heads_and_groups(cut(p, p, asked_widths(weight, len(A), head_dim), 0), head_dim, groups)
     if padded(B.shape[-1]) > WIDEST_STATES:
         return f"states must be at most {WIDEST_STATES}"
-    tensors = (z, p, weight, A, D, dt_bias)
-    if z.shape[1] > QUERIES and torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
+    if z.shape[1] > QUERIES and _keeps(z, p, weight, bias, A, D, dt_bias):
         return f"gradients take at most {QUERIES} asked tokens"
     return not_by_ssd(x, dt, A, B, C, D, dt_bias)
+
+
+def _keeps(*tensors: Tensor | None) -> bool:
+    """Whether a backward may follow."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
 def _sizes(
@@ -236,8 +248,7 @@ def split_ssd_asked(
     groups: int,
 ) -> Tensor:
     """`split_ssd_asked.reference` by the kernels, for inputs that `unsupported` has no reason against."""
-    tensors = (z, p, weight, bias, A, D, dt_bias)
-    keep = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    keep = _keeps(z, p, weight, bias, A, D, dt_bias)
     return _SplitSSDAsked.apply(
         z, dense_rows(p), asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep, asked.packing
     )

@@ -139,9 +139,9 @@ def _steps_gradient(
     dt_pointer, ddt_pointer, A, bias, steps, own, positions, slots, pair_sums, token_sums, partials,
     batch, tile, left, dt_row, ddt_row, asked, heads, T: tl.constexpr, Q: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """ddt of a tile and head, and what it adds to the gradients of A and the bias; pointers are at the tile's first.
+    """ddt of a tile and head, and what it adds to the gradients of A and the bias.
 
-    But for those of sums over keys, which are at the head's.
+    Pointers are at the tile's first token, but for `own` and `pair_sums`, which are at the head's first.
     """
     t, start = tl.arange(0, T), tile * T
     q, position = queries(positions, batch, 0, asked, Q)

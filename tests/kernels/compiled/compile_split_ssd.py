@@ -18,7 +18,7 @@ from tests.kernels.compiled.compile_variants import pretend
 
 # Heads, states.
 CELLS = ((4, 8), (8, 16), (4, 24))
-HEAD_DIM, LENGTH, ASKED = 64, 256, (0, 16, 32)  # asked tokens; 0: the whole scan
+HEAD_DIM, LENGTH, ASKED = 64, 256, (0, 16, 32, 64)  # asked tokens; 0: the whole scan
 
 
 def gradients_of(heads: int, states: int, asked: int, packing: Packing | None) -> None:

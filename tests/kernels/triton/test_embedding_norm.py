@@ -191,3 +191,24 @@ def test_the_backward_by_places_of_an_unwritten_stream(
         again = gradients(by_triton, torch.float32, places=places, dtype=dtype, written=False)
         assert all(map(torch.equal, ours, again))
         assert not ours[0][0].any()
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize("width", [48, 64])
+def test_no_number_in_the_table_is_none_in_its_gradients(device, width, dropped, center):
+    """A run whose embedding is spoilt is seen to be."""
+    tokens = torch.arange(12, device=device).view(1, 12)
+    places = sorted_places([(tokens, 1)], VOCABULARY)
+    table = torch.ones(VOCABULARY, width, device=device)
+    table[5] = float("nan")
+    given = [x.requires_grad_() for x in (table, torch.ones(width, device=device), torch.zeros(width, device=device))]
+    given = given if center else given[:2]
+    drawn = {"kept_xD": Draws(3, torch.tensor(5, device=device)) if dropped else None, "keep": 0.75 if dropped else 1.0}
+    norm = (*given[1:], *[None] * (3 - len(given)))
+    options = {"places": places, "dtype": None, "written": False, "eps": 1e-5, "center": center, **drawn}
+    y, *_ = by_triton(tokens, given[0], norm, **options)
+    of_table, of_gain, *_ = torch.autograd.grad(y.sum(), given)
+    assert of_gain.isnan().sum() >= width // 2  # all but those that dropout hides
+    assert of_table[5].isnan().any()
+    assert not of_table[6:].isnan().any()

@@ -159,3 +159,18 @@ def test_nothing_is_kept_without_gradients(randn, device, monkeypatch):
         y = kernels.selective_ssm(*inputs)
     assert torch.equal(kernels.selective_ssm(*inputs), y)
     assert kept == [False, True]
+
+
+def test_a_frozen_product_for_the_steps(randn, device, dtypes):
+    """It has no gradient, and all else the one that it has otherwise."""
+    for dtype in dtypes:
+        inputs = [x.requires_grad_() for x in make_inputs(randn, device, dtype, 1, 9, 16, 8, 8, True)]
+        found = []
+        for frozen in (False, True):
+            inputs[4].requires_grad_(not frozen)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                y = kernels.selective_ssm(*inputs)
+            rest = [x for place, x in enumerate(inputs) if place != 4]
+            found.append(torch.autograd.grad(y.float().sum(), rest))
+        for one, other in zip(*found, strict=True):
+            assert (one - other).norm() <= 1e-3 * one.norm()

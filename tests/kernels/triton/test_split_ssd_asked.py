@@ -86,6 +86,7 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, poisoned, 
         ([72, 40, 24, 8], (4, 2, 1, 64, 16, 4)),
         ([104, 64, 32], (30, 4, 2, 16, 24, 9)),
         ([16, 16, 8], (8, 2, 2, 24, 8, 0)),
+        ([136, 72, 64], (33, 1, 1, 16, 8, 3)),
     ],
     ids=str,
 )
@@ -164,12 +165,13 @@ def test_without_gradients_any_number_is_asked_for(randn, relative_error, device
 
 
 def test_what_the_kernels_leave_to_a_whole_scan(randn, device):
-    (z, p, weight, _, *rates), _ = drawn(randn, device, torch.float32, 70, 65, 4, 2, 16, 8, 6)
+    (z, p, weight, bias, *rates), _ = drawn(randn, device, torch.float32, 70, 65, 4, 2, 16, 8, 6)
 
-    def refuse(z, p, weight=weight, rates=rates):
-        return split_ssd_asked_triton.unsupported(z, p, weight, *rates, 16, 2)
+    def refuse(z, p, weight=weight, bias=bias, rates=rates):
+        return split_ssd_asked_triton.unsupported(z, p, weight, bias, *rates, 16, 2)
 
     assert refuse(z, p) is None
+    assert "64 asked" in refuse(z, p, bias=bias.clone().requires_grad_())
     assert refuse(z[:, :64].requires_grad_(), p) is None
     assert "64 asked" in refuse(z.detach().requires_grad_(), p)
     assert "dtype" in refuse(z.half(), p)
