@@ -6,7 +6,7 @@ on the order in which programs finish.
 
 # mypy: allow-untyped-defs
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -22,10 +22,21 @@ FEW, MANY = tl.constexpr(32), tl.constexpr(1024)
 LOW, WIDE = tl.constexpr(4), tl.constexpr(1024)
 HIGH, NARROW = tl.constexpr(512), tl.constexpr(16)
 TALL, SLIM = tl.constexpr(1024), tl.constexpr(8)
+SHIFT = tl.constexpr(4)
+WHOLE = 4  # columns, 16 bytes, that are loaded at once where all rows are whole ones
 
 
 @triton.jit
-def _add_few(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+def _store(outs, which, total, column, width, SUMS: tl.constexpr):
+    for i in tl.static_range(SUMS):
+        if which == i:
+            tl.store(outs[i] + column, total.to(outs[i].dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _add_few(
+    partials, outs, which, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr
+):
     """Every thread has columns of its own: a sum over a tile would go through shared memory."""
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
@@ -33,33 +44,49 @@ def _add_few(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: t
         for part in tl.static_range(PARTS):
             inside = (column < width) & (start + part < parts)
             total += tl.load(partials + (start + part) * width + column, mask=inside, other=0.0)
-    tl.store(out + column, total.to(out.dtype.element_ty), mask=column < width)
+    _store(outs, which, total, column, width, SUMS)
 
 
 @triton.jit
-def _add_many(partials, out, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+def _add_many(
+    partials, outs, which, parts, width, block, PARTS: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr
+):
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((PARTS, COLUMNS), tl.float32)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
         inside = (part < parts)[:, None] & (column < width)[None, :]
         total += tl.load(partials + part[:, None] * width + column[None, :], mask=inside, other=0.0)
-    tl.store(out + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < width)
+    _store(outs, which, tl.sum(total, axis=0), column, width, SUMS)
 
 
 @triton.jit
-def sum_parts_kernel(partials, outs, parts, widths, starts, SUMS: tl.constexpr):
-    """Tuples of several sums; programs from starts[i] to starts[i + 1] do sum i."""
+def sum_parts_kernel(partials, outs, parts, widths, starts, SUMS: tl.constexpr, UNIT: tl.constexpr):
+    """Tuples of several sums, of UNIT times `widths` columns; programs from starts[i] to starts[i + 1] do sum i.
+
+    A program finds its sum's numbers first, so that the additions are there once: written out for each of a dozen sums,
+    and again for all that Triton looks for in numbers (`_hidden`), they took longer to compile than all else of a step.
+    """
     program = tl.program_id(0)
-    for i in tl.static_range(SUMS):
-        block = program - starts[i]
-        if (block >= 0) & (program < starts[i + 1]):
-            if parts[i] <= FEW:
-                _add_few(partials[i], outs[i], parts[i], widths[i], block, LOW, WIDE)
-            elif parts[i] <= MANY:
-                _add_many(partials[i], outs[i], parts[i], widths[i], block, HIGH, NARROW)
-            else:
-                _add_many(partials[i], outs[i], parts[i], widths[i], block, TALL, SLIM)
+    which, source, count, units, begin = 0, partials[0], parts[0] >> SHIFT, widths[0] >> SHIFT, 0
+    for i in tl.static_range(1, SUMS):
+        start = starts[i] >> SHIFT
+        later = program >= start
+        which, begin = tl.where(later, i, which), tl.where(later, start, begin)
+        source, count = tl.where(later, partials[i], source), tl.where(later, parts[i] >> SHIFT, count)
+        units = tl.where(later, widths[i] >> SHIFT, units)
+    width, block = units * UNIT, program - begin
+    if count <= FEW:
+        _add_few(source, outs, which, count, width, block, LOW, WIDE, SUMS)
+    elif count <= MANY:
+        _add_many(source, outs, which, count, width, block, HIGH, NARROW, SUMS)
+    else:
+        _add_many(source, outs, which, count, width, block, TALL, SLIM, SUMS)
+
+
+def _hidden(numbers: Iterable[int]) -> tuple[int, ...]:
+    """None of them 1 or a multiple of 16: of numbers in tuples Triton makes a kernel for each pattern of such."""
+    return tuple((number << SHIFT.value) + (1 << SHIFT.value - 1) for number in numbers)
 
 
 def _columns(parts: int) -> int:
@@ -74,7 +101,11 @@ def add_up(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
     partials, outs = zip(*sums, strict=True)
     parts, widths = zip(*(x.shape for x in partials), strict=True)
     starts = tuple(accumulate(map(triton.cdiv, widths, map(_columns, parts)), initial=0))
-    sum_parts_kernel[(starts[-1],)](partials, outs, parts, widths, starts, SUMS=len(sums), num_warps=8)
+    unit = WHOLE if all(width % WHOLE == 0 for width in widths) else 1
+    sum_parts_kernel[(starts[-1],)](
+        partials, outs, _hidden(parts), _hidden(width // unit for width in widths), _hidden(starts), SUMS=len(sums),
+        UNIT=unit, num_warps=8,
+    )  # fmt: skip
 
 
 def sum_parts(partials_PW: Tensor, dtype: torch.dtype, leaves: Sequence[Tensor | None] = ()) -> Tensor:

@@ -56,7 +56,7 @@ def _pieces(dy, starts, batches, rows, sequence, t, channel, PIECES: tl.constexp
     return at, stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments", "per_sequence"])
 def conv_backward_kernel(
     dy, dy_starts, dy_batches, dy_rows, x, gate, weight, bias, gate_bias, state, starts, dx, dgate, partials,
     segments, length, per_sequence, x_batch, x_row, gate_batch, gate_row, dx_batch, dx_row, dgate_batch, dgate_row,

@@ -38,7 +38,7 @@ def _output(x0, x1, x2, x3, factor, w0, w1, w2, w3, b, TAPS: tl.constexpr, SILU:
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments", "per_sequence"])
 def conv_forward_kernel(
     x, gate, weight, bias, gate_bias, state, starts, y, segments, length, per_sequence, x_batch, x_row, gate_batch,
     gate_row, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, UNIT: tl.constexpr,
