@@ -78,7 +78,7 @@ def _seen(position, key, WINDOW: tl.constexpr):
     return (key <= position) & (position - key <= WINDOW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["asked"])
 def asked_forward_kernel(
     q, k, v, positions, starts, y, sums, asked, length, heads, scale, batch_q, row_q, head_q, batch_k, row_k, head_k,
     batch_v, row_v, head_v, F: tl.constexpr, V: tl.constexpr, BF: tl.constexpr, BV: tl.constexpr, QUERIES: tl.constexpr,
@@ -145,7 +145,7 @@ def _weights(q_QF, k_JF, position, key, sums_Q, scale, WINDOW: tl.constexpr, PRE
     return weights, weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["asked"])
 def asked_backward_kernel(
     q, k, v, y, dy, positions, starts, sums, dq, dk, dv, partials, asked, length, heads, scale, factor, batch_q, row_q,
     head_q, batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk, batch_dv, row_dv, head_dv,
