@@ -85,8 +85,8 @@ def sum_parts_kernel(partials, outs, parts, widths, starts, SUMS: tl.constexpr, 
 
 
 def _hidden(numbers: Iterable[int]) -> tuple[int, ...]:
-    """None of them 1 or a multiple of 16: of numbers in tuples Triton makes a kernel for each pattern of such."""
-    return tuple((number << SHIFT.value) + (1 << SHIFT.value - 1) for number in numbers)
+    """All multiples of 16, and none of them 1: of numbers in tuples Triton makes a kernel for each pattern of such."""
+    return tuple(number << SHIFT.value for number in numbers)
 
 
 def _columns(parts: int) -> int:
