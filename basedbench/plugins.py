@@ -96,15 +96,22 @@ def _execute(file: Path, name: str) -> None:
         _look_for_others(module)  # also where it failed: for the want of what only its own has
 
 
+class _OthersError(UserError):
+    """A file beside another plugin was run; `line` is where this one asked for it."""
+
+    line = 1
+
+
 def _look_for_others(module: ModuleType) -> None:
     """UserError if it has run a file that lies beside another plugin, where one beside it was meant."""
     if found := mistaken(module, {file.parent for file in _loaded}):
-        name, meant = found
-        other = getattr(sys.modules[name], "__file__", None)
-        raise UserError(
-            f"it imports {name}, and got {other}, which belongs to another plugin, instead of {meant}: "
+        other = getattr(sys.modules[found.name], "__file__", None)
+        error = _OthersError(
+            f"it imports {found.name}, and got {other}, which belongs to another plugin, instead of {found.meant}: "
             "Python has one module of a name. Rename one of the two files."
         )
+        error.line = found.line
+        raise error
 
 
 class _ExitAtOnce(SystemExit):
@@ -130,6 +137,8 @@ def _exits_raised() -> Iterator[None]:
 
 def _line(error: BaseException, file: Path) -> int:
     """The last line of the file that was running, or the line that does not parse."""
+    if isinstance(error, _OthersError):
+        return error.line
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno or 1
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]

@@ -151,7 +151,7 @@ def test_a_file_of_another_plugins_folder_is_not_taken_for_ones_own(tmp_path, im
         (folder / "helper_of_two.py").write_text(f"{number} = 1\n")
         (folder / "mine.py").write_text("import helper_of_two\n" + CONTENDER.replace("mine", f"mine-{name}"))
     (tmp_path / "two" / "between.py").write_text("import helper_of_two\n")
-    (tmp_path / "two" / "mine.py").write_text(import_ + CONTENDER.replace("mine", "mine-two"))
+    (tmp_path / "two" / "mine.py").write_text("import math\n\n" + import_ + CONTENDER.replace("mine", "mine-two"))
     load_plugin(tmp_path / "one" / "mine.py")
     try:
         with pytest.raises(UserError, match=r"helper_of_two, and got .*one.* instead of .*two.*Rename") as caught:
@@ -159,7 +159,7 @@ def test_a_file_of_another_plugins_folder_is_not_taken_for_ones_own(tmp_path, im
     finally:
         for name in ("helper_of_two", "between"):
             sys.modules.pop(name, None)
-    assert "two/mine.py" in str(caught.value)
+    assert "two/mine.py, line 3: " in str(caught.value)
     assert "mine-two" not in {one.name for one in all_contenders()}
 
 
