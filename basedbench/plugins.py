@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 from basedbench.ambient import all_kept
@@ -17,7 +16,7 @@ from basedbench.contenders import Contender
 from basedbench.contenders import registry as contenders
 from basedbench.errors import UNREAD, UserError, check_text, text_of
 from basedbench.mixers import registry as mixers
-from basedbench.siblings import mistaken
+from basedbench.siblings import Mistaken, mistaken
 from basedbench.streams import stdout_to_stderr
 
 _loaded: dict[Path, "Plugin"] = {}
@@ -93,25 +92,20 @@ def _execute(file: Path, name: str) -> None:
             spec.loader.exec_module(module)
     finally:
         os.chdir(here)  # of which the names of other files, and --out, are told
-        _look_for_others(module)  # also where it failed: for the want of what only its own has
+        if found := mistaken(module, {file.parent for file in _loaded}):
+            raise _OthersError(found)  # also where it failed: for the want of what only its own has
 
 
 class _OthersError(UserError):
-    """A file beside another plugin was run; `line` is where this one asked for it."""
+    """A file beside another plugin was run, where one beside this was meant; `line` is where this one asked for it."""
 
-    line = 1
-
-
-def _look_for_others(module: ModuleType) -> None:
-    """UserError if it has run a file that lies beside another plugin, where one beside it was meant."""
-    if found := mistaken(module, {file.parent for file in _loaded}):
+    def __init__(self, found: Mistaken) -> None:
         other = getattr(sys.modules[found.name], "__file__", None)
-        error = _OthersError(
+        super().__init__(
             f"it imports {found.name}, and got {other}, which belongs to another plugin, instead of {found.meant}: "
             "Python has one module of a name. Rename one of the two files."
         )
-        error.line = found.line
-        raise error
+        self.line = found.line
 
 
 class _ExitAtOnce(SystemExit):

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .offsets import fit
 from .packing import Packing, starts_of
 from .partial_sums_triton import sum_parts
@@ -343,8 +344,7 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels take these inputs."""
     known = q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
     fitting = 0 < max(q.shape[-1], v.shape[-1]) <= LARGEST_HEAD and min(q.numel(), k.numel(), v.numel()) > 0
-    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    few = q.shape[1] <= _most_queries(q, v) or not differentiated
+    few = q.shape[1] <= _most_queries(q, v) or not differentiated(q, k, v)
     return known and fitting and few and fit(q, k, v) and len(q) * k.shape[2] < 65536 and _roomy(q)
 
 

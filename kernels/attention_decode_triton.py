@@ -28,6 +28,7 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
+from .differentiated import differentiated
 from .gluon_modules import gluon_module
 from .rotary import Angles
 
@@ -249,7 +250,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, a
         return "sequences of a cache must be whole rows apart"
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD or not q.numel() or not v.numel() or not keys.shape[1]:
         return f"heads must be at most {LARGEST_HEAD} wide"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if differentiated(*given):
         return "a step has no gradient"
     return None
 

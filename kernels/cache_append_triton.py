@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .rotary import Angles
 from .rotary_triton import DTYPES, LARGEST_HEAD, turn
 
@@ -82,7 +83,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, a
         return "angles must have their last dimension side by side"
     if not q.numel() or not v.numel() or max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD:
         return f"heads must be at most {LARGEST_HEAD} wide"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if differentiated(*given):
         return "a step has no gradient"
     return None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .delta_rule_tiles_triton import LOG2E
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -111,6 +112,6 @@ def unsupported(
         return "decays are one a head or one a channel"
     if q.shape[-1] > 1024 or q.numel() == 0 or v.numel() == 0:
         return "keys must be at most 1024 wide"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*given, state)):
+    if differentiated(*given, state):
         return "a step has no gradient"
     return None

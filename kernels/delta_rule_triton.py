@@ -37,6 +37,7 @@ from .delta_rule_mild_triton import mild_gradient_kernel, mild_scores_kernel
 from .delta_rule_scores_triton import scores_kernel
 from .delta_rule_stacked_triton import stacked_gradient_kernel
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -387,7 +388,7 @@ def delta_rule(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The public function of `delta_rule`, for inputs `unsupported` has no reason against; a, b None: no such term."""
     tensors = (q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK, initial_state)
-    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    keep = differentiated(*tensors)
     y, state, *_ = forward(*tensors, return_state, keep)
     return (y, state) if return_state else y
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import delta_autograd
 from .delta_rule_triton import WIDEST
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .layer_delta_channel_triton import channel_gradient_kernel, channel_scores_kernel, strong_gradient_kernel
 from .layer_delta_gradient_triton import gradient_kernel
 from .layer_delta_scores_triton import scores_kernel
@@ -281,6 +282,6 @@ def layer_delta_rule(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The public function of `layer_delta_rule`, for inputs `unsupported` has no reason against."""
     tensors = (q_BLHK, k_BLHK, v_BLHV, beta_BLH, g_BLHK, initial_state)
-    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    keep = differentiated(*tensors)
     y, state, *_ = forward(*tensors, return_state, keep)
     return (y, state) if return_state else y

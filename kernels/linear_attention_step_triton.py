@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .linear_attention_tiles_triton import EPSILON, feature
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -87,6 +88,6 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> str | None:
         return "inputs must be float32, float16 or bfloat16"
     if q.numel() == 0 or v.numel() == 0:
         return "there is nothing to compute"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, state)):
+    if differentiated(q, k, v, state):
         return "a step has no gradient"
     return None

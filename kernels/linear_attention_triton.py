@@ -20,6 +20,7 @@ import triton
 from torch import Tensor
 
 from .dense_rows import dense_rows, either
+from .differentiated import differentiated
 from .linear_attention_block_triton import block_kernel
 from .linear_attention_states_triton import running_kernel, sum_kernel
 from .linear_attention_walk_triton import walk_kernel
@@ -47,7 +48,7 @@ def unsupported(
         return "q, k and v must share one of float32, float16, bfloat16, or q and k be float32"
     if initial_state is not None and initial_state.dtype not in DTYPES:
         return "the state must be float32, float16 or bfloat16"
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    differentiable = differentiated(q, k, v)
     if normalise and differentiable and q.shape[-1] > WHOLE and v.dtype != torch.float32:
         return f"gradients of more than {WHOLE} features take y before it is rounded"
     if q.numel() == 0 or v.numel() == 0:

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .long_conv_toeplitz_triton import (
     MARGIN,
     backward_kernel,
@@ -267,5 +268,5 @@ def gated_long_conv(
     length, x_EBL = x_BLE.shape[1], x_BLE.permute(2, 0, 1).contiguous()
     bias_E, skip_H, shift_skip_D = dense_rows(bias_E), dense_rows(skip_H), dense_rows(shift_skip_D)
     given = (x_EBL, bias_E, _planes(taps_NH, length), skip_H, _planes(shift_ND, length), shift_skip_D)
-    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+    save = differentiated(*given)
     return _gated(*given, order, save)[0].permute(1, 2, 0)

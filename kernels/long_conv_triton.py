@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .long_conv_gluon import convolution_kernel, filter_gradient_kernel, gated_backward_kernel, gated_forward_kernel
 
 # Tokens of a tile and sources of a block by the channels of a head. Larger ones load less for each multiply-add.
@@ -271,5 +272,5 @@ def gated_long_conv(
 ) -> Tensor:
     """`long_conv.gated_reference` by the kernels above, for heads of one or two channels."""
     given = (x_BLE, taps_NH, skip_H, shift_ND, shift_skip_D)
-    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+    save = differentiated(*given)
     return _gated(*given, order, save)[0]

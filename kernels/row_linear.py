@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .dependents import counters_left, dependent, in_block
+from .differentiated import differentiated
 from .gluon_modules import gluon_module, is_hopper
 
 MODULE = "row_linear_gluon"
@@ -148,7 +149,7 @@ def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> s
         return "the weight must be contiguous, rows a multiple of 16 bytes apart"
     if any(one.data_ptr() % 16 for one in (x, weight)):
         return "addresses must be multiples of 16 bytes"
-    if torch.is_grad_enabled() and any(one.requires_grad for one in given):
+    if differentiated(*given):
         return "no gradient"
     if not is_hopper(x.device):
         return "written for Hopper"

@@ -10,6 +10,7 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
+from .differentiated import differentiated
 from .rounding import STATE_DTYPES
 from .rounding_triton import counted, stored
 from .selective_scan_tiles_triton import LOG2E, load_constant, sigmoid, softplus
@@ -91,7 +92,7 @@ def supported(
 ) -> bool:
     """Whether the kernel takes these inputs: it has no gradient and writes into the state where it lies."""
     given = [x for x in (u_BD, delta_BD, A_DN, B_BN, C_BN, state_BDN, *others) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if differentiated(*given):
         return False
     known = (torch.float32, torch.float16, torch.bfloat16)
     return (

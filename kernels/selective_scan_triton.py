@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import selective_scan_ends_triton as around
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .packing import Packing, starts_of
 from .selective_scan_backward_gluon import backward
 from .selective_scan_ends_gluon import ends
@@ -381,6 +382,6 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`selective_scan.reference` by the kernels above."""
     tensors = (u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, delta_bias_D, initial_state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    keep = differentiated(*tensors)
     y, state, *_ = forward_operator(*tensors, delta_softplus, return_state, keep)
     return (y, state) if return_state else y

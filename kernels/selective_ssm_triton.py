@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import selective_scan_triton as scan
 from . import short_conv_triton as conv
+from .differentiated import differentiated
 from .narrow_gradients_triton import narrow_gradients
 from .packing import Packing
 
@@ -69,12 +70,11 @@ class _SelectiveSSM(torch.autograd.Function):
         inputs = scan.inputs_of(x, delta, A_log, B, C, D, gate, dt_bias, log_A=True, packing=ctx.packing)
         scan.backward_into(found, dy if slots is None else dy.contiguous(), None, kept, open_y, inputs, True, slots)
         x, dx_rows, projected, dprojected, ddelta = (y.flatten(0, 1) for y in (x, dx, projected, dprojected, ddelta))
-        ranks = projected[:, :rank], dt_weight, dprojected[:, :rank]
+        ddt_weight, of_dt = None, dprojected[:, :rank]
         if ctx.needs_input_grad[8]:
-            ddt_weight = narrow_gradients(ddelta, *ranks, given_weight)
+            ddt_weight = narrow_gradients(ddelta, projected[:, :rank], dt_weight, of_dt, given_weight)
         else:
-            ddt_weight = None
-            torch.mm(ddelta, dt_weight, out=ranks[2])
+            torch.mm(ddelta, dt_weight, out=of_dt)
         dx_rows.addmm_(dprojected, x_weight)
         into = dxz[..., :channels]
         sums = conv.launch_backward(
@@ -106,5 +106,5 @@ def selective_ssm_asked(
 
 
 def _applied(packing: Packing | None, *tensors: Tensor | None) -> Tensor:
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    keep = differentiated(*tensors)
     return _SelectiveSSM.apply(keep, packing, *tensors)

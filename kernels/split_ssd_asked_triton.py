@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .asked import Asked
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .packing import Packing, starts_of
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
@@ -53,14 +54,9 @@ def unsupported(
     x, B, C, dt = heads_and_groups(cut(p, p, asked_widths(weight, len(A), head_dim), 0), head_dim, groups)
     if padded(B.shape[-1]) > WIDEST_STATES:
         return f"states must be at most {WIDEST_STATES}"
-    if z.shape[1] > QUERIES and _keeps(z, p, weight, bias, A, D, dt_bias):
+    if z.shape[1] > QUERIES and differentiated(z, p, weight, bias, A, D, dt_bias):
         return f"gradients take at most {QUERIES} asked tokens"
     return not_by_ssd(x, dt, A, B, C, D, dt_bias)
-
-
-def _keeps(*tensors: Tensor | None) -> bool:
-    """Whether a backward may follow."""
-    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
 def _sizes(
@@ -248,7 +244,7 @@ def split_ssd_asked(
     groups: int,
 ) -> Tensor:
     """`split_ssd_asked.reference` by the kernels, for inputs that `unsupported` has no reason against."""
-    keep = _keeps(z, p, weight, bias, A, D, dt_bias)
+    keep = differentiated(z, p, weight, bias, A, D, dt_bias)
     return _SplitSSDAsked.apply(
         z, dense_rows(p), asked.positions_BK, asked.slots_BL, weight, bias, A, D, dt_bias, groups, keep, asked.packing
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
+from .differentiated import differentiated
 from .exponentials_triton import LOG2E, sigmoid
 from .rounding import STATE_DTYPES
 from .rounding_triton import counted, stored
@@ -128,6 +129,6 @@ def unsupported(
         return "head width must be at most 256, states at most 1024"
     if x.shape[1] % B.shape[1]:
         return "groups must divide the heads"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*given, state)):
+    if differentiated(*given, state):
         return "a step has no gradient"
     return None

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from .dense_rows import either
+from .differentiated import differentiated
 from .packing import Packing
 from .ssd_backward_triton import gate_kernel, gradient_kernel, parameter_kernel
 from .ssd_forward_triton import output_kernel
@@ -289,6 +290,6 @@ def ssd(
     """The public function of `ssd`, for inputs that `unsupported` has no reason against."""
     tensors = (x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, z_BLHP, dt_bias_H, initial_state)
     # Only gradients need y before the gate.
-    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    keep = differentiated(*tensors)
     y, _, state = forward(*tensors, dt_softplus, return_state, keep)
     return (y, state) if return_state else y

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import taylor_backward_gluon, taylor_gluon
 from .dense_rows import dense_rows
+from .differentiated import differentiated
 from .offsets import LIMIT, fit
 from .precision import precision_of
 from .slices import gradients_like
@@ -298,6 +299,6 @@ def taylor_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The public function of `taylor_attention`, for inputs that `unsupported` has no reason against."""
     precision = precision_of(v_BLHV.dtype)
-    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHK, k_BLHK, v_BLHV))
+    gradients = differentiated(q_BLHK, k_BLHK, v_BLHV)
     y, _, state, _ = attention(q_BLHK, k_BLHK, v_BLHV, initial_state, return_state, precision, gradients)
     return (y, state) if return_state else y

@@ -20,6 +20,7 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
+from .differentiated import differentiated
 from .rounding import STATE_DTYPES
 from .rounding_triton import counted, stored
 
@@ -127,7 +128,7 @@ def unsupported(q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFV: Tensor,
         return "the state and the sums must lie row behind row"
     if q_BHK.shape[-1] > 64 or v_BHV.shape[-1] > 256 or v_BHV.numel() == 0:
         return "key width must be at most 64, value width at most 256"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF)):
+    if differentiated(q_BHK, k_BHK, v_BHV, state_BHFV, sums_BHF):
         return "a step has no gradient"
     return None
 

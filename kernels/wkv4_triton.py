@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .differentiated import differentiated
 from .partial_sums_triton import sum_parts
 from .wkv4 import NOTHING
 from .wkv4_gluon import wkv4_backward_kernel, wkv4_kernel
@@ -95,6 +96,6 @@ forward.register_autograd(_backward, setup_context=_keep)
 def wkv4(k, v, w, u, *, initial_state=None, return_state=False):
     """`wkv4.reference` by the kernels above, for inputs that `unsupported` has no reason against."""
     tensors = k, v, w, u, initial_state
-    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    keep = differentiated(*tensors)
     y, state, _ = forward(*tensors, keep)
     return (y, state) if return_state else y
