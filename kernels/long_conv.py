@@ -8,14 +8,15 @@ key with every value, all by the head's filter, and before that k = long_conv(k,
 channels. A filter (N,G) has the current token's tap first; N may be less or more than L. A head's channel i is i H + h.
 
 Filters are float32 and so are products and sums (float64 for float64 inputs), autocast or not; x may be narrower, and
-y, and the shifted k, have its dtype. Stored for the backward: x, the shifted k and the convolution of every product,
-R numbers for each of y, in the dtype of x; by matrix units a table of each filter, 16 N numbers, too. Gradients of
-filters are sums over all sequences in a fixed order.
+y, and the shifted k, have its dtype. What matrix units multiply, taps, k v and q dy, is rounded to the dtype of x.
+Stored for the backward: x, the shifted k and the convolution of every product, R numbers for each of y, in the dtype of
+x; by matrix units the products, and a table of each filter, 8 N numbers, too. Gradients of filters are sums over all
+sequences in a fixed order.
 
 The reference multiplies short sequences by the filter's Toeplitz matrix: more arithmetic than the FFT's, but as
 matrix products which read every operand once; the FFT's passes over complex numbers twice as long pay later. On CUDA
 the Triton kernels take every length, with L (L + 1) / 2 multiply-adds for each channel: gated, for bfloat16, on
-matrix units in parts (`long_conv_toeplitz_triton`), otherwise in float32 (`long_conv_gluon`). float64 stays with the
+matrix units (`long_conv_toeplitz_triton`), otherwise in float32 (`long_conv_gluon`). float64 stays with the
 reference, and heads of more than `MOST_CHANNELS` channels have their products formed by PyTorch.
 """
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from .costs import causal_pairs, total_bytes, total_flops
 from .gluon_modules import usable
+from .packing import Packing, examples_apart
 from .precision import without_autocast
 
 TOEPLITZ_LENGTH = 256  # the longest sequence for the product; at 512 a CPU core does the FFT seven times as fast
@@ -107,24 +109,30 @@ def gated_long_conv(
     *,
     order: str = "qkv",
     bias_E: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """x (B,L,3 D), which is q, k and v (B,L,D) side by side in this order, and filters (N,H), (N,D) -> y (B,L,D).
 
-    A bias (3 D,) is added to x first. What the kernels for planes take and give has time innermost in memory.
+    A bias (3 D,) is added to x first. What the kernels for planes take and give has time innermost in memory. With
+    `packing` x and y are (1,T,...).
     """
     filters = (taps_NH, skip_H, shift_ND, shift_skip_D)
     narrow = x_BLE.shape[2] <= 3 * MOST_CHANNELS * taps_NH.shape[1]
     if narrow and taps_NH.dtype != torch.float64 and on_planes(x_BLE):
         from .long_conv_planes_triton import gated_long_conv as by_planes
 
-        return by_planes(x_BLE, *filters, order=order, bias_E=bias_E)
-    if not on_triton(x_BLE, taps_NH):
-        return gated_reference(x_BLE, *filters, order=order, bias_E=bias_E)
-    if bias_E is not None or not narrow:
-        return gated_reference(x_BLE, *filters, order=order, bias_E=bias_E, convolve=long_conv)
-    from .long_conv_triton import gated_long_conv as by_triton
+        return by_planes(x_BLE, *filters, order=order, bias_E=bias_E, packing=packing)
 
-    return by_triton(x_BLE, *filters, order=order)
+    def apart(x_BLE: Tensor) -> Tensor:
+        if not on_triton(x_BLE, taps_NH):
+            return gated_reference(x_BLE, *filters, order=order, bias_E=bias_E)
+        if bias_E is not None or not narrow:
+            return gated_reference(x_BLE, *filters, order=order, bias_E=bias_E, convolve=long_conv)
+        from .long_conv_triton import gated_long_conv as by_triton
+
+        return by_triton(x_BLE, *filters, order=order)
+
+    return examples_apart(apart, x_BLE, packing)
 
 
 def on_planes(x: Tensor, dtype: torch.dtype | None = None) -> bool:

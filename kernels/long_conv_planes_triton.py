@@ -1,7 +1,8 @@
 """`gated_long_conv` by the kernels of `long_conv_toeplitz_triton`: tiles, grids, gradients.
 
 The torch operators take and give planes: x (3 D,B,L), y (D,B,L), filters (H,N), time innermost. As (B,L,3 D), (B,L,D)
-and (N,H) these are transposed views; a tensor that does not lie in memory like that is copied.
+and (N,H) these are transposed views; a tensor that does not lie in memory like that is copied. Packed examples are
+planes (1,T).
 """
 
 # mypy: allow-untyped-defs
@@ -19,20 +20,25 @@ from .long_conv_toeplitz_triton import (
     MARGIN,
     backward_kernel,
     forward_kernel,
+    gate_gradient_kernel,
     plain_kernel,
+    products_kernel,
     table_kernel,
     taps_gradient_kernel,
 )
-from .partial_sums_triton import sum_parts
+from .packing import Packing, starts_of
+from .partial_sums_triton import add_up, sum_parts
+from .plane_rows_triton import PlaneRows, plane_rows
 
 # By the channels of a head: tokens of a tile, sources of a block, sequences of a program, its warps and stages. Sums of
 # R R products are in registers; with more sequences a tile of the filter is read for more of them.
-TILES = {1: (64, 32, 64, 4, 2), 2: (64, 32, 32, 4, 3)}
-BACKWARD_TILES = TILES | {1: (64, 64, 64, 4, 1)}
-SHIFT_BACKWARD_TILES = (32, 32, 64, 4, 2)
-LAGS, LAG_SEQUENCES = 64, {1: 64, 2: 32}  # of a tile of the filter's gradient, and at a time in its sum
+TILES = {1: (64, 64, 128, 4, 2), 2: (64, 32, 64, 4, 3)}
+BACKWARD_TILES = {1: (64, 64, 64, 4, 1), 2: (64, 32, 64, 4, 3)}
+SHIFT_TILES, SHIFT_BACKWARD_TILES = (64, 32, 128, 4, 1), (64, 32, 128, 4, 3)
+# Of the filter's gradient: lags of a tile, and by the planes of a filter sequences at a time in its sum.
+LAGS, LAG_SEQUENCES = 64, {1: 64, 4: 32}
 PROGRAMS = 1024  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
-LAG_WARPS, LAG_STAGES = 4, {1: 2, 2: 1}
+PRODUCTS = 1024  # tokens of a program that makes products
 SMALLEST = 16  # side of a matrix unit's operand
 
 
@@ -41,25 +47,26 @@ def _fitting(largest: int, count: int) -> int:
     return max(SMALLEST, min(largest, triton.next_power_of_2(count)))
 
 
-def _rows(usual: int, sequences: int) -> int:
+def _block(usual: int, sequences: int) -> int:
     """Sequences of a tile: two kinds alone, for the last batch of an epoch should be no other kernel."""
     return usual if sequences > SMALLEST else SMALLEST
 
 
-def _tiles(x: Tensor, usual: tuple[int, ...]) -> dict[str, Any]:
-    """The tiles of a convolution of planes like x, where these are those of large ones."""
+def _tiles(rows: PlaneRows, usual: tuple[int, ...]) -> dict[str, Any]:
+    """The tiles of a convolution of such sequences, where these are those of many long ones."""
     tile, sources, sequences, warps, stages = usual
     return {
-        "TILE": _fitting(tile, x.shape[2]),
-        "SOURCES": _fitting(sources, x.shape[2]),
-        "BLOCK_B": _rows(sequences, x.shape[1]),
+        "UNIT": rows.unit,
+        "TILE": _fitting(tile, rows.length),
+        "SOURCES": _fitting(sources, rows.length),
+        "BLOCK_B": _block(sequences, rows.sequences),
         "num_warps": warps,
-        "num_stages": stages,
+        "num_stages": 1 if rows.length <= sources else stages,
     }
 
 
-def _grid(x: Tensor, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
-    return triton.cdiv(x.shape[2], tiles["TILE"]), heads, triton.cdiv(x.shape[1], tiles["BLOCK_B"])
+def _grid(rows: PlaneRows, heads: int, tiles: dict[str, Any]) -> tuple[int, int, int]:
+    return triton.cdiv(rows.length, tiles["TILE"]), heads, triton.cdiv(rows.sequences, tiles["BLOCK_B"])
 
 
 def _thirds(x: Any, order: str) -> list[Any]:
@@ -68,46 +75,48 @@ def _thirds(x: Any, order: str) -> list[Any]:
 
 
 def _new_table(taps: Tensor | None, x: Tensor) -> Tensor:
-    """Room for filters (H,N) as the convolutions' tiles read them, (parts,H,8,row); nothing without filters."""
+    """Room for filters (H,N) as the convolutions' tiles read them, (H,8,row); nothing without filters."""
     if taps is None:
         return x.new_empty(0)
-    parts, row = 2 if x.element_size() < 4 else 1, -(-(taps.shape[1] + 3 * MARGIN.value) // 16) * 16
-    return x.new_empty((parts, len(taps), 8, row))
+    return x.new_empty((len(taps), 8, -(-(taps.shape[1] + 3 * MARGIN.value) // 16) * 16))
 
 
 def _fill(table: Tensor, taps: Tensor, skip: Tensor | None) -> None:
     heads, reach = taps.shape
-    table_kernel[(heads, 8)](taps, skip, table, reach, table.shape[3], H=heads, PARTS=len(table), BLOCK=256)
+    table_kernel[(heads, 8)](taps, skip, table, reach, table.shape[2], BLOCK=256)
 
 
-def _taps_gradient(
-    dy: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, gates: tuple[Any, ...] | None = None
-) -> Tensor:
-    """Of the taps (H,N), in memory as (N,H): the first ones, a skip's gradient, are dense.
+def _products(left: Tensor, left_bias: Tensor | None, right: Tensor, right_bias: Tensor | None, out: Tensor) -> None:
+    """out (D R,...): those of every channel of left (D,...) with every one of right in its head."""
+    of_head, rows = len(out) // len(left), plane_rows(left)
+    heads = len(left) // of_head
+    products_kernel[(triton.cdiv(rows.tokens, PRODUCTS), heads)](
+        left, left_bias, right, right_bias, out, rows.arguments[-1], H=heads, R=of_head, UNIT=rows.unit, BLOCK=PRODUCTS
+    )
 
-    gates: q, v and their biases.
-    """
-    (heads, reach), (width, sequences, length) = taps.shape, dy.shape
-    parts_of_head = width // heads if gates else 1
-    tile, rows = _fitting(LAGS, length), _rows(LAG_SEQUENCES[parts_of_head], sequences)
-    blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(length, tile))
-    parts = max(1, min(triton.cdiv(sequences, rows), PROGRAMS // (blocks * heads)))
+
+def _taps_gradient(e: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, rows: PlaneRows) -> Tensor:
+    """Of taps (H,N), from planes (P H,B,L), in memory as (N,H): the first ones, a skip's gradient, are dense."""
+    heads, reach = taps.shape
+    planes, tile = len(e) // heads, _fitting(LAGS, rows.length)
+    sequences = _block(LAG_SEQUENCES[planes], rows.sequences)
+    blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(rows.length, tile))
+    parts = max(1, min(triton.cdiv(rows.sequences, sequences), PROGRAMS // (blocks * heads)))
     partials = torch.empty((parts * 2, reach * heads), dtype=torch.float32, device=x.device)
-    q, v, q_bias, v_bias = gates or (dy, x, None, None)
     taps_gradient_kernel[(blocks, heads, parts)](
-        dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H=heads, R=parts_of_head,
-        GATED=gates is not None, TILE=tile, BLOCK_B=rows, num_warps=LAG_WARPS,
-        num_stages=LAG_STAGES[parts_of_head],
+        e, x, x_bias, partials, *rows.arguments, reach, H=heads, PLANES=planes, UNIT=rows.unit, TILE=tile,
+        BLOCK_B=sequences, num_warps=4, num_stages=2 if rows.length > tile else 1,
     )  # fmt: skip
     return sum_parts(partials, torch.float32).view(reach, heads).t()
 
 
 def _outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, ...]:
-    """y; the convolution of every product (D R,B,L), if it is to be saved; the shifted k; both filters' tables."""
+    """y; the products of k and v (D R,B,L) and, if it is to be saved, their convolution; the shifted k; both tables."""
     width, sequences, length = x.shape[0] // 3, *x.shape[1:]
     y = x.new_empty((width, sequences, length))
-    c = x.new_empty((width * (width // len(taps)), sequences, length) if save else 0)
-    return y, c, x.new_empty(0 if shift is None else y.shape), _new_table(taps, x), _new_table(shift, x)
+    w = x.new_empty((width * (width // len(taps)), sequences, length))
+    c = x.new_empty(w.shape if save else 0)
+    return y, w, c, x.new_empty(0 if shift is None else y.shape), _new_table(taps, x), _new_table(shift, x)
 
 
 @torch.library.custom_op("basedbench::gated_planes", mutates_args=())
@@ -118,35 +127,37 @@ def _gated(
     skip: Tensor | None,
     shift: Tensor | None,
     shift_skip: Tensor | None,
+    starts: Tensor | None,
+    longest: int,
     order: str,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y (D,B,L), and for the backward what else `_outputs` makes; empty what there is none of."""
     (q, k, v), (q_bias, k_bias, v_bias) = _thirds(x, order), _thirds(bias, order)
-    y, c, shifted, table, shift_table = _outputs(x, taps, shift, save)
-    width, sequences, length = y.shape
+    y, w, c, shifted, table, shift_table = _outputs(x, taps, shift, save)
     if not y.numel():
-        return y, c, shifted, table, shift_table
+        return y, w, c, shifted, table, shift_table
+    width, rows = len(y), plane_rows(x, starts, longest)
     if shift is not None:
-        tiles = _tiles(y, TILES[1])
+        tiles = _tiles(rows, SHIFT_TILES)
         _fill(shift_table, shift, shift_skip)
-        plain_kernel[_grid(y, width, tiles)](
-            k, k_bias, shift_table, shifted, None, sequences, length, shift.shape[1], shift_table.shape[3], 0,
-            D=width, REVERSED=False, PARTS=len(shift_table), **tiles,
+        plain_kernel[_grid(rows, width, tiles)](
+            k, k_bias, shift_table, shifted, None, *rows.arguments, shift.shape[1], shift_table.shape[2], 0, D=width,
+            REVERSED=False, **tiles,
         )  # fmt: skip
         k, k_bias = shifted, None
     heads, reach = taps.shape
-    tiles = _tiles(y, TILES[width // heads])
+    tiles = _tiles(rows, TILES[width // heads])
+    _products(k, k_bias, v, v_bias, w)
     _fill(table, taps, skip)
-    forward_kernel[_grid(y, heads, tiles)](
-        q, q_bias, k, k_bias, v, v_bias, table, y, c, sequences, length, reach, table.shape[3], H=heads,
-        R=width // heads, SAVE=save, PARTS=len(table), **tiles,
-    )  # fmt: skip
-    return y, c, shifted, table, shift_table
+    forward_kernel[_grid(rows, heads, tiles)](
+        q, q_bias, w, table, y, c, *rows.arguments, reach, table.shape[2], H=heads, R=width // heads, SAVE=save, **tiles
+    )
+    return y, w, c, shifted, table, shift_table
 
 
 @_gated.register_fake
-def _(x, bias, taps, skip, shift, shift_skip, order, save):
+def _(x, bias, taps, skip, shift, shift_skip, starts, longest, order, save):
     return _outputs(x, taps, shift, save)
 
 
@@ -157,48 +168,66 @@ def _gated_backward(
     bias: Tensor | None,
     taps: Tensor,
     shift: Tensor | None,
+    starts: Tensor | None,
+    w: Tensor,
     c: Tensor,
     shifted: Tensor,
     table: Tensor,
     shift_table: Tensor,
+    longest: int,
     order: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, of its bias (empty without one), of the taps, and of the shift (empty without one)."""
     dx, d_bias, d_taps, d_shift = _gradients_like(x, bias, taps, shift)
     if not dx.numel():
         return dx, d_bias.zero_(), d_taps.zero_(), d_shift.zero_()
-    width, sequences, length = dy.shape
+    rows, width = plane_rows(x, starts, longest), len(dy)
     heads, reach = taps.shape
-    tiles = _tiles(dy, BACKWARD_TILES[width // heads])
-    grid = _grid(dy, heads, tiles)
     (q, k, v), (dq, dk, dv), (q_bias, k_bias, v_bias) = (_thirds(part, order) for part in (x, dx, bias))
-    (dq_sums, dk_sums, dv_sums), sums = _bias_sums(grid, bias, order)
+    sums = _BiasSums(bias, order, x.device)
     inner, inner_bias, d_inner = (k, k_bias, dk) if shift is None else (shifted, None, x.new_empty(shifted.shape))
-    backward_kernel[grid](
-        dy, q, q_bias, inner, inner_bias, v, v_bias, c, table, dq, d_inner, dv, dq_sums,
-        dk_sums if shift is None else None, dv_sums, sequences, length, reach, table.shape[3], len(x), H=heads,
-        R=width // heads, PARTS=len(table), **tiles,
+    e = x.new_empty(w.shape)
+    grid = triton.cdiv(rows.tokens, PRODUCTS), heads, 1
+    gate_gradient_kernel[grid](
+        dy, q, q_bias, c, e, dq, sums.room("q", grid), rows.arguments[-1], width, H=heads, R=width // heads,
+        UNIT=rows.unit, BLOCK=PRODUCTS,
     )  # fmt: skip
-    d_taps = _taps_gradient(dy, inner, inner_bias, taps, (q, v, q_bias, v_bias))
+    tiles = _tiles(rows, BACKWARD_TILES[width // heads])
+    grid = _grid(rows, heads, tiles)
+    backward_kernel[grid](
+        e, inner, inner_bias, v, v_bias, table, d_inner, dv, sums.room("k", grid) if shift is None else None,
+        sums.room("v", grid), *rows.arguments, reach, table.shape[2], width, H=heads, R=width // heads, **tiles,
+    )  # fmt: skip
+    d_taps = _taps_gradient(e, w, None, taps, rows)
     if shift is not None:
-        # There is room for the bias's sums of as many tiles as the kernel before had.
-        own = _tiles(dy, SHIFT_BACKWARD_TILES)
-        if math.prod(_grid(dy, heads, own)) == math.prod(grid):
-            tiles = own
-        plain_kernel[_grid(dy, width, tiles)](
-            d_inner, None, shift_table, dk, dk_sums, sequences, length, shift.shape[1], shift_table.shape[3], len(x),
-            D=width, REVERSED=True, PARTS=len(table), **tiles,
+        tiles = _tiles(rows, SHIFT_BACKWARD_TILES)
+        grid = _grid(rows, width, tiles)
+        plain_kernel[grid](
+            d_inner, None, shift_table, dk, sums.room("k", grid), *rows.arguments, shift.shape[1],
+            shift_table.shape[2], width, D=width, REVERSED=True, **tiles,
         )  # fmt: skip
-        d_shift = _taps_gradient(d_inner, k, k_bias, shift)
-    return dx, d_bias if sums is None else sum_parts(sums, d_bias.dtype), d_taps, d_shift
+        d_shift = _taps_gradient(d_inner, k, k_bias, shift, rows)
+    sums.add_up(d_bias)
+    return dx, d_bias, d_taps, d_shift
 
 
-def _bias_sums(grid: tuple[int, ...], bias: Tensor | None, order: str) -> tuple[list[Any], Tensor | None]:
-    """A row for each tile of a channel: those of q, k and v, and all, or nothing without a bias."""
-    if bias is None:
-        return [None] * 3, None
-    sums = torch.empty((grid[0] * grid[2], len(bias)), dtype=torch.float32, device=bias.device)
-    return _thirds(sums.t(), order), sums
+class _BiasSums:
+    """Sums that programs leave of the gradients of q, k and v; none without a bias."""
+
+    def __init__(self, bias: Tensor | None, order: str, device: torch.device) -> None:
+        self.bias, self.order, self.device = bias, order, device
+        self.partials: dict[str, Tensor] = {}
+
+    def room(self, name: str, grid: tuple[int, ...]) -> Tensor | None:
+        """(P,D): a row for each of the grid's programs of a head."""
+        if self.bias is None:
+            return None
+        shape = math.prod(grid) // grid[1], len(self.bias) // 3
+        return self.partials.setdefault(name, torch.empty(shape, dtype=torch.float32, device=self.device))
+
+    def add_up(self, d_bias: Tensor) -> None:
+        if self.bias is not None:
+            add_up([(self.partials[name], out) for name, out in zip("qkv", _thirds(d_bias, self.order), strict=True)])
 
 
 def _gradients_like(
@@ -215,14 +244,14 @@ def _turned(taps: Tensor) -> Tensor:
 
 
 @_gated_backward.register_fake
-def _(dy, x, bias, taps, shift, c, shifted, table, shift_table, order):
+def _(dy, x, bias, taps, shift, starts, w, c, shifted, table, shift_table, longest, order):
     return _gradients_like(x, bias, taps, shift)
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, bias, taps, _, shift, _, ctx.order, ctx.saved = inputs
+    x, bias, taps, _, shift, _, starts, ctx.longest, ctx.order, ctx.saved = inputs
     ctx.given = [part is not None for part in inputs[:6]]
-    ctx.save_for_backward(x, bias, taps, shift, *output[1:])
+    ctx.save_for_backward(x, bias, taps, shift, starts, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # otherwise zeros as large as what is saved would be written
 
@@ -230,7 +259,7 @@ def _setup(ctx, inputs, output) -> None:
 def _gradients(ctx, dy: Tensor, *_: Tensor | None):
     if not ctx.saved:
         raise RuntimeError("gated_long_conv was called for its output alone.")
-    dx, d_bias, d_taps, d_shift = _gated_backward(dy.contiguous(), *ctx.saved_tensors, ctx.order)
+    dx, d_bias, d_taps, d_shift = _gated_backward(dy.contiguous(), *ctx.saved_tensors, ctx.longest, ctx.order)
     _, has_bias, _, has_skip, has_shift, has_shift_skip = ctx.given
     return (
         dx,
@@ -239,8 +268,7 @@ def _gradients(ctx, dy: Tensor, *_: Tensor | None):
         d_taps[:, 0] if has_skip else None,
         d_shift if has_shift else None,
         d_shift[:, 0] if has_shift_skip else None,
-        None,
-        None,
+        *[None] * 4,
     )
 
 
@@ -263,10 +291,12 @@ def gated_long_conv(
     *,
     order: str,
     bias_E: Tensor | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """`long_conv.gated_reference` by the kernels above, for heads of one or two channels."""
-    length, x_EBL = x_BLE.shape[1], x_BLE.permute(2, 0, 1).contiguous()
+    longest, x_EBL = 0 if packing is None else packing.longest, x_BLE.permute(2, 0, 1).contiguous()
+    length = longest or x_BLE.shape[1]
     bias_E, skip_H, shift_skip_D = dense_rows(bias_E), dense_rows(skip_H), dense_rows(shift_skip_D)
     given = (x_EBL, bias_E, _planes(taps_NH, length), skip_H, _planes(shift_ND, length), shift_skip_D)
     save = differentiated(*given)
-    return _gated(*given, order, save)[0].permute(1, 2, 0)
+    return _gated(*given, starts_of(packing), longest, order, save)[0].permute(1, 2, 0)

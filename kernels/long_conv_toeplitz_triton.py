@@ -6,9 +6,12 @@ that begin anywhere are no loads of 16 bytes, so that a table holds each filter 
 Reversed in time the same product makes the gradients of k v. The filter's gradient is a product over sequences, of
 tokens x tokens, whose diagonals are summed: a lag each.
 
-Products of two bfloat16 numbers have 16 bits, so that two bfloat16 parts hold k v and q dy exactly, and taps to 2^-17.
-Convolutions leave out the product of both second parts; the filter's gradient keeps it, so that its terms are exact.
-Sums are float32.
+What is multiplied has the dtype of the planes: taps, k v, q dy are rounded to it once, and sums are float32. k v and
+q dy become planes of their own first: every tile of tokens would make them again from four others, where now it only
+multiplies what is copied to shared memory.
+
+Packed examples: planes (1,T), with the places where examples begin (`packing.Packing`). No program walks beyond the
+longest of its sequences, its first.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
@@ -17,34 +20,14 @@ Sums are float32.
 import triton
 import triton.language as tl
 
+from .plane_rows_triton import sequence_rows
+
 MARGIN = tl.constexpr(128)  # zeros before the first tap in a table; the largest tile
 
 
-@triton.jit
-def _split(x, HALF: tl.constexpr):
-    """x as a sum of two numbers, the second one nothing where HALF is float32."""
-    high = x.to(HALF)
-    return high, (x - high.to(tl.float32)).to(HALF)
-
-
-@triton.jit
-def _times(total, a, b_high, b_low, EXACT: tl.constexpr):
-    """total + a b, b in parts; of two parts each where they are narrower than float32."""
-    if b_high.dtype.primitive_bitwidth < 32:
-        a_high, a_low = _split(a, b_high.dtype)
-        if EXACT:
-            total = tl.dot(a_low, b_low, total)
-        total = tl.dot(a_low, b_high, total)
-        total = tl.dot(a_high, b_low, total)
-        total = tl.dot(a_high, b_high, total)
-    else:
-        total = tl.dot(a, b_high, total, input_precision="ieee")
-    return total
-
-
 @triton.jit(do_not_specialize=["reach"])
-def table_kernel(taps, skip, table, reach, row, H: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Filters as tiles read them: (PARTS, H, 8, row), copy n without its first n numbers; see `_filter_tile`."""
+def table_kernel(taps, skip, table, reach, row, BLOCK: tl.constexpr):
+    """Filters as tiles read them: (H, 8, row), copy n without its first n numbers; see `_filter_tile`."""
     h, copy = tl.program_id(0).to(tl.int64), tl.program_id(1)
     for start in range(0, row, BLOCK):
         place = start + tl.arange(0, BLOCK)
@@ -52,100 +35,133 @@ def table_kernel(taps, skip, table, reach, row, H: tl.constexpr, PARTS: tl.const
         tap = tl.load(taps + h * reach + lag, mask=(lag >= 0) & (lag < reach), other=0.0).to(tl.float32)
         if skip is not None:
             tap += tl.where(lag == 0, tl.load(skip + h).to(tl.float32), 0.0)
-        high, low = _split(tap, table.dtype.element_ty)
-        out = table + (h * 8 + copy) * row + place
-        tl.store(out, high, mask=place < row)
-        if PARTS > 1:
-            tl.store(out + tl.cast(H * 8, tl.int64) * row, low, mask=place < row)
+        tl.store(table + (h * 8 + copy) * row + place, tap.to(table.dtype.element_ty), mask=place < row)
 
 
 @triton.jit
-def _filter_tile(table, h, lag, row, H: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """Both parts of the taps lag + j - i for row i and column j.
+def _filter_tile(table, h, lag, row, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The taps lag + j - i for row i and column j.
 
     Rows begin at any lag, but in one of the eight copies at a multiple of eight numbers: loads of 16 bytes.
     """
     begin = lag - tl.arange(0, ROWS)
     at = (begin & 7) * row + ((begin >> 3) * 8 + MARGIN)
-    at = at[:, None] + tl.arange(0, COLUMNS)[None, :]
-    table += h.to(tl.int64) * 8 * row
-    high = tl.load(table + at)
-    low = high
-    if PARTS > 1:
-        low = tl.load(table + tl.cast(H * 8, tl.int64) * row + at)
-    return high, low
+    return tl.load(table + h.to(tl.int64) * 8 * row + at[:, None] + tl.arange(0, COLUMNS)[None, :])
 
 
 @triton.jit
-def _plane(x, channel, sequences, length):
-    return x + channel.to(tl.int64) * sequences * length
+def _rows(block, starts, sequences, length, BLOCK_B: tl.constexpr):
+    """`sequence_rows` of a block of sequences, and the most tokens that one of them has."""
+    begins, counts = sequence_rows(block * BLOCK_B + tl.arange(0, BLOCK_B), starts, sequences, length)
+    longest = length
+    if starts is not None:  # the first one's
+        longest = tl.load(starts + block * BLOCK_B + 1) - tl.load(starts + block * BLOCK_B)
+    return begins, counts, longest
 
 
 @triton.jit
-def _load(x, bias, channel, at, inside, sequences, length):
-    """A tile of a channel's plane, in float32, with the channel's bias."""
-    tile = tl.load(_plane(x, channel, sequences, length) + at, mask=inside, other=0.0).to(tl.float32)
+def _load(x, bias, channel, size, at, inside):
+    """A tile of a channel's plane, with the channel's bias, in float32."""
+    tile = tl.load(x + channel * size + at, mask=inside, other=0.0).to(tl.float32)
     if bias is not None:
         tile += tl.load(bias + channel).to(tl.float32)
     return tile
 
 
 @triton.jit
-def _loads(x, bias, h, at, inside, sequences, length, H: tl.constexpr, R: tl.constexpr):
+def _loads(x, bias, h, size, at, inside, H: tl.constexpr, R: tl.constexpr):
     """Those of a head's channels."""
-    found = (_load(x, bias, h, at, inside, sequences, length),)
+    found = (_load(x, bias, h, size, at, inside),)
     for i in tl.static_range(1, R):
-        found = found + (_load(x, bias, h + i * H, at, inside, sequences, length),)
+        found = found + (_load(x, bias, h + i * H, size, at, inside),)
     return found
 
 
 @triton.jit
-def _place(b, t, sequences, length):
-    """Where the tokens t of the sequences b lie in a plane, and which of them there are."""
-    return b[:, None] * length + t[None, :], (b < sequences)[:, None] & (t < length)[None, :]
+def _operand(x, bias, channel, size, at, inside):
+    """The same as a product's operand, in the planes' dtype."""
+    if bias is None:
+        tile = tl.load(x + channel * size + at, mask=inside, other=0.0)
+    else:
+        tile = _load(x, bias, channel, size, at, inside).to(x.dtype.element_ty)
+    return tile
+
+
+@triton.jit(do_not_specialize=["units"])
+def products_kernel(
+    left, left_bias, right, right_bias, out, units, H: tl.constexpr, R: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of left and right all products of a head's channels: of i and j plane (i R + j) H + h.
+
+    Sizes of planes come in UNITs, which they are multiples of: so rows of 16 bytes are known to be whole.
+    """
+    at, h, size = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1), units.to(tl.int64) * UNIT
+    inside = at < size
+    lefts = _loads(left, left_bias, h, size, at, inside, H, R)
+    rights = _loads(right, right_bias, h, size, at, inside, H, R)
+    for n in tl.static_range(R * R):
+        product = lefts[n // R] * rights[n % R]
+        tl.store(out + (h + n * H) * size + at, product.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["units"])
+def gate_gradient_kernel(
+    dy, q, q_bias, c, e, dq, sums, units, channels, H: tl.constexpr, R: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From y = q c, which adds over the keys of a head: e, all products of q and dy, and the gradient of q."""
+    at, h, size = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1), units.to(tl.int64) * UNIT
+    inside = at < size
+    gates = _loads(q, q_bias, h, size, at, inside, H, R)
+    upper = _loads(dy, None, h, size, at, inside, H, R)
+    for i in tl.static_range(R):
+        of_q = tl.zeros((BLOCK,), tl.float32)
+        for j in tl.static_range(R):
+            place = (h + (i * R + j) * H) * size + at
+            tl.store(e + place, (gates[i] * upper[j]).to(e.dtype.element_ty), mask=inside)
+            of_q += upper[j] * tl.load(c + place, mask=inside, other=0.0).to(tl.float32)
+        channel = h + i * H
+        tl.store(dq + channel * size + at, of_q.to(dq.dtype.element_ty), mask=inside)
+        if sums is not None:
+            tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(of_q, 0))
 
 
 @triton.jit
 def _convolved(
-    left, left_bias, right, right_bias, table, h, start, b, sequences, length, reach, row, H: tl.constexpr,
-    R: tl.constexpr, GATED: tl.constexpr, REVERSED: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr,
-    BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
+    x, bias, table, h, start, begins, counts, longest, size, reach, row, H: tl.constexpr, PLANES: tl.constexpr,
+    REVERSED: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """The sums for the tokens start ... start + TILE - 1: a tuple over the R R products of left and right."""
+    """The sums for the tokens start ... start + TILE - 1: a tuple over planes with one filter, h, h + H, ..."""
     zero = tl.zeros((BLOCK_B, TILE), tl.float32)
     total = (zero,)
-    for _ in tl.static_range(1, R * R):
+    for _ in tl.static_range(1, PLANES):
         total = total + (zero,)
     if REVERSED:
         first = start
-        last = tl.minimum(length, start + TILE - 1 + reach)
+        last = tl.minimum(longest, start + TILE - 1 + reach)
     else:
         first = tl.maximum(start - reach + 1, 0) // SOURCES * SOURCES
-        last = tl.minimum(length, start + TILE)
+        last = tl.where(start < longest, tl.minimum(longest, start + TILE), first)
     for begin in range(first, last, SOURCES):
         if REVERSED:
-            high, low = _filter_tile(table, h, begin - start, row, H, TILE, SOURCES, PARTS)
-            high, low = tl.trans(high), tl.trans(low)
+            taps = tl.trans(_filter_tile(table, h, begin - start, row, TILE, SOURCES))
         else:
-            high, low = _filter_tile(table, h, start - begin, row, H, SOURCES, TILE, PARTS)
-        at, inside = _place(b, begin + tl.arange(0, SOURCES), sequences, length)
-        a = _loads(left, left_bias, h, at, inside, sequences, length, H, R)
-        if GATED:
-            gates = _loads(right, right_bias, h, at, inside, sequences, length, H, R)
-            found = (_times(total[0], a[0] * gates[0], high, low, False),)
-            for n in tl.static_range(1, R * R):
-                found = found + (_times(total[n], a[n // R] * gates[n % R], high, low, False),)
-        else:
-            found = (_times(total[0], a[0], high, low, False),)
+            taps = _filter_tile(table, h, start - begin, row, SOURCES, TILE)
+        t = begin + tl.arange(0, SOURCES)
+        at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+        found = (tl.dot(_operand(x, bias, h, size, at, inside), taps, total[0], input_precision="ieee"),)
+        for n in tl.static_range(1, PLANES):
+            tile = _operand(x, bias, h + n * H, size, at, inside)
+            found = found + (tl.dot(tile, taps, total[n], input_precision="ieee"),)
         total = found
     return total
 
 
 @triton.jit
-def _tile(length, TILE: tl.constexpr, BLOCK_B: tl.constexpr, REVERSED: tl.constexpr):
-    """Of a program, the longest sums first: its first token, its head and its sequences."""
-    turn = tl.program_id(0) if REVERSED else tl.num_programs(0) - 1 - tl.program_id(0)
-    return turn * TILE, tl.program_id(1), tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
+def _start(TILE: tl.constexpr, REVERSED: tl.constexpr):
+    """A program's first token, the longest sums first."""
+    return (tl.program_id(0) if REVERSED else tl.num_programs(0) - 1 - tl.program_id(0)) * TILE
 
 
 @triton.jit
@@ -155,110 +171,103 @@ def _store_sum(sums, channel, x, channels):
     tl.store(sums + row * channels + channel, tl.sum(tl.sum(x, 1), 0))
 
 
-@triton.jit(do_not_specialize=["sequences", "reach"])
+@triton.jit(do_not_specialize=["sequences", "units", "reach"])
 def plain_kernel(
-    x, bias, table, y, sums, sequences, length, reach, row, channels, D: tl.constexpr, REVERSED: tl.constexpr,
-    TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
+    x, bias, table, y, sums, starts, sequences, length, units, reach, row, channels, D: tl.constexpr,
+    REVERSED: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """y from x, a filter a channel; reversed: the gradient of x from that of y, and its sums if asked for."""
-    start, d, b = _tile(length, TILE, BLOCK_B, REVERSED)
+    start, d, size = _start(TILE, REVERSED), tl.program_id(1), units.to(tl.int64) * UNIT
+    begins, counts, longest = _rows(tl.program_id(2), starts, sequences, length, BLOCK_B)
     total = _convolved(
-        x, bias, x, bias, table, d, start, b, sequences, length, reach, row, D, 1, False, REVERSED, TILE, SOURCES,
-        BLOCK_B, PARTS,
-    )  # fmt: skip
-    at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
-    tl.store(_plane(y, d, sequences, length) + at, total[0].to(y.dtype.element_ty), mask=inside)
+        x, bias, table, d, start, begins, counts, longest, size, reach, row, D, 1, REVERSED, TILE, SOURCES, BLOCK_B
+    )
+    t = start + tl.arange(0, TILE)
+    at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+    tl.store(y + d * size + at, total[0].to(y.dtype.element_ty), mask=inside)
     if sums is not None:
         _store_sum(sums, d, tl.where(inside, total[0], 0.0), channels)
 
 
-@triton.jit(do_not_specialize=["sequences", "reach"])
+@triton.jit(do_not_specialize=["sequences", "units", "reach"])
 def forward_kernel(
-    q, q_bias, k, k_bias, v, v_bias, table, y, c, sequences, length, reach, row, H: tl.constexpr, R: tl.constexpr,
-    SAVE: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
+    q, q_bias, w, table, y, c, starts, sequences, length, units, reach, row, H: tl.constexpr, R: tl.constexpr,
+    SAVE: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    start, h, b = _tile(length, TILE, BLOCK_B, False)
+    """y, and c, the convolutions of w, which are the products of k and v."""
+    start, h, size = _start(TILE, False), tl.program_id(1), units.to(tl.int64) * UNIT
+    begins, counts, longest = _rows(tl.program_id(2), starts, sequences, length, BLOCK_B)
     total = _convolved(
-        k, k_bias, v, v_bias, table, h, start, b, sequences, length, reach, row, H, R, True, False, TILE, SOURCES,
-        BLOCK_B, PARTS,
-    )  # fmt: skip
-    at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
-    gates = _loads(q, q_bias, h, at, inside, sequences, length, H, R)
+        w, None, table, h, start, begins, counts, longest, size, reach, row, H, R * R, False, TILE, SOURCES, BLOCK_B
+    )
+    t = start + tl.arange(0, TILE)
+    at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+    gates = _loads(q, q_bias, h, size, at, inside, H, R)
     for j in tl.static_range(R):
         out = gates[0] * total[j]
         for i in tl.static_range(1, R):
             out += gates[i] * total[i * R + j]
-        tl.store(_plane(y, h + j * H, sequences, length) + at, out.to(y.dtype.element_ty), mask=inside)
+        tl.store(y + (h + j * H) * size + at, out.to(y.dtype.element_ty), mask=inside)
     if SAVE:
         for n in tl.static_range(R * R):
-            tl.store(_plane(c, h + n * H, sequences, length) + at, total[n].to(c.dtype.element_ty), mask=inside)
+            tl.store(c + (h + n * H) * size + at, total[n].to(c.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["sequences", "reach"])
+@triton.jit(do_not_specialize=["sequences", "units", "reach"])
 def backward_kernel(
-    dy, q, q_bias, k, k_bias, v, v_bias, c, table, dq, dk, dv, q_sums, k_sums, v_sums, sequences, length, reach,
-    row, channels, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr, BLOCK_B: tl.constexpr,
-    PARTS: tl.constexpr,
+    e, k, k_bias, v, v_bias, table, dk, dv, k_sums, v_sums, starts, sequences, length, units, reach, row, channels,
+    H: tl.constexpr, R: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr, SOURCES: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k and v, and their sums if asked for. The correlation of q dy makes those of k v."""
-    start, h, b = _tile(length, TILE, BLOCK_B, True)
+    """Gradients of k and v, and their sums if asked for. The correlation of e = q dy makes those of k v."""
+    start, h, size = _start(TILE, True), tl.program_id(1), units.to(tl.int64) * UNIT
+    begins, counts, longest = _rows(tl.program_id(2), starts, sequences, length, BLOCK_B)
     total = _convolved(
-        q, q_bias, dy, None, table, h, start, b, sequences, length, reach, row, H, R, True, True, TILE, SOURCES,
-        BLOCK_B, PARTS,
-    )  # fmt: skip
-    at, inside = _place(b, start + tl.arange(0, TILE), sequences, length)
-    keys = _loads(k, k_bias, h, at, inside, sequences, length, H, R)
-    values = _loads(v, v_bias, h, at, inside, sequences, length, H, R)
-    upper = _loads(dy, None, h, at, inside, sequences, length, H, R)
+        e, None, table, h, start, begins, counts, longest, size, reach, row, H, R * R, True, TILE, SOURCES, BLOCK_B
+    )
+    t = start + tl.arange(0, TILE)
+    at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+    keys = _loads(k, k_bias, h, size, at, inside, H, R)
+    values = _loads(v, v_bias, h, size, at, inside, H, R)
     for i in tl.static_range(R):
-        convolved = _load(c, None, h + i * R * H, at, inside, sequences, length)
-        of_q, of_k, of_v = upper[0] * convolved, values[0] * total[i * R], keys[0] * total[i]
+        of_k, of_v = values[0] * total[i * R], keys[0] * total[i]
         for j in tl.static_range(1, R):
-            of_q += upper[j] * _load(c, None, h + (i * R + j) * H, at, inside, sequences, length)
             of_k += values[j] * total[i * R + j]
             of_v += keys[j] * total[j * R + i]
         channel = h + i * H
-        tl.store(_plane(dq, channel, sequences, length) + at, of_q.to(dq.dtype.element_ty), mask=inside)
-        tl.store(_plane(dk, channel, sequences, length) + at, of_k.to(dk.dtype.element_ty), mask=inside)
-        tl.store(_plane(dv, channel, sequences, length) + at, of_v.to(dv.dtype.element_ty), mask=inside)
-        if q_sums is not None:
-            _store_sum(q_sums, channel, tl.where(inside, of_q, 0.0), channels)
+        tl.store(dk + channel * size + at, of_k.to(dk.dtype.element_ty), mask=inside)
+        tl.store(dv + channel * size + at, of_v.to(dv.dtype.element_ty), mask=inside)
+        if v_sums is not None:
             _store_sum(v_sums, channel, tl.where(inside, of_v, 0.0), channels)
         if k_sums is not None:
             _store_sum(k_sums, channel, tl.where(inside, of_k, 0.0), channels)
 
 
-@triton.jit(do_not_specialize=["sequences", "reach"])
+@triton.jit(do_not_specialize=["sequences", "units", "reach"])
 def taps_gradient_kernel(
-    dy, q, q_bias, x, x_bias, v, v_bias, partials, sequences, length, reach, H: tl.constexpr, R: tl.constexpr,
-    GATED: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr,
+    e, x, x_bias, partials, starts, sequences, length, units, reach, H: tl.constexpr, PLANES: tl.constexpr,
+    UNIT: tl.constexpr, TILE: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """A block of lags over some of the sequences: sums over t of dy (q dy) at t times x (x v) at t - lag.
+    """A block of lags over some of the sequences: sums over t of e at t times x at t - lag, of planes h, h + H, ...
 
     The tokens of two tiles `first` apart meet at the lags first - TILE + 1 ... first + TILE - 1. Partial sums are
     (parts, 2, reach, H): those of the block of lags that begins at `first`, and those of the one before.
     """
     first, h, part = tl.program_id(0) * TILE, tl.program_id(1), tl.program_id(2)
-    parts, place = tl.num_programs(2), tl.arange(0, TILE)
-    starts = tl.cdiv(length - first, TILE)
-    batches = tl.cdiv(tl.cdiv(sequences, BLOCK_B) - part, parts)
+    parts, place, size = tl.num_programs(2), tl.arange(0, TILE), units.to(tl.int64) * UNIT
+    tiles = tl.cdiv(length - first, TILE)
+    blocks = tl.cdiv(tl.cdiv(sequences, BLOCK_B) - part, parts)
     total = tl.zeros((TILE, TILE), tl.float32)
-    for step in range(batches * starts):
-        b = (step // starts * parts + part) * BLOCK_B + tl.arange(0, BLOCK_B)
-        s = step % starts * TILE + place
-        at, inside = _place(b, first + s, sequences, length)
-        at_s, inside_s = _place(b, s, sequences, length)
-        late = _loads(dy, None, h, at, inside, sequences, length, H, R)
-        early = _loads(x, x_bias, h, at_s, inside_s, sequences, length, H, R)
-        if GATED:
-            late_gates = _loads(q, q_bias, h, at, inside, sequences, length, H, R)
-            early_gates = _loads(v, v_bias, h, at_s, inside_s, sequences, length, H, R)
-            for n in tl.static_range(R * R):
-                high, low = _split(early[n // R] * early_gates[n % R], x.dtype.element_ty)
-                total = _times(total, tl.trans(late[n % R] * late_gates[n // R]), high, low, True)
-        else:
-            high, low = _split(early[0], x.dtype.element_ty)
-            total = _times(total, tl.trans(late[0]), high, low, True)
+    for step in range(blocks * tiles):
+        begins, counts, _ = _rows(step // tiles * parts + part, starts, sequences, length, BLOCK_B)
+        s = step % tiles * TILE + place
+        at, inside = begins[:, None] + s[None, :], s[None, :] < counts[:, None]
+        late = first + s[None, :] < counts[:, None]
+        for n in tl.static_range(PLANES):
+            channel = h + n * H
+            upper = tl.load(e + channel * size + first + at, mask=late, other=0.0)
+            lower = _operand(x, x_bias, channel, size, at, inside)
+            total = tl.dot(tl.trans(upper), lower, total, input_precision="ieee")
     # Row t, column j of the turned tile is token t with token t - j, or from j > t on with token t - j + TILE.
     row, column = place[:, None], place[None, :]
     turned = tl.gather(total, (row - column) & (TILE - 1), 1)

@@ -96,16 +96,27 @@ def _columns(parts: int) -> int:
     return NARROW.value if parts <= MANY.value else SLIM.value
 
 
-def add_up(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Sum each (P, W) float32 over P into its (W,), in one launch."""
+def _add_up(sums: Sequence[tuple[Tensor, Tensor]], unit: int) -> None:
     partials, outs = zip(*sums, strict=True)
     parts, widths = zip(*(x.shape for x in partials), strict=True)
     starts = tuple(accumulate(map(triton.cdiv, widths, map(_columns, parts)), initial=0))
-    unit = WHOLE if all(width % WHOLE == 0 for width in widths) else 1
     sum_parts_kernel[(starts[-1],)](
         partials, outs, _hidden(parts), _hidden(width // unit for width in widths), _hidden(starts), SUMS=len(sums),
         UNIT=unit, num_warps=8,
     )  # fmt: skip
+
+
+def add_up(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Sum each (P, W) float32 over P into its (W,), in one launch, or two: rows of whole sixteen bytes have their own.
+
+    How rows are loaded decides the order in which they are added: so that is a sum's own, in any company.
+    """
+    by_unit: dict[int, list[tuple[Tensor, Tensor]]] = {WHOLE: [], 1: []}
+    for given in sums:
+        by_unit[1 if given[1].numel() % WHOLE else WHOLE].append(given)
+    for unit, some in by_unit.items():
+        if some:
+            _add_up(some, unit)
 
 
 def sum_parts(partials_PW: Tensor, dtype: torch.dtype, leaves: Sequence[Tensor | None] = ()) -> Tensor:

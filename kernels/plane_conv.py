@@ -12,6 +12,7 @@ from typing import cast
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
+from .packing import Packing, examples_apart
 from .precision import accumulation_dtype
 from .short_conv import MOST_TAPS
 from .short_conv import reference as convolved
@@ -24,13 +25,15 @@ def reference(x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Te
     return cast(Tensor, convolved(wide, weight_DW, bias_D)).to(x_BLD.dtype)
 
 
-def plane_conv(x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor) -> Tensor:
-    """x (B,L,D), biases (D), weight (D,W) -> y (B,L,D), which on CUDA lies in memory as (D,B,L)."""
+def plane_conv(
+    x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor, packing: Packing | None = None
+) -> Tensor:
+    """x (B,L,D), biases (D), weight (D,W) -> y (B,L,D), which on CUDA lies in memory as (D,B,L); `packing`: (1,T,D)."""
     if not x_BLD.is_cuda or weight_DW.shape[1] > MOST_TAPS:
-        return reference(x_BLD, input_bias_D, weight_DW, bias_D)
+        return examples_apart(lambda x_BLD: reference(x_BLD, input_bias_D, weight_DW, bias_D), x_BLD, packing)
     from .plane_conv_triton import plane_conv as by_triton
 
-    return by_triton(x_BLD, input_bias_D, weight_DW, bias_D)
+    return by_triton(x_BLD, input_bias_D, weight_DW, bias_D, packing)
 
 
 def flops(*, batch: int, length: int, channels: int, taps: int, backward: bool = False) -> int:

@@ -14,7 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .packing import Packing, starts_of
 from .partial_sums_triton import sum_parts
+from .plane_rows_triton import PlaneRows, plane_rows, sequence_rows
 
 TOKENS, BACKWARD_TOKENS = 2048, 1024  # of a tile; the backward's sums take registers
 LONGEST = 256  # tokens of one sequence in a tile
@@ -22,12 +24,12 @@ PROGRAMS = 16  # of a channel's backward, at most; fixed, so that the order of i
 
 
 @triton.jit
-def _place(tile, sequences, length, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Of a tile of sequences x time: its places in a plane, its tokens, and which of its sequences there are."""
+def _place(tile, starts, sequences, length, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Of a tile of sequences x time: its places in a plane, its tokens, and how many its sequences have."""
     across = tl.cdiv(length, WIDTH)
-    b = (tile // across * ROWS + tl.arange(0, ROWS))[:, None]
     t = (tile % across * WIDTH + tl.arange(0, WIDTH))[None, :]
-    return b * length + t, t, b < sequences
+    begin, count = sequence_rows(tile // across * ROWS + tl.arange(0, ROWS), starts, sequences, length)
+    return begin[:, None] + t, t, count[:, None]
 
 
 @triton.jit
@@ -37,11 +39,11 @@ def _halves(tile, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _earlier(x, own, place, t, row, length, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _earlier(x, own, place, t, count, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """x + own of the second token of each pair, of the first one, of those before, ...; zeros before the start."""
     found = ()
     for back in tl.static_range(0, COUNT, 2):
-        there = row & (t >= back) & (t - back < length)
+        there = (t >= back) & (t - back < count)
         tile = tl.where(there, tl.load(x + place - back, mask=there, other=0.0).to(tl.float32) + own, 0.0)
         first, second = _halves(tile, ROWS, WIDTH)
         found = found + (second, first)
@@ -49,11 +51,11 @@ def _earlier(x, own, place, t, row, length, COUNT: tl.constexpr, ROWS: tl.conste
 
 
 @triton.jit
-def _later(x, place, t, row, length, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _later(x, place, t, count, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """The first token of each pair, the second one, those behind, ...; zeros behind the last."""
     found = ()
     for ahead in tl.static_range(0, COUNT, 2):
-        tile = tl.load(x + place + ahead, mask=row & (t + ahead < length), other=0.0).to(tl.float32)
+        tile = tl.load(x + place + ahead, mask=t + ahead < count, other=0.0).to(tl.float32)
         first, second = _halves(tile, ROWS, WIDTH)
         found = found + (first, second)
     return found
@@ -76,28 +78,29 @@ def _weights(weight, channel, TAPS: tl.constexpr):
     return found
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@triton.jit(do_not_specialize=["sequences", "units"])
 def forward_kernel(
-    x, input_bias, weight, bias, y, sequences, length, TAPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
+    x, input_bias, weight, bias, y, starts, sequences, length, units, TAPS: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     channel = tl.program_id(1).to(tl.int64)
-    place, t, row = _place(tl.program_id(0), sequences, length, ROWS, WIDTH)
-    plane = channel * sequences * length
+    place, t, count = _place(tl.program_id(0), starts, sequences, length, ROWS, WIDTH)
+    plane = channel * units * UNIT
     own, added = tl.load(input_bias + channel).to(tl.float32), tl.load(bias + channel).to(tl.float32)
     weights = _weights(weight, channel, TAPS)
-    tokens = _earlier(x + plane, own, place, t, row, length, TAPS + 1, ROWS, WIDTH)
+    tokens = _earlier(x + plane, own, place, t, count, TAPS + 1, ROWS, WIDTH)
     pair = tl.join(_weighted(weights, tokens, 1, TAPS) + added, _weighted(weights, tokens, 0, TAPS) + added)
-    tl.store(y + plane + place, tl.reshape(pair, (ROWS, WIDTH)).to(y.dtype.element_ty), mask=row & (t < length))
+    tl.store(y + plane + place, tl.reshape(pair, (ROWS, WIDTH)).to(y.dtype.element_ty), mask=t < count)
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@triton.jit(do_not_specialize=["sequences", "units"])
 def backward_kernel(
-    dy, x, input_bias, weight, dx, partials, sequences, length, D: tl.constexpr, TAPS: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    dy, x, input_bias, weight, dx, partials, starts, sequences, length, units, D: tl.constexpr, TAPS: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Partial sums: weight (D,TAPS), bias (D), the input's bias (D)."""
     channel = tl.program_id(1).to(tl.int64)
-    plane = channel * sequences * length
+    plane = channel * units * UNIT
     own = tl.load(input_bias + channel).to(tl.float32)
     weights = _weights(weight, channel, TAPS)
     zero = tl.zeros((ROWS, WIDTH // 2), tl.float32)
@@ -107,9 +110,9 @@ def backward_kernel(
     of_bias, of_input = zero, zero
     tiles = tl.cdiv(sequences, ROWS) * tl.cdiv(length, WIDTH)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        place, t, row = _place(tile, sequences, length, ROWS, WIDTH)
-        tokens = _earlier(x + plane, own, place, t, row, length, TAPS + 1, ROWS, WIDTH)
-        upper = _later(dy + plane, place, t, row, length, TAPS + 1, ROWS, WIDTH)
+        place, t, count = _place(tile, starts, sequences, length, ROWS, WIDTH)
+        tokens = _earlier(x + plane, own, place, t, count, TAPS + 1, ROWS, WIDTH)
+        upper = _later(dy + plane, place, t, count, TAPS + 1, ROWS, WIDTH)
         first, second = _weighted(weights, upper, 0, TAPS), _weighted(weights, upper, 1, TAPS)
         found = ()
         for back in tl.static_range(TAPS):
@@ -118,7 +121,7 @@ def backward_kernel(
         of_bias += upper[0] + upper[1]
         of_input += first + second  # nothing beyond the last token, as there are no gradients of y
         pair = tl.reshape(tl.join(first, second), (ROWS, WIDTH))
-        tl.store(dx + plane + place, pair.to(dx.dtype.element_ty), mask=row & (t < length))
+        tl.store(dx + plane + place, pair.to(dx.dtype.element_ty), mask=t < count)
     line = partials + tl.program_id(0) * (D * (TAPS + 2))
     for back in tl.static_range(TAPS):
         tl.store(line + channel * TAPS + TAPS - 1 - back, tl.sum(tl.sum(of_weight[back], 1), 0))
@@ -126,64 +129,72 @@ def backward_kernel(
     tl.store(line + D * (TAPS + 1) + channel, tl.sum(tl.sum(of_input, 1), 0))
 
 
-def _tiles(x: Tensor, tokens: int) -> tuple[int, dict[str, int]]:
+def _tiles(rows: PlaneRows, tokens: int) -> tuple[int, dict[str, int]]:
     """How many of so many tokens a plane has, and their shape."""
-    sequences, length = x.shape[1:]
-    width = max(2, min(LONGEST, tokens, triton.next_power_of_2(length)))
-    rows = min(tokens // width, triton.next_power_of_2(sequences))
-    return triton.cdiv(sequences, rows) * triton.cdiv(length, width), {"ROWS": rows, "WIDTH": width}
+    width = max(2, min(LONGEST, tokens, triton.next_power_of_2(rows.length)))
+    height = min(tokens // width, triton.next_power_of_2(rows.sequences))
+    tiles = triton.cdiv(rows.sequences, height) * triton.cdiv(rows.length, width)
+    return tiles, {"UNIT": rows.unit, "ROWS": height, "WIDTH": width}
 
 
 @torch.library.custom_op("basedbench::plane_conv", mutates_args=())
-def _conv(x: Tensor, input_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Of planes (D,B,L)."""
+def _conv(x: Tensor, input_bias: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None, longest: int) -> Tensor:
+    """Of planes (D,B,L), or of packed examples (D,1,T)."""
     y = x.new_empty(x.shape)
     if y.numel():
-        tiles, shape = _tiles(x, TOKENS)
+        rows = plane_rows(x, starts, longest)
+        tiles, shape = _tiles(rows, TOKENS)
         vectors = dense_rows(input_bias), weight.contiguous(), dense_rows(bias)
-        forward_kernel[(tiles, len(x))](x, *vectors, y, *x.shape[1:], TAPS=weight.shape[1], **shape)
+        forward_kernel[(tiles, len(x))](x, *vectors, y, *rows.arguments, TAPS=weight.shape[1], **shape)
     return y
 
 
 @_conv.register_fake
-def _(x, input_bias, weight, bias):
+def _(x, input_bias, weight, bias, starts, longest):
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("basedbench::plane_conv_backward", mutates_args=())
-def _conv_backward(dy: Tensor, x: Tensor, input_bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _conv_backward(
+    dy: Tensor, x: Tensor, input_bias: Tensor, weight: Tensor, starts: Tensor | None, longest: int
+) -> tuple[Tensor, Tensor]:
     """The gradients of x, and in one row of the weight (D W), the bias and the input's bias."""
     dx, (width, taps) = x.new_empty(x.shape), weight.shape
     if not dx.numel():
         return dx, weight.new_zeros(width * (taps + 2))
-    tiles, shape = _tiles(x, BACKWARD_TOKENS)
+    rows = plane_rows(x, starts, longest)
+    tiles, shape = _tiles(rows, BACKWARD_TOKENS)
     programs = min(PROGRAMS, tiles)
     partials = torch.empty((programs, width * (taps + 2)), dtype=torch.float32, device=x.device)
     backward_kernel[(programs, width)](
-        dy, x, dense_rows(input_bias), weight.contiguous(), dx, partials, *x.shape[1:], D=width, TAPS=taps, **shape
+        dy, x, dense_rows(input_bias), weight.contiguous(), dx, partials, *rows.arguments, D=width, TAPS=taps, **shape
     )
     return dx, sum_parts(partials, weight.dtype)
 
 
 @_conv_backward.register_fake
-def _(dy, x, input_bias, weight):
+def _(dy, x, input_bias, weight, starts, longest):
     return x.new_empty(x.shape), weight.new_empty(len(weight) * (weight.shape[1] + 2))
 
 
 def _setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:3])
+    x, input_bias, weight, _, starts, ctx.longest = inputs
+    ctx.save_for_backward(x, input_bias, weight, starts)
 
 
 def _gradients(ctx, dy: Tensor):
-    x, input_bias, weight = ctx.saved_tensors
-    dx, sums = _conv_backward(dy.contiguous(), x, input_bias, weight)
+    x, input_bias, weight, starts = ctx.saved_tensors
+    dx, sums = _conv_backward(dy.contiguous(), x, input_bias, weight, starts, ctx.longest)
     of_weight, of_bias, of_input = sums.split([weight.numel(), len(weight), len(weight)])
-    return dx, of_input, of_weight.view_as(weight), of_bias
+    return dx, of_input, of_weight.view_as(weight), of_bias, None, None
 
 
 _conv.register_autograd(_gradients, setup_context=_setup)
 
 
-def plane_conv(x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor) -> Tensor:
+def plane_conv(
+    x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor, packing: Packing | None = None
+) -> Tensor:
     """`plane_conv.reference` by the kernels above."""
-    return _conv(x_BLD.permute(2, 0, 1).contiguous(), input_bias_D, weight_DW, bias_D).permute(1, 2, 0)
+    planes, longest = x_BLD.permute(2, 0, 1).contiguous(), 0 if packing is None else packing.longest
+    return _conv(planes, input_bias_D, weight_DW, bias_D, starts_of(packing), longest).permute(1, 2, 0)

@@ -39,6 +39,7 @@ from basedbench.kernels import (
     short_conv_step,
 )
 from basedbench.kernels.diagonal_filter import constants, powers
+from basedbench.kernels.packing import Packing
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.registry import register
@@ -179,14 +180,19 @@ class H3(Mixer):
         q_xKH = q_xD.unflatten(-1, (-1, self.heads))
         return self.out_proj((q_xKH.unsqueeze(-2) * y_xKVH).sum(-3).flatten(-2).to(q_xD.dtype))
 
-    def _mixed(self, x_BLE: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    def _mixed(self, x_BLE: Tensor, bias_E: Tensor | None = None, packing: Packing | None = None) -> Tensor:
         """All outputs, from q, k and v side by side, less a bias."""
-        taps_LH, skip_H = self.diagonal.taps(x_BLE.shape[1]), self.diagonal.skip()
-        y_BLD = gated_long_conv(x_BLE, taps_LH, skip_H, self.shift.taps(), self.shift.skip(), bias_E=bias_E)
+        length = x_BLE.shape[1] if packing is None else packing.longest
+        filters = self.diagonal.taps(length), self.diagonal.skip(), self.shift.taps(), self.shift.skip()
+        y_BLD = gated_long_conv(x_BLE, *filters, bias_E=bias_E, packing=packing)
         return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return self._mixed(*plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias))
+    @classmethod
+    def packs(cls, options: H3Options, *, asked: bool) -> bool:
+        return True
+
+    def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
+        return self._mixed(*plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias), packing)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         x_BLE = self.in_proj(x_BLD)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_conv, plane_linear
+from basedbench.kernels.packing import Packing, examples_apart
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -118,18 +119,24 @@ class Hyena(Mixer):
         """The projection in (B, L, 3 D)."""
         return linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
 
-    def _output(self, mixed_BLE: Tensor) -> Tensor:
+    def _output(self, mixed_BLE: Tensor, packing: Packing | None = None) -> Tensor:
         """The long convolution between its gates, and the projection."""
-        length = mixed_BLE.shape[1]
+        length = mixed_BLE.shape[1] if packing is None else packing.longest
         self.check_length(self.options, length)
-        y_BLD = gated_long_conv(mixed_BLE, self.filter(length), self.filter.skip(), order="kqv")
+        filters = self.filter(length), self.filter.skip()
+        y_BLD = gated_long_conv(mixed_BLE, *filters, order="kqv", packing=packing)
         return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    @classmethod
+    def packs(cls, options: HyenaOptions, *, asked: bool) -> bool:
+        return True
+
+    def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
         x_BLE, bias_E = plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
         if bias_E is None:
-            return self._output(self.conv(x_BLE))
-        return self._output(plane_conv(x_BLE, bias_E, self.conv.weight, cast(Tensor, self.conv.bias)))
+            return self._output(examples_apart(self.conv, x_BLE, packing), packing)
+        convolution = self.conv.weight, cast(Tensor, self.conv.bias)
+        return self._output(plane_conv(x_BLE, bias_E, *convolution, packing), packing)
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed_BLE, conv_BES = self.conv.prefill(self._input(x_BLD))

@@ -14,9 +14,10 @@ from tests.kernels.triton.test_trainer import chooses_kernels
 # The package re-exports a function under the name of this module.
 module = import_module("basedbench.kernels.long_conv")
 planes = import_module("basedbench.kernels.long_conv_planes_triton")
+packing_of = import_module("basedbench.kernels.packing").packing_of
 
-# Beyond twice the reference's own error. Matrix units cut off what they add to a long sum; two parts of half precision
-# hold products of float16, and its filters, to fewer digits than those of bfloat16.
+# Beyond twice the reference's own error; and where no tensor is rounded between. Matrix units cut off what they add to
+# a long sum.
 FLOOR = {torch.float32: 3e-7, torch.float16: 3e-4, torch.bfloat16: 2e-3}
 SUMS = {torch.float32: 3e-7, torch.float16: 2e-6, torch.bfloat16: 2e-5}
 
@@ -29,7 +30,38 @@ def small_tiles(monkeypatch):
         monkeypatch.setattr(planes, "BACKWARD_TILES", {1: (32, 32, 16, 4, 1), 2: (16, 32, 32, 4, 2)})
         monkeypatch.setattr(planes, "SHIFT_BACKWARD_TILES", (32, 16, 16, 4, 2))
         monkeypatch.setattr(planes, "LAGS", 16)
-        monkeypatch.setattr(planes, "LAG_SEQUENCES", {1: 32, 2: 16})
+        monkeypatch.setattr(planes, "LAG_SEQUENCES", {1: 16, 4: 16})
+        monkeypatch.setattr(planes, "SHIFT_TILES", (16, 32, 16, 4, 2))
+        monkeypatch.setattr(planes, "PRODUCTS", 64)
+
+
+def rounded(x, dtype):
+    return x.to(dtype).to(x.dtype)
+
+
+def convolution_of(dtype):
+    """The reference's, of operands that are rounded to the dtype, as their gradients' are: in y's dtype otherwise."""
+
+    class Convolution(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, taps, skip):
+            ctx.skips = skip is not None
+            whole = taps.clone()
+            if ctx.skips:
+                whole[0] += skip
+            operands = rounded(x, dtype), rounded(whole, dtype)
+            ctx.save_for_backward(*operands)
+            return module.reference(*operands)
+
+        @staticmethod
+        def backward(ctx, dy):
+            operands = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            with torch.enable_grad():
+                y = module.reference(*operands)
+            dx, d_taps = torch.autograd.grad(y, operands, rounded(dy, dtype))
+            return dx, d_taps, d_taps[0] if ctx.skips else None
+
+    return Convolution.apply
 
 
 def outputs_and_gradients(function, tensors, signs, **options):
@@ -52,7 +84,10 @@ def outputs_and_gradients(function, tensors, signs, **options):
 def test_outputs_and_gradients(
     randn, relative_error, device, dtypes, batch, length, heads, channels, shift, bias, order
 ):
-    """Ragged and whole tiles; filters of the heads twice as long as the sequence, of the shift shorter and longer."""
+    """Against float64 with operands of products rounded as they are here.
+
+    Ragged and whole tiles; filters of the heads twice as long as the sequence, of the shift shorter and longer.
+    """
     width = heads * channels
     shapes = [(2 * length, heads), (heads,), *([(shift, width), (width,)] if shift else [])]
     filters = [randn(*shape).float().to(device) for shape in shapes] + [None] * (0 if shift else 2)
@@ -61,15 +96,34 @@ def test_outputs_and_gradients(
     for dtype in dtypes:
         tensors = [randn(batch, length, 3 * width).to(device, dtype), added, *filters]
         wide = [None if x is None else x.double() for x in tensors]
-        exact = outputs_and_gradients(module.gated_reference, wide, signs, order=order)
+        exact = outputs_and_gradients(module.gated_reference, wide, signs, order=order, convolve=convolution_of(dtype))
         expected = outputs_and_gradients(module.gated_reference, tensors, signs, order=order)
         ours = outputs_and_gradients(planes.gated_long_conv, tensors, signs, order=order)
         for place, (mine, theirs, true) in enumerate(zip(ours, expected, exact, strict=True)):
             assert mine.dtype == theirs.dtype
             # The shift's outputs are rounded before others are made of them, and so are their gradients.
-            rounded = place < 2 or shift or bias
-            floor = (FLOOR[dtype] if rounded else SUMS[dtype]) if dtype != torch.float32 else FLOOR[dtype]
+            stored = place < 2 or shift or bias
+            floor = (FLOOR[dtype] if stored else SUMS[dtype]) if dtype != torch.float32 else FLOOR[dtype]
             assert relative_error(mine, true) <= 2 * relative_error(theirs, true) + (2 if shift else 1) * floor
+
+
+@pytest.mark.parametrize(("heads", "channels", "shift"), [(3, 1, 0), (2, 2, 7)])
+def test_packed_examples_are_those_of_a_batch(randn, device, heads, channels, shift):
+    """More than a block of sequences, some of which have no tokens in the last tiles; outputs bit for bit."""
+    packing = packing_of([40, 40, *[24] * 20, *[8] * 15], device)
+    width = heads * channels
+    shapes = [(45, heads), (heads,), *([(shift, width), (width,)] if shift else [])]
+    filters = [randn(*shape).float().to(device) for shape in shapes] + [None] * (0 if shift else 2)
+    x, bias = randn(1, packing.tokens, 3 * width).float().to(device), randn(3 * width).float().to(device)
+    signs = randn(1, packing.tokens, width).sign().to(device)
+    tensors = [x, bias, *filters]
+    ours = outputs_and_gradients(planes.gated_long_conv, tensors, signs, order="kqv", packing=packing)
+    tensors = [packing.spread(x), bias, *filters]
+    batch = outputs_and_gradients(planes.gated_long_conv, tensors, packing.spread(signs), order="kqv")
+    batch[:2] = [packing.gather(tensor) for tensor in batch[:2]]
+    for mine, theirs in zip(ours, batch, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours[0], batch[0])
 
 
 def test_the_filters_gradient_over_many_sequences_is_the_same_every_time(randn, device, monkeypatch):
@@ -115,8 +169,8 @@ def test_nothing_is_read_beyond_the_sequences_and_everything_is_written(randn, d
 def test_registration(randn, device):
     shapes = [(24, 2, 5), (24,), (4, 5), (4,), (8, 3), (8,)]
     tensors = [randn(*s).float().to(device).requires_grad_() for s in shapes]
-    torch.library.opcheck(planes._gated, (*tensors, "qkv", True))
-    torch.library.opcheck(planes._gated, (tensors[0], None, tensors[2], None, None, None, "kqv", True))
+    torch.library.opcheck(planes._gated, (*tensors, None, 0, "qkv", True))
+    torch.library.opcheck(planes._gated, (tensors[0], None, tensors[2], None, None, None, None, 0, "kqv", True))
 
 
 def test_the_public_function_takes_them_for_bfloat16_on_cuda(randn, device):
@@ -127,21 +181,31 @@ def test_the_public_function_takes_them_for_bfloat16_on_cuda(randn, device):
 
 
 @pytest.mark.skipif(not interpreted, reason="on a GPU no mixer computes planes in float32")
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("mixer", "options"), [("hyena", {"filter_order": 16}), ("h3", {"d_state": 4})])
-def test_whole_mixers_on_planes(randn, relative_error, monkeypatch, mixer, options):
+def test_whole_mixers_on_planes(randn, relative_error, monkeypatch, mixer, options, packed):
     """From the projection to the output, with the gradients of every parameter."""
     torch.manual_seed(0)
-    layer, x, signs = get_mixer(mixer)(8, **options), randn(3, 20, 8).float(), randn(3, 20, 8).sign().float()
+    lengths = [24, 24, 16, 8] if packed else [20] * 3
+    layer, x, signs = get_mixer(mixer)(8, **options), randn(sum(lengths), 8).float(), randn(sum(lengths), 8).sign()
 
-    def results(layer, x, signs):
+    def results(layer, x, mix):
         x = x.requires_grad_()
-        y = layer(x)
-        return [y.detach(), *torch.autograd.grad((y * signs).sum(), [x, *layer.parameters()])]
+        y = mix(layer, x)
+        return [y.detach(), *torch.autograd.grad((y * signs.to(y.dtype)).sum(), [x, *layer.parameters()])]
 
-    exact = results(copy.deepcopy(layer).double(), x.double(), signs.double())
+    def alone(layer, x):
+        return torch.cat([layer(example[None])[0] for example in x.split(lengths)])
+
+    def together(layer, x):
+        if packed:
+            return layer(x[None], packing_of(lengths, "cpu"))[0]
+        return layer(x.unflatten(0, (3, -1))).flatten(0, 1)
+
+    exact = results(copy.deepcopy(layer).double(), x.double(), alone)
     for name in ("long_conv", "plane_linear"):
         monkeypatch.setattr(import_module(f"basedbench.kernels.{name}"), "on_planes", lambda *_: True)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(chooses_kernels))
-    for mine, true in zip(results(layer, x, signs), exact, strict=True):
+    for mine, true in zip(results(layer, x, together), exact, strict=True):
         assert mine.shape == true.shape
         assert relative_error(mine, true) < 2e-5

@@ -18,8 +18,8 @@ def test_few_and_many_parts(randn, relative_error, device, parts, width):
     assert torch.equal(total, sum_parts(partials, torch.float32))
 
 
-def test_several_sums_in_one_launch(randn, relative_error, device, dtypes):
-    """Few and many parts, wide and narrow, in several dtypes."""
+def test_several_sums_at_once(randn, relative_error, device, dtypes):
+    """Few and many parts, wide and narrow, in several dtypes; each the same bits as by itself."""
     shapes = [(512, 40), (2, 3000), (33, 17), (1, 1), (1025, 20)]
     sums = [(randn(*shape).float().to(device), torch.empty(shape[1], device=device)) for shape in shapes]
     sums[1] = (sums[1][0], sums[1][1].to(dtypes[1]))

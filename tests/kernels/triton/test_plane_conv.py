@@ -8,12 +8,13 @@ import torch
 # The package re-exports a function under the name of this module.
 module = import_module("basedbench.kernels.plane_conv")
 triton = import_module("basedbench.kernels.plane_conv_triton")
+packing_of = import_module("basedbench.kernels.packing").packing_of
 FLOOR = {torch.float32: 3e-7, torch.float16: 2e-4, torch.bfloat16: 2e-3}
 
 
-def outputs_and_gradients(function, tensors, signs):
+def outputs_and_gradients(function, tensors, signs, *options):
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
-    y = function(*leaves)
+    y = function(*leaves, *options)
     return [y.detach(), *torch.autograd.grad((y.double() * signs.double()).sum(), leaves)]
 
 
@@ -38,6 +39,23 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, monkeypatc
             assert relative_error(mine, true) <= 2 * relative_error(theirs, true) + FLOOR[mine.dtype]
 
 
+def test_packed_examples_are_each_alone(randn, device, monkeypatch):
+    """In tiles of several of them, and over several tiles."""
+    for tokens in ("TOKENS", "BACKWARD_TOKENS"):
+        monkeypatch.setattr(triton, tokens, 64)
+    monkeypatch.setattr(triton, "LONGEST", 16)
+    monkeypatch.setattr(triton, "PROGRAMS", 3)
+    packing = packing_of([40, 24, 24, 16, 8, 8], device)
+    x, signs = (randn(1, packing.tokens, 5).float().to(device) for _ in range(2))
+    parameters = [randn(*shape).float().to(device) for shape in [(5,), (5, 4), (5,)]]
+    ours = outputs_and_gradients(triton.plane_conv, [x, *parameters], signs, packing)
+    spread, signs = packing.spread(x), packing.spread(signs)
+    expected = outputs_and_gradients(module.reference, [spread, *parameters], signs)
+    expected[:2] = [packing.gather(tensor) for tensor in expected[:2]]
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
 def test_nothing_is_read_beyond_the_planes_and_everything_is_written(randn, device, poisoned, monkeypatch):
     """Planes of NaN around the input, NaN in every new buffer."""
     empty = torch.empty
@@ -53,4 +71,4 @@ def test_nothing_is_read_beyond_the_planes_and_everything_is_written(randn, devi
 
 def test_registration(randn, device):
     tensors = [randn(*s).float().to(device).requires_grad_() for s in [(6, 2, 5), (6,), (6, 3), (6,)]]
-    torch.library.opcheck(triton._conv, tuple(tensors))
+    torch.library.opcheck(triton._conv, (*tensors, None, 0))
