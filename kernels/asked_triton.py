@@ -1,4 +1,7 @@
-"""`take_rows` in Triton: a launch forward, a launch backward that writes rows and zeros alike."""
+"""`take_rows` in Triton: a launch forward, a launch backward that writes rows and zeros alike.
+
+What has time innermost, planes (D,B,L), is read and written along time, in tiles that change places on the way.
+"""
 
 # mypy: allow-untyped-defs
 
@@ -10,8 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
+from .plane_rows_triton import plane_rows
 
 TILE = 2048  # elements
+TOKENS, CHANNELS = 64, 32  # of a tile of planes
 
 
 @triton.jit
@@ -39,6 +44,39 @@ def spread_rows_kernel(rows_given, slots, out, tokens, D: tl.constexpr, BLOCK_D:
     tl.store(out + row.to(tl.int64)[:, None] * D + column[None, :], values, mask=inside)
 
 
+@triton.jit(do_not_specialize=["units"])
+def planes_kernel(
+    planes, slots, rows, units, D: tl.constexpr, UNIT: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Take rows from planes by the tokens' slots, or SPREAD them there, with zeros for tokens without."""
+    t, d = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    size = units.to(tl.int64) * UNIT
+    slot = tl.load(slots + t, mask=t < size, other=-1)
+    row = rows + slot.to(tl.int64)[:, None] * D + d[None, :]
+    place = planes + d.to(tl.int64)[None, :] * size + t[:, None]
+    asked = (slot >= 0)[:, None] & (d < D)[None, :]
+    if SPREAD:
+        tl.store(place, tl.load(row, mask=asked, other=0.0), mask=(t < size)[:, None] & (d < D)[None, :])
+    else:
+        tl.store(row, tl.load(place, mask=asked, other=0.0), mask=asked)
+
+
+def _by_planes(planes: Tensor, slots: Tensor, rows: Tensor, spread: bool) -> None:
+    """Between planes (D,B,L) and rows (B,K,D)."""
+    sizes = plane_rows(planes)
+    grid = triton.cdiv(sizes.tokens, TOKENS), triton.cdiv(len(planes), CHANNELS)
+    planes_kernel[grid](
+        planes, slots.contiguous(), rows, sizes.arguments[-1], D=len(planes), UNIT=sizes.unit, TOKENS=TOKENS,
+        CHANNELS=CHANNELS, SPREAD=spread,
+    )  # fmt: skip
+
+
+def _planes(x: Tensor) -> bool:
+    """Whether x (B,L,D) lies in memory as (D,B,L)."""
+    return not x.is_contiguous() and x.permute(2, 0, 1).is_contiguous()
+
+
 def _shape(width: int) -> dict[str, int]:
     block = triton.next_power_of_2(width)
     return {"D": width, "BLOCK_D": block, "ROWS": max(1, TILE // block)}
@@ -47,8 +85,11 @@ def _shape(width: int) -> dict[str, int]:
 @torch.library.custom_op("basedbench::take_rows", mutates_args=())
 def take_rows(x: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
     """`asked.take_rows` by the kernel above."""
-    x, positions = dense_rows(x), positions.contiguous()
     out = _rows(x, positions, slots)
+    if _planes(x) and out.numel():
+        _by_planes(x.permute(2, 0, 1), slots, out, spread=False)
+        return out
+    x, positions = dense_rows(x), positions.contiguous()
     shape = _shape(x.shape[-1])
     if out.numel():
         take_rows_kernel[(triton.cdiv(positions.numel(), shape["ROWS"]),)](
@@ -63,10 +104,13 @@ def _rows(x: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("basedbench::spread_rows", mutates_args=())
-def spread_rows(rows_BKD: Tensor, slots_BL: Tensor) -> Tensor:
-    """(B,K,D) to where they were taken from, (B,L,D) with zeros elsewhere."""
+def spread_rows(rows_BKD: Tensor, slots_BL: Tensor, planes: bool = False) -> Tensor:
+    """(B,K,D) to where they were taken from, (B,L,D) with zeros elsewhere; `planes`: in memory as (D,B,L)."""
     rows_BKD, slots_BL = rows_BKD.contiguous(), slots_BL.contiguous()
-    out = _spread(rows_BKD, slots_BL)
+    out = _spread(rows_BKD, slots_BL, planes)
+    if planes and out.numel():
+        _by_planes(out.permute(2, 0, 1), slots_BL, rows_BKD, spread=True)
+        return out
     shape = _shape(out.shape[-1])
     if out.numel():
         spread_rows_kernel[(triton.cdiv(slots_BL.numel(), shape["ROWS"]),)](
@@ -76,17 +120,20 @@ def spread_rows(rows_BKD: Tensor, slots_BL: Tensor) -> Tensor:
 
 
 @spread_rows.register_fake
-def _spread(rows: Tensor, slots: Tensor) -> Tensor:
+def _spread(rows: Tensor, slots: Tensor, planes: bool = False) -> Tensor:
+    if planes:
+        return rows.new_empty((rows.shape[-1], *slots.shape)).permute(1, 2, 0)
     return rows.new_empty((*slots.shape, rows.shape[-1]))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[2])
+    ctx.planes = _planes(inputs[0])
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (slots,) = ctx.saved_tensors
-    return spread_rows(grad, slots), None, None
+    return spread_rows(grad, slots, ctx.planes), None, None
 
 
 take_rows.register_autograd(_gradient, setup_context=_keep)

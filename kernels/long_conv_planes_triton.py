@@ -27,7 +27,7 @@ from .long_conv_toeplitz_triton import (
     taps_gradient_kernel,
 )
 from .packing import Packing, starts_of
-from .partial_sums_triton import add_up, sum_parts
+from .partial_sums_triton import add_up
 from .plane_rows_triton import PlaneRows, plane_rows
 
 # By the channels of a head: tokens of a tile, sources of a block, sequences of a program, its warps and stages. Sums of
@@ -95,8 +95,10 @@ def _products(left: Tensor, left_bias: Tensor | None, right: Tensor, right_bias:
     )
 
 
-def _taps_gradient(e: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, rows: PlaneRows) -> Tensor:
-    """Of taps (H,N), from planes (P H,B,L), in memory as (N,H): the first ones, a skip's gradient, are dense."""
+def _taps_gradient(
+    e: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, d_taps: Tensor, rows: PlaneRows
+) -> tuple[Tensor, Tensor]:
+    """Of taps (H,N), from planes (P H,B,L): partial sums, and the memory of `d_taps` where their sum belongs."""
     heads, reach = taps.shape
     planes, tile = len(e) // heads, _fitting(LAGS, rows.length)
     sequences = _block(LAG_SEQUENCES[planes], rows.sequences)
@@ -107,7 +109,7 @@ def _taps_gradient(e: Tensor, x: Tensor, x_bias: Tensor | None, taps: Tensor, ro
         e, x, x_bias, partials, *rows.arguments, reach, H=heads, PLANES=planes, UNIT=rows.unit, TILE=tile,
         BLOCK_B=sequences, num_warps=4, num_stages=2 if rows.length > tile else 1,
     )  # fmt: skip
-    return sum_parts(partials, torch.float32).view(reach, heads).t()
+    return partials, d_taps.t().view(-1)
 
 
 def _outputs(x: Tensor, taps: Tensor, shift: Tensor | None, save: bool) -> tuple[Tensor, ...]:
@@ -198,7 +200,7 @@ def _gated_backward(
         e, inner, inner_bias, v, v_bias, table, d_inner, dv, sums.room("k", grid) if shift is None else None,
         sums.room("v", grid), *rows.arguments, reach, table.shape[2], width, H=heads, R=width // heads, **tiles,
     )  # fmt: skip
-    d_taps = _taps_gradient(e, w, None, taps, rows)
+    found = [_taps_gradient(e, w, None, taps, d_taps, rows)]
     if shift is not None:
         tiles = _tiles(rows, SHIFT_BACKWARD_TILES)
         grid = _grid(rows, width, tiles)
@@ -206,8 +208,8 @@ def _gated_backward(
             d_inner, None, shift_table, dk, sums.room("k", grid), *rows.arguments, shift.shape[1],
             shift_table.shape[2], width, D=width, REVERSED=True, **tiles,
         )  # fmt: skip
-        d_shift = _taps_gradient(d_inner, k, k_bias, shift, rows)
-    sums.add_up(d_bias)
+        found.append(_taps_gradient(d_inner, k, k_bias, shift, d_shift, rows))
+    add_up(found + sums.all(d_bias))
     return dx, d_bias, d_taps, d_shift
 
 
@@ -225,9 +227,10 @@ class _BiasSums:
         shape = math.prod(grid) // grid[1], len(self.bias) // 3
         return self.partials.setdefault(name, torch.empty(shape, dtype=torch.float32, device=self.device))
 
-    def add_up(self, d_bias: Tensor) -> None:
-        if self.bias is not None:
-            add_up([(self.partials[name], out) for name, out in zip("qkv", _thirds(d_bias, self.order), strict=True)])
+    def all(self, d_bias: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """With the places in the bias's gradient where they belong."""
+        thirds = zip("qkv", _thirds(d_bias, self.order), strict=True)
+        return [] if self.bias is None else [(self.partials[name], out) for name, out in thirds]
 
 
 def _gradients_like(
@@ -239,7 +242,7 @@ def _gradients_like(
 
 
 def _turned(taps: Tensor) -> Tensor:
-    """Room for the gradient of taps (H,N), in memory as (N,H)."""
+    """Room for the gradient of taps (H,N), in memory as (N,H): the first ones, a skip's gradient, are dense."""
     return taps.new_empty(taps.shape[::-1], dtype=torch.float32).t()
 
 

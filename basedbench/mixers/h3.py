@@ -38,6 +38,7 @@ from basedbench.kernels import (
     shift_filter,
     short_conv_step,
 )
+from basedbench.kernels.asked import Asked
 from basedbench.kernels.diagonal_filter import constants, powers
 from basedbench.kernels.packing import Packing
 from basedbench.kernels.precision import without_autocast
@@ -181,25 +182,31 @@ class H3(Mixer):
         return self.out_proj((q_xKH.unsqueeze(-2) * y_xKVH).sum(-3).flatten(-2).to(q_xD.dtype))
 
     def _mixed(self, x_BLE: Tensor, bias_E: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """All outputs, from q, k and v side by side, less a bias."""
+        """What the last projection reads, from q, k and v side by side, less a bias."""
         length = x_BLE.shape[1] if packing is None else packing.longest
         filters = self.diagonal.taps(length), self.diagonal.skip(), self.shift.taps(), self.shift.skip()
-        y_BLD = gated_long_conv(x_BLE, *filters, bias_E=bias_E, packing=packing)
-        return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
+        return gated_long_conv(x_BLE, *filters, bias_E=bias_E, packing=packing)
+
+    def _projected(self, y_xD: Tensor) -> Tensor:
+        return linear(y_xD, self.out_proj.weight, self.out_proj.bias)
 
     @classmethod
     def packs(cls, options: H3Options, *, asked: bool) -> bool:
         return True
 
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
-        return self._mixed(*plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias), packing)
+        return self._projected(self._mixed(*plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias), packing))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        x_BLE, bias_E = plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
+        return self._projected(asked.rows(self._mixed(x_BLE, bias_E, asked.packing)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         x_BLE = self.in_proj(x_BLD)
         _, k_BLD, v_BLD = x_BLE.chunk(3, -1)
         kv_BLKVH = self._products(self.shift(k_BLD), v_BLD)
         state = {"shift": self.shift.last_inputs(k_BLD), "diagonal": self.diagonal.last_state(kv_BLKVH)}
-        return self._mixed(x_BLE), state
+        return self._projected(self._mixed(x_BLE)), state
 
     def init_state(
         self,

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from basedbench.errors import UserError
 from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_conv, plane_linear
+from basedbench.kernels.asked import Asked
 from basedbench.kernels.packing import Packing, examples_apart
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
@@ -119,29 +120,37 @@ class Hyena(Mixer):
         """The projection in (B, L, 3 D)."""
         return linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
 
-    def _output(self, mixed_BLE: Tensor, packing: Packing | None = None) -> Tensor:
-        """The long convolution between its gates, and the projection."""
+    def _mixed(self, mixed_BLE: Tensor, packing: Packing | None = None) -> Tensor:
+        """The long convolution between its gates."""
         length = mixed_BLE.shape[1] if packing is None else packing.longest
         self.check_length(self.options, length)
-        filters = self.filter(length), self.filter.skip()
-        y_BLD = gated_long_conv(mixed_BLE, *filters, order="kqv", packing=packing)
-        return linear(y_BLD, self.out_proj.weight, self.out_proj.bias)
+        return gated_long_conv(mixed_BLE, self.filter(length), self.filter.skip(), order="kqv", packing=packing)
+
+    def _projected(self, y_xD: Tensor) -> Tensor:
+        return linear(y_xD, self.out_proj.weight, self.out_proj.bias)
+
+    def _inner(self, x_BLD: Tensor, packing: Packing | None) -> Tensor:
+        """What the last projection reads."""
+        x_BLE, bias_E = plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
+        if bias_E is None:
+            return self._mixed(examples_apart(self.conv, x_BLE, packing), packing)
+        convolution = self.conv.weight, cast(Tensor, self.conv.bias)
+        return self._mixed(plane_conv(x_BLE, bias_E, *convolution, packing), packing)
 
     @classmethod
     def packs(cls, options: HyenaOptions, *, asked: bool) -> bool:
         return True
 
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
-        x_BLE, bias_E = plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias)
-        if bias_E is None:
-            return self._output(examples_apart(self.conv, x_BLE, packing), packing)
-        convolution = self.conv.weight, cast(Tensor, self.conv.bias)
-        return self._output(plane_conv(x_BLE, bias_E, *convolution, packing), packing)
+        return self._projected(self._inner(x_BLD, packing))
+
+    def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
+        return self._projected(asked.rows(self._inner(x_BLD, asked.packing)))
 
     def prefill(self, x_BLD: Tensor, max_length: int | None = None) -> tuple[Tensor, State]:
         mixed_BLE, conv_BES = self.conv.prefill(self._input(x_BLD))
         inner_BLD, _, v_BLD = mixed_BLE.chunk(3, -1)
-        w_BLD, y_BLD = inner_BLD * v_BLD, self._output(mixed_BLE)
+        w_BLD, y_BLD = inner_BLD * v_BLD, self._projected(self._mixed(mixed_BLE))
         if max_length is None:
             return y_BLD, {"conv": conv_BES, "w": w_BLD}
         batch, length, _ = x_BLD.shape

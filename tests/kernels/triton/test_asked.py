@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from basedbench.kernels.asked import reference, slots_of
-from basedbench.kernels.asked_triton import take_rows
+from basedbench.kernels.asked_triton import spread_rows, take_rows
 from basedbench.kernels.linear_triton import column_sums
 
 
@@ -14,7 +14,8 @@ def test_rows_and_their_gradient_are_copies(randn, device, dtypes, length, width
     slots = slots_of(positions, length)
     for dtype in dtypes:
         whole = randn(3, length, 2 * width).to(device, dtype)
-        for x in (whole[..., :width].clone(), whole[..., width:]):
+        planes = whole[..., width:].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        for x in (whole[..., :width].clone(), whole[..., width:], planes):
             leaf = x.detach().requires_grad_()
             found = take_rows(leaf, positions, slots)
             assert torch.equal(found, reference(x, positions))
@@ -22,6 +23,7 @@ def test_rows_and_their_gradient_are_copies(randn, device, dtypes, length, width
             (gradient,) = torch.autograd.grad((found * weights).sum(), leaf)
             expected = torch.zeros_like(x).scatter(1, positions[..., None].expand(-1, -1, width), weights)
             assert torch.equal(gradient, expected)
+            assert x is not planes or gradient.stride() == x.stride()
 
 
 def test_sums_of_matrices_side_by_side(randn, device):
@@ -35,3 +37,4 @@ def test_registration(randn, device):
     positions = torch.tensor([[4, 0], [1, 2]], device=device)
     x = randn(2, 5, 16).to(device).requires_grad_()
     torch.library.opcheck(take_rows, (x, positions, slots_of(positions, 5)))
+    torch.library.opcheck(spread_rows, (x[:, :2].detach(), slots_of(positions, 5), True))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from basedbench import kernels
+from basedbench.kernels.asked import Questions, ask, slots_of
 from basedbench.mixers import get_mixer
 from tests.kernels.triton.conftest import interpreted
 from tests.kernels.triton.test_trainer import chooses_kernels
@@ -184,22 +185,30 @@ def test_the_public_function_takes_them_for_bfloat16_on_cuda(randn, device):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("mixer", "options"), [("hyena", {"filter_order": 16}), ("h3", {"d_state": 4})])
 def test_whole_mixers_on_planes(randn, relative_error, monkeypatch, mixer, options, packed):
-    """From the projection to the output, with the gradients of every parameter."""
+    """From the projection to the output, packed also at asked tokens only, with the gradients of every parameter."""
     torch.manual_seed(0)
     lengths = [24, 24, 16, 8] if packed else [20] * 3
-    layer, x, signs = get_mixer(mixer)(8, **options), randn(sum(lengths), 8).float(), randn(sum(lengths), 8).sign()
+    positions = torch.stack([torch.randperm(length)[:3] for length in lengths])
+    layer, x = get_mixer(mixer)(8, **options), randn(sum(lengths), 8).float()
+    signs = randn(sum(lengths) + (positions.numel() if packed else 0), 8).sign()
 
     def results(layer, x, mix):
         x = x.requires_grad_()
         y = mix(layer, x)
         return [y.detach(), *torch.autograd.grad((y * signs.to(y.dtype)).sum(), [x, *layer.parameters()])]
 
+    def asked_of(x, packing):
+        slots = slots_of((positions + packing.starts_B[:-1, None]).view(1, -1), packing.tokens)
+        return ask(x[None], Questions(positions, slots, packing))
+
     def alone(layer, x):
-        return torch.cat([layer(example[None])[0] for example in x.split(lengths)])
+        examples = [layer(example[None])[0] for example in x.split(lengths)]
+        return torch.cat([*examples, *(y[at] for y, at in zip(examples, positions, strict=True) if packed)])
 
     def together(layer, x):
         if packed:
-            return layer(x[None], packing_of(lengths, "cpu"))[0]
+            packing = packing_of(lengths, "cpu")
+            return torch.cat([layer(x[None], packing)[0], *layer.forward_asked(x[None], asked_of(x, packing))])
         return layer(x.unflatten(0, (3, -1))).flatten(0, 1)
 
     exact = results(copy.deepcopy(layer).double(), x.double(), alone)
