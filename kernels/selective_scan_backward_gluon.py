@@ -13,7 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-from .selective_scan_copies_gluon import ask, kept_rows, room, take
+from .selective_scan_copies_gluon import ask, kept_rows, room, take, widened
 from .selective_scan_sums_gluon import (
     add_sums,
     gathered,
@@ -90,6 +90,91 @@ def _load_tile(
     return delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G
 
 
+@gluon.jit
+def _before_gate(given, places_TD, inside_TD, HAS_Z: gl.constexpr):
+    """The gradient of y before the gate, from that behind it, z and y; that of z is stored."""
+    dy_TD, z_TD, y_TD = given
+    dy_TD = dy_TD.to(gl.float32)
+    if HAS_Z:
+        z_TD = z_TD.to(gl.float32)
+        gate_TD = sigmoid(z_TD)
+        dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD)) * y_TD.to(gl.float32)
+        gl.store(places_TD, dz_TD.to(places_TD.dtype.element_ty), mask=inside_TD)
+        dy_TD *= z_TD * gate_TD
+    return dy_TD
+
+
+@gluon.jit
+def _way_back(
+    step_shared, x_shared, dy_shared, B_shared, C_shared, dx_shared, dstep_shared, A_G, carry_G, dA_G, states, decays,
+    group: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, WARPS: gl.constexpr, EXACT: gl.constexpr,
+    BATCH: gl.constexpr, DECAYS: gl.constexpr, OUTPUTS: gl.constexpr,
+):  # fmt: skip
+    """Of BATCH groups, from a tile's end to its begin: the states' gradient before it, A's, and the sums for B and C.
+
+    What belongs to single steps and channels is left in shared memory. Without OUTPUTS dy is zero, and so are C's sums.
+    """
+    PLACES: gl.constexpr = power_of_two(len(A_G))
+    SPLIT: gl.constexpr = [LANES, SN, 8 * WARPS, BLOCK_D // (8 * WARPS)]
+    S3: gl.constexpr = states_layout(BLOCK_D, SN, WARPS)
+    DN: gl.constexpr = gl.SliceLayout(0, S3)
+    carry = ()
+    dA = ()
+    dB = ()
+    dC = ()
+    for i in gl.static_range(group, group + BATCH):
+        carry += (carry_G[i],)
+        dA += (dA_G[i],)
+        dB += (no_sums(SN, WARPS),)
+        dC += (no_sums(SN, WARPS),)
+    for quad in gl.static_range(T // QUAD - 1, -1, -1):
+        dB_rows = ()
+        dC_rows = ()
+        dx_rows = ()
+        dstep_rows = ()
+        for s in gl.static_range(quad * QUAD + QUAD - 1, quad * QUAD - 1, -1):
+            step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
+            x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
+            if OUTPUTS:
+                dy_D = gl.expand_dims(dy_shared.slice(s, 1).load(DN), 0)
+            dx_parts = ()
+            dstep_parts = ()
+            before = ()
+            summed = ()
+            for j in gl.static_range(BATCH):
+                g = carry[j]
+                if OUTPUTS:
+                    g += dy_D * C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
+                dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
+                if OUTPUTS:
+                    dC_rows += (gl.sum(gl.reshape(states[s * BATCH + BATCH + j] * dy_D, SPLIT), 3),)
+                dx_parts += (gl.sum(g * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3), 1),)
+                if DECAYS:
+                    g *= decays[s * BATCH + j]
+                else:
+                    g *= decay(step_D, A_G[group + j])
+                before += (g,)
+                g *= states[s * BATCH + j]
+                dstep_parts += (gl.sum(g * A_G[group + j], 1),)
+                summed += (dA[j] + g * step_D,)
+            carry = before
+            dA = summed
+            dx_rows += (sum_of(dx_parts),)
+            dstep_rows += (sum_of(dstep_parts),)
+        more_dB = ()
+        more_dC = ()
+        for j in gl.static_range(BATCH):
+            more_dB += (add_sums(dB[j], last_first(dB_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+            if OUTPUTS:
+                more_dC += (add_sums(dC[j], last_first(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
+        dB = more_dB
+        if OUTPUTS:
+            dC = more_dC
+        store_parts(dx_shared, quad * QUAD, last_first(dx_rows, 0, 1))
+        store_parts(dstep_shared, quad * QUAD, last_first(dstep_rows, 0, 1))
+    return carry, dA, dB, dC
+
+
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def backward(
     u, delta, A, B, C, D_skip, z, bias, kept, open_y, asked, dy, dlast, du, ddelta, dz, dconstants, dBC, dstate,
@@ -106,13 +191,12 @@ def backward(
     BATCH groups of states walk together; their DECAYS are kept for the way back, or computed again. Segments are `span`
     tiles. `dlast` has the gradient of the state after each, (B,slots), with strides STATE_N and STATE_D. dconstants
     (B,slots,N+2,D): gradients of A, D and the bias. dstate (B,N,D): of the initial state. ASKED: as in the forward, for
-    dy and dz too; PACKED: as there.
+    dy and dz too; in tiles without such tokens dy is zero, and C's sums are. PACKED: as there.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
     PLACES: gl.constexpr = power_of_two(GROUPS)
     WIDTH: gl.constexpr = GROUPS * GROUP
-    SPLIT: gl.constexpr = [LANES, SN, 8 * WARPS, BLOCK_D // (8 * WARPS)]
     S3: gl.constexpr = states_layout(BLOCK_D, SN, WARPS)
     TD: gl.constexpr = tile_layout(BLOCK_D, WARPS)
     TN: gl.constexpr = columns_layout(PLACES * GROUP, WARPS)
@@ -187,6 +271,11 @@ def backward(
     tile = end - 1
     slot_T = load_slots(asked, tile * T + tt, L, ASKED)
     next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)
+    if ASKED:
+        # In all lanes of every warp: their maximum takes one instruction, and nobody waits for another warp.
+        tw = gl.arange(0, 32, gl.BlockedLayout([1], [32], [WARPS], [0])) % T
+        any_asked = gl.max(load_slots(asked, tile * T + tw, L, ASKED), 0) >= 0
+        next_slots = load_slots(asked, gl.maximum(tile - 1, begin) * T + tw, L, ASKED)
     if COPIES:
         places = room(u, delta, B, C, z, open_y, dy, SN, GROUPS, BLOCK_D, WARPS, HAS_Z)
         ask(
@@ -203,14 +292,19 @@ def backward(
         t = tile * T
         inside_TD = rows_inside(t + tt, d, L, channels, BLOCK_D)
         if COPIES:
-            delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN = take(places, TD, TN)
+            if ASKED:
+                delta_TD, u_TD, B_TN = widened(places[0], TD), widened(places[1], TD), widened(places[5], TN)
+            else:
+                delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN = take(places, TD, TN)
         else:
             delta_TD, u_TD, dy_TD, z_TD, y_TD, B_TN, C_TN, states_G = next_tile
         B_shared.store(columns(B_TN, SN))
-        C_shared.store(columns(C_TN, SN))
+        if not ASKED:
+            C_shared.store(columns(C_TN, SN))
         u_TD = u_TD.to(gl.float32)
         u_shared.store(u_TD)
-        dy_TD = dy_TD.to(gl.float32)
+        if not ASKED:
+            dy_TD = dy_TD.to(gl.float32)
         if SOFTPLUS:
             step_TD, slope_TD = step_and_slope(delta_TD, bias_D[None, :], inside_TD)
             slope_shared.store(slope_TD)
@@ -218,19 +312,25 @@ def backward(
             step_TD = step_size(delta_TD, bias_D[None, :], inside_TD, SOFTPLUS)
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
-        if HAS_Z:
-            z_TD = z_TD.to(gl.float32)
-            gate_TD = sigmoid(z_TD)
-            dz_TD = dy_TD * gate_TD * (1.0 + z_TD * (1.0 - gate_TD)) * y_TD.to(gl.float32)
-            if ASKED:
+        if ASKED:
+            if any_asked:
+                if COPIES:
+                    given = widened(places[2], TD), widened(places[3], TD), widened(places[4], TD)
+                    C_shared.store(columns(widened(places[6], TN), SN))
+                else:
+                    given = dy_TD, z_TD, y_TD
+                    C_shared.store(columns(C_TN, SN))
                 dz_places = dz + slot_T[:, None].to(gl.int64) * row_dz + d[None, :]
-                gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=asked_inside(slot_T, d, channels, BLOCK_D))
+                open_TD = _before_gate(given, dz_places, asked_inside(slot_T, d, channels, BLOCK_D), HAS_Z)
+                dy_shared.store(open_TD)
+                dD_TD += open_TD * u_TD
             else:
-                dz_places = dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :]
-                gl.store(dz_places, dz_TD.to(dz.dtype.element_ty), mask=inside_TD)
-            dy_TD *= z_TD * gate_TD
-        dy_shared.store(dy_TD)
-        dD_TD += dy_TD * u_TD
+                dy_shared.store(gl.zeros([T, BLOCK_D], gl.float32, TD))
+        else:
+            dz_places = dz + (t + tt)[:, None].to(gl.int64) * row_dz + d[None, :]
+            dy_TD = _before_gate((dy_TD, z_TD, y_TD), dz_places, inside_TD, HAS_Z)
+            dy_shared.store(dy_TD)
+            dD_TD += dy_TD * u_TD
         here_TD = (t + tt)[:, None].to(gl.int64) * channels + d[None, :]
         new_carry = ()
         new_dA = ()
@@ -258,60 +358,25 @@ def backward(
                     places, u, delta, B, C, z, open_y, dy, kept, following, next_slot_T, tt, tn, d, n, first, L,
                     row_B, row_C, channels, row_u, row_delta, row_z, row_dy, N, SN, BLOCK_D, WARPS, HAS_Z, ASKED,
                 )  # fmt: skip
-            carry = ()
-            dA = ()
-            dB = ()
-            dC = ()
-            for i in gl.static_range(group, group + BATCH):
-                carry += (carry_G[i],)
-                dA += (dA_G[i],)
-                dB += (no_sums(SN, WARPS),)
-                dC += (no_sums(SN, WARPS),)
-            for quad in gl.static_range(T // QUAD - 1, -1, -1):
-                dB_rows = ()
-                dC_rows = ()
-                dx_rows = ()
-                dstep_rows = ()
-                for s in gl.static_range(quad * QUAD + QUAD - 1, quad * QUAD - 1, -1):
-                    step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
-                    x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
-                    dy_D = gl.expand_dims(dy_shared.slice(s, 1).load(DN), 0)
-                    dx_parts = ()
-                    dstep_parts = ()
-                    before = ()
-                    summed = ()
-                    for j in gl.static_range(BATCH):
-                        g = carry[j] + dy_D * C_shared.slice(s * PLACES + group + j, 1, 2).load(S3)
-                        dB_rows += (gl.sum(gl.reshape(g * x_D, SPLIT), 3),)
-                        dC_rows += (gl.sum(gl.reshape(states[s * BATCH + BATCH + j] * dy_D, SPLIT), 3),)
-                        dx_parts += (gl.sum(g * B_shared.slice(s * PLACES + group + j, 1, 2).load(S3), 1),)
-                        if DECAYS:
-                            g *= decays[s * BATCH + j]
-                        else:
-                            g *= decay(step_D, A_G[group + j])
-                        before += (g,)
-                        g *= states[s * BATCH + j]
-                        dstep_parts += (gl.sum(g * A_G[group + j], 1),)
-                        summed += (dA[j] + g * step_D,)
-                    carry = before
-                    dA = summed
-                    dx_rows += (sum_of(dx_parts),)
-                    dstep_rows += (sum_of(dstep_parts),)
-                more_dB = ()
-                more_dC = ()
-                for j in gl.static_range(BATCH):
-                    more_dB += (add_sums(dB[j], last_first(dB_rows, j, BATCH), quad, SN, WARPS, EXACT),)
-                    more_dC += (add_sums(dC[j], last_first(dC_rows, j, BATCH), quad, SN, WARPS, EXACT),)
-                dB = more_dB
-                dC = more_dC
-                store_parts(dx_shared, quad * QUAD, last_first(dx_rows, 0, 1))
-                store_parts(dstep_shared, quad * QUAD, last_first(dstep_rows, 0, 1))
+            if not ASKED or any_asked:
+                carry, dA, dB, dC = _way_back(
+                    step_shared, x_shared, dy_shared, B_shared, C_shared, dx_shared, dstep_shared, A_G, carry_G, dA_G,
+                    states, decays, group, SN, BLOCK_D, WARPS, EXACT, BATCH, DECAYS, True,
+                )  # fmt: skip
+            else:
+                carry, dA, dB, dC = _way_back(
+                    step_shared, x_shared, dy_shared, B_shared, C_shared, dx_shared, dstep_shared, A_G, carry_G, dA_G,
+                    states, decays, group, SN, BLOCK_D, WARPS, EXACT, BATCH, DECAYS, False,
+                )  # fmt: skip
             for j in gl.static_range(BATCH):
                 store_sums(sums_shared[j], dB[j], dC[j], SN, WARPS)
             if group + BATCH == GROUPS:  # states no longer take registers
                 tile = gl.maximum(tile - 1, begin)  # after the last tile, that one again
                 slot_T = next_slot_T
                 next_slot_T = load_slots(asked, gl.maximum(tile - 1, begin) * T + tt, L, ASKED)
+                if ASKED:
+                    any_asked = gl.max(next_slots, 0) >= 0
+                    next_slots = load_slots(asked, gl.maximum(tile - 1, begin) * T + tw, L, ASKED)
                 if COPIES:
                     async_copy.wait_group(0)
                 else:

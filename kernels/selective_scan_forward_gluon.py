@@ -63,6 +63,73 @@ def _load_ahead(
     return delta_TD, u_TD, B_TN, C_TN
 
 
+@gluon.jit
+def _walked(
+    here, step_shared, x_shared, B_shared, C_shared, y_shared, A_G, h_G, n3, d3_inside, channels: gl.constexpr,
+    N: gl.constexpr, SN: gl.constexpr, BLOCK_D: gl.constexpr, KEEP: gl.constexpr, OUTPUTS: gl.constexpr,
+):  # fmt: skip
+    """The states behind a tile; with OUTPUTS, the parts of y in shared memory. KEEP: those before it are stored."""
+    GROUP: gl.constexpr = LANES * SN
+    PLACES: gl.constexpr = power_of_two(len(A_G))
+    S3: gl.constexpr = states_layout(BLOCK_D, SN)
+    DN: gl.constexpr = gl.SliceLayout(0, S3)
+    if KEEP:
+        for i in gl.static_range(len(A_G)):
+            kept_n = n3 + i * GROUP
+            gl.store(here + kept_n * channels, h_G[i], mask=(kept_n < N) & d3_inside)
+    rows = ()
+    for s in gl.static_range(T):
+        step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
+        x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
+        new_G = ()
+        for i in gl.static_range(len(A_G)):
+            B_N = B_shared.slice(s * PLACES + i, 1, 2).load(S3)
+            h = decay(step_D, A_G[i]) * h_G[i] + x_D * B_N
+            new_G += (h,)
+            if OUTPUTS:
+                part = gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1)
+                if i == 0:
+                    y_LD = part
+                else:
+                    y_LD += part
+        h_G = new_G
+        if OUTPUTS:
+            rows += (y_LD,)
+            if len(rows) == QUAD:  # more would take registers
+                store_parts(y_shared, s + 1 - QUAD, rows)
+                rows = ()
+    return h_G
+
+
+@gluon.jit
+def _answered(
+    z, y, open_y, here, t, slot_T, d, L, inside_TD, u_TD, skip_D, step_shared, x_shared, B_shared, C_shared, y_shared,
+    A_G, h_G, n3, d3_inside, row_z: gl.constexpr, channels: gl.constexpr, N: gl.constexpr, SN: gl.constexpr,
+    BLOCK_D: gl.constexpr, KEEP: gl.constexpr, HAS_Z: gl.constexpr, ASKED: gl.constexpr,
+):  # fmt: skip
+    """A tile's outputs, written; the states behind it."""
+    TD: gl.constexpr = tile_layout(BLOCK_D)
+    LSD: gl.constexpr = parts_layout(BLOCK_D)
+    if HAS_Z:
+        z_TD = load_either(z, t, slot_T, d, L, row_z, channels, BLOCK_D, ASKED)
+    h_G = _walked(
+        here, step_shared, x_shared, B_shared, C_shared, y_shared, A_G, h_G, n3, d3_inside, channels, N, SN, BLOCK_D,
+        KEEP, True,
+    )  # fmt: skip
+    y_TD = sum_of_lanes(y_shared, LSD, TD) + skip_D[None, :] * u_TD
+    here_TD = t[:, None].to(gl.int64) * channels + d[None, :]
+    if ASKED:
+        here_TD = slot_T[:, None].to(gl.int64) * channels + d[None, :]
+        inside_TD = asked_inside(slot_T, d, channels, BLOCK_D)
+    if HAS_Z:
+        if KEEP:
+            gl.store(open_y + here_TD, y_TD.to(open_y.dtype.element_ty), mask=inside_TD)
+        z_TD = not_before(z_TD).to(gl.float32)
+        y_TD *= z_TD * sigmoid(z_TD)
+    gl.store(y + here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
+    return h_G
+
+
 @gluon.jit(do_not_specialize=["L", "tiles", "slots", "span"])
 def forward(
     u, delta, A, B, C, D_skip, z, bias, initial, asked, y, last, kept, open_y, L, tiles, slots, span,
@@ -78,9 +145,9 @@ def forward(
     the gate.
 
     Segments are `span` tiles. `initial` has a state for each, (B,slots), with strides STATE_N and STATE_D. ASKED: z, y
-    and open_y are rows of the tokens that `asked` (B,L) has a place for. PACKED: of one row, whose segments are the
-    examples that begin at `starts` (slots + 1), without states at their ends. Only tiles are counted from there:
-    pointers that all programs share take no registers.
+    and open_y are rows of the tokens that `asked` (B,L) has a place for; tiles without any only pass states on. PACKED:
+    of one row, whose segments are the examples that begin at `starts` (slots + 1), without states at their ends. Only
+    tiles are counted from there: pointers that all programs share take no registers.
     """
     GROUP: gl.constexpr = LANES * SN
     GROUPS: gl.constexpr = (N + GROUP - 1) // GROUP
@@ -89,8 +156,6 @@ def forward(
     S3: gl.constexpr = states_layout(BLOCK_D, SN)
     TD: gl.constexpr = tile_layout(BLOCK_D)
     TN: gl.constexpr = columns_layout(WIDTH)
-    LSD: gl.constexpr = parts_layout(BLOCK_D)
-    DN: gl.constexpr = gl.SliceLayout(0, S3)
     first = gl.program_id(0) * BLOCK_D
     b = gl.program_id(1).to(gl.int64)
     segment = gl.program_id(2)
@@ -152,50 +217,29 @@ def forward(
         step_shared.store(step_TD)
         x_shared.store(step_TD * u_TD)
         B_shared.store(columns(B_TN, SN))
-        C_shared.store(columns(C_TN, SN))
+        if not ASKED:
+            C_shared.store(columns(C_TN, SN))
         t += T
         next_rows = _load_ahead(
             delta, u, B, C, t, first, L, row_delta, row_u, row_B, row_C, channels, BLOCK_D, N, WIDTH, PAIRS
         )  # fmt: skip
         slot_T = next_slot_T
         next_slot_T = load_slots(asked, t + tt, L, ASKED)
-        if HAS_Z:
-            z_TD = load_either(z, t - T + tt, slot_T, d, L, row_z, channels, BLOCK_D, ASKED)
-        if KEEP:
-            here = kept + (b * tiles + tile) * (N * channels) + d3
-            for i in gl.static_range(GROUPS):
-                kept_n = n3 + i * GROUP
-                gl.store(here + kept_n * channels, h_G[i], mask=(kept_n < N) & d3_inside)
-        rows = ()
-        for s in gl.static_range(T):
-            step_D = gl.expand_dims(step_shared.slice(s, 1).load(DN), 0)
-            x_D = gl.expand_dims(x_shared.slice(s, 1).load(DN), 0)
-            new_G = ()
-            for i in gl.static_range(GROUPS):
-                B_N = B_shared.slice(s * PLACES + i, 1, 2).load(S3)
-                h = decay(step_D, A_G[i]) * h_G[i] + x_D * B_N
-                new_G += (h,)
-                part = gl.sum(h * C_shared.slice(s * PLACES + i, 1, 2).load(S3), 1)
-                if i == 0:
-                    y_LD = part
-                else:
-                    y_LD += part
-            h_G = new_G
-            rows += (y_LD,)
-            if len(rows) == QUAD:  # more would take registers
-                store_parts(y_shared, s + 1 - QUAD, rows)
-                rows = ()
-        y_TD = sum_of_lanes(y_shared, LSD, TD) + skip_D[None, :] * u_TD
-        here_TD = (t - T + tt)[:, None].to(gl.int64) * channels + d[None, :]
-        if ASKED:
-            here_TD = slot_T[:, None].to(gl.int64) * channels + d[None, :]
-            inside_TD = asked_inside(slot_T, d, channels, BLOCK_D)
-        if HAS_Z:
-            if KEEP:
-                gl.store(open_y + here_TD, y_TD.to(open_y.dtype.element_ty), mask=inside_TD)
-            z_TD = not_before(z_TD).to(gl.float32)
-            y_TD *= z_TD * sigmoid(z_TD)
-        gl.store(y + here_TD, y_TD.to(y.dtype.element_ty), mask=inside_TD)
+        here = kept + (b * tiles + tile) * (N * channels) + d3
+        if ASKED:  # the maximum of all lanes' takes one instruction
+            any_asked = gl.max(gl.reshape(slot_T[:, None] + (d * 0)[None, :], [T * BLOCK_D]), 0) >= 0
+        if not ASKED or any_asked:
+            if ASKED:
+                C_shared.store(columns(C_TN, SN))
+            h_G = _answered(
+                z, y, open_y, here, t - T + tt, slot_T, d, L, inside_TD, u_TD, skip_D, step_shared, x_shared, B_shared,
+                C_shared, y_shared, A_G, h_G, n3, d3_inside, row_z, channels, N, SN, BLOCK_D, KEEP, HAS_Z, ASKED,
+            )  # fmt: skip
+        else:
+            h_G = _walked(
+                here, step_shared, x_shared, B_shared, C_shared, y_shared, A_G, h_G, n3, d3_inside, channels, N, SN,
+                BLOCK_D, KEEP, False,
+            )  # fmt: skip
     if STATE:
         for i in gl.static_range(GROUPS):
             n_i = n3 + i * GROUP

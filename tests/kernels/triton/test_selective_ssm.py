@@ -1,5 +1,6 @@
 """selective_ssm's joint backward against the reference in float64: outputs and every gradient."""
 
+import functools
 import importlib
 
 import pytest
@@ -29,6 +30,13 @@ def results(function, inputs, dy):
     leaves = [x if x is None else x.detach().clone().requires_grad_() for x in inputs]
     y = function(*leaves)
     return [y.detach(), *torch.autograd.grad(y, [x for x in leaves if x is not None], dy.to(y.dtype))]
+
+
+def rows_of_the_whole(positions, x, z, *parameters):
+    """The reference with z at the asked tokens and zeros elsewhere, and of what it gives their rows."""
+    rest = positions[..., None].expand(-1, -1, z.shape[-1])
+    given = torch.cat([x, z.new_zeros(x.shape).scatter(1, rest, z)], -1)
+    return rows_of(reference(given, *parameters), positions)
 
 
 @pytest.mark.parametrize(
@@ -61,17 +69,42 @@ def test_rows_of_asked_tokens(randn, relative_error, device, dtypes, size, asked
         def ours(x, z, *parameters, slots=slots):
             return kernels.selective_ssm_asked(x, z, slots, *parameters)
 
-        def whole(x, z, *parameters, positions=positions, length=length):
-            rest = positions[..., None].expand(-1, -1, z.shape[-1])
-            given = torch.cat([x, z.new_zeros(x.shape).scatter(1, rest, z)], -1)
-            return rows_of(reference(given, *parameters), positions)
-
+        whole = functools.partial(rows_of_the_whole, positions)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             mine, theirs = results(ours, inputs, dy), results(whole, inputs, dy)
         exact = results(whole, [x.double() for x in inputs], dy)
         for one, other, truth in zip(mine, theirs, exact, strict=True):
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
             assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+
+
+@pytest.mark.parametrize(("channels", "states", "rank"), [(8, 8, 2), (40, 16, 8), (4, 24, 4)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiles_without_questions(randn, relative_error, device, dtypes, channels, states, rank, packed):
+    """Of five tiles of eight tokens two have some, or all, or the first, or the last; against float64."""
+    asked = [[15, 9, 33, 8, 39], [0, 39, 20, 24, 15], [7, 0, 1, 6, 3], [32, 39, 34, 33, 36]]
+    positions = torch.tensor(asked, device=device)
+    batch, length = len(asked), 40
+    packing = packing_of([length] * batch, device) if packed else None
+    at = positions if packing is None else (positions + packing.starts_B[:-1, None]).view(1, -1)
+    slots = slots_of(at, length if packing is None else packing.tokens)
+    dy = randn(*positions.shape, channels).to(device)
+
+    def ours(x, z, *parameters):
+        x = x if packing is None else x.reshape(1, -1, channels)
+        return kernels.selective_ssm_asked(x, z, slots, *parameters, packing=packing)
+
+    whole = functools.partial(rows_of_the_whole, positions)
+    for dtype in dtypes:
+        xz, *parameters = make_inputs(randn, device, dtype, batch, length, channels, states, rank, True)
+        inputs = [xz[..., :channels].contiguous(), rows_of(xz[..., channels:], positions), *parameters]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            mine, theirs = results(ours, inputs, dy), results(whole, inputs, dy)
+        exact = results(whole, [x.double() for x in inputs], dy)
+        for one, other, truth in zip(mine, theirs, exact, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+        assert not mine[1][2, 8:].any()  # what comes after the last question has no gradient
 
 
 @pytest.mark.parametrize(("channels", "states", "rank"), [(5, 8, 2), (40, 16, 8), (4, 24, 4)])
