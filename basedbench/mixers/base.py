@@ -112,6 +112,11 @@ class Mixer(nn.Module):
         return False
 
     @classmethod
+    def packing_pays(cls, precision: str) -> bool:
+        """Whether training at this precision, "fp32", "tf32" or "bf16", is faster packed, by a mixer that `packs`."""
+        return True
+
+    @classmethod
     def packs_as_it_is(cls, options: Any, *, asked: bool) -> bool:
         """`packs`, unless a subclass has a method of its own of which that says nothing."""
         spoken_of = ("forward_asked", "forward") if asked else ("forward",)

@@ -194,6 +194,11 @@ class H3(Mixer):
     def packs(cls, options: H3Options, *, asked: bool) -> bool:
         return True
 
+    @classmethod
+    def packing_pays(cls, precision: str) -> bool:
+        """Where matrix units take the convolutions; what takes others makes a batch of the examples first."""
+        return precision == "bf16"
+
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
         return self._projected(self._mixed(*plane_linear(x_BLD, self.in_proj.weight, self.in_proj.bias), packing))
 

@@ -141,6 +141,11 @@ class Hyena(Mixer):
     def packs(cls, options: HyenaOptions, *, asked: bool) -> bool:
         return True
 
+    @classmethod
+    def packing_pays(cls, precision: str) -> bool:
+        """Where matrix units take the convolutions; what takes others makes a batch of the examples first."""
+        return precision == "bf16"
+
     def forward(self, x_BLD: Tensor, packing: Packing | None = None) -> Tensor:
         return self._projected(self._inner(x_BLD, packing))
 

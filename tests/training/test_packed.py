@@ -93,6 +93,13 @@ def test_a_run_learns_the_same(make_case: MakeCase, models: list[dict[str, objec
         torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("mixer", ["h3", "hyena"])
+def test_a_model_is_packed_where_that_is_faster(make_case: MakeCase, mixer: str) -> None:
+    case = make_case([{"mixer": mixer, "grid": {"d_model": 16}}])
+    for precision in ("fp32", "tf32", "bf16"):
+        assert packs(case.d_model, case.layers, precision) == (precision == "bf16")
+
+
 def run_of(case: RecallCase, packed: bool) -> RecallRun:
     run = RecallRun(case, recall_data(case, "cpu", packed=packed), "cpu")
     for _ in run.train():
