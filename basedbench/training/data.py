@@ -59,8 +59,8 @@ class _Portion:
 def recall_data(case: RecallCase, device: str, packed: bool | None = None) -> RecallData:
     """The data of a case, from the cache of this process if another run made them.
 
-    `packed`: whether batches are, see `PackedBatches`; by default on a GPU, for a model that is faster so. Those that are
-    not always the same never are.
+    `packed`: whether batches are, see `PackedBatches`; by default on a GPU, for a model that is faster so. Those that
+    are not always the same never are.
     """
     train, test = case.train, case.test
     if packed is None:
