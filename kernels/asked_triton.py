@@ -44,32 +44,49 @@ def spread_rows_kernel(rows_given, slots, out, tokens, D: tl.constexpr, BLOCK_D:
     tl.store(out + row.to(tl.int64)[:, None] * D + column[None, :], values, mask=inside)
 
 
-@triton.jit(do_not_specialize=["units"])
-def planes_kernel(
-    planes, slots, rows, units, D: tl.constexpr, UNIT: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
-    SPREAD: tl.constexpr,
+@triton.jit(do_not_specialize=["length", "units"])
+def take_from_planes_kernel(
+    planes, positions, out, rows, asked, length, units, D: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Take rows from planes by the tokens' slots, or SPREAD them there, with zeros for tokens without."""
+    """`length`: tokens of a sequence. Rows are the tile's last dimension where they are read: neighbouring threads'."""
+    row, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    at = tl.load(positions + row, mask=row < rows, other=0) + (row // asked).to(tl.int64) * length
+    place = planes + (d.to(tl.int64) * (units.to(tl.int64) * UNIT))[:, None] + at[None, :]
+    tile = tl.load(place, mask=(d < D)[:, None] & (row < rows)[None, :], other=0.0)
+    target = out + row.to(tl.int64)[:, None] * D + d[None, :]
+    tl.store(target, tl.trans(tile), mask=(row < rows)[:, None] & (d < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["units"])
+def spread_to_planes_kernel(
+    rows_given, slots, planes, units, D: tl.constexpr, UNIT: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """`spread_rows_kernel` to planes."""
     t, d = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     size = units.to(tl.int64) * UNIT
     slot = tl.load(slots + t, mask=t < size, other=-1)
-    row = rows + slot.to(tl.int64)[:, None] * D + d[None, :]
+    given = (slot >= 0)[:, None] & (d < D)[None, :]
+    values = tl.load(rows_given + slot.to(tl.int64)[:, None] * D + d[None, :], mask=given, other=0.0)
     place = planes + d.to(tl.int64)[None, :] * size + t[:, None]
-    asked = (slot >= 0)[:, None] & (d < D)[None, :]
-    if SPREAD:
-        tl.store(place, tl.load(row, mask=asked, other=0.0), mask=(t < size)[:, None] & (d < D)[None, :])
-    else:
-        tl.store(row, tl.load(place, mask=asked, other=0.0), mask=asked)
+    tl.store(place, values, mask=(t < size)[:, None] & (d < D)[None, :])
 
 
-def _by_planes(planes: Tensor, slots: Tensor, rows: Tensor, spread: bool) -> None:
-    """Between planes (D,B,L) and rows (B,K,D)."""
-    sizes = plane_rows(planes)
-    grid = triton.cdiv(sizes.tokens, TOKENS), triton.cdiv(len(planes), CHANNELS)
-    planes_kernel[grid](
-        planes, slots.contiguous(), rows, sizes.arguments[-1], D=len(planes), UNIT=sizes.unit, TOKENS=TOKENS,
-        CHANNELS=CHANNELS, SPREAD=spread,
+def _take_from_planes(planes: Tensor, positions: Tensor, out: Tensor) -> None:
+    """From (D,B,L), by positions (B,K)."""
+    sizes, width = plane_rows(planes), len(planes)
+    take_from_planes_kernel[(triton.cdiv(positions.numel(), TOKENS), triton.cdiv(width, CHANNELS))](
+        planes, positions, out, positions.numel(), positions.shape[1], planes.shape[2], sizes.arguments[-1], D=width,
+        UNIT=sizes.unit, ROWS=TOKENS, CHANNELS=CHANNELS,
     )  # fmt: skip
+
+
+def _spread_to_planes(rows: Tensor, slots: Tensor, planes: Tensor) -> None:
+    """To (D,B,L), by slots (B,L)."""
+    sizes, width = plane_rows(planes), len(planes)
+    spread_to_planes_kernel[(triton.cdiv(sizes.tokens, TOKENS), triton.cdiv(width, CHANNELS))](
+        rows, slots, planes, sizes.arguments[-1], D=width, UNIT=sizes.unit, TOKENS=TOKENS, CHANNELS=CHANNELS
+    )
 
 
 def _planes(x: Tensor) -> bool:
@@ -85,11 +102,11 @@ def _shape(width: int) -> dict[str, int]:
 @torch.library.custom_op("basedbench::take_rows", mutates_args=())
 def take_rows(x: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
     """`asked.take_rows` by the kernel above."""
-    out = _rows(x, positions, slots)
+    out, positions = _rows(x, positions, slots), positions.contiguous()
     if _planes(x) and out.numel():
-        _by_planes(x.permute(2, 0, 1), slots, out, spread=False)
+        _take_from_planes(x.permute(2, 0, 1), positions, out)
         return out
-    x, positions = dense_rows(x), positions.contiguous()
+    x = dense_rows(x)
     shape = _shape(x.shape[-1])
     if out.numel():
         take_rows_kernel[(triton.cdiv(positions.numel(), shape["ROWS"]),)](
@@ -109,7 +126,7 @@ def spread_rows(rows_BKD: Tensor, slots_BL: Tensor, planes: bool = False) -> Ten
     rows_BKD, slots_BL = rows_BKD.contiguous(), slots_BL.contiguous()
     out = _spread(rows_BKD, slots_BL, planes)
     if planes and out.numel():
-        _by_planes(out.permute(2, 0, 1), slots_BL, rows_BKD, spread=True)
+        _spread_to_planes(rows_BKD, slots_BL, out.permute(2, 0, 1))
         return out
     shape = _shape(out.shape[-1])
     if out.numel():

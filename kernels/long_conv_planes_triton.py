@@ -104,7 +104,7 @@ def _taps_gradient(
     sequences = _block(LAG_SEQUENCES[planes], rows.sequences)
     blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(rows.length, tile))
     parts = max(1, min(triton.cdiv(rows.sequences, sequences), PROGRAMS // (blocks * heads)))
-    partials = torch.empty((parts * 2, reach * heads), dtype=torch.float32, device=x.device)
+    partials = torch.empty((parts * 2, (1 + reach) * heads), dtype=torch.float32, device=x.device)
     taps_gradient_kernel[(blocks, heads, parts)](
         e, x, x_bias, partials, *rows.arguments, reach, H=heads, PLANES=planes, UNIT=rows.unit, TILE=tile,
         BLOCK_B=sequences, num_warps=4, num_stages=2 if rows.length > tile else 1,
@@ -179,7 +179,7 @@ def _gated_backward(
     longest: int,
     order: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, of its bias (empty without one), of the taps, and of the shift (empty without one)."""
+    """The gradients of x, of its bias, and those of the taps and the shift as `_turned`; empty what is not there."""
     dx, d_bias, d_taps, d_shift = _gradients_like(x, bias, taps, shift)
     if not dx.numel():
         return dx, d_bias.zero_(), d_taps.zero_(), d_shift.zero_()
@@ -242,8 +242,12 @@ def _gradients_like(
 
 
 def _turned(taps: Tensor) -> Tensor:
-    """Room for the gradient of taps (H,N), in memory as (N,H): the first ones, a skip's gradient, are dense."""
-    return taps.new_empty(taps.shape[::-1], dtype=torch.float32).t()
+    """Room for the gradients of a skip (H), and behind it of taps (H,N): (H,1 + N), in memory as (1 + N,H), rows dense.
+
+    Not one row for both: who adds to a gradient in place would add to the other.
+    """
+    heads, reach = taps.shape
+    return taps.new_empty((1 + reach, heads), dtype=torch.float32).t()
 
 
 @_gated_backward.register_fake
@@ -267,9 +271,9 @@ def _gradients(ctx, dy: Tensor, *_: Tensor | None):
     return (
         dx,
         d_bias if has_bias else None,
-        d_taps,
+        d_taps[:, 1:],
         d_taps[:, 0] if has_skip else None,
-        d_shift if has_shift else None,
+        d_shift[:, 1:] if has_shift else None,
         d_shift[:, 0] if has_shift_skip else None,
         *[None] * 4,
     )

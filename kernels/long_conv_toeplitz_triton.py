@@ -10,8 +10,8 @@ What is multiplied has the dtype of the planes: taps, k v, q dy are rounded to i
 q dy become planes of their own first: every tile of tokens would make them again from four others, where now it only
 multiplies what is copied to shared memory.
 
-Packed examples: planes (1,T), with the places where examples begin (`packing.Packing`). No program walks beyond the
-longest of its sequences, its first.
+Packed examples: planes (1,T), with the places where examples begin (`packing.Packing`). No convolution walks beyond the
+longest of a program's sequences, its first.
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,misc"
@@ -251,7 +251,8 @@ def taps_gradient_kernel(
     """A block of lags over some of the sequences: sums over t of e at t times x at t - lag, of planes h, h + H, ...
 
     The tokens of two tiles `first` apart meet at the lags first - TILE + 1 ... first + TILE - 1. Partial sums are
-    (parts, 2, reach, H): those of the block of lags that begins at `first`, and those of the one before.
+    (parts, 2, 1 + reach, H): those of the block of lags that begins at `first`, and those of the one before. Lag 0
+    comes first, for a skip's gradient, and again with the others, for the taps': memory of its own for each.
     """
     first, h, part = tl.program_id(0) * TILE, tl.program_id(1), tl.program_id(2)
     parts, place, size = tl.num_programs(2), tl.arange(0, TILE), units.to(tl.int64) * UNIT
@@ -273,8 +274,12 @@ def taps_gradient_kernel(
     turned = tl.gather(total, (row - column) & (TILE - 1), 1)
     near = tl.sum(tl.where(row >= column, turned, 0.0), 0)
     far = tl.sum(tl.where(row < column, turned, 0.0), 0)
-    out = partials + part.to(tl.int64) * 2 * reach * H + h
+    lags = reach + 1
+    out = partials + (part.to(tl.int64) * 2 * lags + 1) * H + h
     tl.store(out + (first + place) * H, near, mask=first + place < reach)
+    own = (first + place) == 0
+    tl.store(out + (place - 1) * H, near, mask=own)
+    tl.store(out + (lags + place - 1) * H, tl.zeros((TILE,), tl.float32), mask=own)
     # No tiles meet beyond the last block of lags: the first program, whose lags before it are negative, says so.
     before = tl.where(first > 0, first, tl.num_programs(0) * TILE) - TILE + place
-    tl.store(out + (reach + before) * H, tl.where(first > 0, far, 0.0), mask=before < reach)
+    tl.store(out + (lags + before) * H, tl.where(first > 0, far, 0.0), mask=before < reach)

@@ -49,6 +49,13 @@ class Mixer(nn.Module):
         self.options = self.resolve(d_model, options)
         self.d_model = d_model
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Who writes a newer `forward` has not written the older `forward_asked`: its own is by rows again."""
+        super().__init_subclass__(**options)
+        first = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"forward", "forward_asked"})
+        if "forward_asked" not in vars(first) and cls.forward_asked is not Mixer.forward_asked:
+            cls.forward_asked = Mixer.forward_asked  # type: ignore[method-assign]
+
     @classmethod
     def resolve(cls, d_model: int, options: Mapping[str, Any]) -> MixerOptions:
         """The options as typed data, defaults filled in. UserError names each bad option, its value and the bound."""
@@ -105,9 +112,9 @@ class Mixer(nn.Module):
     def packs(cls, options: Any, *, asked: bool) -> bool:
         """Whether `forward`, or with `asked` `forward_asked`, takes packed examples (`Packing`) of one row (1, T, D).
 
-        Training on a GPU leaves out what lies behind an example's last question then. `forward` gets the packing as
-        its second argument, `forward_asked` in `asked.packing`; the default one hands it on. Not asked of a subclass
-        with a newer one of these methods.
+        Training on a GPU leaves out what lies behind an example's last question then, where `packing_pays`. `forward`
+        gets the packing as its second argument, `forward_asked` in `asked.packing`; the default one hands it on. Not
+        asked of a subclass with a newer one of these methods.
         """
         return False
 

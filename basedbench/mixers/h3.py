@@ -40,6 +40,7 @@ from basedbench.kernels import (
 )
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.diagonal_filter import constants, powers
+from basedbench.kernels.long_conv import MOST_CHANNELS
 from basedbench.kernels.packing import Packing
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
@@ -192,7 +193,7 @@ class H3(Mixer):
 
     @classmethod
     def packs(cls, options: H3Options, *, asked: bool) -> bool:
-        return True
+        return options.head_dim <= MOST_CHANNELS
 
     @classmethod
     def packing_pays(cls, precision: str) -> bool:

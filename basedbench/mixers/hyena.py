@@ -33,6 +33,7 @@ from basedbench.errors import UserError
 from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_conv, plane_linear
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.packing import Packing, examples_apart
+from basedbench.kernels.short_conv import MOST_TAPS
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.registry import register
@@ -139,7 +140,7 @@ class Hyena(Mixer):
 
     @classmethod
     def packs(cls, options: HyenaOptions, *, asked: bool) -> bool:
-        return True
+        return options.short_filter <= MOST_TAPS
 
     @classmethod
     def packing_pays(cls, precision: str) -> bool:

@@ -1,10 +1,12 @@
-"""What mixers share: a projection to a multiple of 16 outputs."""
+"""What mixers share: a projection to a multiple of 16 outputs, and rows of a newer forward."""
 
 import pytest
 import torch
 from torch import nn
 
-from basedbench.mixers.base import ALIGNED, project_aligned
+from basedbench.kernels.asked import ask, questions_at
+from basedbench.mixers import get_mixer, mixer_names
+from basedbench.mixers.base import ALIGNED, Mixer, project_aligned
 
 
 @pytest.mark.parametrize("width", [32, 34, 47, 16, 17])
@@ -34,3 +36,32 @@ def test_the_weight_that_stands_there_is_what_is_read() -> None:
     (grad,) = torch.autograd.grad(y[..., :18].float().sum(), copy)
     assert grad.shape == copy.shape
     assert grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", mixer_names())
+def test_a_subclass_is_asked_for_rows_of_its_own_forward(name: str) -> None:
+    """Also where the forward comes from a class beside; and its forward_asked stays what it is without one."""
+    kind = get_mixer(name)
+
+    class Twice:
+        def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x_BLD)  # type: ignore[misc]
+
+    class Same(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    class Doubled(Twice, kind):  # type: ignore[misc, valid-type]
+        pass
+
+    class Asked(Doubled):
+        def forward_asked(self, x_BLD: torch.Tensor, asked: object) -> torch.Tensor:
+            return x_BLD
+
+    torch.manual_seed(0)
+    mixer, x = Doubled(64).eval(), torch.randn(2, 9, 64)
+    mixer.initialise(2, "published")
+    positions = torch.tensor([[3, 0, 8], [1, 5, 2]])
+    rows = torch.stack([y[at] for y, at in zip(mixer(x), positions, strict=True)])
+    torch.testing.assert_close(mixer.forward_asked(x, ask(x, questions_at(positions, 9))), rows)
+    assert Same.forward_asked is kind.forward_asked
+    assert Asked.forward_asked is not Mixer.forward_asked

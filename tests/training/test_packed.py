@@ -98,6 +98,9 @@ def test_a_model_is_packed_where_that_is_faster(make_case: MakeCase, mixer: str)
     case = make_case([{"mixer": mixer, "grid": {"d_model": 16}}])
     for precision in ("fp32", "tf32", "bf16"):
         assert packs(case.d_model, case.layers, precision) == (precision == "bf16")
+    slow = {"h3": {"head_dim": 4}, "hyena": {"short_filter": 5}}[mixer]
+    case = make_case([{"mixer": mixer, "grid": {"d_model": 16} | slow}])
+    assert not packs(case.d_model, case.layers, "bf16")
 
 
 def run_of(case: RecallCase, packed: bool) -> RecallRun:

@@ -26,6 +26,12 @@ def test_rows_and_their_gradient_are_copies(randn, device, dtypes, length, width
             assert x is not planes or gradient.stride() == x.stride()
 
 
+def test_a_token_asked_for_twice_is_taken_twice(randn, device):
+    positions = torch.tensor([[4, 4, 0], [1, 2, 2]], device=device)
+    x = randn(16, 2, 5).to(device).permute(1, 2, 0)
+    assert torch.equal(take_rows(x, positions, slots_of(positions, 5)), reference(x, positions))
+
+
 def test_sums_of_matrices_side_by_side(randn, device):
     few, many = randn(9, 70).to(device), randn(1000, 130).to(device)
     found = column_sums([(few, slice(0, 70)), (many, slice(70, 200))], torch.float32)

@@ -150,7 +150,18 @@ def test_planes_are_neither_copied_nor_turned(randn, device):
     assert y.permute(2, 0, 1).is_contiguous()
     dx, d_taps = torch.autograd.grad(y.sum(), [x, taps])
     assert dx.permute(2, 0, 1).is_contiguous()
-    assert d_taps.is_contiguous()  # so that the first ones, which are a skip's gradient, lie side by side
+    assert d_taps.is_contiguous()
+
+
+def test_gradients_that_are_added_up_do_not_add_to_each_other(randn, device):
+    """The skips' are the first taps'."""
+    x = randn(2, 9, 24).float().to(device)
+    leaves = [randn(*shape).float().to(device).requires_grad_() for shape in [(9, 4), (4,), (3, 8), (8,)]]
+    for _ in range(2):
+        planes.gated_long_conv(x, *leaves, order="qkv").sum().backward()
+    once = torch.autograd.grad(planes.gated_long_conv(x, *leaves, order="qkv").sum(), leaves)
+    for leaf, gradient in zip(leaves, once, strict=True):
+        torch.testing.assert_close(leaf.grad, 2 * gradient)
 
 
 def test_nothing_is_read_beyond_the_sequences_and_everything_is_written(randn, device, poisoned, monkeypatch):
