@@ -39,6 +39,18 @@ def rows_of_the_whole(positions, x, z, *parameters):
     return rows_of(reference(given, *parameters), positions)
 
 
+def as_exact_as_rows_of_the_whole(relative_error, function, inputs, dy, positions):
+    """Outputs and gradients of a function, which are; beside the reference in the same dtype, against float64."""
+    whole, dtype = functools.partial(rows_of_the_whole, positions), inputs[0].dtype
+    with torch.autocast(dy.device.type, dtype, enabled=dtype != torch.float32):
+        mine, theirs = results(function, inputs, dy), results(whole, inputs, dy)
+    exact = results(whole, [x.double() for x in inputs], dy)
+    for one, other, truth in zip(mine, theirs, exact, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+    return mine
+
+
 @pytest.mark.parametrize(
     ("size", "bias"), [((2, 11, 8, 3, 2), True), ((1, 9, 4, 16, 4), False), ((1, 9, 4, 3, 8), True)]
 )
@@ -69,13 +81,7 @@ def test_rows_of_asked_tokens(randn, relative_error, device, dtypes, size, asked
         def ours(x, z, *parameters, slots=slots):
             return kernels.selective_ssm_asked(x, z, slots, *parameters)
 
-        whole = functools.partial(rows_of_the_whole, positions)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            mine, theirs = results(ours, inputs, dy), results(whole, inputs, dy)
-        exact = results(whole, [x.double() for x in inputs], dy)
-        for one, other, truth in zip(mine, theirs, exact, strict=True):
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+        as_exact_as_rows_of_the_whole(relative_error, ours, inputs, dy, positions)
 
 
 @pytest.mark.parametrize(("channels", "states", "rank"), [(8, 8, 2), (40, 16, 8), (4, 24, 4)])
@@ -94,16 +100,10 @@ def test_tiles_without_questions(randn, relative_error, device, dtypes, channels
         x = x if packing is None else x.reshape(1, -1, channels)
         return kernels.selective_ssm_asked(x, z, slots, *parameters, packing=packing)
 
-    whole = functools.partial(rows_of_the_whole, positions)
     for dtype in dtypes:
         xz, *parameters = make_inputs(randn, device, dtype, batch, length, channels, states, rank, True)
         inputs = [xz[..., :channels].contiguous(), rows_of(xz[..., channels:], positions), *parameters]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            mine, theirs = results(ours, inputs, dy), results(whole, inputs, dy)
-        exact = results(whole, [x.double() for x in inputs], dy)
-        for one, other, truth in zip(mine, theirs, exact, strict=True):
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            assert relative_error(one, truth) <= 2 * relative_error(other, truth) + FLOOR[dtype]
+        mine = as_exact_as_rows_of_the_whole(relative_error, ours, inputs, dy, positions)
         assert not mine[1][2, 8:].any()  # what comes after the last question has no gradient
 
 
