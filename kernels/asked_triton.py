@@ -76,7 +76,7 @@ def _take_from_planes(planes: Tensor, positions: Tensor, out: Tensor) -> None:
     """From (D,B,L), by positions (B,K)."""
     sizes, width = plane_rows(planes), len(planes)
     take_from_planes_kernel[(triton.cdiv(positions.numel(), TOKENS), triton.cdiv(width, CHANNELS))](
-        planes, positions, out, positions.numel(), positions.shape[1], planes.shape[2], sizes.arguments[-1], D=width,
+        planes, positions, out, positions.numel(), positions.shape[1], planes.shape[2], sizes.units, D=width,
         UNIT=sizes.unit, ROWS=TOKENS, CHANNELS=CHANNELS,
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def _spread_to_planes(rows: Tensor, slots: Tensor, planes: Tensor) -> None:
     """To (D,B,L), by slots (B,L)."""
     sizes, width = plane_rows(planes), len(planes)
     spread_to_planes_kernel[(triton.cdiv(sizes.tokens, TOKENS), triton.cdiv(width, CHANNELS))](
-        rows, slots, planes, sizes.arguments[-1], D=width, UNIT=sizes.unit, TOKENS=TOKENS, CHANNELS=CHANNELS
+        rows, slots, planes, sizes.units, D=width, UNIT=sizes.unit, TOKENS=TOKENS, CHANNELS=CHANNELS
     )
 
 

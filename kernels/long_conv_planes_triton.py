@@ -20,13 +20,12 @@ from .long_conv_toeplitz_triton import (
     MARGIN,
     backward_kernel,
     forward_kernel,
-    gate_gradient_kernel,
     plain_kernel,
     products_kernel,
     table_kernel,
     taps_gradient_kernel,
 )
-from .packing import Packing, starts_of
+from .packing import Packing, length_of, starts_and_longest
 from .partial_sums_triton import add_up
 from .plane_rows_triton import PlaneRows, plane_rows
 
@@ -86,13 +85,25 @@ def _fill(table: Tensor, taps: Tensor, skip: Tensor | None) -> None:
     table_kernel[(heads, 8)](taps, skip, table, reach, table.shape[2], BLOCK=256)
 
 
-def _products(left: Tensor, left_bias: Tensor | None, right: Tensor, right_bias: Tensor | None, out: Tensor) -> None:
-    """out (D R,...): those of every channel of left (D,...) with every one of right in its head."""
-    of_head, rows = len(out) // len(left), plane_rows(left)
-    heads = len(left) // of_head
-    products_kernel[(triton.cdiv(rows.tokens, PRODUCTS), heads)](
-        left, left_bias, right, right_bias, out, rows.arguments[-1], H=heads, R=of_head, UNIT=rows.unit, BLOCK=PRODUCTS
-    )
+def _products(
+    left: Tensor, left_bias: Tensor | None, right: Tensor, right_bias: Tensor | None, out: Tensor,
+    gate: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> None:  # fmt: skip
+    """out (D R,...): those of every channel of left (D,...) with every one of right in its head.
+
+    gate: what left gates, and where its gradient belongs, with its sums or none (`products_kernel`).
+    """
+    width, rows = len(left), plane_rows(left)
+    of_head = len(out) // width
+    heads = width // of_head
+    products_kernel[_product_grid(rows, heads)](
+        left, left_bias, right, right_bias, out, *(gate or [None] * 3), rows.units, width, H=heads, R=of_head,
+        UNIT=rows.unit, BLOCK=PRODUCTS,
+    )  # fmt: skip
+
+
+def _product_grid(rows: PlaneRows, heads: int) -> tuple[int, int, int]:
+    return triton.cdiv(rows.tokens, PRODUCTS), heads, 1
 
 
 def _taps_gradient(
@@ -189,11 +200,7 @@ def _gated_backward(
     sums = _BiasSums(bias, order, x.device)
     inner, inner_bias, d_inner = (k, k_bias, dk) if shift is None else (shifted, None, x.new_empty(shifted.shape))
     e = x.new_empty(w.shape)
-    grid = triton.cdiv(rows.tokens, PRODUCTS), heads, 1
-    gate_gradient_kernel[grid](
-        dy, q, q_bias, c, e, dq, sums.room("q", grid), rows.arguments[-1], width, H=heads, R=width // heads,
-        UNIT=rows.unit, BLOCK=PRODUCTS,
-    )  # fmt: skip
+    _products(q, q_bias, dy, None, e, (c, dq, sums.room("q", _product_grid(rows, heads))))
     tiles = _tiles(rows, BACKWARD_TILES[width // heads])
     grid = _grid(rows, heads, tiles)
     backward_kernel[grid](
@@ -229,8 +236,9 @@ class _BiasSums:
 
     def all(self, d_bias: Tensor) -> list[tuple[Tensor, Tensor]]:
         """With the places in the bias's gradient where they belong."""
-        thirds = zip("qkv", _thirds(d_bias, self.order), strict=True)
-        return [] if self.bias is None else [(self.partials[name], out) for name, out in thirds]
+        if self.bias is None:
+            return []
+        return [(self.partials[name], out) for name, out in zip("qkv", _thirds(d_bias, self.order), strict=True)]
 
 
 def _gradients_like(
@@ -301,9 +309,8 @@ def gated_long_conv(
     packing: Packing | None = None,
 ) -> Tensor:
     """`long_conv.gated_reference` by the kernels above, for heads of one or two channels."""
-    longest, x_EBL = 0 if packing is None else packing.longest, x_BLE.permute(2, 0, 1).contiguous()
-    length = longest or x_BLE.shape[1]
+    length, x_EBL = length_of(x_BLE, packing), x_BLE.permute(2, 0, 1).contiguous()
     bias_E, skip_H, shift_skip_D = dense_rows(bias_E), dense_rows(skip_H), dense_rows(shift_skip_D)
     given = (x_EBL, bias_E, _planes(taps_NH, length), skip_H, _planes(shift_ND, length), shift_skip_D)
     save = differentiated(*given)
-    return _gated(*given, starts_of(packing), longest, order, save)[0].permute(1, 2, 0)
+    return _gated(*given, *starts_and_longest(packing), order, save)[0].permute(1, 2, 0)

@@ -60,6 +60,12 @@ def _rows(block, starts, sequences, length, BLOCK_B: tl.constexpr):
 
 
 @triton.jit
+def _place(begins, counts, t):
+    """Where the tokens t of sequences lie in a plane, and which of them there are."""
+    return begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+
+
+@triton.jit
 def _load(x, bias, channel, size, at, inside):
     """A tile of a channel's plane, with the channel's bias, in float32."""
     tile = tl.load(x + channel * size + at, mask=inside, other=0.0).to(tl.float32)
@@ -89,42 +95,31 @@ def _operand(x, bias, channel, size, at, inside):
 
 @triton.jit(do_not_specialize=["units"])
 def products_kernel(
-    left, left_bias, right, right_bias, out, units, H: tl.constexpr, R: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    left, left_bias, right, right_bias, out, c, d_left, sums, units, channels, H: tl.constexpr, R: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of left and right all products of a head's channels: of i and j plane (i R + j) H + h.
 
-    Sizes of planes come in UNITs, which they are multiples of: so rows of 16 bytes are known to be whole.
+    With c, planes as the products': left gates y, the sum over i of left_i c_ij, whose gradient right is; left's own is
+    written too, and its sums if asked for. Sizes of planes come in UNITs, which they are multiples of: so rows of 16
+    bytes are known to be whole.
     """
     at, h, size = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1), units.to(tl.int64) * UNIT
     inside = at < size
     lefts = _loads(left, left_bias, h, size, at, inside, H, R)
     rights = _loads(right, right_bias, h, size, at, inside, H, R)
-    for n in tl.static_range(R * R):
-        product = lefts[n // R] * rights[n % R]
-        tl.store(out + (h + n * H) * size + at, product.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["units"])
-def gate_gradient_kernel(
-    dy, q, q_bias, c, e, dq, sums, units, channels, H: tl.constexpr, R: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """From y = q c, which adds over the keys of a head: e, all products of q and dy, and the gradient of q."""
-    at, h, size = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1), units.to(tl.int64) * UNIT
-    inside = at < size
-    gates = _loads(q, q_bias, h, size, at, inside, H, R)
-    upper = _loads(dy, None, h, size, at, inside, H, R)
     for i in tl.static_range(R):
-        of_q = tl.zeros((BLOCK,), tl.float32)
+        of_left = tl.zeros((BLOCK,), tl.float32)
         for j in tl.static_range(R):
-            place = (h + (i * R + j) * H) * size + at
-            tl.store(e + place, (gates[i] * upper[j]).to(e.dtype.element_ty), mask=inside)
-            of_q += upper[j] * tl.load(c + place, mask=inside, other=0.0).to(tl.float32)
-        channel = h + i * H
-        tl.store(dq + channel * size + at, of_q.to(dq.dtype.element_ty), mask=inside)
-        if sums is not None:
-            tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(of_q, 0))
+            plane = h + (i * R + j) * H
+            tl.store(out + plane * size + at, (lefts[i] * rights[j]).to(out.dtype.element_ty), mask=inside)
+            if c is not None:
+                of_left += rights[j] * _load(c, None, plane, size, at, inside)
+        if c is not None:
+            channel = h + i * H
+            tl.store(d_left + channel * size + at, of_left.to(d_left.dtype.element_ty), mask=inside)
+            if sums is not None:
+                tl.store(sums + tl.program_id(0) * channels + channel, tl.sum(of_left, 0))
 
 
 @triton.jit
@@ -148,8 +143,7 @@ def _convolved(
             taps = tl.trans(_filter_tile(table, h, begin - start, row, TILE, SOURCES))
         else:
             taps = _filter_tile(table, h, start - begin, row, SOURCES, TILE)
-        t = begin + tl.arange(0, SOURCES)
-        at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+        at, inside = _place(begins, counts, begin + tl.arange(0, SOURCES))
         found = (tl.dot(_operand(x, bias, h, size, at, inside), taps, total[0], input_precision="ieee"),)
         for n in tl.static_range(1, PLANES):
             tile = _operand(x, bias, h + n * H, size, at, inside)
@@ -182,8 +176,7 @@ def plain_kernel(
     total = _convolved(
         x, bias, table, d, start, begins, counts, longest, size, reach, row, D, 1, REVERSED, TILE, SOURCES, BLOCK_B
     )
-    t = start + tl.arange(0, TILE)
-    at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+    at, inside = _place(begins, counts, start + tl.arange(0, TILE))
     tl.store(y + d * size + at, total[0].to(y.dtype.element_ty), mask=inside)
     if sums is not None:
         _store_sum(sums, d, tl.where(inside, total[0], 0.0), channels)
@@ -200,8 +193,7 @@ def forward_kernel(
     total = _convolved(
         w, None, table, h, start, begins, counts, longest, size, reach, row, H, R * R, False, TILE, SOURCES, BLOCK_B
     )
-    t = start + tl.arange(0, TILE)
-    at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+    at, inside = _place(begins, counts, start + tl.arange(0, TILE))
     gates = _loads(q, q_bias, h, size, at, inside, H, R)
     for j in tl.static_range(R):
         out = gates[0] * total[j]
@@ -225,8 +217,7 @@ def backward_kernel(
     total = _convolved(
         e, None, table, h, start, begins, counts, longest, size, reach, row, H, R * R, True, TILE, SOURCES, BLOCK_B
     )
-    t = start + tl.arange(0, TILE)
-    at, inside = begins[:, None] + t[None, :], t[None, :] < counts[:, None]
+    at, inside = _place(begins, counts, start + tl.arange(0, TILE))
     keys = _loads(k, k_bias, h, size, at, inside, H, R)
     values = _loads(v, v_bias, h, size, at, inside, H, R)
     for i in tl.static_range(R):
@@ -262,8 +253,8 @@ def taps_gradient_kernel(
     for step in range(blocks * tiles):
         begins, counts, _ = _rows(step // tiles * parts + part, starts, sequences, length, BLOCK_B)
         s = step % tiles * TILE + place
-        at, inside = begins[:, None] + s[None, :], s[None, :] < counts[:, None]
-        late = first + s[None, :] < counts[:, None]
+        at, inside = _place(begins, counts, s)
+        _, late = _place(begins, counts, first + s)
         for n in tl.static_range(PLANES):
             channel = h + n * H
             upper = tl.load(e + channel * size + first + at, mask=late, other=0.0)

@@ -51,6 +51,16 @@ def starts_of(packing: Packing | None) -> Tensor | None:
     return None if packing is None else packing.starts_B
 
 
+def starts_and_longest(packing: Packing | None) -> tuple[Tensor | None, int]:
+    """What torch operators take of it."""
+    return (None, 0) if packing is None else packing[:2]
+
+
+def length_of(x_BLD: Tensor, packing: Packing | None) -> int:
+    """Tokens of each sequence, or the most that a packed example may have."""
+    return x_BLD.shape[1] if packing is None else packing.longest
+
+
 def examples_apart(function: Callable[[Tensor], Tensor], x_BLD: Tensor, packing: Packing | None) -> Tensor:
     """A function of (B,L,...) to such, of packed examples (1,T,...) too: in a batch, as if they were of one length."""
     return function(x_BLD) if packing is None else packing.gather(function(packing.spread(x_BLD)))

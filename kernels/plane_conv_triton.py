@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dense_rows import dense_rows
-from .packing import Packing, starts_of
+from .packing import Packing, starts_and_longest
 from .partial_sums_triton import sum_parts
 from .plane_rows_triton import PlaneRows, plane_rows, sequence_rows
 
@@ -196,5 +196,5 @@ def plane_conv(
     x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor, packing: Packing | None = None
 ) -> Tensor:
     """`plane_conv.reference` by the kernels above."""
-    planes, longest = x_BLD.permute(2, 0, 1).contiguous(), 0 if packing is None else packing.longest
-    return _conv(planes, input_bias_D, weight_DW, bias_D, starts_of(packing), longest).permute(1, 2, 0)
+    planes = x_BLD.permute(2, 0, 1).contiguous()
+    return _conv(planes, input_bias_D, weight_DW, bias_D, *starts_and_longest(packing)).permute(1, 2, 0)

@@ -27,9 +27,14 @@ class PlaneRows(NamedTuple):
         return STEP if self.tokens % STEP == 0 else 1
 
     @property
+    def units(self) -> int:
+        """The size of a plane."""
+        return self.tokens // self.unit
+
+    @property
     def arguments(self) -> tuple[Any, ...]:
         """`starts`, `sequences`, `length` and the plane's size in units."""
-        return self.starts, self.sequences, self.length, self.tokens // self.unit
+        return self.starts, self.sequences, self.length, self.units
 
 
 def plane_rows(x: Tensor, starts: Tensor | None = None, longest: int = 0) -> PlaneRows:

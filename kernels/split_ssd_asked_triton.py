@@ -15,7 +15,7 @@ from torch import Tensor
 from .asked import Asked
 from .dense_rows import dense_rows
 from .differentiated import differentiated
-from .packing import Packing, starts_of
+from .packing import Packing, length_of, starts_and_longest, starts_of
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
 from .split_ssd import heads_and_groups
@@ -63,7 +63,7 @@ def _sizes(
     z: Tensor, p: Tensor, weight: Tensor, A: Tensor, groups: int, packing: Packing | None
 ) -> tuple[dict[str, Any], tuple[int, ...], int]:
     """What kernels are specialised by, their numbers, and the tiles of a sequence, or of the longest."""
-    heads, length = len(A), p.shape[1] if packing is None else packing.longest
+    heads, length = len(A), length_of(p, packing)
     head_dim = z.shape[-1] // heads
     states = (len(weight) - z.shape[-1]) // (2 * groups)
     tile = TILE if precision_of(p.dtype) == "bf16" else NARROW_TILE
@@ -225,8 +225,7 @@ class _SplitSSDAsked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         weight, bias = ctx.saved_tensors[8:10]
-        packed = (None, 0) if ctx.packing is None else ctx.packing[:2]
-        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups, *packed)
+        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups, *starts_and_longest(ctx.packing))
         d_weight, d_bias, _ = parameter_gradients(sums, weight, bias)
         return dz, dp, None, None, d_weight, d_bias, dA, dD, d_dt_bias, None, None, None
 

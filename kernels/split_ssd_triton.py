@@ -9,7 +9,7 @@ convolution's output; from there the convolution's backward takes them to their 
 import torch
 from torch import Tensor
 
-from .packing import Packing
+from .packing import Packing, starts_and_longest
 from .short_conv_triton import convolution, launch_backward, parameter_gradients
 from .split_conv import cut
 from .split_ssd import heads_and_groups, part_widths
@@ -93,8 +93,7 @@ class _SplitSSD(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         _, _, _, weight, bias, *_ = ctx.saved_tensors
-        packed = (None, 0) if ctx.packing is None else ctx.packing[:2]
-        dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups, *packed)
+        dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups, *starts_and_longest(ctx.packing))
         d_weight, d_bias, _ = parameter_gradients(sums, weight, bias)
         return dp, d_weight, d_bias, dA, dD, d_dt_bias, None, None, None
 

@@ -52,8 +52,8 @@ class Mixer(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         """Who writes a newer `forward` has not written the older `forward_asked`: its own is by rows again."""
         super().__init_subclass__(**options)
-        first = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"forward", "forward_asked"})
-        if "forward_asked" not in vars(first) and cls.forward_asked is not Mixer.forward_asked:
+        newest = _newest(cls, "forward", "forward_asked")
+        if "forward_asked" not in newest and cls.forward_asked is not Mixer.forward_asked:
             cls.forward_asked = Mixer.forward_asked  # type: ignore[method-assign]
 
     @classmethod
@@ -127,8 +127,7 @@ class Mixer(nn.Module):
     def packs_as_it_is(cls, options: Any, *, asked: bool) -> bool:
         """`packs`, unless a subclass has a method of its own of which that says nothing."""
         spoken_of = ("forward_asked", "forward") if asked else ("forward",)
-        first = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"packs", *spoken_of})
-        return "packs" in vars(first) and cls.packs(options, asked=asked)
+        return "packs" in _newest(cls, "packs", *spoken_of) and cls.packs(options, asked=asked)
 
     def forward_asked(self, x_BLD: Tensor, asked: Asked) -> Tensor:
         """`forward` at some tokens only, (B, K, D): all that a model's last layer is asked for in training.
@@ -179,6 +178,11 @@ class Mixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 normal_linear_(module)
+
+
+def _newest(kind: type, *names: str) -> Mapping[str, Any]:
+    """What the first class from this one up has of its own that has one of these methods."""
+    return next(vars(one) for one in kind.__mro__ if vars(one).keys() & set(names))
 
 
 def project(linear: nn.Linear, x_xD: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from basedbench.kernels import (
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.diagonal_filter import constants, powers
 from basedbench.kernels.long_conv import MOST_CHANNELS
-from basedbench.kernels.packing import Packing
+from basedbench.kernels.packing import Packing, length_of
 from basedbench.kernels.precision import without_autocast
 from basedbench.mixers.base import Mixer, MixerOptions, State, accumulator_dtype
 from basedbench.mixers.registry import register
@@ -184,9 +184,9 @@ class H3(Mixer):
 
     def _mixed(self, x_BLE: Tensor, bias_E: Tensor | None = None, packing: Packing | None = None) -> Tensor:
         """What the last projection reads, from q, k and v side by side, less a bias."""
-        length = x_BLE.shape[1] if packing is None else packing.longest
-        filters = self.diagonal.taps(length), self.diagonal.skip(), self.shift.taps(), self.shift.skip()
-        return gated_long_conv(x_BLE, *filters, bias_E=bias_E, packing=packing)
+        diagonal = self.diagonal.taps(length_of(x_BLE, packing)), self.diagonal.skip()
+        shift = self.shift.taps(), self.shift.skip()
+        return gated_long_conv(x_BLE, *diagonal, *shift, bias_E=bias_E, packing=packing)
 
     def _projected(self, y_xD: Tensor) -> Tensor:
         return linear(y_xD, self.out_proj.weight, self.out_proj.bias)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from basedbench.errors import UserError
 from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_conv, plane_linear
 from basedbench.kernels.asked import Asked
-from basedbench.kernels.packing import Packing, examples_apart
+from basedbench.kernels.packing import Packing, examples_apart, length_of
 from basedbench.kernels.short_conv import MOST_TAPS
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
@@ -123,7 +123,7 @@ class Hyena(Mixer):
 
     def _mixed(self, mixed_BLE: Tensor, packing: Packing | None = None) -> Tensor:
         """The long convolution between its gates."""
-        length = mixed_BLE.shape[1] if packing is None else packing.longest
+        length = length_of(mixed_BLE, packing)
         self.check_length(self.options, length)
         return gated_long_conv(mixed_BLE, self.filter(length), self.filter.skip(), order="kqv", packing=packing)
 
