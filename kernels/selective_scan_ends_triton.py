@@ -11,9 +11,9 @@ import triton.language as tl
 from .selective_scan_tiles_triton import LOG2E, rates
 
 CARRIED_CHANNELS = 32  # of a program
-SUMMED = 4096  # partial sums of a program, in flight at once
-SUMMED_BLOCKS = 8  # at most
-SUMMED_SEGMENTS, SUMMED_CHANNELS = 32, 64
+SUMMED = 512  # sums of a program: four of a thread, of 16 bytes in each block
+SUMMED_BLOCKS = 8  # of which a thread has numbers in flight at once
+SUMMED_SEGMENTS, SUMMED_CHANNELS = 64, 32
 
 
 @triton.jit(do_not_specialize=["slots"])
@@ -51,23 +51,28 @@ def carry(
 @triton.jit
 def _sum_blocks(
     dBC, dB, dC, tile, blocks, stride, L, row_dB, row_dC,
-    N: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
+    N: tl.constexpr, WIDTH: tl.constexpr, EACH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one sequence's (steps,2,WIDTH) over blocks, `stride` apart -> its steps of dB and dC (L,N)."""
-    t = tile * TILE + tl.arange(0, TILE)[:, None]
-    n = tl.arange(0, PLACES)[None, :]
-    parts = tl.arange(0, PARTS)
-    here_TN = dBC + t.to(tl.int64) * (2 * WIDTH) + n
-    inside_TN = (t < L) & (n < 2 * WIDTH)
-    total_PTN = tl.zeros([PARTS, TILE, PLACES], tl.float32)
+    """EACH numbers of one sequence's (steps,2,WIDTH) over blocks, `stride` apart -> their places in dB and dC (L,N).
+
+    They are taken as they lie in memory, whatever step they belong to: a thread has four neighbours of each block.
+    """
+    first = tile.to(tl.int64) * EACH
+    before = first // (2 * WIDTH)
+    here, rest = tl.arange(0, EACH), (first - before * (2 * WIDTH)).to(tl.int32)
+    inside = here < (L - before) * (2 * WIDTH) - rest
+    total = tl.zeros([EACH], tl.float32)
+    dBC += first
     for block in range(0, blocks, PARTS):
-        part = (block + parts)[:, None, None]
-        mask = (part < blocks) & inside_TN[None]
-        total_PTN += tl.load(here_TN[None] + part.to(tl.int64) * stride, mask=mask, other=0.0)
-    total_TN = tl.sum(total_PTN, 0)
-    tl.store(dB + t.to(tl.int64) * row_dB + n, total_TN.to(dB.dtype.element_ty), mask=(t < L) & (n < N))
-    mask_C = (t < L) & (n >= WIDTH) & (n < WIDTH + N)
-    tl.store(dC + t.to(tl.int64) * row_dC + n - WIDTH, total_TN.to(dC.dtype.element_ty), mask=mask_C)
+        for i in tl.static_range(PARTS):
+            part = dBC + (block + i) * stride
+            total += tl.load(part + here, mask=inside & (block + i < blocks), other=0.0)
+    t, n = (rest + here) // (2 * WIDTH), (rest + here) % (2 * WIDTH)
+    row = t + before
+    tl.store(dB + row * row_dB + n, total.to(dB.dtype.element_ty), mask=inside & (n < N))
+    tl.store(
+        dC + row * row_dC + (n - WIDTH), total.to(dC.dtype.element_ty), mask=inside & (n >= WIDTH) & (n < WIDTH + N)
+    )
 
 
 @triton.jit
@@ -100,10 +105,10 @@ def _sum_constants(
 def finish(
     dBC, dconstants, A, dB, dC, dA, dD, dbias, L, steps, tiles, blocks, batch, parts, channels, programs,
     row_dB, row_dC,
-    N: tl.constexpr, LOG_A: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr,
+    N: tl.constexpr, LOG_A: tl.constexpr, WIDTH: tl.constexpr, EACH: tl.constexpr, UNIT: tl.constexpr,
     PARTS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH), their rows row_dB and row_dC apart;
+    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH), their rows UNIT row_dB and row_dC apart;
     those of A, D and the bias from the segments' dconstants (parts,N+2,D). Every sum has a fixed order.
 
     The first `programs` programs take A, D and the bias: each has a long way to go.
@@ -120,6 +125,6 @@ def finish(
         b = (pid // tiles).to(tl.int64)
         one = b * 0 + steps * (2 * WIDTH)  # 64 bits: of one sequence
         _sum_blocks(
-            dBC + b * one, dB + b * L * row_dB, dC + b * L * row_dC, pid % tiles, blocks, batch * one, L,
-            row_dB, row_dC, N, WIDTH, PLACES, TILE, PARTS,
+            dBC + b * one, dB + b * L * row_dB * UNIT, dC + b * L * row_dC * UNIT, pid % tiles, blocks, batch * one, L,
+            row_dB * UNIT, row_dC * UNIT, N, WIDTH, EACH, PARTS,
         )  # fmt: skip

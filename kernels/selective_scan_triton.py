@@ -314,15 +314,14 @@ def backward_into(
         **inputs.constants(block, softplus) | {"row_dy": dy.stride(1)}
         | {"row_dz": channels if z is None else dz.stride(1)} | _rows_of(asked, channels, "row_dy", "row_dz"),
     )  # fmt: skip
-    parts, places = min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), triton.next_power_of_2(2 * width)
-    steps = around.SUMMED // (parts * places)
-    parts_L, parts_D = triton.cdiv(length, steps), triton.cdiv(channels, around.SUMMED_CHANNELS)
+    parts_L = triton.cdiv(length * 2 * width, around.SUMMED)
+    parts_D, unit = triton.cdiv(channels, around.SUMMED_CHANNELS), math.gcd(16, dB.stride(1), dC.stride(1))
     around.finish[(batch * parts_L + parts_D * (states + 2),)](
         dBC, dconstants, inputs.A, dB, dC, dA, dD, dbias, length, tiles * TILE, parts_L, blocks, batch, batch * slots,
-        channels, parts_D * (states + 2), dB.stride(1), dC.stride(1),
-        N=states, LOG_A=inputs.log_A, WIDTH=width, PLACES=places, TILE=steps, PARTS=parts,
-        SEGMENTS=around.SUMMED_SEGMENTS, BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None,
-        HAS_BIAS=bias is not None, num_warps=4,
+        channels, parts_D * (states + 2), dB.stride(1) // unit, dC.stride(1) // unit,
+        N=states, LOG_A=inputs.log_A, WIDTH=width, EACH=around.SUMMED, UNIT=unit,
+        PARTS=min(around.SUMMED_BLOCKS, triton.next_power_of_2(blocks)), SEGMENTS=around.SUMMED_SEGMENTS,
+        BLOCK_D=around.SUMMED_CHANNELS, HAS_D=D is not None, HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip
     if dinitial.numel():
         dinitial.copy_(dstate.transpose(1, 2))

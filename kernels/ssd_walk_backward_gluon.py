@@ -121,8 +121,10 @@ def walk_gradient_kernel(
     Bs = gl.allocate_shared_memory(x.dtype.element_ty, [2, T, BN], narrow)
     Cs = gl.allocate_shared_memory(x.dtype.element_ty, [2, T, BN], narrow)
     hs = gl.allocate_shared_memory(kept.dtype.element_ty, [2, BP, BN], shared_layout(BN, WIDE))
-    inner_shared = gl.allocate_shared_memory(OPERAND, [T, BP], shared_layout(BP, WIDE))
-    R_shared = gl.allocate_shared_memory(OPERAND, [BP, BN], shared_layout(BN, WIDE))
+    # Places of dy and h are taken again, so that eight programs fit on a multiprocessor with 32 states, too.
+    APART: gl.constexpr = dy.dtype.element_ty != OPERAND
+    if APART:
+        inner_shared = gl.allocate_shared_memory(OPERAND, [T, BP], shared_layout(BP, WIDE))
     weights_shared = gl.allocate_shared_memory(OPERAND, [T, T], shared_layout(T, WIDE))
     products_shared = gl.allocate_shared_memory(OPERAND, [T, T], shared_layout(T, WIDE))
     chunk = chunks - 1
@@ -147,6 +149,8 @@ def walk_gradient_kernel(
         )  # fmt: skip
         async_copy.wait_group(1)
         x_tile, B_tile, C_tile, h_tile = xs.index(stage), Bs.index(stage), Cs.index(stage), hs.index(stage)
+        if not APART:
+            inner_shared = dys.index(stage)
         end = gl.sum(gl.where(t == T - 1, total, 0.0), 0)
         all_decay = gl.exp2(end)
         up = gl.exp2(gl.convert_layout(total, ROW))
@@ -199,9 +203,9 @@ def walk_gradient_kernel(
         store_tile(dC, through, dC_row, start, left, N, PARTS)
         across = gl.sum(gl.reshape(h_tile.load(MMA).to(gl.float32) * R, [BP * BN]), 0) * all_decay
 
-        R_shared.store(operand(R, PRECISION))
+        h_tile.store(operand(R, PRECISION))
         through = product(
-            from_shared(x_tile, 0, PRECISION), from_shared(R_shared, 1, PRECISION),
+            from_shared(x_tile, 0, PRECISION), from_shared(h_tile, 1, PRECISION),
             gl.zeros([T, BN], gl.float32, MMA), PRECISION,
         )  # fmt: skip
         through *= down[:, None]
