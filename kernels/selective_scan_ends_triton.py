@@ -108,7 +108,7 @@ def finish(
     N: tl.constexpr, LOG_A: tl.constexpr, WIDTH: tl.constexpr, EACH: tl.constexpr, UNIT: tl.constexpr,
     PARTS: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of B and C (B,L,N) from the blocks' dBC (blocks,B,steps,2,WIDTH), their rows UNIT row_dB and row_dC apart;
+    """Gradients of B and C (B,L,N), rows UNIT row_dB and row_dC apart, from the blocks' dBC (blocks,B,steps,2,WIDTH);
     those of A, D and the bias from the segments' dconstants (parts,N+2,D). Every sum has a fixed order.
 
     The first `programs` programs take A, D and the bias: each has a long way to go.

@@ -207,9 +207,10 @@ def parameter_kernel(
 def group_sums_kernel(
     parts, scales, dB_pointer, dC_pointer, dB_batch, dB_row, dC_batch, dC_row, rows, heads, length, groups,
     N: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, T: tl.constexpr, SCALED: tl.constexpr,
-    PACKED: tl.constexpr,
+    PACKED: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups.
+    """Sums over the heads of a group: parts (2,rows,heads,N) -> dB and dC (B,L,G,N); rows are tokens x groups. HEADS
+    of them are loaded at once.
 
     SCALED: parts are float16, to be multiplied with the scales (2,B,chunks of T,groups,heads). PACKED: B is 1, and the
     scales are (chunks,2,groups,heads).
@@ -227,14 +228,17 @@ def group_sums_kernel(
     else:
         scales += ((batch * chunks + token // T) * groups + row % groups) * heads
         all_scales = rows.to(tl.int64) // length * chunks * heads
-    for head in tl.range(heads, num_stages=3):
-        part_B = tl.load(first + head * N, mask=inside, other=0.0).to(tl.float32)
-        part_C = tl.load(first + second + head * N, mask=inside, other=0.0).to(tl.float32)
-        if SCALED:
-            part_B *= tl.load(scales + head, mask=row < rows, other=0.0)[:, None]
-            part_C *= tl.load(scales + all_scales + head, mask=row < rows, other=0.0)[:, None]
-        dB += part_B
-        dC += part_C
+    for some in range(0, heads, HEADS):
+        for i in tl.static_range(HEADS):
+            head = some + i
+            given, exists = inside & (head < heads), (row < rows) & (head < heads)
+            part_B = tl.load(first + head * N, mask=given, other=0.0).to(tl.float32)
+            part_C = tl.load(first + second + head * N, mask=given, other=0.0).to(tl.float32)
+            if SCALED:
+                part_B *= tl.load(scales + head, mask=exists, other=0.0)[:, None]
+                part_C *= tl.load(scales + all_scales + head, mask=exists, other=0.0)[:, None]
+            dB += part_B
+            dC += part_C
     place = (batch * dB_batch + token * dB_row + column)[:, None] + states[None, :]
     tl.store(dB_pointer + place, dB.to(dB_pointer.dtype.element_ty), mask=inside)
     place = (batch * dC_batch + token * dC_row + column)[:, None] + states[None, :]

@@ -20,7 +20,8 @@ from .packing import ALIGNED, starts_of
 from .ssd_backward_triton import group_sums_kernel
 from .ssd_plan import Inputs, Plan, batch_and_row
 
-SUMMED = 2048  # numbers of a program that adds heads
+SUMMED = 1024  # numbers of a program that adds heads
+SUMMED_HEADS = 8  # that it has on their way at once, at most
 # Precisions in which what heads add to dB and dC passes through memory in 16 bits: of a chunk, over its largest number.
 # Plain bfloat16 would round as coarsely as the sum is rounded afterwards.
 HALVED = ("bf16",)
@@ -121,5 +122,6 @@ def walk_back(
         group_sums_kernel[(triton.cdiv(rows, height),)](
             by_head, scales, dB, dC, *dB.stride()[:2], *dC.stride()[:2], rows, plan.per_group, length, plan.groups,
             N=states, BN=plan.widths["BN"], ROWS=height, T=chunk, SCALED=scaled, PACKED=packed,
+            HEADS=min(SUMMED_HEADS, triton.next_power_of_2(plan.per_group)),
         )  # fmt: skip
     return partials

@@ -46,7 +46,7 @@ from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.mamba import step_size_bias
 from basedbench.mixers.registry import register
 
-MOST_AS_ATTENTION = 32  # asked tokens
+MOST_AS_ATTENTION = 64  # asked tokens
 
 
 class Mamba2Options(MixerOptions):
