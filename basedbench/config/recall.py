@@ -34,13 +34,16 @@ class Segment(Section):
         return f"{self.length}x{self.pairs}"
 
 
+_LEAST_RATE = 1e-18  # rows with less are taken for damaged ones
+
+
 def _series(value: Any) -> list[Any]:
     return axis_values("learning_rates", value)
 
 
 def _positive(value: list[float]) -> list[float]:
-    if any(not 0 < rate < 10 for rate in value):
-        raise ValueError(f"learning rates lie between 0 and 10, got {value}")
+    if any(not _LEAST_RATE <= rate < 10 for rate in value):
+        raise ValueError(f"learning rates lie between 0 and 10, none below {_LEAST_RATE:g}, got {value}")
     return value
 
 

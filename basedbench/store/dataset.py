@@ -27,6 +27,7 @@ _KEY = ["suite", "case_id"]
 _ORDER = ["created_at", "row_id"]
 _DATED = pa.schema({"created_at": pa.timestamp("us", tz="UTC")})
 _CLOCKS_DIFFER = timedelta(days=1)
+_JUST = timedelta(microseconds=1)
 _NEVER_NULL = [*_KEY, "status", "created_at"]
 # A disk may give back other bits than it was given. Older files, which have no checksums, are read all the same.
 _CHECKED = ds.ParquetFileFormat(
@@ -44,6 +45,7 @@ class Store:
     def __init__(self, root: Path | str, tell: Callable[[str], object] = warn) -> None:
         self.root, self.tell = Path(root), tell
         self._written = {self.root}
+        self._later: dict[str, dict[tuple[str, str], datetime]] = {}
         for folder in (self.root, *(self.root / kind for kind in KINDS if (self.root / kind).exists())):
             files.check_writable(folder)
             files.remove_stale(folder)
@@ -54,8 +56,13 @@ class Store:
         Every promised column must be given (null will do; see `schema.blank_row`); `created_at` is filled in; JSON
         columns take an object or its text. Raises ValueError for a row that does not fit the schema, UserError if the
         disk is full or the folder cannot be written: rows stored before are safe.
+
+        Where a row of the case is dated later than now, by another clock or by this one before it was set back, the new
+        one is dated just behind it: it would else count as the older one, and what was run again would change nothing.
         """
         stored = check_row(kind, row)
+        if row.get("created_at") is None and (later := self._dated_later(kind, stored)):
+            stored["created_at"] = max(stored["created_at"], later + _JUST)
         name = files.part_name(stored["case_id"], stored["created_at"])
         path = self.root / kind / f"{name}{files.SUFFIX}"
         self.look_for(kind)
@@ -73,6 +80,13 @@ class Store:
                 "anew, and rows go there from now on; those stored before went away with it: move the files of a "
                 "renamed folder into the new one."
             )
+
+    def _dated_later(self, kind: str, row: Mapping[str, Any]) -> datetime | None:
+        """The date of the case's newest row, if that was to come when this store was first asked."""
+        if kind not in self._later:
+            with suppress(UserError):  # a file that cannot be read hides no row: whoever reads the folder is told
+                self._later[kind] = _later(self.root / kind, schema_of(kind))
+        return self._later.setdefault(kind, {}).get((row["suite"], row["case_id"]))
 
     def row(self, kind: str, suite: str, case_id: str) -> dict[str, Any] | None:
         """The newest row of a case as plain Python values, or None."""
@@ -303,6 +317,19 @@ def _newest(
         _warn_of_clocks(folder, latest)
     keys = keys.sort_values(["credible", *_ORDER]).drop_duplicates(_KEY, keep="last")
     return table.take(keys.index.to_numpy())
+
+
+def _later(folder: Path, schema: pa.Schema) -> dict[tuple[str, str], datetime]:
+    """The cases with rows dated later than now, with the last date that counts. Files that can have none stay shut."""
+    now = datetime.now(UTC)
+    dated = (pc.field("created_at") > now) & (pc.field("created_at") <= now + _CLOCKS_DIFFER)
+    paths = [path for path in files.visible(folder) if not files.dated_before(path, now)]
+    found: dict[tuple[str, str], datetime] = {}
+    with suppress(FileNotFoundError):  # merged meanwhile
+        for row in _scan(paths, schema, [*_NEVER_NULL], dated).to_pylist() if paths else ():
+            key = (row["suite"], row["case_id"])
+            found[key] = max(row["created_at"], found.get(key, now))
+    return found
 
 
 def _warn_of_clocks(folder: Path, latest: datetime) -> None:

@@ -18,6 +18,7 @@ from basedbench.errors import UserError, check_text
 
 SUFFIX = ".parquet"
 COMPACTED = "compacted-"
+_DATED = re.compile(r"\d{8}T\d{6}\.\d{6}Z(?=-)")
 _STALE_S = 24 * 3600.0
 
 
@@ -26,6 +27,12 @@ def part_name(case_id: str, created_at: datetime) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._+-]+", case_id):
         raise ValueError(f"case_id {case_id!r} cannot be part of a file name")
     return f"{_stamp(created_at)}-{case_id}-{secrets.token_hex(4)}"
+
+
+def dated_before(path: Path, moment: datetime) -> bool:
+    """Whether this is by its name the file of a row of before; of other files nothing is told."""
+    found = _DATED.match(path.name)
+    return found is not None and found[0] <= _stamp(moment)
 
 
 def compacted_name() -> str:

@@ -46,6 +46,7 @@ def test_a_suite_is_named_by_its_file_and_has_the_paper_recipe_by_default() -> N
         (", examples: 64", "", ["train.segments", "16x2", "examples"]),
         ("[1e-2]", "[-1.0]", ["train.learning_rates", "-1.0"]),
         ("[1e-2]", "[]", ["train.learning_rates", "empty"]),
+        ("[1e-2]", "[1e-19]", ["train.learning_rates", "1e-18", "1e-19"]),  # readers would leave its rows out
         ("{d_model: 16}", "{width: 16}", ["models[0].grid", "d_model"]),
         (
             "length: 16, pairs: 2, examples: 64",

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -47,6 +47,24 @@ def test_a_row_comes_back_as_it_was_written(store, make_row):
     for name in ("accuracy", "accuracy_by_slice", "state_bytes", *lists):
         assert row[name] == given[name]
     assert set(row) == set(schema.RECALL.names)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_runs_again_counts_though_the_clock_was_set_back(store, make_row, merged):
+    now = datetime.now(UTC)
+    dates = (now + timedelta(hours=1), now + timedelta(hours=2), now + timedelta(days=3))  # the last one counts nothing
+    for date in dates:
+        store.write("recall", make_row(status="crashed", created_at=date))
+    store.write("recall", make_row("c2", created_at=now))
+    if merged:
+        dataset.compact(store.root, "recall")
+    for status in ("oom", "ok"):
+        again = Store(store.root)
+        again.write("recall", make_row(status=status))
+        again.write("recall", make_row("c2"))
+        assert dataset.finished(store.root, "recall")["s", "c1"] == status
+    assert store.row("recall", "s", "c1")["created_at"] == dates[1] + timedelta(microseconds=2)
+    assert now <= store.row("recall", "s", "c2")["created_at"] <= datetime.now(UTC)
 
 
 def test_nan_accuracy_is_kept(store, make_row):
