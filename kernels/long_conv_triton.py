@@ -18,10 +18,15 @@ CHANNELS = 32  # of a program, at most
 PROGRAMS = 2048  # of the filter's gradient, about; fixed, so that the order of its sums is the same on every device
 
 
+def _dense(x: Tensor) -> Tensor:
+    """x contiguous, with its rows evenly apart: torch has any strides between tokens where there is one of them."""
+    return x.contiguous().flatten().view(x.shape)
+
+
 def _rows(x: Tensor) -> Tensor:
     """x with channels side by side and the rows of (B,L) evenly apart, as a part of a wider tensor has them."""
     even = x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
-    return x if even else x.contiguous()
+    return x if even else _dense(x)
 
 
 def _blocks(sequences: int, length: int, heads: int, parts: int) -> tuple[tuple[int, int], dict[str, int | bool]]:
@@ -86,6 +91,11 @@ def _extended(gradient: Tensor, taps: Tensor) -> Tensor:
     return torch.nn.functional.pad(gradient, (0, 0, 0, missing)) if missing else gradient
 
 
+def _of_skip(d_taps: Tensor) -> Tensor:
+    """The gradient of a skip, which is that of the first tap: not its memory, for gradients are changed in place."""
+    return d_taps[0].clone()
+
+
 @torch.library.custom_op("basedbench::long_conv", mutates_args=())
 def _long_conv(x: Tensor, taps: Tensor, skip: Tensor | None) -> Tensor:
     """y (B,L,D) of x (B,L,D), taps (N,G) and skip (G,)."""
@@ -105,7 +115,7 @@ def _long_conv_backward(dy: Tensor, x: Tensor, taps: Tensor, skip: Tensor | None
     dx = x.new_empty(x.shape)
     if not dx.numel():
         return dx, torch.zeros_like(taps)
-    dy, x, near = dy.contiguous(), _rows(x), _within(taps, x.shape[1])
+    dy, x, near = _dense(dy), _rows(x), _within(taps, x.shape[1])
     _convolve(dy, near, skip, dx, backwards=True)
     return dx, _extended(_filter_gradient(dy, x, len(near), near.shape[1], None), taps)
 
@@ -122,7 +132,7 @@ def _long_conv_setup(ctx, inputs, output) -> None:
 def _long_conv_gradients(ctx, dy: Tensor):
     x, taps, skip = ctx.saved_tensors
     dx, d_taps = _long_conv_backward(dy, x, taps, skip)
-    return dx, d_taps, None if skip is None else d_taps[0]
+    return dx, d_taps, None if skip is None else _of_skip(d_taps)
 
 
 _long_conv.register_autograd(_long_conv_gradients, setup_context=_long_conv_setup)
@@ -196,7 +206,7 @@ def _gated_backward(
     order: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the taps, and of the shift (empty without one)."""
-    x, dy = _rows(x), dy.contiguous()
+    x, dy = _rows(x), _dense(dy)
     dx = x.new_empty(x.shape)
     if not dx.numel():
         return dx, torch.zeros_like(taps), taps.new_zeros(0 if shift is None else shift.shape)
@@ -248,8 +258,8 @@ def _gated_gradients(ctx, dy: Tensor, *_: Tensor | None):
         raise RuntimeError("gated_long_conv was called for its output alone.")
     x, taps, skip, shift, shift_skip, c, shifted = ctx.saved_tensors
     dx, d_taps, d_shift = _gated_backward(dy, x, taps, skip, shift, shift_skip, c, shifted, ctx.order)
-    d_skip = None if skip is None else d_taps[0]
-    d_shift_skip = None if shift_skip is None else d_shift[0]
+    d_skip = None if skip is None else _of_skip(d_taps)
+    d_shift_skip = None if shift_skip is None else _of_skip(d_shift)
     return dx, d_taps, d_skip, None if shift is None else d_shift, d_shift_skip, None, None
 
 

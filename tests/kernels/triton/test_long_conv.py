@@ -62,6 +62,36 @@ def test_gated_long_conv(randn, relative_error, device, dtypes, batch, length, h
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_token_of_tensors_that_have_time_first(randn, device, batch):
+    """Torch calls (1,B,D).transpose(0, 1) contiguous, though B D numbers are from a token to the next."""
+    filters = [randn(*shape).float().to(device) for shape in [(2, 8), (8,), (3, 8), (8,)]]
+    for function, reference, width, given in (
+        (triton.long_conv, module.reference, 8, filters[:2]),
+        (lambda *x: triton.gated_long_conv(*x, order="qkv"), module.gated_reference, 24, filters),
+    ):
+        x, upper = randn(1, batch, width).float().to(device), randn(1, batch, 8).float().to(device).transpose(0, 1)
+        found = []
+        for one in (function, reference):
+            leaves = [x.transpose(0, 1), *given]
+            leaves = [part.detach().requires_grad_() for part in leaves]
+            y = one(*leaves)
+            found.append([y, *torch.autograd.grad(y, leaves, upper)])
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_a_filter_and_its_skip_are_not_the_same_memory(randn, device):
+    """Who clips or adds up gradients changes them in place, one after the other."""
+    x = randn(2, 5, 24).float().to(device)
+    taps, skip, shift, shift_skip = (randn(*shape).float().to(device) for shape in [(4, 8), (8,), (3, 8), (8,)])
+    filters = [part.requires_grad_() for part in (taps, skip, shift, shift_skip)]
+    both = triton.gated_long_conv(x, *filters, order="qkv"), triton.long_conv(x[..., :8], taps, skip)
+    for y, leaves in zip(both, (filters, filters[:2]), strict=True):
+        found = torch.autograd.grad(y.sum(), leaves)
+        assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(leaves)
+
+
 def test_the_filters_gradient_over_many_sequences_is_the_same_every_time(randn, relative_error, device, monkeypatch):
     """Programs take several sequences each, unevenly."""
     monkeypatch.setattr(triton, "PROGRAMS", 8)
