@@ -77,7 +77,7 @@ def embedding_norm_places_kernel(
                 mean = tl.load(stats + row, mask=row < count, other=0.0)
             rstd = tl.load(stats + count + row, mask=row < count, other=0.0)
             wanted = (column < D) & (tile == since)
-            new = tl.load(table + loaded * D + column, mask=wanted, other=0.0).to(tl.float32)
+            new = tl.load(table + tl.cast(loaded, tl.int64) * D + column, mask=wanted, other=0.0).to(tl.float32)
             if HAS_KEPT:
                 new *= scale
             named = tl.where(tile == begun, tl.broadcast_to(new[None, :], (PLACES, BLOCK_D)), named)
@@ -103,7 +103,7 @@ def embedding_norm_places_kernel(
                 d_word = tl.sum(total, axis=0)
                 if HAS_KEPT:
                     d_word *= scale
-                tl.store(out + word * D + column, d_word.to(out.dtype.element_ty), mask=column < D)
+                tl.store(out + tl.cast(word, tl.int64) * D + column, d_word.to(out.dtype.element_ty), mask=column < D)
                 total = tl.zeros((PLACES, BLOCK_D), tl.float32)
                 word += 1
                 for k in tl.static_range(1, WORDS):

@@ -76,7 +76,7 @@ def embedding_tokens_kernel(
         total += tl.load(sums + run[:, None] * D + column[None, :], mask=inside, other=0.0)
     for start in range(tl.maximum(end * RUN, head), last, ROWS):
         total += _gather(dy, positions, start, last, column, D, ROWS)
-    tl.store(out + token * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
+    tl.store(out + token.to(tl.int64) * D + column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=column < D)
 
 
 @triton.jit
@@ -105,10 +105,11 @@ def embedding_places_kernel(
         index = (first + start)[:, None] + tl.arange(0, ROWS)[None, :]
         row = tl.load(order + index, mask=index < last[:, None], other=count)
         inside = (row < count)[:, :, None] & (column < D)[None, None, :]
-        rows = tl.load(dy + row[:, :, None] * D + column[None, None, :], mask=inside, other=0.0)
+        rows = tl.load(dy + row.to(tl.int64)[:, :, None] * D + column[None, None, :], mask=inside, other=0.0)
         total += tl.sum(rows.to(tl.float32), axis=1)
     known = (token < vocabulary)[:, None] & (column < D)[None, :]
-    tl.store(out + token[:, None] * D + column[None, :], total.to(out.dtype.element_ty), mask=known)
+    place = token.to(tl.int64)[:, None] * D + column[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=known)
 
 
 @torch.library.custom_op("basedbench::embedding", mutates_args=())
