@@ -123,7 +123,7 @@ def finish(
     else:
         pid -= programs
         b = (pid // tiles).to(tl.int64)
-        one = b * 0 + steps * (2 * WIDTH)  # 64 bits: of one sequence
+        one = (b * 0 + steps) * (2 * WIDTH)  # 64 bits: of one sequence
         _sum_blocks(
             dBC + b * one, dB + b * L * row_dB * UNIT, dC + b * L * row_dC * UNIT, pid % tiles, blocks, batch * one, L,
             row_dB * UNIT, row_dC * UNIT, N, WIDTH, EACH, PARTS,

@@ -59,15 +59,22 @@ def _reads(query, key, L, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def _own_block(L, H, SIZE: tl.constexpr):
+    """The first token of a program's block, its sequence (B H), example and head; one axis takes any number of them."""
+    blocks = tl.cdiv(L, SIZE)
+    sequence = tl.program_id(0) // blocks
+    first = (tl.program_id(0) - sequence * blocks) * SIZE
+    return first, sequence.to(tl.int64), (sequence // H).to(tl.int64), (sequence % H).to(tl.int64)
+
+
+@triton.jit
 def _forward(
     q, k, v, y, sums, L, H, factor, batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, WINDOW: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2."""
-    first = tl.program_id(0) * QUERIES
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
+    first, sequence, b, h = _own_block(L, H, QUERIES)
     q += b * batch_q + h * head_q
     k += b * batch_k + h * head_k
     v += b * batch_v + h * head_v
@@ -92,7 +99,7 @@ def _forward(
         peak_I = top_I
     y += (b * L * H + h) * V
     _store(y, y_IV / sum_I[:, None], i, L, H * V, c_V, V)
-    tl.store(sums + tl.program_id(1).to(tl.int64) * L + i, peak_I + tl.log2(sum_I), mask=i < L)
+    tl.store(sums + sequence * L + i, peak_I + tl.log2(sum_I), mask=i < L)
 
 
 @triton.jit
@@ -107,9 +114,7 @@ def _query_gradient(
     EXACT: delta is summed again from its terms. The y of a small window is about as large as they are, so that its
     rounding to half precision would show in dq and dk.
     """
-    first = tl.program_id(0) * QUERIES
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
+    first, sequence, b, h = _own_block(L, H, QUERIES)
     q += b * batch_q + h * head_q
     k += b * batch_k + h * head_k
     v += b * batch_v + h * head_v
@@ -122,7 +127,7 @@ def _query_gradient(
     if not EXACT:
         y_IV = _load(y + own, i, L, H * V, c_V, V)
         delta_I = tl.sum(dy_IV.to(tl.float32) * y_IV.to(tl.float32), 1)
-    row = tl.program_id(1).to(tl.int64) * L
+    row = sequence * L
     if not EXACT:
         tl.store(delta + row + i, delta_I, mask=i < L)
     sums_I = tl.load(sums + row + i, mask=i < L, other=0.0)
@@ -159,14 +164,12 @@ def _key_value_gradient(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one block of keys; the scores are transposed, (keys, queries)."""
-    first = tl.program_id(0) * KEYS
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
+    first, sequence, b, h = _own_block(L, H, KEYS)
     q += b * batch_q + h * head_q
     k += b * batch_k + h * head_k
     v += b * batch_v + h * head_v
     dy += (b * L * H + h) * V
-    row = tl.program_id(1).to(tl.int64) * L
+    row = sequence * L
     j = first + tl.arange(0, KEYS)
     c_K = tl.arange(0, BLOCK_K)
     c_V = tl.arange(0, BLOCK_V)
@@ -222,7 +225,7 @@ def forward_operator(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float)
     block, strides, constants = _launch(q, k, v, window, backward=False)
     y, sums = outputs(q, k, v, window, scale)
     batch, length, heads, _ = q.shape
-    _forward[(triton.cdiv(length, block.queries), batch * heads)](
+    _forward[(triton.cdiv(length, block.queries) * batch * heads,)](
         q, k, v, y, sums, length, heads, scale * math.log2(math.e), *strides, **constants
     )
     return y, sums
@@ -247,11 +250,11 @@ def backward_operator(
     batch, length, heads, _ = q.shape
     exact = q.dtype != torch.float32 and window < SMALL_WINDOW
     numbers = length, heads, scale * math.log2(math.e), scale
-    _query_gradient[(triton.cdiv(length, block.queries), batch * heads)](
+    _query_gradient[(triton.cdiv(length, block.queries) * batch * heads,)](
         q, k, v, y, dy, sums, delta, dq, *numbers, *strides, *dq.stride()[:3], **constants, EXACT=exact
     )
     constants |= {"QUERIES": block.keys, "KEYS": block.queries}  # the larger block is the one that stays
-    _key_value_gradient[(triton.cdiv(length, block.queries), batch * heads)](
+    _key_value_gradient[(triton.cdiv(length, block.queries) * batch * heads,)](
         q, k, v, dy, sums, delta, dk, dv, *numbers, *strides, *dk.stride()[:3], *dv.stride()[:3], **constants
     )
 

@@ -132,7 +132,10 @@ def kinds(choice: Choice, asked: str | None) -> list[str]:
         stored = [kind for kind in wanted if all(kind in kinds_in(folder) for folder in folders)]
         found = stored[:1]  # of another revision alone: `rows` says which are there
     if not found:
-        empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), choice.a.folder)
+        empty = next((folder for folder in folders if not set(wanted) & set(kinds_in(folder))), None)
+        if empty is None:
+            both = " and ".join(f"{str(folder)!r} only of {', '.join(kinds_in(folder))}" for folder in folders)
+            raise UserError(f"nothing to compare: there are results in {both}; run the same commands for both.")
         raise UserError(no_rows(empty, wanted[0]))
     return found
 

@@ -270,5 +270,5 @@ def decode_json(row: Mapping[str, Any]) -> dict[str, Any]:
 def _decoded(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):  # the second for brackets without end
         return value

@@ -107,5 +107,5 @@ def _no_object(table: pa.Table, name: str) -> pa.Array:
 def _is_no_object(text: str) -> bool:
     try:
         return not isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second for brackets without end
         return True

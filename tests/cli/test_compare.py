@@ -532,6 +532,17 @@ def test_a_kind_of_which_a_revision_has_no_rows_is_left_out(run_cli: RunCli, fol
     assert (neither.exit_code, "no throughput rows of commit 'cccc'" in neither.stderr) == (2, True)
 
 
+def test_folders_that_share_no_kind_are_told_what_they_have(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    write_time(a, 256, 2)
+    write_recall(b, 0.8, 0)
+    outcome = run_cli("compare", a, b)
+    assert outcome.exit_code == 2
+    told = unwrapped(outcome.stderr)
+    assert f"'{a}' only of throughput and '{b}' only of recall" in told
+    assert "no throughput results" not in told
+
+
 def test_a_kind_without_a_result_is_left_out(run_cli: RunCli, folders: tuple[Path, Path]) -> None:
     for folder in folders:
         write_time(folder, 256, 2, status="oom", median_ms=None)

@@ -18,6 +18,7 @@ STRANGE = [
     ("recall", {"learning_rate": float("nan")}, "no learning_rate"),
     ("recall", {"accuracy": float("nan")}, "no accuracy"),
     ("recall", {"config": "{feature_dim"}, "a config that is no JSON object"),
+    ("recall", {"config": '{"a":' + "[" * 100_000}, "a config that is no JSON object"),
     ("recall", {"task": "[1]"}, "a task that is no JSON object"),
     ("recall", {"fingerprint": "NVIDIA"}, "a fingerprint that is no JSON object"),
     ("recall", {"accuracy_by_slice": {"all": 1.0}}, "slices that are not LENGTHxPAIRS"),
