@@ -89,10 +89,9 @@ def asked_forward_kernel(
 
     Strides are in units of UNIT numbers, see `_strides`. PACKED: k and v are one row of examples, batch strides 0.
     """
-    blocks = tl.cdiv(asked, QUERIES)  # on one axis with the rest, which takes any number
-    sequence = tl.program_id(0) // blocks
+    sequence = tl.program_id(0)  # the one axis that takes more than 65,535
     batch, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
-    query, position = _queries(positions, batch, (tl.program_id(0) - sequence * blocks) * QUERIES, asked, QUERIES)
+    query, position = _queries(positions, batch, tl.program_id(1) * QUERIES, asked, QUERIES)
     c_F, c_V = tl.arange(0, BF), tl.arange(0, BV)
     q = _place(q, batch, head, batch_q, head_q, UNIT)
     k = _place(k, batch, head, batch_k, head_k, UNIT)
@@ -281,7 +280,7 @@ def forward_operator(
     batch, asked, heads, _ = q.shape
     constants = _constants(q, v, window)
     strides, unit = _strides(q, k, v, packed=starts is not None)
-    asked_forward_kernel[(triton.cdiv(asked, constants["QUERIES"]) * batch * heads,)](
+    asked_forward_kernel[(batch * heads, triton.cdiv(asked, constants["QUERIES"]))](
         q, k, v, positions, starts, y, sums, asked, k.shape[1], heads, scale * (math.log2(math.e) if window else 1),
         *strides, **constants, UNIT=unit, PACKED=starts is not None,
     )  # fmt: skip

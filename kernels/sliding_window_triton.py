@@ -27,6 +27,7 @@ from .slices import gradients_like
 
 LARGEST_HEAD = 128
 SMALL_WINDOW = 32
+MOST = 65_535  # programs along the second axis of a launch
 PRECISION = "tf32x3"  # of float32 products
 NEVER = tl.constexpr(-1e30)  # a peak below every score: unlike -inf, it can be subtracted from -inf
 
@@ -59,22 +60,21 @@ def _reads(query, key, L, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def _own_block(L, H, SIZE: tl.constexpr):
-    """The first token of a program's block, its sequence (B H), example and head; one axis takes any number of them."""
-    blocks = tl.cdiv(L, SIZE)
-    sequence = tl.program_id(0) // blocks
-    first = (tl.program_id(0) - sequence * blocks) * SIZE
-    return first, sequence.to(tl.int64), (sequence // H).to(tl.int64), (sequence % H).to(tl.int64)
+def _own_block(H, SIZE: tl.constexpr, AXIS: tl.constexpr):
+    """The first token of a program's block, and its sequence (of B H), example and head. AXIS: of sequences."""
+    sequence = tl.program_id(AXIS)
+    b, h = (sequence // H).to(tl.int64), (sequence % H).to(tl.int64)
+    return tl.program_id(1 - AXIS) * SIZE, sequence.to(tl.int64), b, h
 
 
 @triton.jit
 def _forward(
     q, k, v, y, sums, L, H, factor, batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, WINDOW: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
     """factor = scale * log2(e): scores are in base 2."""
-    first, sequence, b, h = _own_block(L, H, QUERIES)
+    first, sequence, b, h = _own_block(H, QUERIES, AXIS)
     q += b * batch_q + h * head_q
     k += b * batch_k + h * head_k
     v += b * batch_v + h * head_v
@@ -107,14 +107,14 @@ def _query_gradient(
     q, k, v, y, dy, sums, delta, dq, L, H, factor, scale,
     batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dq, row_dq, head_dq,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, WINDOW: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, AXIS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dq and delta = dy . y; y and dy are contiguous.
 
     EXACT: delta is summed again from its terms. The y of a small window is about as large as they are, so that its
     rounding to half precision would show in dq and dk.
     """
-    first, sequence, b, h = _own_block(L, H, QUERIES)
+    first, sequence, b, h = _own_block(H, QUERIES, AXIS)
     q += b * batch_q + h * head_q
     k += b * batch_k + h * head_k
     v += b * batch_v + h * head_v
@@ -161,10 +161,10 @@ def _key_value_gradient(
     batch_q, row_q, head_q, batch_k, row_k, head_k, batch_v, row_v, head_v, batch_dk, row_dk, head_dk,
     batch_dv, row_dv, head_dv,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, WINDOW: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one block of keys; the scores are transposed, (keys, queries)."""
-    first, sequence, b, h = _own_block(L, H, KEYS)
+    first, sequence, b, h = _own_block(H, KEYS, AXIS)
     q += b * batch_q + h * head_q
     k += b * batch_k + h * head_k
     v += b * batch_v + h * head_v
@@ -218,16 +218,25 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, window: int, backward: bool) -> tup
     return block, (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]), constants
 
 
+def _grid(block: Blocks, q: Tensor) -> tuple[tuple[int, int], int]:
+    """A launch of blocks x sequences (B H), or the other way round: the first axis takes any number, the second MOST.
+
+    And the axis of sequences. So many of them are never so long that the second would not do for their blocks.
+    """
+    batch, length, heads, _ = q.shape
+    sizes = triton.cdiv(length, block.queries), batch * heads
+    return (sizes, 1) if sizes[1] <= MOST else (sizes[::-1], 0)
+
+
 @torch.library.custom_op("basedbench::sliding_window", mutates_args=())
 def forward_operator(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
     """y (B,L,H,V), and per row log2 of the sum of 2^score, (B,H,L) in float32."""
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     block, strides, constants = _launch(q, k, v, window, backward=False)
     y, sums = outputs(q, k, v, window, scale)
-    batch, length, heads, _ = q.shape
-    _forward[(triton.cdiv(length, block.queries) * batch * heads,)](
-        q, k, v, y, sums, length, heads, scale * math.log2(math.e), *strides, **constants
-    )
+    _, length, heads, _ = q.shape
+    grid, axis = _grid(block, q)
+    _forward[grid](q, k, v, y, sums, length, heads, scale * math.log2(math.e), *strides, **constants, AXIS=axis)
     return y, sums
 
 
@@ -247,14 +256,15 @@ def backward_operator(
     q, k, v, dy = dense_rows(q), dense_rows(k), dense_rows(v), dy.contiguous()
     block, strides, constants = _launch(q, k, v, window, backward=True)
     delta = torch.empty_like(sums)
-    batch, length, heads, _ = q.shape
+    _, length, heads, _ = q.shape
     exact = q.dtype != torch.float32 and window < SMALL_WINDOW
     numbers = length, heads, scale * math.log2(math.e), scale
-    _query_gradient[(triton.cdiv(length, block.queries) * batch * heads,)](
+    grid, constants["AXIS"] = _grid(block, q)
+    _query_gradient[grid](
         q, k, v, y, dy, sums, delta, dq, *numbers, *strides, *dq.stride()[:3], **constants, EXACT=exact
     )
     constants |= {"QUERIES": block.keys, "KEYS": block.queries}  # the larger block is the one that stays
-    _key_value_gradient[(triton.cdiv(length, block.queries) * batch * heads,)](
+    _key_value_gradient[grid](
         q, k, v, dy, sums, delta, dk, dv, *numbers, *strides, *dk.stride()[:3], *dv.stride()[:3], **constants
     )
 

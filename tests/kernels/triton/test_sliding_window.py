@@ -55,6 +55,16 @@ def assert_close_to_float64(randn, relative_error, inputs, window, **options):
             assert one.abs().max() < 1e-5
 
 
+def test_more_sequences_than_an_axis_takes_are_on_the_other(randn, device, monkeypatch):
+    q, k, v, signs = randn(2, 100, 3, 16).to(device, torch.float32).expand(4, 2, 100, 3, 16)
+    usual = results(kernels.sliding_window, (q, k, v), 33, signs)
+    monkeypatch.setattr(kernels, "MOST", 5)
+    for one, other in zip(usual, results(kernels.sliding_window, (q, k, v), 33, signs), strict=True):
+        assert torch.equal(one, other)
+    block = kernels.blocks(16, 33, q.dtype, backward=False)
+    assert kernels._grid(block, q) == ((6, -(-100 // block.queries)), 0)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_errors_of_outputs_and_gradients(randn, relative_error, device, dtypes, size):
     for dtype in dtypes:
