@@ -63,6 +63,7 @@ class Store:
         stored = check_row(kind, row)
         if row.get("created_at") is None and (later := self._dated_later(kind, stored)):
             stored["created_at"] = max(stored["created_at"], later + _JUST)
+            self._later[kind][stored["suite"], stored["case_id"]] = stored["created_at"]
         name = files.part_name(stored["case_id"], stored["created_at"])
         path = self.root / kind / f"{name}{files.SUFFIX}"
         self.look_for(kind)
@@ -82,7 +83,7 @@ class Store:
             )
 
     def _dated_later(self, kind: str, row: Mapping[str, Any]) -> datetime | None:
-        """The date of the case's newest row, if that was to come when this store was first asked."""
+        """The date of the case's newest row, if one that was to come was there when this store was first asked."""
         if kind not in self._later:
             with suppress(UserError):  # a file that cannot be read hides no row: whoever reads the folder is told
                 self._later[kind] = _later(self.root / kind, schema_of(kind))

@@ -264,10 +264,11 @@ def decode_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
     What is no JSON in a JSON column, in a row of another version, stays text.
     """
-    return {name: plain(_decoded(value) if name in JSON_COLUMNS else value) for name, value in row.items()}
+    return {name: plain(decoded(value) if name in JSON_COLUMNS else value) for name, value in row.items()}
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """What a JSON text says; all else, and text that is no JSON, as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):  # the second for brackets without end

@@ -1,6 +1,5 @@
 """Which rows this version understands: those of other versions may lack what it needs, or have it in another form."""
 
-import json
 import re
 from collections.abc import Iterator
 
@@ -8,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from basedbench.errors import warn
-from basedbench.store.schema import JSON_COLUMNS
+from basedbench.store.schema import JSON_COLUMNS, decoded
 
 _NEEDED = {
     "recall": ("mixer", "config", "d_model", "learning_rate"),
@@ -100,12 +99,7 @@ def _outside(table: pa.Table, name: str, low: float, high: float) -> pa.Array:
 
 def _no_object(table: pa.Table, name: str) -> pa.Array:
     column = _flat(table, name)
-    values = [value for value in column.unique().to_pylist() if value is not None and _is_no_object(value)]
+    values = [
+        value for value in column.unique().to_pylist() if value is not None and not isinstance(decoded(value), dict)
+    ]
     return pc.is_in(column, value_set=pa.array(values, pa.string()))
-
-
-def _is_no_object(text: str) -> bool:
-    try:
-        return not isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):  # the second for brackets without end
-        return True

@@ -55,6 +55,12 @@ def test_a_row_that_makes_no_sense_is_left_out_with_a_reason(store, capsys, kind
     assert len(load(store.root, kind)) == 2
 
 
+def test_the_least_learning_rate_that_a_suite_may_have_is_read(store, capsys):
+    put(store, "recall", "least", {"learning_rate": 1e-18})
+    assert list(load(store.root, "recall", understood=True)["case_id"]) == ["least"]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_failure_needs_no_result_and_a_family_may_be_missing(store, capsys):
     put(store, "recall", "failed", {"status": "oom", "accuracy": None})
     put(store, "recall", "old", {"family": None})

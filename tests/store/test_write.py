@@ -65,6 +65,9 @@ def test_what_runs_again_counts_though_the_clock_was_set_back(store, make_row, m
         assert dataset.finished(store.root, "recall")["s", "c1"] == status
     assert store.row("recall", "s", "c1")["created_at"] == dates[1] + timedelta(microseconds=2)
     assert now <= store.row("recall", "s", "c2")["created_at"] <= datetime.now(UTC)
+    again.write("recall", make_row(status="diverged"))  # by the same store, too
+    assert dataset.finished(store.root, "recall")["s", "c1"] == "diverged"
+    assert store.row("recall", "s", "c1")["created_at"] == dates[1] + timedelta(microseconds=3)
 
 
 def test_nan_accuracy_is_kept(store, make_row):
