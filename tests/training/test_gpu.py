@@ -8,6 +8,7 @@ import torch
 
 from basedbench.config.recall import Precision
 from basedbench.engines import LocalEngine, Place
+from basedbench.kernels import tall_matmul
 from basedbench.store import load
 from basedbench.training.cases import RecallCase, recall_cases
 from basedbench.training.data import recall_data
@@ -67,7 +68,7 @@ def gradients(case: RecallCase, device: str, copies: bool = True) -> list[torch.
     run.optimizer.step = lambda terms: found.extend(  # type: ignore[method-assign,assignment]
         sum(term.double() for term in part) for part in terms
     )
-    run.train_batch(0, 16)
+    run.train_batch(0, case.train.batch_size)
     run.optimizer.step = step  # type: ignore[method-assign]
     return [gradient.cpu() for gradient in found]
 
@@ -89,3 +90,23 @@ def test_half_precision_copies_are_autocast(name: str) -> None:
     case = without_dropout(recall_cases(tiny_suite([{"mixer": name, "grid": {"d_model": 32}}]))[0], "bf16")
     for mine, other in zip(gradients(case, "cuda:0"), gradients(case, "cuda:0", copies=False), strict=True):
         assert (mine - other).norm() <= 1e-2 * other.norm() + 1e-9
+
+
+@pytest.mark.parametrize("name", ["based", "sliding_window", "mamba", "mamba2", "hyena", "h3"])
+def test_products_for_company_are_pytorchs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,000 tokens and more."""
+    segments = [{"length": 64, "pairs": 4, "examples": 128}]
+    suite = tiny_suite([{"mixer": name, "grid": {"d_model": 64}}], batch_size=128, segments=segments)
+    case = without_dropout(recall_cases(suite)[0], "bf16")
+    taken, make = list[bool](), tall_matmul.make
+    monkeypatch.setattr(tall_matmul, "make", lambda product: noted(taken, make(product)))
+    ours = gradients(case, "cuda:0")
+    assert sum(taken) >= 6  # three for each of two layers
+    monkeypatch.setattr(tall_matmul, "make", lambda product: None)
+    for mine, other in zip(ours, gradients(case, "cuda:0"), strict=True):
+        assert (mine - other).norm() <= 1e-2 * other.norm() + 1e-9
+
+
+def noted(taken: list[bool], made: torch.Tensor | None) -> torch.Tensor | None:
+    taken.append(made is not None)
+    return made

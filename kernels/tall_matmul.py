@@ -1,0 +1,138 @@
+"""Products with many tokens and few columns, made beside other runs: instead of PyTorch's, while a context lasts.
+
+A recall run's layers are a few dozen numbers wide, and several runs share a device. `tall_matmul_triton` says why a
+library's products are in each other's way there. Layers and the gradients that autograd takes are what they were; only
+`mm` and `addmm` are computed by something else, in half precision, where their sides are such.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+HALF = torch.float16, torch.bfloat16
+MANY = 1024  # tokens, at least
+SMALL = 2**16  # the matrix beside them, at most: more is work enough for a library's product
+UNIT = 8  # of which all sides are multiples
+
+
+class Product(NamedTuple):
+    """a (M,K) b (K,N) + added, to be written to `out` (a new tensor if None); `added` is (N,) or (M,N)."""
+
+    a: Tensor
+    b: Tensor
+    added: Tensor | None = None
+    out: Tensor | None = None
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """M, K and N."""
+        return *self.a.shape, self.b.shape[1]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that there are."""
+        return [x for x in self if x is not None]
+
+    def turned(self) -> "Product":
+        """b^T a^T + added^T: the same numbers, with the tokens in front."""
+        added, out = (None if x is None else x.t() for x in (self.added, self.out))
+        return Product(self.b.t(), self.a.t(), added, out)
+
+
+class TallMatmuls(TorchDispatchMode):
+    """Inside, products of tokens are made by the kernels for them."""
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """PyTorch's compiler leaves uncompiled what it meets inside of other modes."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        product = read(func, args, kwargs or {})
+        made = make(product) if product is not None and _on_gpu(product) else None
+        return func(*args, **kwargs or {}) if made is None else made
+
+
+def tall_matmuls(device: torch.device) -> AbstractContextManager[Any]:
+    """For the steps of a model on `device`; on a CPU nothing changes."""
+    return TallMatmuls() if device.type == "cuda" else nullcontext()
+
+
+def read(func: Any, args: Any, kwargs: Any) -> Product | None:
+    """What an operation multiplies, if that is all it does."""
+    if func in (aten.mm.default, aten.mm.out):
+        a, b = args
+        return Product(a, b, None, kwargs.get("out"))
+    if func in (aten.addmm.default, aten.addmm.out, aten.addmm_.default):
+        if kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1:
+            return None
+        added, a, b = args
+        return Product(a, b, added, added if func is aten.addmm_.default else kwargs.get("out"))
+    return None
+
+
+def _on_gpu(product: Product) -> bool:
+    """Real tensors: those of PyTorch's compiler only seem to be there."""
+    return all(type(x) in (Tensor, nn.Parameter) and x.is_cuda for x in product.tensors)
+
+
+def make(product: Product) -> Tensor | None:
+    """The product by a kernel; None where that does not pay, or where they do not take it."""
+    rows, inner, columns = product.sides
+    if any(side % UNIT or not side for side in product.sides):
+        return None
+    if product.a.dtype not in HALF or any(x.dtype != product.a.dtype for x in product.tensors):
+        return None
+    if product.out is not None and product.out.shape != (rows, columns):
+        return None
+    if inner >= MANY and rows * columns <= SMALL:
+        return _token_sum(product)
+    tokens, other = max(rows, columns), min(rows, columns)
+    return _tall(product) if tokens >= MANY and inner * other <= SMALL else None
+
+
+def _token_sum(product: Product) -> Tensor | None:
+    from .tall_matmul_triton import laid_out, token_sum
+
+    a, b, added, out = product
+    if added is not None or None in (laid_out(a), laid_out(b)):
+        return None
+    total = token_sum(a, b, a.dtype)
+    return total if out is None else out.copy_(total)
+
+
+def _tall(product: Product) -> Tensor | None:
+    from .tall_matmul_triton import tall_matmul
+
+    a, b, added, out = product
+    if out is None:
+        out = a.new_empty(len(a), b.shape[1])
+    whole = Product(a, b, added, out)
+    if len(a) < b.shape[1]:
+        if added is not None and added.dim() == 1:
+            return None
+        whole = whole.turned()
+    if not _laid_out(whole):
+        return None
+    tall_matmul(whole.a, whole.b, whole.out, whole.added)  # type: ignore[arg-type]
+    return out
+
+
+def _laid_out(product: Product) -> bool:
+    """Whether every matrix has a side whose numbers lie together, the added one the same as the result."""
+    from .tall_matmul_triton import laid_out
+
+    a, b, added, out = product
+    assert out is not None
+    if None in (laid_out(a), laid_out(b), laid_out(out)):
+        return False
+    if added is None:
+        return True
+    if added.dim() == 1:
+        return len(added) == b.shape[1] and added.stride(0) == 1
+    there, here = laid_out(added), laid_out(out)
+    return added.shape == out.shape and there is not None and here is not None and there[0] == here[0]

@@ -1,0 +1,108 @@
+"""Products of many tokens and few columns against float64."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from basedbench.kernels import tall_matmul, tall_matmul_triton
+from basedbench.kernels.tall_matmul import Product, TallMatmuls, make
+
+# Relative errors of results that are rounded once, and of sums in float32.
+ROUNDED, SUMMED = {torch.float16: 4e-4, torch.bfloat16: 3e-3}, 1e-5
+# Tokens, inner side and columns: whole tiles and not, one turn of the loop and several, one tile across and several.
+SIZES = [(1024, 64, 128), (1032, 40, 256), (1096, 128, 72), (8, 8, 8), (1024, 8, 16), (2048, 200, 24)]
+
+
+def matrix(randn, device, dtype, rows, columns, together=True, beside=0) -> Tensor:
+    """With the numbers of a row together, or those of a column; `beside`: NaN behind each of them in memory."""
+    shape = (rows, columns) if together else (columns, rows)
+    room = torch.full((shape[0], shape[1] + beside), torch.nan, dtype=dtype, device=device)
+    room[:, : shape[1]] = randn(*shape)
+    found = room[:, : shape[1]]
+    return found if together else found.t()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("added", ["none", "vector", "matrix", "out"])
+def test_products(randn, relative_error, device, dtypes, size, added):
+    tokens, inner, columns = size
+    for dtype, a_rows, b_rows, out_rows in product(dtypes[1:], *[(True, False)] * 3):
+        a = matrix(randn, device, dtype, tokens, inner, a_rows, 8)
+        b = matrix(randn, device, dtype, inner, columns, b_rows, 16)
+        out = matrix(randn, device, dtype, tokens, columns, out_rows, 8)
+        given = {"none": None, "vector": matrix(randn, device, dtype, 1, columns)[0], "out": out}
+        given["matrix"] = matrix(randn, device, dtype, tokens, columns, out_rows)
+        exact = a.double() @ b.double() + (0 if given[added] is None else given[added].double())
+        found = tall_matmul_triton.tall_matmul(a, b, out, given[added])
+        assert found is out
+        assert relative_error(found, exact) <= ROUNDED[dtype]
+        behind = torch.as_strided(
+            out if out_rows else out.t(), (1, 8), (1, 1), out.storage_offset() + out.shape[out_rows]
+        )
+        assert behind.isnan().all()
+
+
+@pytest.mark.parametrize("size", [(64, 1024, 128), (40, 1096, 256), (128, 3000, 72), (8, 8, 8), (24, 5000, 8)], ids=str)
+def test_sums_over_tokens(randn, relative_error, device, dtypes, size):
+    rows, tokens, columns = size
+    for dtype, a_rows, b_rows in product(dtypes[1:], *[(True, False)] * 2):
+        a = matrix(randn, device, dtype, rows, tokens, a_rows, 8)
+        b = matrix(randn, device, dtype, tokens, columns, b_rows, 8)
+        for kept, most in ((torch.float32, SUMMED), (dtype, ROUNDED[dtype])):
+            found = tall_matmul_triton.token_sum(a, b, kept)
+            assert found.dtype == kept
+            assert relative_error(found, a.double() @ b.double()) <= most
+            assert torch.equal(found, tall_matmul_triton.token_sum(a, b, kept))
+
+
+def test_what_a_layer_multiplies(randn, relative_error, device, dtypes, launches):
+    """Forward and both gradients of a linear layer, as autograd takes them, each way round."""
+    for dtype in dtypes[1:]:
+        x, dy = (matrix(randn, device, dtype, 1024, width) for width in (40, 24))
+        weight, bias = matrix(randn, device, dtype, 24, 40), matrix(randn, device, dtype, 1, 24)[0]
+        for one in (
+            Product(x, weight.t(), bias), Product(dy, weight), Product(dy.t(), x), Product(weight, x.t()),
+            Product(dy, weight, x, x.clone()), Product(weight.t(), dy.t(), x.t(), x.clone().t()),
+            Product(x.t(), dy, None, torch.empty(40, 24, dtype=dtype, device=device)),
+        ):  # fmt: skip
+            before = len(launches)
+            found = make(one)
+            assert len(launches) > before
+            exact = one.a.double() @ one.b.double() + (0 if one.added is None else one.added.double())
+            assert relative_error(found, exact) <= ROUNDED[dtype]
+            assert one.out is None or found is one.out
+
+
+def test_inside_autograd_takes_them(randn, relative_error, device, dtypes, launches, monkeypatch):
+    monkeypatch.setattr(tall_matmul, "_on_gpu", lambda one: True)
+    for dtype in dtypes[1:]:
+        given = [matrix(randn, device, dtype, *shape) for shape in ((1024, 40), (24, 40), (1, 24))]
+        x, weight, bias = (one.requires_grad_() for one in (*given[:2], given[2][0].detach()))
+        dy = matrix(randn, device, dtype, 1024, 24)
+        with TallMatmuls():
+            y = torch.nn.functional.linear(x, weight, bias)
+            assert launches == ["tall_matmul_kernel"]
+            found = torch.autograd.grad(y, [x, weight], dy)
+        assert sorted(launches)[-2:] == ["tall_matmul_kernel", "token_sum_kernel"]
+        exact = [dy.double() @ weight.double(), dy.double().t() @ x.double()]
+        assert relative_error(y, x.double() @ weight.double().t() + bias.double()) <= ROUNDED[dtype]
+        for one, true in zip(found, exact, strict=True):
+            assert relative_error(one, true) <= ROUNDED[dtype]
+        launches.clear()
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[str]:
+    """The kernels of products that have been launched, by name."""
+    names: list[str] = []
+    for function, kernel in (("tall_matmul", "tall_matmul_kernel"), ("token_sum", "token_sum_kernel")):
+        real = getattr(tall_matmul_triton, function)
+
+        def noted(*given, real=real, kernel=kernel):
+            names.append(kernel)
+            return real(*given)
+
+        monkeypatch.setattr(tall_matmul_triton, function, noted)
+    return names
