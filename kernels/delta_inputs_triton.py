@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .delta_inputs import EPS
 from .exponentials_triton import LOG2E, sigmoid
 from .head_rows_triton import TILE, WIDEST, flat_rows, head_vector, load_rows, store_rows, unit_gradient, unit_scale
@@ -166,7 +167,7 @@ def backward_operator(
     """Gradients of q, k, beta and decay, and those of bias and A_log side by side, (0,) for what there is not."""
     pointers, numbers, constants = _launch(q, k, beta, decay, A_log, bias)
     *found, sums = _gradients_like(q, k, beta, decay, A_log, bias, grads)
-    blocks = max(1, min(PROGRAMS // constants["H"], triton.cdiv(len(pointers[0]), constants["ROWS"])))
+    blocks = max(1, min(most_programs(PROGRAMS) // constants["H"], triton.cdiv(len(pointers[0]), constants["ROWS"])))
     partials = q.new_empty((blocks, len(sums)), dtype=torch.float32)
     delta_inputs_backward_kernel[(blocks * constants["H"],)](
         *pointers, *(grad.contiguous() for grad in grads), *found, partials, *numbers, **constants

@@ -16,6 +16,7 @@ from . import add_layer_norm_triton as norms
 from . import embedding_triton as tables
 from .add_layer_norm_triton import input_gradient, store_parameters
 from .block_boundary import Norm
+from .company import most_programs
 from .dense_rows import dense_rows
 from .draws import Draws
 from .embedding import Places, Rows
@@ -123,7 +124,7 @@ def _backward_by_places(
     (vocabulary, width), ways = table.shape, 1 if bias is None else 2
     block = triton.next_power_of_2(width)
     words = min(WORDS, triton.cdiv(vocabulary, PROGRAMS))
-    programs = min(PROGRAMS, triton.cdiv(vocabulary, words))
+    programs = min(most_programs(PROGRAMS), triton.cdiv(vocabulary, words))
     out = torch.empty_like(table)
     partials = torch.empty((programs, ways * width), dtype=torch.float32, device=dy.device)
     embedding_norm_places_kernel[(programs,)](

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .head_rows_triton import TILE, WIDEST, flat_rows, head_vector, load_rows
 from .partial_sums_triton import sum_parts
 
@@ -185,7 +186,7 @@ def backward_operator(
     pointers, numbers, constants = _launch(y, weight, bias, gate, r, k, rho, v, eps, center, activation)
     tokens, (heads, values) = len(pointers[0]), y.shape[-2:]
     dy, dgate, dr, dk, dv = (_like(part, y) for part in (y, gate, r, k, v))
-    blocks = max(1, min(triton.cdiv(PROGRAMS, heads), triton.cdiv(tokens, constants["ROWS"])))
+    blocks = max(1, min(triton.cdiv(most_programs(PROGRAMS), heads), triton.cdiv(tokens, constants["ROWS"])))
     given, width = _parameters(weight, bias, rho)
     partials = y.new_empty((blocks, heads * values * given), dtype=torch.float32)
     head_norm_backward_kernel[(blocks * heads,)](

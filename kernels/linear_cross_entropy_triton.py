@@ -37,6 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import linear_cross_entropy_pairs as pairs
+from .company import most_programs
 from .linear_cross_entropy_half_triton import ROWS, launch_forward, launch_weight_gradient, scale_rows
 from .partial_sums_triton import sum_parts
 from .precision import float32_precision
@@ -310,7 +311,7 @@ def slopes_blocks(width: int) -> Blocks:
 
 def shares(blocks: int, length: int, block: int, together: int = 2) -> tuple[int, int]:
     """Into how many shares, of which length, `length` is divided, so that `blocks` programs become enough."""
-    wanted = max(1, min(MULTIPROCESSORS * together // blocks, 16, triton.cdiv(length, 2 * block)))
+    wanted = max(1, min(most_programs(MULTIPROCESSORS * together) // blocks, 16, triton.cdiv(length, 2 * block)))
     share = triton.cdiv(triton.cdiv(length, wanted), block) * block
     return triton.cdiv(length, share), share
 

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .partial_sums_triton import sum_parts
 
 ROWS, COLUMNS = 64, 64
@@ -38,7 +39,8 @@ def column_sums(given: Sequence[tuple[Tensor, slice]], dtype: torch.dtype, leaf:
     `leaf`; the slices cover it.
     """
     total = sum(x_ND.shape[1] for x_ND, _ in given)
-    programs = max(1, min(PROGRAMS, triton.cdiv(max(len(x_ND) for x_ND, _ in given), ROWS)))
+    tokens = max(len(x_ND) for x_ND, _ in given)
+    programs = max(1, min(most_programs(PROGRAMS, tokens), triton.cdiv(tokens, ROWS)))
     partials = torch.empty((programs, total), dtype=torch.float32, device=given[0][0].device)
     for x_ND, columns in given:
         x_ND = x_ND if x_ND.stride(1) == 1 else x_ND.contiguous()

@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .company import most_programs
 from .dense_rows import dense_rows
 from .differentiated import differentiated
 from .long_conv_toeplitz_triton import (
@@ -114,7 +115,7 @@ def _taps_gradient(
     planes, tile = len(e) // heads, _fitting(LAGS, rows.length)
     sequences = _block(LAG_SEQUENCES[planes], rows.sequences)
     blocks = min(triton.cdiv(reach - 1, tile) + 1, triton.cdiv(rows.length, tile))
-    parts = max(1, min(triton.cdiv(rows.sequences, sequences), PROGRAMS // (blocks * heads)))
+    parts = max(1, min(triton.cdiv(rows.sequences, sequences), most_programs(PROGRAMS) // (blocks * heads)))
     partials = torch.empty((parts * 2, (1 + reach) * heads), dtype=torch.float32, device=x.device)
     taps_gradient_kernel[(blocks, heads, parts)](
         e, x, x_bias, partials, *rows.arguments, reach, H=heads, PLANES=planes, UNIT=rows.unit, TILE=tile,

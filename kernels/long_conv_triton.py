@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .company import most_programs
 from .dense_rows import dense_rows
 from .differentiated import differentiated
 from .long_conv_gluon import convolution_kernel, filter_gradient_kernel, gated_backward_kernel, gated_forward_kernel
@@ -66,7 +67,7 @@ def _filter_gradient(dy: Tensor, x: Tensor, reach: int, heads: int, gates: tuple
     lanes, groups = LANES // channels, triton.cdiv(columns, channels)
     lags = triton.cdiv(reach, LAGS)
     batches = triton.cdiv(sequences, lanes)
-    rounds = triton.cdiv(batches, max(1, min(batches, PROGRAMS // (lags * groups))))
+    rounds = triton.cdiv(batches, max(1, min(batches, most_programs(PROGRAMS) // (lags * groups))))
     parts = triton.cdiv(batches, rounds)
     partials = torch.empty((parts, reach, columns), dtype=torch.float32, device=dy.device)
     q, v = gates or (dy, x)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .gluon_modules import is_hopper
 from .partial_sums_triton import sum_parts
 
@@ -87,7 +88,7 @@ def narrow_gradients(dy_TC: Tensor, x_TR: Tensor, weight_CR: Tensor, dx_TR: Tens
     tokens, width = x_TR.shape
     block_c, block_r = (max(16, triton.next_power_of_2(n)) for n in (channels, width))
     warps, stages = _plan(block_c, block_r)
-    programs = max(1, min(PROGRAMS, triton.cdiv(tokens, LEAST)))
+    programs = max(1, min(most_programs(PROGRAMS, tokens), triton.cdiv(tokens, LEAST)))
     partials = torch.empty((programs, channels * rank), dtype=torch.float32, device=dy_TC.device)
     narrow_gradients_kernel[(programs,)](
         dy_TC, x_TR, weight_CR.contiguous(), dx_TR, partials, tokens, x_TR.stride(0) // UNIT.value,

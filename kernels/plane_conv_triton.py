@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .dense_rows import dense_rows
 from .packing import Packing, starts_and_longest
 from .partial_sums_triton import sum_parts
@@ -164,7 +165,7 @@ def _conv_backward(
         return dx, weight.new_zeros(width * (taps + 2))
     rows = plane_rows(x, starts, longest)
     tiles, shape = _tiles(rows, BACKWARD_TOKENS)
-    programs = min(PROGRAMS, tiles)
+    programs = min(most_programs(PROGRAMS), tiles)
     partials = torch.empty((programs, width * (taps + 2)), dtype=torch.float32, device=x.device)
     backward_kernel[(programs, width)](
         dy, x, dense_rows(input_bias), weight.contiguous(), dx, partials, *rows.arguments, D=width, TAPS=taps, **shape

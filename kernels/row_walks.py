@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import triton
 
+from .company import most_programs
+
 SHORT = 2**20  # elements up to which a backward is over before loads ahead are worth their beginning
 FEW_ROWS = 2**22
 NARROW = 128
@@ -49,4 +51,4 @@ def walk_of_norm(rows: int, width: int, masked: bool = False) -> Walk:
 def _walk(rows: int, block: int, *, tile: int, programs: int, ahead: int, warps: int) -> Walk:
     tile_rows = max(1, tile // block)
     constants = {"BLOCK_D": block, "ROWS": tile_rows, "AHEAD": ahead, "num_warps": warps}
-    return Walk(max(1, min(programs, triton.cdiv(rows, tile_rows))), constants)
+    return Walk(max(1, min(most_programs(programs, rows), triton.cdiv(rows, tile_rows))), constants)

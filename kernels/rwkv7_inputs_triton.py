@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .delta_inputs import EPS, RWKV7_DECAY
 from .delta_inputs_triton import PROGRAMS, unsupported
 from .exponentials_triton import sigmoid
@@ -107,7 +108,7 @@ def backward_operator(
     """Gradients of k, rate and decay, and those of xi and alpha (2,H,K)."""
     pointers, numbers, constants = _launch(k, rate, decay, xi, alpha)
     *found, sums = _gradients_like(k, rate, decay, xi, alpha, grads)
-    blocks = max(1, min(PROGRAMS // constants["H"], triton.cdiv(len(pointers[0]), constants["ROWS"])))
+    blocks = max(1, min(most_programs(PROGRAMS) // constants["H"], triton.cdiv(len(pointers[0]), constants["ROWS"])))
     partials = k.new_empty((blocks, sums.numel()), dtype=torch.float32)
     rwkv7_inputs_backward_kernel[(blocks * constants["H"],)](
         *pointers, *(grad.contiguous() for grad in grads), *found, partials, *numbers, **constants

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .dense_rows import dense_rows, either
 from .dependents import dependent
 from .packing import Packing, starts_of
@@ -161,7 +162,7 @@ def launch_backward(
     x, gate, dy = dense_rows(x), dense_rows(gate), [dense_rows(part) for part in dy]
     bias, gate_bias = dense_rows(bias), dense_rows(gate_bias)
     grid, tile, sizes = _tiles(x.shape, packing, THREADS_BACKWARD, LONGEST_BACKWARD)
-    programs, width = min(grid[0], PROGRAMS), _sums(weight, bias, gate_bias)
+    programs, width = min(grid[0], most_programs(PROGRAMS, x.shape[0] * x.shape[1])), _sums(weight, bias, gate_bias)
     partials = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     strides, unit = _strides(x, either(gate, x), dx, dx if gate is None else dgate)
     conv_backward_kernel[(programs * grid[1],)](

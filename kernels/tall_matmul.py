@@ -5,7 +5,6 @@ library's products are in each other's way there. Layers and the gradients that 
 `mm` and `addmm` are computed by something else, in half precision, where their sides are such.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -55,11 +54,6 @@ class TallMatmuls(TorchDispatchMode):
         product = read(func, args, kwargs or {})
         made = make(product) if product is not None and _on_gpu(product) else None
         return func(*args, **kwargs or {}) if made is None else made
-
-
-def tall_matmuls(device: torch.device) -> AbstractContextManager[Any]:
-    """For the steps of a model on `device`; on a CPU nothing changes."""
-    return TallMatmuls() if device.type == "cuda" else nullcontext()
 
 
 def read(func: Any, args: Any, kwargs: Any) -> Product | None:

@@ -21,8 +21,9 @@ WARPS = 4
 ROWS, COLUMNS, INNER = 64, 128, 64  # of a tile; columns and the inner side at most
 WIDE = 64  # columns of a tile of a program that goes along whole rows,
 SHALLOW = 128  # which has all of the inner side at once, so long at most
-PROGRAMS = 64  # about so many for a sum over tokens, the same on every device
-LEAST_TOKENS = 384  # that are worth one of them, which leaves a tile of sums in float32
+# About so many for a sum over tokens, up to MANY of them and beyond, the same on every device.
+PROGRAMS, MANY = (64, 132), 2**15
+LEAST_TOKENS = 768  # that are worth a program, which leaves a tile of sums in float32
 # A width is a multiple of UNIT, whatever else it is: nothing is gained by kernels of their own for other multiples.
 NUMBERS = [
     *("row_units", "column_units", "inner_units", "share"),
@@ -165,7 +166,7 @@ def token_sum(a_MT: Tensor, b_TN: Tensor, dtype: torch.dtype) -> Tensor:
     (a_rows, a_stride), (b_rows, b_stride) = _layout(a_MT), _layout(b_TN)
     block_n = _block(columns, COLUMNS)
     across = triton.cdiv(rows, ROWS), triton.cdiv(columns, block_n)
-    parts = max(1, min(PROGRAMS // (across[0] * across[1]), tokens // LEAST_TOKENS))
+    parts = max(1, min(PROGRAMS[tokens > MANY] // (across[0] * across[1]), tokens // LEAST_TOKENS))
     share = triton.cdiv(triton.cdiv(tokens, parts), INNER)
     parts = triton.cdiv(tokens, share * INNER)
     partials = torch.empty((parts, rows * columns), dtype=torch.float32, device=a_MT.device)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .company import most_programs
 from .partial_sums_triton import sum_parts
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -104,7 +105,7 @@ def backward_operator(x: Tensor, mu: Tensor, grads: list[Tensor]) -> list[Tensor
     """dx (B,L,D) and the gradient of mu (M,D)."""
     dx, shape, rows = x.new_empty(x.shape), _shape(x, mu, BACKWARD_TILE), x.shape[0] * x.shape[1]
     tiles, blocks = triton.cdiv(rows, shape["ROWS"]), triton.cdiv(shape["D"], shape["BD"])
-    parts = max(1, min(tiles, PROGRAMS // blocks))
+    parts = max(1, min(tiles, most_programs(PROGRAMS) // blocks))
     partials = x.new_empty((parts, mu.numel()), dtype=torch.float32)
     token_shift_backward_kernel[(parts * blocks,)](
         x.contiguous(), mu.contiguous(), tuple(grad.contiguous() for grad in grads), dx, partials, rows, x.shape[1],

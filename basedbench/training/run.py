@@ -20,10 +20,10 @@ from basedbench.ambient import settings_kept
 from basedbench.errors import UserError
 from basedbench.kernels import linear_cross_entropy
 from basedbench.kernels.batch import Batch, count_step, take_batch
+from basedbench.kernels.company import company
 from basedbench.kernels.draws import Draws
 from basedbench.kernels.embedding import Places
 from basedbench.kernels.partial_sums import together
-from basedbench.kernels.tall_matmul import tall_matmuls
 from basedbench.models.recall import RecallModel
 from basedbench.training.cases import RecallCase
 from basedbench.training.data import RecallData, split_sizes
@@ -147,7 +147,7 @@ class RecallRun:
         places = None if part.places is None else part.places._replace(cursor=cursor)
         loss_N, _ = self._losses(batch, places)
         share_N = self.recorder.constant(1 / len(loss_N), len(loss_N), loss_N.dtype)
-        with together(loss_N), tall_matmuls(self.device):
+        with together(loss_N), company(self.device):
             found = torch.autograd.grad(loss_N, self.weights.leaves, share_N, allow_unused=True)
         gradients = self.weights.by_parameter(found)
         for name, terms in zip(self.trained, gradients, strict=True):
@@ -173,7 +173,7 @@ class RecallRun:
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.case.train.precision == "bf16", cache_enabled=False
         )
-        with autocast, self.weights.in_place(), tall_matmuls(self.device):
+        with autocast, self.weights.in_place(), company(self.device):
             asked_BKD = self.model.hidden(batch.tokens_BL, batch.questions, places)
             return linear_cross_entropy(asked_BKD.flatten(0, 1), self.weights.head, batch.targets_BK.flatten())
 
