@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .partial_sums_triton import sum_parts
+from .partial_sums_triton import FEW, sum_parts
 
 UNIT = tl.constexpr(8)  # 16 bytes of 16-bit numbers, which are loaded at once
 WARPS = 4
 ROWS, COLUMNS, INNER = 64, 128, 64  # of a tile; columns and the inner side at most
 WIDE = 64  # columns of a tile of a program that goes along whole rows,
 SHALLOW = 128  # which has all of the inner side at once, so long at most
-# About so many for a sum over tokens, up to MANY of them and beyond, the same on every device.
-PROGRAMS, MANY = (64, 132), 2**15
-LEAST_TOKENS = 768  # that are worth a program, which leaves a tile of sums in float32
+# Of a sum over tokens, the same on every device: so many programs about, with so many tokens at least. Each leaves a
+# tile in float32, and up to FEW of them are added up soonest.
+PROGRAMS, LEAST_TOKENS = 128, 768
 # A width is a multiple of UNIT, whatever else it is: nothing is gained by kernels of their own for other multiples.
 NUMBERS = [
     *("row_units", "column_units", "inner_units", "share"),
@@ -112,7 +112,7 @@ def token_sum_kernel(
     a, b, partials, row_units, column_units, inner_units, share, a_stride, b_stride, A_ROWS: tl.constexpr,
     B_ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums (S,M,N) in float32 of a (M,T) b (T,N), each over a share of the tokens: so many BLOCK_Ks."""
+    """Partial sums (S,M,N) of a (M,T) b (T,N), each over a share of the tokens: so many BLOCK_Ks."""
     rows, columns, tokens = row_units * UNIT, column_units * UNIT, inner_units * UNIT
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -125,7 +125,7 @@ def token_sum_kernel(
     )  # fmt: skip
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     place = part.to(tl.int64) * rows * columns + row[:, None] * columns + column[None, :]
-    tl.store(partials + place, total, mask=inside)
+    tl.store(partials + place, total.to(partials.dtype.element_ty), mask=inside)
 
 
 def laid_out(x: Tensor) -> tuple[bool, int] | None:
@@ -166,15 +166,16 @@ def token_sum(a_MT: Tensor, b_TN: Tensor, dtype: torch.dtype) -> Tensor:
     (a_rows, a_stride), (b_rows, b_stride) = _layout(a_MT), _layout(b_TN)
     block_n = _block(columns, COLUMNS)
     across = triton.cdiv(rows, ROWS), triton.cdiv(columns, block_n)
-    parts = max(1, min(PROGRAMS[tokens > MANY] // (across[0] * across[1]), tokens // LEAST_TOKENS))
+    parts = max(1, min(PROGRAMS // (across[0] * across[1]), FEW.value, tokens // LEAST_TOKENS))
     share = triton.cdiv(triton.cdiv(tokens, parts), INNER)
     parts = triton.cdiv(tokens, share * INNER)
-    partials = torch.empty((parts, rows * columns), dtype=torch.float32, device=a_MT.device)
+    kept = dtype if parts == 1 else torch.float32
+    partials = torch.empty((parts, rows * columns), dtype=kept, device=a_MT.device)
     token_sum_kernel[(*across, parts)](
         a_MT, b_TN, partials, *_units(rows, columns, tokens), share, a_stride, b_stride, A_ROWS=a_rows, B_ROWS=b_rows,
         BLOCK_M=ROWS, BLOCK_N=block_n, BLOCK_K=INNER, STAGES=3, num_warps=WARPS,
     )  # fmt: skip
-    return sum_parts(partials, dtype).view(rows, columns)
+    return (partials if parts == 1 else sum_parts(partials, dtype)).view(rows, columns)
 
 
 def _block(side: int, most: int) -> int:
