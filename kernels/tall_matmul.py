@@ -95,8 +95,25 @@ def _token_sum(product: Product) -> Tensor | None:
     a, b, added, out = product
     if added is not None or None in (laid_out(a), laid_out(b)):
         return None
-    total = token_sum(a, b, a.dtype)
+    total = token_sum(a, b, a.dtype, _leaf(len(a) * b.shape[1]) if out is None else None)
     return total if out is None else out.copy_(total)
+
+
+def _leaf(numbers: int) -> Tensor | None:
+    """The leaf whose whole gradient is what autograd multiplies now; None where something else may read it.
+
+    Of `x W^T` autograd goes on to W by turning the gradient, which reads nothing.
+    """
+    node: Any = torch._C._current_autograd_node()
+    if node is None or node.name() not in ("MmBackward0", "AddmmBackward0"):
+        return None
+    for after, _ in node.next_functions:
+        while after is not None and after.name() == "TBackward0":
+            after = after.next_functions[0][0]
+        leaf = getattr(after, "variable", None)
+        if leaf is not None and leaf.dim() == 2 and leaf.numel() == numbers:
+            return leaf  # type: ignore[no-any-return]
+    return None
 
 
 def _tall(product: Product) -> Tensor | None:

@@ -160,8 +160,11 @@ def tall_matmul(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, added: Tensor | None
     return out_MN
 
 
-def token_sum(a_MT: Tensor, b_TN: Tensor, dtype: torch.dtype) -> Tensor:
-    """a b (M,N) in `dtype`, summed over many tokens in an order that depends on nothing but their number."""
+def token_sum(a_MT: Tensor, b_TN: Tensor, dtype: torch.dtype, leaf: Tensor | None = None) -> Tensor:
+    """a b (M,N) in `dtype`, summed over many tokens in an order that depends on nothing but their number.
+
+    As the whole gradient of `leaf` it may be complete only behind `partial_sums.together`.
+    """
     (rows, tokens), columns = a_MT.shape, b_TN.shape[1]
     (a_rows, a_stride), (b_rows, b_stride) = _layout(a_MT), _layout(b_TN)
     block_n = _block(columns, COLUMNS)
@@ -175,7 +178,7 @@ def token_sum(a_MT: Tensor, b_TN: Tensor, dtype: torch.dtype) -> Tensor:
         a_MT, b_TN, partials, *_units(rows, columns, tokens), share, a_stride, b_stride, A_ROWS=a_rows, B_ROWS=b_rows,
         BLOCK_M=ROWS, BLOCK_N=block_n, BLOCK_K=INNER, STAGES=3, num_warps=WARPS,
     )  # fmt: skip
-    return (partials if parts == 1 else sum_parts(partials, dtype)).view(rows, columns)
+    return (partials if parts == 1 else sum_parts(partials, dtype, (leaf,))).view(rows, columns)
 
 
 def _block(side: int, most: int) -> int:

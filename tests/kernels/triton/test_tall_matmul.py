@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from basedbench.kernels import tall_matmul, tall_matmul_triton
+from basedbench.kernels import partial_sums_triton, tall_matmul, tall_matmul_triton
+from basedbench.kernels.partial_sums import together
 from basedbench.kernels.tall_matmul import Product, TallMatmuls, make
 
 # Relative errors of results that are rounded once, and of sums in float32.
@@ -91,6 +92,37 @@ def test_inside_autograd_takes_them(randn, relative_error, device, dtypes, launc
         for one, true in zip(found, exact, strict=True):
             assert relative_error(one, true) <= ROUNDED[dtype]
         launches.clear()
+
+
+def test_gradients_of_leaves_wait_for_each_other(randn, relative_error, device, dtypes, monkeypatch):
+    """Where nothing reads them before: not of a weight that is used twice, cast, or scaled."""
+    sums: list[int] = []
+    add_up = partial_sums_triton.add_up
+    monkeypatch.setattr(partial_sums_triton, "add_up", lambda given: (sums.append(len(given)), add_up(given)))
+    monkeypatch.setattr(tall_matmul, "_on_gpu", lambda one: True)
+    monkeypatch.setattr(tall_matmul_triton, "LEAST_TOKENS", 256)
+    linear = torch.nn.functional.linear
+    for dtype in dtypes[1:]:
+        x = matrix(randn, device, dtype, 1024, 40)
+        once, other, twice, scaled = (matrix(randn, device, dtype, 40, 40).requires_grad_() for _ in range(4))
+        wide = matrix(randn, device, torch.float32, 40, 40).requires_grad_()
+        leaves = [once, other, twice, scaled, wide]
+
+        def outputs(x, once, other, twice, scaled, wide):
+            y = linear(linear(x, once), other) + linear(x, twice) + linear(x, twice * 2)
+            return (y + linear(x, scaled * 3) + linear(x, wide.to(x.dtype))) / 64
+
+        with TallMatmuls():
+            loss = outputs(x, *leaves).square().sum(dtype=torch.float32)
+            sums.clear()
+            with together(loss):
+                found = torch.autograd.grad(loss, leaves)
+        assert sums == [1, 1, 1, 1, 2]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        for one, true in zip(
+            found, torch.autograd.grad(outputs(x.double(), *exact).square().sum(), exact), strict=True
+        ):
+            assert relative_error(one, true) <= 8 * ROUNDED[dtype]  # of several roundings
 
 
 @pytest.fixture
