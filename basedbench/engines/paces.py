@@ -36,7 +36,7 @@ def pace_of_runs(
 def fewer_at_once(places: Sequence[Place], cases: Sequence[RecallCase], limit_s: float) -> list[Place]:
     """Under a time limit as many runs at once as would end within half of it; `places` as they are without one.
 
-    All that begin together end together: eight long ones may take until just after the limit, and nothing is done. Four
+    All that begin together end together: twelve long ones may take until just after the limit, and nothing is done. Six
     fill a device nearly as well. Runs that would not end in time by themselves do not count.
     """
     shares = [estimate(case, place.device).seconds for place in places[:1] for case in cases]
