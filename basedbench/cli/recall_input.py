@@ -16,7 +16,7 @@ from basedbench.engines.devices import default_precision
 from basedbench.errors import UserError, nearest
 from basedbench.mixers import get_mixer
 
-GPU_SLOTS = 12  # small models gain up to 8 % over eight (docs/log/company.md), large ones nothing
+GPU_SLOTS = 12  # small models gain up to 7 % over eight (docs/log/company.md), large ones nothing
 D_MODEL = 64
 MOST_SEEDS = 100_000
 ALIKE = 0.8  # of two words' letters: --sute and --suite, not --heads and --seed
