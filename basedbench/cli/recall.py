@@ -106,7 +106,7 @@ def recall(
         cases = cases if filter is None else matching(cases, filter, "runs")
     out = out if out.absolute() == root else root
     jobs = min(jobs, len(cases)) if jobs else None
-    statuses, limit_s = parse_statuses(retry), limits.seconds(time_limit)
+    statuses, limit_s = parse_statuses(retry, fresh), limits.seconds(time_limit)
     timeout_s = limits.seconds(timeout, "--timeout")
     if dry_run:
         todo = plan(cases, root, fresh, statuses)

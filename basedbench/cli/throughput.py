@@ -125,7 +125,7 @@ def throughput(
     if checkpoint is not None:
         cases = with_checkpoint(cases, checkpoint)
     rows, limit_s = report.stored(out, chosen.name), limits.seconds(time_limit)
-    statuses = parse_statuses(retry)
+    statuses = parse_statuses(retry, fresh)
     with stdout_to_stderr():  # the user's contenders say their versions
         old = outdated(cases, rows, own)
     due = pending(cases, rows, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())

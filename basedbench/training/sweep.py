@@ -23,9 +23,11 @@ class Plan:
     borrowed: list[tuple[RecallCase, str]] = field(default_factory=list)
 
 
-def parse_statuses(text: str | None) -> frozenset[str]:
-    """The statuses of `--retry oom,crashed`, and OUTDATED; UserError for an unknown one."""
+def parse_statuses(text: str | None, fresh: bool = False) -> frozenset[str]:
+    """The statuses of `--retry oom,crashed`, and OUTDATED; UserError for an unknown one, and for any with --fresh."""
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if names and fresh:
+        raise UserError("--retry: with --fresh everything runs again; leave one of the two out.")
     for name in names:
         if name not in (*STATUSES, OUTDATED):
             raise UserError(f"--retry: unknown status {name!r}; {nearest(name, [*STATUSES, OUTDATED])}")

@@ -301,6 +301,7 @@ def test_one_model_is_trained_as_the_suite_trains_it(run_cli: RunCli, suite: Pat
         (["--sweep", "--filter", "("], ["regular expression"]),
         (["--sweep", "--filter", "nothing-like-it"], ["matches none"]),
         (["--sweep", "--retry", "oops"], ["--retry", "'oops'"]),
+        (["--sweep", "--fresh", "--retry", "oom"], ["--retry", "--fresh"]),
         (["--sweep", "--lr", "fast"], ["--lr", "'fast'"]),
         (["--sweep", "--lr", "-1"], ["learning_rates"]),
         (["--sweep", "--epochs", "0"], ["epochs"]),

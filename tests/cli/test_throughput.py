@@ -254,6 +254,7 @@ def test_an_interval_is_in_the_unit_of_its_median() -> None:
         (["--filter", "nothing"], "matches none of 6 cases"),
         (["--filter", "("], "is not a regular expression"),
         (["--retry", "failed"], "unknown status 'failed'"),
+        (["--fresh", "--retry", "oom"], "--retry: with --fresh everything runs again"),
         (["--plugin", "absent.py"], "no such Python file"),
         (["--out", "/proc/nowhere"], "cannot write results"),
         (["--time-limit", "soon"], "--time-limit 'soon'"),
