@@ -20,7 +20,7 @@ UNIT = tl.constexpr(8)  # 16 bytes of 16-bit numbers, which are loaded at once
 WARPS = 4
 ROWS, COLUMNS, INNER = 64, 128, 64  # of a tile; columns and the inner side at most
 WIDE = 64  # columns of a tile of a program that goes along whole rows,
-SHALLOW = 128  # which has all of the inner side at once, so long at most
+NARROW, SHALLOW = 32, 128  # which has all of the inner side at once, longer than that and so long at most
 # Of a sum over tokens, the same on every device: so many programs about, with so many tokens at least. Each leaves a
 # tile in float32, and up to FEW of them are added up soonest.
 PROGRAMS, LEAST_TOKENS = 128, 768
@@ -146,7 +146,7 @@ def tall_matmul(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, added: Tensor | None
         kind = "vector" if added.dim() == 1 else "matrix"
         added_stride = 0 if added.dim() == 1 else _layout(added)[1]
     block_k = _block(inner, SHALLOW)
-    if columns > WIDE and inner <= block_k:
+    if columns > WIDE and NARROW < inner <= block_k:
         kernel, block_n, programs, stages = wide_rows_kernel, WIDE, triton.cdiv(rows, ROWS), 2
     else:
         kernel, block_k, block_n = tall_matmul_kernel, _block(inner, INNER), _block(columns, COLUMNS)

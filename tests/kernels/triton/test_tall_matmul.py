@@ -13,7 +13,7 @@ from basedbench.kernels.tall_matmul import Product, TallMatmuls, make
 # Relative errors of results that are rounded once, and of sums in float32.
 ROUNDED, SUMMED = {torch.float16: 4e-4, torch.bfloat16: 3e-3}, 1e-5
 # Tokens, inner side and columns: whole tiles and not, one turn of the loop and several, one tile across and several.
-SIZES = [(1024, 64, 128), (1032, 40, 256), (1096, 128, 72), (8, 8, 8), (1024, 8, 16), (2048, 200, 24)]
+SIZES = [(1024, 64, 128), (1032, 40, 256), (1096, 128, 72), (8, 8, 8), (1024, 8, 152), (2048, 200, 24)]
 
 
 def matrix(randn, device, dtype, rows, columns, together=True, beside=0) -> Tensor:
