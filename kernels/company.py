@@ -14,7 +14,8 @@ import torch
 
 from .tall_matmul import TallMatmuls
 
-# Of the programs that a launch has alone: a fourth; with more than MANY tokens half, which is as good for others there.
+# Of the programs that a launch has alone: a fourth; of launches that say how many tokens they have half with more than
+# MANY, which is as good for others there.
 FEWER, MANY = (4, 2), 2**15
 
 _entered: list[None] = []  # for all threads: a backward pass has one of its own
@@ -41,5 +42,8 @@ def company(device: torch.device) -> Iterator[None]:
 
 
 def most_programs(alone: int, tokens: int = 0) -> int:
-    """Of a launch whose programs each do a part of one sum: `alone` where nothing runs beside it."""
+    """Of a launch whose programs each do a part of one sum: `alone` where nothing runs beside it.
+
+    `tokens`, where few programs would be long alone: norms and short convolutions; for others a fourth is right always.
+    """
     return max(1, alone // FEWER[tokens > MANY]) if _entered else alone

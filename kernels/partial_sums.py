@@ -2,7 +2,8 @@
 
 Many operators' backward ends with adding up what its programs left for the gradients of gains, biases and weights: a
 launch of a few microseconds each, as long as a small model's product. `together` lets those sums wait that nobody reads
-before the whole backward is over: the gradients of leaves that are read once. With others autograd goes on computing.
+before the whole backward is over: the gradients of leaves to which one way leads. With others autograd goes on
+computing. A hook on a turned leaf (`weight.t().register_hook`) would read what is not there yet: nothing shows it.
 """
 
 from collections import Counter
@@ -10,10 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class _Waiting(NamedTuple):
+    """`edges`: how many ways lead to each node of the graph from others in it, the first node included with none."""
+
+    edges: Counter[Any]
     leaves: set[int]
     sums: list[tuple[Tensor, Tensor]]  # partial sums (P, W), and where their sum belongs (W,)
 
@@ -24,7 +29,9 @@ _open: list[_Waiting] = []
 @contextmanager
 def together(loss: Tensor) -> Iterator[None]:
     """Take gradients of `loss` inside, by `torch.autograd.grad`; some of them are complete only behind it."""
-    _open.append(_Waiting(_read_once(loss), []))
+    edges = _edges(loss)
+    once = {id(node.variable) for node, count in edges.items() if _accumulates(node) and count == 1}
+    _open.append(_Waiting(edges, once, []))
     try:
         yield
     finally:
@@ -38,7 +45,7 @@ def together(loss: Tensor) -> Iterator[None]:
 def waits(partials_PW: Tensor, out_W: Tensor, leaves: Sequence[Tensor | None]) -> bool:
     """Whether somebody else will add up; out_W is to be nothing but the gradients of `leaves`, side by side."""
     given = [leaf for leaf in leaves if leaf is not None]
-    if not _open or not given or any(leaf.dtype != out_W.dtype for leaf in given):
+    if not given or not is_under_way() or any(leaf.dtype != out_W.dtype for leaf in given):
         return False
     if not {id(leaf) for leaf in given} <= _open[-1].leaves:
         return False
@@ -46,16 +53,32 @@ def waits(partials_PW: Tensor, out_W: Tensor, leaves: Sequence[Tensor | None]) -
     return True
 
 
-def _read_once(loss: Tensor) -> set[int]:
-    """The leaves that autograd reaches from `loss` on one way only: nothing is added to their gradients."""
-    reads: Counter[int] = Counter()
-    reached: set[Any] = {loss.grad_fn}
+def is_under_way() -> bool:
+    """Whether a node of the open backward runs now, and not of another one that such a node has begun."""
+    return bool(_open) and torch._C._current_autograd_node() in _open[-1].edges  # type: ignore[attr-defined]
+
+
+def leaf_behind(node: Any) -> Tensor | None:
+    """The leaf whose whole gradient is what the open backward hands to `node`, turned over at most; None for others."""
+    while type(node).__name__ == "TBackward0" and _open[-1].edges[node] == 1:
+        node = node.next_functions[0][0]
+    if not _accumulates(node):
+        return None
+    leaf: Tensor = node.variable
+    return leaf if id(leaf) in _open[-1].leaves and not leaf._backward_hooks else None
+
+
+def _accumulates(node: Any) -> bool:
+    return type(node).__name__ == "AccumulateGrad"
+
+
+def _edges(loss: Tensor) -> Counter[Any]:
+    edges: Counter[Any] = Counter({loss.grad_fn: 0})
     nodes = [loss.grad_fn]
     while nodes:
         for node, _ in getattr(nodes.pop(), "next_functions", ()):
-            if type(node).__name__ == "AccumulateGrad":
-                reads[id(node.variable)] += 1
-            elif node is not None and node not in reached:
-                reached.add(node)
-                nodes.append(node)
-    return {leaf for leaf, count in reads.items() if count == 1}
+            if node is not None:
+                if node not in edges:
+                    nodes.append(node)
+                edges[node] += 1
+    return edges

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .partial_sums import is_under_way, leaf_behind
+
 aten = torch.ops.aten
 HALF = torch.float16, torch.bfloat16
 MANY = 1024  # tokens, at least
@@ -45,6 +47,8 @@ class Product(NamedTuple):
 class TallMatmuls(TorchDispatchMode):
     """Inside, products of tokens are made by the kernels for them."""
 
+    supports_higher_order_operators = True  # which go on to what they would be without it
+
     @classmethod
     def is_infra_mode(cls) -> bool:
         """PyTorch's compiler leaves uncompiled what it meets inside of other modes."""
@@ -70,18 +74,24 @@ def read(func: Any, args: Any, kwargs: Any) -> Product | None:
 
 
 def _on_gpu(product: Product) -> bool:
-    """Real tensors: those of PyTorch's compiler only seem to be there."""
-    return all(type(x) in (Tensor, nn.Parameter) and x.is_cuda for x in product.tensors)
+    """Dense tensors of the current device, and real ones: those of PyTorch's compiler only seem to be there."""
+    if not all(type(x) in (Tensor, nn.Parameter) and x.is_cuda for x in product.tensors):
+        return False
+    (device, *others) = {x.device for x in product.tensors}
+    here = device.index is None or device.index == torch.cuda.current_device()
+    return here and not others and all(x.layout is torch.strided for x in product.tensors)
 
 
 def make(product: Product) -> Tensor | None:
     """The product by a kernel; None where that does not pay, or where they do not take it."""
     rows, inner, columns = product.sides
-    if any(side % UNIT or not side for side in product.sides):
+    if any(side % UNIT or not side for side in product.sides) or inner != len(product.b):
         return None
     if product.a.dtype not in HALF or any(x.dtype != product.a.dtype for x in product.tensors):
         return None
     if product.out is not None and product.out.shape != (rows, columns):
+        return None
+    if product.added is not None and product.added.dim() not in (1, 2):
         return None
     if inner >= MANY and rows * columns <= SMALL:
         return _token_sum(product)
@@ -95,24 +105,30 @@ def _token_sum(product: Product) -> Tensor | None:
     a, b, added, out = product
     if added is not None or None in (laid_out(a), laid_out(b)):
         return None
-    total = token_sum(a, b, a.dtype, _leaf(len(a) * b.shape[1]) if out is None else None)
+    total = token_sum(a, b, a.dtype, _leaf(product) if out is None else None)
     return total if out is None else out.copy_(total)
 
 
-def _leaf(numbers: int) -> Tensor | None:
+def _leaf(product: Product) -> Tensor | None:
     """The leaf whose whole gradient is what autograd multiplies now; None where something else may read it.
 
     Of `x W^T` autograd goes on to W by turning the gradient, which reads nothing.
     """
-    node: Any = torch._C._current_autograd_node()
-    if node is None or node.name() not in ("MmBackward0", "AddmmBackward0"):
+    if not is_under_way():
         return None
-    for after, _ in node.next_functions:
-        while after is not None and after.name() == "TBackward0":
-            after = after.next_functions[0][0]
-        leaf = getattr(after, "variable", None)
-        if leaf is not None and leaf.dim() == 2 and leaf.numel() == numbers:
-            return leaf  # type: ignore[no-any-return]
+    node: Any = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    if node.name() == "MmBackward0":
+        factors = node.next_functions
+    elif node.name() == "AddmmBackward0" and node._saved_alpha == 1:
+        factors = node.next_functions[1:]
+    else:
+        return None
+    # Of two factors one is multiplied: not the one whose gradient this is.
+    given = {product.a.data_ptr(), product.b.data_ptr()}
+    for after, _ in factors:
+        leaf = leaf_behind(after)
+        if leaf is not None and leaf.shape.numel() == len(product.a) * product.b.shape[1] and leaf.dim() == 2:
+            return None if leaf.data_ptr() in given else leaf
     return None
 
 
@@ -134,16 +150,28 @@ def _tall(product: Product) -> Tensor | None:
 
 
 def _laid_out(product: Product) -> bool:
-    """Whether every matrix has a side whose numbers lie together, the added one the same as the result."""
+    """Whether every matrix has a side whose numbers lie together, the added one the same as the result.
+
+    Nothing else lies where the result does, but what is added may be the result itself.
+    """
     from .tall_matmul_triton import laid_out
 
     a, b, added, out = product
     assert out is not None
-    if None in (laid_out(a), laid_out(b), laid_out(out)):
+    here = laid_out(out)
+    if here is None or None in (laid_out(a), laid_out(b)):
+        return False
+    if here[1] * UNIT < out.shape[here[0]]:
         return False
     if added is None:
         return True
     if added.dim() == 1:
-        return len(added) == b.shape[1] and added.stride(0) == 1
-    there, here = laid_out(added), laid_out(out)
-    return added.shape == out.shape and there is not None and here is not None and there[0] == here[0]
+        return len(added) == b.shape[1] and added.stride(0) == 1 and not _shared(added, out)
+    if added.shape != out.shape:
+        return False
+    there, same = laid_out(added), (added.data_ptr(), added.stride()) == (out.data_ptr(), out.stride())
+    return there is not None and there[0] == here[0] and (same or not _shared(added, out))
+
+
+def _shared(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()

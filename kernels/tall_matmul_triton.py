@@ -2,7 +2,7 @@
 
 A library's product takes a whole multiprocessor for each of its programs: all registers, most of shared memory. Alone
 that is fastest. Beside other runs such a program begins only where everything else has ended, and nothing else begins
-meanwhile. These take a quarter to a half of a multiprocessor.
+meanwhile. Of these at least three fit on a multiprocessor.
 
 Every matrix has one side whose numbers lie together, and a stride of whole UNITs on the other one.
 """
@@ -161,7 +161,7 @@ def tall_matmul(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, added: Tensor | None
 
 
 def token_sum(a_MT: Tensor, b_TN: Tensor, dtype: torch.dtype, leaf: Tensor | None = None) -> Tensor:
-    """a b (M,N) in `dtype`, summed over many tokens in an order that depends on nothing but their number.
+    """a b (M,N) in `dtype`, summed over many tokens in an order that depends on the three sides alone.
 
     As the whole gradient of `leaf` it may be complete only behind `partial_sums.together`.
     """

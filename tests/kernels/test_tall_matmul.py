@@ -18,6 +18,7 @@ def half(*shape: int) -> Tensor:
 X, W, BIAS = half(1024, 64), half(64, 128), half(128)
 
 
+ROOM = half(1032, 128)
 LEFT = {
     "tokens that are no multiple of 8": Product(half(1020, 64), W),
     "an inner side that is none": Product(half(1024, 60), half(60, 128)),
@@ -35,6 +36,10 @@ LEFT = {
     "a number for all": Product(X, W, half(1)),
     "a matrix that lies the other way": Product(X, W, half(128, 1024).t()),
     "a vector along the tokens": Product(W.t(), X.t(), half(1024)),
+    "sides that do not fit": Product(X, half(32, 128)),
+    "no side at all": Product(X, W, torch.zeros((), dtype=torch.bfloat16)),
+    "one row many times": Product(X, W, None, half(1, 128).expand(1024, 128)),
+    "a result that overlaps what is added": Product(X, W, ROOM[8:], ROOM[:-8]),
     "a sum over tokens and a matrix": Product(half(64, 1024), half(1024, 64), half(64, 64)),
 }
 
@@ -84,3 +89,16 @@ def test_what_is_compiled_stays_compiled() -> None:
         found = compiled(x)
     assert len(graphs) == 1
     torch.testing.assert_close(found, x @ x + 1)
+
+
+def test_sides_that_do_not_fit_are_said_not_to() -> None:
+    with TallMatmuls(), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        torch.mm(X, W[:32])
+
+
+def test_operators_of_functions_go_on() -> None:
+    """PyTorch refuses them inside of a mode that says nothing of them."""
+    x = torch.randn(4, 4)
+    with TallMatmuls():
+        found = torch.cond(x.sum() > -1e9, lambda x: x @ x, lambda x: x * 2, (x,))
+    torch.testing.assert_close(found, x @ x)

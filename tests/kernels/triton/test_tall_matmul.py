@@ -125,6 +125,87 @@ def test_gradients_of_leaves_wait_for_each_other(randn, relative_error, device, 
             assert relative_error(one, true) <= 8 * ROUNDED[dtype]  # of several roundings
 
 
+class Again(torch.autograd.Function):
+    """(x W^T)^2 whose backward computes it anew and goes back through that."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.linear(x, weight).square()
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        with torch.enable_grad():
+            y = torch.nn.functional.linear(x, weight).square()
+        return None, torch.autograd.grad(y, (weight,), dy)[0] * 2 / 2
+
+
+class Named(torch.autograd.Function):
+    """W^T, by a function that calls W what autograd calls a leaf that gets a gradient."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.variable = weight
+        return weight.t() * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.t() * 1
+
+
+def hooked(x, weight):
+    if not weight._backward_hooks:
+        weight.register_hook(lambda grad: grad * 2 / 2)
+    return x @ weight.t()
+
+
+def turned_twice(x, weight):
+    turned = weight.t()
+    return x @ turned + (x * 2) @ turned
+
+
+def as_many_tokens_as_outputs(x, weight):
+    return torch.nn.functional.linear(torch.nn.functional.linear(x[:, :8], weight[:8]), weight) / 8
+
+
+READ_BEFORE = {
+    "a turned weight used twice": turned_twice,
+    "a turned weight used otherwise": lambda x, weight: x @ (turned := weight.t()) + turned.sum(0),
+    "a factor": lambda x, weight: torch.addmm(weight.new_zeros(len(weight)), x, weight.t(), alpha=0.5),
+    "a backward inside of the backward": Again.apply,
+    "something else that is called a variable": lambda x, weight: x @ Named.apply(weight),
+    "a hook": hooked,
+    "as many tokens as outputs": as_many_tokens_as_outputs,
+    "nothing": torch.nn.functional.linear,
+}
+
+
+@pytest.mark.parametrize("name", READ_BEFORE)
+def test_gradients_that_something_reads_do_not_wait(randn, relative_error, device, dtypes, monkeypatch, name):
+    """`empty`: memory whose sum is not there yet holds NaN."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **how: nan(empty(*size, **how)))
+    monkeypatch.setattr(tall_matmul, "_on_gpu", lambda one: True)
+    shape = (2048, 8) if name == "as many tokens as outputs" else (24, 16)
+    for dtype in dtypes[1:]:
+        x, weight = matrix(randn, device, dtype, 2048, 16), matrix(randn, device, dtype, *shape).requires_grad_()
+
+        def loss(x, weight):
+            return (READ_BEFORE[name](x, weight) / 64).square().sum(dtype=weight.double().dtype)
+
+        with TallMatmuls():
+            found = loss(x, weight)
+        with together(found), TallMatmuls():
+            (found,) = torch.autograd.grad(found, weight)
+        exact = weight.detach().double().requires_grad_()
+        assert relative_error(found, torch.autograd.grad(loss(x.double(), exact), exact)[0]) <= 8 * ROUNDED[dtype]
+
+
+def nan(x: Tensor) -> Tensor:
+    return x.fill_(torch.nan) if x.is_floating_point() else x
+
+
 @pytest.fixture
 def launches(monkeypatch) -> list[str]:
     """The kernels of products that have been launched, by name."""
