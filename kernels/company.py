@@ -44,6 +44,6 @@ def company(device: torch.device) -> Iterator[None]:
 def most_programs(alone: int, tokens: int = 0) -> int:
     """Of a launch whose programs each do a part of one sum: `alone` where nothing runs beside it.
 
-    `tokens`, where few programs would be long alone: norms and short convolutions; for others a fourth is right always.
+    `tokens`, of launches that would be long alone with a fourth: norms, short convolutions, sums over tokens.
     """
     return max(1, alone // FEWER[tokens > MANY]) if _entered else alone

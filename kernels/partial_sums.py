@@ -2,8 +2,9 @@
 
 Many operators' backward ends with adding up what its programs left for the gradients of gains, biases and weights: a
 launch of a few microseconds each, as long as a small model's product. `together` lets those sums wait that nobody reads
-before the whole backward is over: the gradients of leaves to which one way leads. With others autograd goes on
-computing. A hook on a turned leaf (`weight.t().register_hook`) would read what is not there yet: nothing shows it.
+before the whole backward is over: the gradients of leaves to which one way leads, without hooks. With others autograd
+goes on computing. A hook on a turned leaf (`weight.t().register_hook`) would read what is not there yet: nothing shows
+it.
 """
 
 from collections import Counter
@@ -30,8 +31,8 @@ _open: list[_Waiting] = []
 def together(loss: Tensor) -> Iterator[None]:
     """Take gradients of `loss` inside, by `torch.autograd.grad`; some of them are complete only behind it."""
     edges = _edges(loss)
-    once = {id(node.variable) for node, count in edges.items() if _accumulates(node) and count == 1}
-    _open.append(_Waiting(edges, once, []))
+    leaves = (node.variable for node, count in edges.items() if _accumulates(node) and count == 1)
+    _open.append(_Waiting(edges, {id(leaf) for leaf in leaves if not leaf._backward_hooks}, []))
     try:
         yield
     finally:
@@ -45,7 +46,7 @@ def together(loss: Tensor) -> Iterator[None]:
 def waits(partials_PW: Tensor, out_W: Tensor, leaves: Sequence[Tensor | None]) -> bool:
     """Whether somebody else will add up; out_W is to be nothing but the gradients of `leaves`, side by side."""
     given = [leaf for leaf in leaves if leaf is not None]
-    if not given or not is_under_way() or any(leaf.dtype != out_W.dtype for leaf in given):
+    if not given or running() is None or any(leaf.dtype != out_W.dtype for leaf in given):
         return False
     if not {id(leaf) for leaf in given} <= _open[-1].leaves:
         return False
@@ -53,9 +54,10 @@ def waits(partials_PW: Tensor, out_W: Tensor, leaves: Sequence[Tensor | None]) -
     return True
 
 
-def is_under_way() -> bool:
-    """Whether a node of the open backward runs now, and not of another one that such a node has begun."""
-    return bool(_open) and torch._C._current_autograd_node() in _open[-1].edges  # type: ignore[attr-defined]
+def running() -> Any:
+    """The node of the open backward that runs now; None where it is one of another that such a node has begun."""
+    node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    return node if _open and node in _open[-1].edges else None
 
 
 def leaf_behind(node: Any) -> Tensor | None:
@@ -65,7 +67,7 @@ def leaf_behind(node: Any) -> Tensor | None:
     if not _accumulates(node):
         return None
     leaf: Tensor = node.variable
-    return leaf if id(leaf) in _open[-1].leaves and not leaf._backward_hooks else None
+    return leaf if id(leaf) in _open[-1].leaves else None
 
 
 def _accumulates(node: Any) -> bool:

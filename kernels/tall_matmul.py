@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .partial_sums import is_under_way, leaf_behind
+from .partial_sums import leaf_behind, running
 
 aten = torch.ops.aten
 HALF = torch.float16, torch.bfloat16
 MANY = 1024  # tokens, at least
 SMALL = 2**16  # the matrix beside them, at most: more is work enough for a library's product
-UNIT = 8  # of which all sides are multiples
+UNIT = 8  # of which all sides are multiples: 16 bytes, which the kernels load at once
 
 
 class Product(NamedTuple):
@@ -100,7 +100,7 @@ def make(product: Product) -> Tensor | None:
 
 
 def _token_sum(product: Product) -> Tensor | None:
-    from .tall_matmul_triton import laid_out, token_sum
+    from .tall_matmul_triton import token_sum
 
     a, b, added, out = product
     if added is not None or None in (laid_out(a), laid_out(b)):
@@ -114,12 +114,10 @@ def _leaf(product: Product) -> Tensor | None:
 
     Of `x W^T` autograd goes on to W by turning the gradient, which reads nothing.
     """
-    if not is_under_way():
-        return None
-    node: Any = torch._C._current_autograd_node()  # type: ignore[attr-defined]
-    if node.name() == "MmBackward0":
+    node, kind = running(), type(running()).__name__
+    if kind == "MmBackward0":
         factors = node.next_functions
-    elif node.name() == "AddmmBackward0" and node._saved_alpha == 1:
+    elif kind == "AddmmBackward0" and node._saved_alpha == 1:
         factors = node.next_functions[1:]
     else:
         return None
@@ -127,7 +125,7 @@ def _leaf(product: Product) -> Tensor | None:
     given = {product.a.data_ptr(), product.b.data_ptr()}
     for after, _ in factors:
         leaf = leaf_behind(after)
-        if leaf is not None and leaf.shape.numel() == len(product.a) * product.b.shape[1] and leaf.dim() == 2:
+        if leaf is not None and leaf.numel() == len(product.a) * product.b.shape[1]:
             return None if leaf.data_ptr() in given else leaf
     return None
 
@@ -154,8 +152,6 @@ def _laid_out(product: Product) -> bool:
 
     Nothing else lies where the result does, but what is added may be the result itself.
     """
-    from .tall_matmul_triton import laid_out
-
     a, b, added, out = product
     assert out is not None
     here = laid_out(out)
@@ -171,6 +167,15 @@ def _laid_out(product: Product) -> bool:
         return False
     there, same = laid_out(added), (added.data_ptr(), added.stride()) == (out.data_ptr(), out.stride())
     return there is not None and there[0] == here[0] and (same or not _shared(added, out))
+
+
+def laid_out(x: Tensor) -> tuple[bool, int] | None:
+    """Whether numbers of a row lie together (else of a column), and the other stride in UNITs; None for neither."""
+    for side in (1, 0):
+        stride = x.stride(1 - side)
+        if x.stride(side) == 1 and stride % UNIT == 0:
+            return bool(side), stride // UNIT
+    return None
 
 
 def _shared(x: Tensor, y: Tensor) -> bool:

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tall_matmul as products
 from .partial_sums_triton import FEW, sum_parts
 
-UNIT = tl.constexpr(8)  # 16 bytes of 16-bit numbers, which are loaded at once
+UNIT = tl.constexpr(products.UNIT)
 WARPS = 4
 ROWS, COLUMNS, INNER = 64, 128, 64  # of a tile; columns and the inner side at most
 WIDE = 64  # columns of a tile of a program that goes along whole rows,
@@ -128,15 +129,6 @@ def token_sum_kernel(
     tl.store(partials + place, total.to(partials.dtype.element_ty), mask=inside)
 
 
-def laid_out(x: Tensor) -> tuple[bool, int] | None:
-    """Whether numbers of a row lie together (else of a column), and the other stride in UNITs; None for neither."""
-    for side in (1, 0):
-        stride = x.stride(1 - side)
-        if x.stride(side) == 1 and stride % UNIT.value == 0:
-            return bool(side), stride // UNIT.value
-    return None
-
-
 def tall_matmul(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, added: Tensor | None = None) -> Tensor:
     """out = a b + added, (N,) or (M,N) as `out` lies; which may be `out` itself. All sides are whole UNITs."""
     (rows, inner), columns = a_MK.shape, b_KN.shape[1]
@@ -187,7 +179,7 @@ def _block(side: int, most: int) -> int:
 
 
 def _layout(x: Tensor) -> tuple[bool, int]:
-    found = laid_out(x)
+    found = products.laid_out(x)
     assert found is not None
     return found
 

@@ -53,6 +53,18 @@ def test_what_autograd_computes_with_is_added_up_at_once(randn, device, monkeypa
         assert (mine is None and right is None) or torch.equal(mine, right)
 
 
+def test_a_hook_on_a_leaf_reads_its_whole_gradient(randn, device, monkeypatch):
+    done, seen = [], []
+    monkeypatch.setattr(partial_sums_triton, "add_up", lambda sums: (done.append(len(sums)), add_up(sums)))
+    x, weight = (randn(*shape).to(device, torch.float32) for shape in [(9, 16), (16,)])
+    weight.requires_grad_().register_hook(lambda gradient: seen.append(gradient.clone()))
+    loss = add_layer_norm(x, None, weight, None)[0].square().sum()
+    with together(loss):
+        (found,) = torch.autograd.grad(loss, [weight])
+        assert done == [1]
+    assert torch.equal(seen[0], found)
+
+
 def test_gradients_of_leaves_are_added_up_behind_the_backward(randn, device, monkeypatch):
     done = []
     monkeypatch.setattr(partial_sums_triton, "add_up", lambda sums: (done.append(len(sums)), add_up(sums)))
