@@ -4,11 +4,12 @@ BIN := .venv/bin
 RESULTS ?= results/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit interpreted format clean
+.PHONY: help install demo test lint types unit interpreted machine-code format clean
 
 help:
 	@echo "make demo     train the quick recall sweep, time the quick kernels, draw the frontier"
 	@echo "make test     lint, type check, tests"
+	@echo "make machine-code  every variant of the GPU kernels, compiled and read without a GPU (15 minutes)"
 	@echo "make format   rewrite the code in the project's style"
 	@echo "make clean    remove .venv and caches (results stay)"
 
@@ -54,6 +55,10 @@ interpreted: install
 	else \
 		TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/kernels/triton; \
 	fi
+
+# All variants of all kernels; `unit` has the usual ones.
+machine-code: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m thorough tests/kernels/compiled
 
 format: install
 	$(BIN)/ruff format .

@@ -5,7 +5,6 @@ A JSON line for each; examples packed or not.
 python -m tests.kernels.compiled.compile_asked_attention
 """
 
-import json
 import re
 from typing import Any
 
@@ -14,20 +13,20 @@ import torch
 from basedbench.kernels import sliding_window_asked, taylor_attention_asked
 from basedbench.kernels.packing import packing_of
 from basedbench.kernels.slices import cut
-from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
+from tests.kernels.compiled.disassembly import facts, tell
+from tests.kernels.compiled.target import pretend
 
 # Window (0: Taylor), width of keys, width of values; the narrowest Taylor is one of `compile_variants`.
 CELLS = ((0, 8, 48), (0, 24, 128), (64, 128, 128))
 LENGTH, ASKED = 256, (16, 64)
 
 
-def examined(kernel: Any) -> dict[str, Any]:
+def examined(kernel: Any, text: str) -> dict[str, Any]:
     """Suspicious instructions, sizes, asynchronous copies, and accesses of single 16-bit numbers."""
-    dump = disassembled(kernel)
     return {
-        **facts(kernel, dump),
-        "copies": len(re.findall(r"\bLDGSTS\b", dump)),
-        "single": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", dump)),
+        **facts(kernel, text),
+        "copies": len(re.findall(r"\bLDGSTS\b", text)),
+        "single": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", text)),
     }
 
 
@@ -51,7 +50,7 @@ def asked_of(
 
 def main() -> None:
     compiled = pretend()
-    torch.set_num_threads(1)
+    found: list[tuple[dict[str, Any], Any]] = []
     trained = [
         (*cell, asked, torch.bfloat16, True, packed) for packed in (True, False) for cell in CELLS for asked in ASKED
     ]
@@ -62,8 +61,8 @@ def main() -> None:
         asked_of(window, keys, values, asked, dtype, gradients, packed)
         cell = {"window": window, "keys": keys, "values": values, "asked": asked, "trained": gradients}
         cell["packed"] = packed
-        for name, kernel in compiled.values():
-            print(json.dumps({"kernel": name, **cell, **examined(kernel)}), flush=True)
+        found += [({"kernel": name, **cell}, kernel) for name, kernel in compiled.values()]
+    tell(found, examined)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Compile the kernels of decode steps for an H200, as dependents and not; a JSON line for each (compile_variants.py).
 
-python -m tests.kernels.compiled.compile_dependents
+python -m tests.kernels.compiled.compile_dependents --every
 """
 
 import importlib
-import json
 import re
+import sys
 from typing import Any
 
 import torch
 
 from basedbench.kernels import dependents, row_argmax
 from basedbench.models.language import LanguageModel, preset
-from tests.kernels.compiled.compile_variants import disassembled, pretend
-from tests.kernels.compiled.sass import stack_bytes, unwritten_reads
+from tests.kernels.compiled.disassembly import facts, registers, tell
+from tests.kernels.compiled.target import pretend
 
 WAIT, TRIGGER = "ACQBULK", "PREEXIT"
 WRITES = r"STG|ATOMG|ATOM|RED|REDG|UTMASTG|ST"
@@ -25,26 +25,30 @@ LAYERS = {
     "mamba-1.3b": ("mamba",),
     "mamba2-1.3b": ("mamba2",),
 }
+USUAL = ("attention-1.3b", "mamba-1.3b")  # without --every
 BATCHES = (1, 128)
 
 
-def examined(name: str, kernel: Any) -> dict[str, Any]:
+def dependent(kernel: Any) -> bool:
+    """Whether it begins before the kernel in front of it has ended."""
+    return bool(kernel.metadata.launch_pdl)
+
+
+def examined(kernel: Any, text: str) -> dict[str, Any]:
     """Where the wait stands among reads and writes, in the machine code and in what the assembler was given.
 
-    Of a kernel that is no dependent only the latter: disassembling takes half a second.
+    Of a kernel that is no dependent only the latter.
     """
     parts = kernel.asm["ptx"].split("griddepcontrol.wait")
-    if not kernel.metadata.launch_pdl:
+    if not dependent(kernel):
         triggers = kernel.asm["ptx"].count("griddepcontrol.launch_dependents")
-        return {"kernel": name, "early": False, "waits": len(parts) - 1, "triggers": triggers}
-    dump = disassembled(kernel)
+        return {"early": False, "waits": len(parts) - 1, "triggers": triggers}
     words = [
-        word.split(".")[0] for word in re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9.]+)", dump, re.M)
+        word.split(".")[0] for word in re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9.]+)", text, re.M)
     ]
     wait = words.index(WAIT) if WAIT in words else None
     ahead = words[:wait]
     return {
-        "kernel": name,
         "early": True,
         "waits": words.count(WAIT),
         "triggers": words.count(TRIGGER),
@@ -53,9 +57,8 @@ def examined(name: str, kernel: Any) -> dict[str, Any]:
         "asked_ahead": len(
             re.findall(r"\bld\.(?:relaxed\.|volatile\.)?global|cp\.async\.c[ag]|cp\.async\.bulk\.tensor", parts[0])
         ),
-        "registers": max(int(count) for count in re.findall(r"REG:(\d+)", dump)),
-        "stack": stack_bytes(dump),
-        "suspicions": [str(one) for one in unwritten_reads(dump)],
+        "registers": registers(text),
+        **facts(kernel, text),
     }
 
 
@@ -75,23 +78,24 @@ def step(model: LanguageModel, batch: int, *, chained: bool) -> None:
         row_argmax(logits)
 
 
-def main() -> None:
+def main(*, every: bool) -> None:
     """Both forms of each kernel, dependents for both batches."""
     compiled = pretend()
-    torch.set_num_threads(1)
+    found: list[tuple[dict[str, Any], Any]] = []
     products = importlib.import_module("basedbench.kernels.row_linear")
     products._processors = lambda device: 132
     dependents.capable = lambda device: True  # type: ignore[assignment]
     seen: set[str] = set()
-    for name in LAYERS:
+    for name in LAYERS if every else USUAL:
         model = model_of(name)
         for batch in BATCHES:
             for chained in (False, True) if batch == BATCHES[0] else (True,):
                 step(model, batch, chained=chained)
-                for key in compiled.keys() - seen:
-                    print(json.dumps({"model": f"{name} {batch}", **examined(*compiled[key])}), flush=True)
+                for kind, kernel in (compiled[key] for key in compiled.keys() - seen):
+                    found.append(({"model": f"{name} {batch}", "kernel": kind}, kernel))
                 seen = set(compiled)
+    tell(found, examined, code=dependent)
 
 
 if __name__ == "__main__":
-    main()
+    main(every="--every" in sys.argv)

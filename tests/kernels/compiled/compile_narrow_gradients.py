@@ -3,28 +3,27 @@
 python -m tests.kernels.compiled.compile_narrow_gradients
 """
 
-import json
 import re
 from typing import Any
 
 import torch
 
 from basedbench.kernels.narrow_gradients_triton import narrow_gradients
-from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
+from tests.kernels.compiled.disassembly import facts, registers, tell
 from tests.kernels.compiled.sass import waits_a_product
+from tests.kernels.compiled.target import pretend
 
 SIZES = ((128, 8), (256, 8), (512, 16), (192, 16), (256, 32), (512, 32))  # channels and ranks
 TOKENS, STATES = 1000, 16
 
 
-def examined(kernel: Any) -> dict[str, Any]:
+def examined(kernel: Any, text: str) -> dict[str, Any]:
     """Resources, waits, and how many asynchronous loads there are of 16 bytes and of fewer."""
-    dump = disassembled(kernel)
-    loads = re.findall(r"\bLDGSTS\.\S*", dump)
+    loads = re.findall(r"\bLDGSTS\.\S*", text)
     return {
-        **facts(kernel, dump),
-        "registers": max(map(int, re.findall(r"REG:(\d+)", dump))),
-        "waits": waits_a_product(dump),
+        **facts(kernel, text),
+        "registers": registers(text),
+        "waits": waits_a_product(text),
         "loads": sum(load.endswith(".128") for load in loads),
         "short_loads": sum(not load.endswith(".128") for load in loads),
     }
@@ -38,14 +37,14 @@ def launch(channels: int, rank: int, dtype: torch.dtype) -> None:
 
 def main() -> None:
     compiled = pretend()
-    torch.set_num_threads(1)
+    found: list[tuple[dict[str, Any], Any]] = []
     for dtype in (torch.bfloat16, torch.float16):
         for channels, rank in SIZES:
             compiled.clear()
             launch(channels, rank, dtype)
             (kernel,) = (one for name, one in compiled.values() if name == "narrow_gradients_kernel")
-            cell = {"channels": channels, "rank": rank, "dtype": str(dtype)}
-            print(json.dumps({**cell, **examined(kernel)}), flush=True)
+            found.append(({"channels": channels, "rank": rank, "dtype": str(dtype)}, kernel))
+    tell(found, examined)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 python -m tests.kernels.compiled.compile_partial_sums
 """
 
-import json
 import re
+from typing import Any
 
 import torch
 
 from basedbench.kernels.partial_sums_triton import add_up
-from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
+from tests.kernels.compiled.disassembly import facts, tell
+from tests.kernels.compiled.target import pretend
 
 # Parts and columns of the sums of a step: as batches of 256 examples have them, smaller ones, and odd ones.
 PATTERNS = (
@@ -19,15 +20,16 @@ PATTERNS = (
 )
 
 
+def examined(kernel: Any, text: str) -> dict[str, Any]:
+    """Resources, and all loads."""
+    return {"loads": re.findall(r"\bLDG\.E\S*", text), **facts(kernel, text)}
+
+
 def main() -> None:
     compiled = pretend()
-    torch.set_num_threads(1)
     for pattern in PATTERNS:
         add_up([(torch.zeros(shape), torch.zeros(shape[1])) for shape in pattern])
-    for name, kernel in compiled.values():
-        dump = disassembled(kernel)
-        loads = re.findall(r"\bLDG\.E\S*", dump)
-        print(json.dumps({"kernel": name, "loads": loads, **facts(kernel, dump)}), flush=True)
+    tell((({"kernel": name}, kernel) for name, kernel in compiled.values()), examined)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A JSON line for each: its plan, its stack, what is suspicious about it, its shar
 first bulk copy, its wait for the kernel in front, and its first write to global memory.
 """
 
-import json
 import re
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 
 from basedbench.kernels import row_linear_launch
 from basedbench.kernels.row_linear import Plan, shared_bytes
-from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
+from tests.kernels.compiled.disassembly import facts, registers, tell
+from tests.kernels.compiled.target import pretend
 
 PLANS = [
     (128, Plan(128, 128, 1, 5, 2, True)),
@@ -37,14 +37,13 @@ WITH_ENDS = [
 PATTERNS = {"copy": "UTMALDG", "wait": "ACQBULK", "write": "STG|ATOMG|RED|REDG"}
 
 
-def examined(kernel: Any) -> dict[str, Any]:
+def examined(kernel: Any, text: str) -> dict[str, Any]:
     """What the machine code says."""
-    dump = disassembled(kernel)
-    first = {word: re.search(rf"\b(?:{pattern})\b", dump) for word, pattern in PATTERNS.items()}
+    first = {word: re.search(rf"\b(?:{pattern})\b", text) for word, pattern in PATTERNS.items()}
     return {
         "early": kernel.metadata.launch_pdl,
-        "registers": max(int(count) for count in re.findall(r"REG:(\d+)", dump)),
-        **facts(kernel, dump),
+        "registers": registers(text),
+        **facts(kernel, text),
         **{word: match and match.start() for word, match in first.items()},
     }
 
@@ -62,7 +61,7 @@ def ends(rows: int, plan: Plan) -> None:
 def main() -> None:
     """Each plan as a dependent, with a bias, and one of them neither; some with all ends."""
     compiled = pretend()
-    torch.set_num_threads(1)
+    found: list[tuple[dict[str, Any], Any]] = []
     weight, bias = torch.zeros((1792, 1792), dtype=torch.bfloat16), torch.zeros(1792, dtype=torch.bfloat16)
     for early, plans in ((True, PLANS), (False, PLANS[:1])):
         for rows, plan in plans:
@@ -70,14 +69,13 @@ def main() -> None:
             x = torch.zeros((rows, 1792), dtype=torch.bfloat16)
             row_linear_launch.operator(x, weight, bias if early else None, *plan, early)
             ((_, kernel),) = compiled.values()
-            found = {"plan": str((rows, *plan)), "rings": shared_bytes(rows, plan), **examined(kernel)}
-            print(json.dumps(found), flush=True)
+            found.append(({"plan": str((rows, *plan)), "rings": shared_bytes(rows, plan)}, kernel))
     for rows, plan in WITH_ENDS:
         compiled.clear()
         ends(rows, plan)
         for end, (_, kernel) in zip(("gate", "conv", "add"), compiled.values(), strict=True):
-            found = {"plan": f"{end} {(rows, *plan)}", "rings": shared_bytes(rows, plan), **examined(kernel)}
-            print(json.dumps(found), flush=True)
+            found.append(({"plan": f"{end} {(rows, *plan)}", "rings": shared_bytes(rows, plan)}, kernel))
+    tell(found, examined)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m tests.kernels.compiled.compile_tall_matmul
 """
 
-import json
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels.tall_matmul_triton import tall_matmul, token_sum
-from tests.kernels.compiled.compile_variants import disassembled, facts, pretend
+from tests.kernels.compiled.disassembly import facts, registers, tell
 from tests.kernels.compiled.sass import waits_a_product
+from tests.kernels.compiled.target import pretend
 
 TOKENS = 4096
 SIDES = (128, 256), (256, 128), (64, 304), (8, 256)  # whole rows twice, tiles of several turns and of a short one
@@ -46,15 +46,14 @@ def launch(cell: dict[str, Any]) -> None:
     tall_matmul(matrix(TOKENS, inner, rows_lie), matrix(inner, columns, not cell["b"]), out, added)
 
 
-def examined(kernel: Any) -> dict[str, Any]:
+def examined(kernel: Any, text: str) -> dict[str, Any]:
     """Resources, waits, and asynchronous loads of fewer than 16 bytes."""
-    dump = disassembled(kernel)
-    loads = re.findall(r"\b(?:LDGSTS|LDG)\.\S*", dump)
+    loads = re.findall(r"\b(?:LDGSTS|LDG)\.\S*", text)
     return {
-        **facts(kernel, dump),
-        "registers": max(map(int, re.findall(r"REG:(\d+)", dump))),
+        **facts(kernel, text),
+        "registers": registers(text),
         "warps": kernel.metadata.num_warps,
-        "waits": waits_a_product(dump),
+        "waits": waits_a_product(text),
         "short_loads": sum("128" not in load for load in loads),
         "loads": len(loads),
     }
@@ -62,7 +61,7 @@ def examined(kernel: Any) -> dict[str, Any]:
 
 def main() -> None:
     compiled = pretend()
-    torch.set_num_threads(1)
+    found: list[tuple[dict[str, Any], Any]] = []
     seen: set[str] = set()
     for cell in cells():
         compiled.clear()
@@ -70,7 +69,8 @@ def main() -> None:
         for key, (name, kernel) in compiled.items():
             if name != "sum_parts_kernel" and key not in seen:
                 seen.add(key)
-                print(json.dumps({"kernel": name, **cell, **examined(kernel)}), flush=True)
+                found.append(({"kernel": name, **cell}, kernel))
+    tell(found, examined)
 
 
 if __name__ == "__main__":

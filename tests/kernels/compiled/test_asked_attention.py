@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
 def test_machine_code():
     found = compiled("tests.kernels.compiled.compile_asked_attention")
     assert {one["kernel"] for one in found} == {"asked_forward_kernel", "asked_backward_kernel", "sum_parts_kernel"}

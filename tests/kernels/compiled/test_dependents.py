@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.kernels.compiled.test_variants import compiled, disassembler
+from tests.kernels.compiled.test_variants import compiled, disassembler, thoroughly
 
 pytest.importorskip("triton")
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
@@ -12,9 +12,10 @@ AHEAD = {"add_norm_forward_kernel", "conv_words_kernel", "ring_kernel", "step_ke
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
-def test_dependents_wait():
-    found = compiled("tests.kernels.compiled.compile_dependents")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
+@thoroughly
+def test_dependents_wait(every):
+    found = compiled("tests.kernels.compiled.compile_dependents", every=every)
     early = [one for one in found if one["early"]]
     assert {one["kernel"] for one in early} == {one["kernel"] for one in found if not one["early"]}
     for one in found:

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
 def test_machine_code():
     found = compiled("tests.kernels.compiled.compile_narrow_gradients")
     for one in found:

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
 def test_machine_code():
     """A variant takes up to a second and more of compiling, before a run's first step."""
     (one,) = compiled("tests.kernels.compiled.compile_partial_sums")

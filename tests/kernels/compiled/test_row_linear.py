@@ -9,7 +9,7 @@ pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
 def test_weights_are_asked_for_before_the_wait_and_nothing_is_written():
     found = compiled("tests.kernels.compiled.compile_row_linear")
     assert [one["early"] for one in found].count(False) == 1

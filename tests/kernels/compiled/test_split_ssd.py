@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.kernels.compiled.test_variants import SHARED_LIMIT, STACK_LIMITS, compiled, disassembler
+from tests.kernels.compiled.test_variants import SHARED_LIMIT, STACK_LIMITS, compiled, disassembler, thoroughly
 
 pytest.importorskip("triton")
 
@@ -13,9 +13,10 @@ FULL = 64  # asked tokens: tiles take all registers, or as many as let two progr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
-def test_machine_code():
-    found = compiled("tests.kernels.compiled.compile_split_ssd")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
+@thoroughly
+def test_machine_code(every):
+    found = compiled("tests.kernels.compiled.compile_split_ssd", every=every)
     walks, asked = {"walk_output_kernel", "walk_gradient_kernel"}, {"asked_output_kernel", "asked_gradient_kernel"}
     assert walks | asked <= {one["kernel"] for one in found}
     plain = {(one["kernel"], one["states"], one["asked"]): one["stack"] for one in found if not one["packed"]}

@@ -9,7 +9,7 @@ REGISTERS = 65536 // 32  # of a multiprocessor, for each lane
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
 def test_machine_code():
     found = compiled("tests.kernels.compiled.compile_tall_matmul")
     assert {one["kernel"] for one in found} == {"tall_matmul_kernel", "wide_rows_kernel", "token_sum_kernel"}

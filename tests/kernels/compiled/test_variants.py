@@ -45,19 +45,24 @@ SWEEPS = {
 }
 # Processes to compile in: each imports torch anew.
 PARTS = 4
+# All that there is takes as long as all other tests together: `make machine-code`, after a change of a kernel.
+thoroughly = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["usual", "every"]
+)
 
 
 def disassembler() -> Path | None:
-    """Where Triton's wheel has its cuobjdump."""
+    """Where Triton's wheel has the tools that read machine code."""
     spec = importlib.util.find_spec("triton")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return path if path.exists() else None
+    path = Path(spec.origin).parent / "backends" / "nvidia" / "bin"
+    return path if all((path / tool).exists() for tool in ("cuobjdump", "nvdisasm")) else None
 
 
-def compiled(module: str, *arguments: str) -> list[dict[str, Any]]:
+def compiled(module: str, *arguments: str, every: bool = False) -> list[dict[str, Any]]:
     """What a module of this folder prints, run in a process of its own."""
+    arguments += ("--every",) if every else ()
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -65,7 +70,7 @@ def compiled(module: str, *arguments: str) -> list[dict[str, Any]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -74,10 +79,11 @@ def compiled(module: str, *arguments: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without cuobjdump")
+@pytest.mark.skipif(disassembler() is None, reason="this Triton comes without a disassembler")
 @pytest.mark.parametrize("operators", [list(COVERAGE)[part::PARTS] for part in range(PARTS)], ids=" ".join)
-def test_machine_code(operators: list[str]) -> None:
-    found = compiled("tests.kernels.compiled.compile_variants", *operators)
+@thoroughly
+def test_machine_code(operators: list[str], every: bool) -> None:
+    found = compiled("tests.kernels.compiled.compile_variants", *operators, every=every)
     failed = [f"{one['problem']}: {one['failed']}" for one in found if "failed" in one]
     assert not failed, "\n".join(failed)
     wrong = [f"{one['problem']}: {text}" for one in found for text in one["suspicions"]]
