@@ -30,6 +30,9 @@ SUITE = "calibration"
 # Far beyond every cache, and products large enough to keep every core or multiprocessor busy.
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+# A CPU without instructions for a dtype takes seconds for such a product, at a rate that all sizes have: it gets a
+# small one where a still smaller one takes this long already.
+TRIED_SIZE, TRIED_MS, EMULATED_SIZE = 128, 1.0, 256
 PRODUCTS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAUNCHES = 200
@@ -121,7 +124,7 @@ def _copy(device: str) -> Ceiling:
 
 
 def _product(device: str, dtype: str) -> Ceiling:
-    size = PRODUCT_SIZE[_kind(device)]
+    size = _product_size(device, DTYPES[dtype])
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -131,6 +134,17 @@ def _product(device: str, dtype: str) -> Ceiling:
         torch.set_float32_matmul_precision("highest")
 
     return Ceiling(f"matmul_{dtype}", dtype, call, flops=2 * size**3)
+
+
+def _product_size(device: str, dtype: torch.dtype) -> int:
+    if device != "cpu":
+        return PRODUCT_SIZE["cuda"]
+    a, clock, times = torch.ones(TRIED_SIZE, TRIED_SIZE, dtype=dtype), WallClock(), []
+    for _ in range(3):
+        begin = clock.now()
+        torch.matmul(a, a)
+        times.append(clock.now() - begin)
+    return PRODUCT_SIZE["cpu"] if min(times) * 1e3 < TRIED_MS else EMULATED_SIZE
 
 
 def _launch(device: str) -> Ceiling:

@@ -22,6 +22,9 @@ def test_ceilings_are_measured_and_stored(run_cli: RunCli, tmp_path: Path) -> No
     copy, product = printed["copy"], printed["matmul_fp32"]
     assert copy["bytes_per_s"] == pytest.approx(2 * 2**27 / copy["median_ms"] * 1e3)
     assert product["flops_per_s"] == pytest.approx(2 * 1024**3 / product["median_ms"] * 1e3)
+    half = printed["matmul_bf16"]
+    assert half["flops"] in (2 * 1024**3, 2 * 256**3)  # the latter where it is emulated
+    assert half["flops_per_s"] == pytest.approx(half["flops"] / half["median_ms"] * 1e3)
     assert stored_ceilings(tmp_path, "cpu") == {
         "copy": copy["bytes_per_s"],
         "matmul_fp32": product["flops_per_s"],

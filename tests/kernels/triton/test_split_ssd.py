@@ -1,12 +1,14 @@
 """The joined backward of split_ssd against float64, beside the reference in the same dtype."""
 
 import importlib
+from itertools import product
 
 import pytest
 import torch
 
 from basedbench.kernels import split_ssd_triton, ssd_plan, ssd_walk
 from basedbench.kernels.packing import packing_of
+from tests.kernels.triton.conftest import interpreted
 
 # The package may come to have a function of the module's name.
 module = importlib.import_module("basedbench.kernels.split_ssd")
@@ -52,14 +54,13 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, poisoned, 
 LENGTHS = [[72, 40, 24, 8], [48, 48, 16], [8, 8]]
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize(
-    ("heads", "groups", "width", "states", "more"), [(2, 1, 64, 16, 4), (4, 2, 16, 24, 9), (2, 2, 24, 8, 3)]
-)
-def test_packed_examples_are_each_alone(
-    randn, relative_error, device, dtypes, poisoned, lengths, heads, groups, width, states, more
-):
+SHAPES = [(2, 1, 64, 16, 4), (4, 2, 16, 24, 9), (2, 2, 24, 8, 3)]
+
+
+@pytest.mark.parametrize(("lengths", "shape"), list((zip if interpreted else product)(LENGTHS, SHAPES)), ids=str)
+def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, poisoned, lengths, shape):
     """Nothing of the example before, or behind, reaches one; sums for parameters are those of all."""
+    heads, groups, width, states, more = shape
     packing, sizes = packing_of(lengths, device), {"head_dim": width, "groups": groups}
     for dtype in dtypes:
         tensors = drawn(randn, device, dtype, heads, groups, width, states, more, (1, packing.tokens))

@@ -9,11 +9,20 @@ from torch import Tensor
 from basedbench.kernels import partial_sums_triton, tall_matmul, tall_matmul_triton
 from basedbench.kernels.partial_sums import together
 from basedbench.kernels.tall_matmul import Product, TallMatmuls, make
+from tests.kernels.triton.conftest import interpreted
 
 # Relative errors of results that are rounded once, and of sums in float32.
 ROUNDED, SUMMED = {torch.float16: 4e-4, torch.bfloat16: 3e-3}, 1e-5
 # Tokens, inner side and columns: whole tiles and not, one turn of the loop and several, one tile across and several.
-SIZES = [(1024, 64, 128), (1032, 40, 256), (1096, 128, 72), (8, 8, 8), (1024, 8, 152), (2048, 200, 24)]
+SIZES = [(1024, 64, 128), (1088, 40, 256), (1600, 128, 72), (64, 8, 8), (1024, 8, 152), (2112, 200, 24)]
+SUMS = [(64, 1024, 128), (40, 1088, 256), (128, 3008, 72), (8, 64, 8), (24, 4992, 8)]
+SHARE = 8 if interpreted else 1  # of the tokens, with which all limits shrink
+
+
+@pytest.fixture(autouse=True)
+def fewer_tokens(monkeypatch):
+    monkeypatch.setattr(tall_matmul, "MANY", tall_matmul.MANY // SHARE)
+    monkeypatch.setattr(tall_matmul_triton, "LEAST_TOKENS", tall_matmul_triton.LEAST_TOKENS // SHARE)
 
 
 def matrix(randn, device, dtype, rows, columns, together=True, beside=0) -> Tensor:
@@ -28,7 +37,7 @@ def matrix(randn, device, dtype, rows, columns, together=True, beside=0) -> Tens
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("added", ["none", "vector", "matrix", "out"])
 def test_products(randn, relative_error, device, dtypes, size, added):
-    tokens, inner, columns = size
+    tokens, inner, columns = size[0] // SHARE, *size[1:]
     for dtype, a_rows, b_rows, out_rows in product(dtypes[1:], *[(True, False)] * 3):
         a = matrix(randn, device, dtype, tokens, inner, a_rows, 8)
         b = matrix(randn, device, dtype, inner, columns, b_rows, 16)
@@ -45,9 +54,9 @@ def test_products(randn, relative_error, device, dtypes, size, added):
         assert behind.isnan().all()
 
 
-@pytest.mark.parametrize("size", [(64, 1024, 128), (40, 1096, 256), (128, 3000, 72), (8, 8, 8), (24, 5000, 8)], ids=str)
+@pytest.mark.parametrize("size", SUMS, ids=str)
 def test_sums_over_tokens(randn, relative_error, device, dtypes, size):
-    rows, tokens, columns = size
+    rows, tokens, columns = size[0], size[1] // SHARE, size[2]
     for dtype, a_rows, b_rows in product(dtypes[1:], *[(True, False)] * 2):
         a = matrix(randn, device, dtype, rows, tokens, a_rows, 8)
         b = matrix(randn, device, dtype, tokens, columns, b_rows, 8)
@@ -61,7 +70,7 @@ def test_sums_over_tokens(randn, relative_error, device, dtypes, size):
 def test_what_a_layer_multiplies(randn, relative_error, device, dtypes, launches):
     """Forward and both gradients of a linear layer, as autograd takes them, each way round."""
     for dtype in dtypes[1:]:
-        x, dy = (matrix(randn, device, dtype, 1024, width) for width in (40, 24))
+        x, dy = (matrix(randn, device, dtype, 1024 // SHARE, width) for width in (40, 24))
         weight, bias = matrix(randn, device, dtype, 24, 40), matrix(randn, device, dtype, 1, 24)[0]
         for one in (
             Product(x, weight.t(), bias), Product(dy, weight), Product(dy.t(), x), Product(weight, x.t()),
@@ -79,9 +88,9 @@ def test_what_a_layer_multiplies(randn, relative_error, device, dtypes, launches
 def test_inside_autograd_takes_them(randn, relative_error, device, dtypes, launches, monkeypatch):
     monkeypatch.setattr(tall_matmul, "_on_gpu", lambda one: True)
     for dtype in dtypes[1:]:
-        given = [matrix(randn, device, dtype, *shape) for shape in ((1024, 40), (24, 40), (1, 24))]
+        given = [matrix(randn, device, dtype, *shape) for shape in ((1024 // SHARE, 40), (24, 40), (1, 24))]
         x, weight, bias = (one.requires_grad_() for one in (*given[:2], given[2][0].detach()))
-        dy = matrix(randn, device, dtype, 1024, 24)
+        dy = matrix(randn, device, dtype, 1024 // SHARE, 24)
         with TallMatmuls():
             y = torch.nn.functional.linear(x, weight, bias)
             assert launches == ["tall_matmul_kernel"]
@@ -100,10 +109,10 @@ def test_gradients_of_leaves_wait_for_each_other(randn, relative_error, device, 
     add_up = partial_sums_triton.add_up
     monkeypatch.setattr(partial_sums_triton, "add_up", lambda given: (sums.append(len(given)), add_up(given)))
     monkeypatch.setattr(tall_matmul, "_on_gpu", lambda one: True)
-    monkeypatch.setattr(tall_matmul_triton, "LEAST_TOKENS", 256)
+    monkeypatch.setattr(tall_matmul_triton, "LEAST_TOKENS", 256 // SHARE)
     linear = torch.nn.functional.linear
     for dtype in dtypes[1:]:
-        x = matrix(randn, device, dtype, 1024, 40)
+        x = matrix(randn, device, dtype, 1024 // SHARE, 40)
         once, other, twice, scaled = (matrix(randn, device, dtype, 40, 40).requires_grad_() for _ in range(4))
         wide = matrix(randn, device, torch.float32, 40, 40).requires_grad_()
         leaves = [once, other, twice, scaled, wide]
@@ -187,9 +196,10 @@ def test_gradients_that_something_reads_do_not_wait(randn, relative_error, devic
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **how: nan(empty(*size, **how)))
     monkeypatch.setattr(tall_matmul, "_on_gpu", lambda one: True)
-    shape = (2048, 8) if name == "as many tokens as outputs" else (24, 16)
+    tokens = 2048 // SHARE
+    shape = (tokens, 8) if name == "as many tokens as outputs" else (24, 16)
     for dtype in dtypes[1:]:
-        x, weight = matrix(randn, device, dtype, 2048, 16), matrix(randn, device, dtype, *shape).requires_grad_()
+        x, weight = matrix(randn, device, dtype, tokens, 16), matrix(randn, device, dtype, *shape).requires_grad_()
 
         def loss(x, weight):
             return (READ_BEFORE[name](x, weight) / 64).square().sum(dtype=weight.double().dtype)
