@@ -18,7 +18,7 @@ from basedbench.config.throughput import Case
 from basedbench.kernels import partial_sums
 from basedbench.timing.operator import OperatorSubject
 from tests.contenders.conftest import FORMS, small
-from tests.kernels.compiled.compile_variants import Hopper
+from tests.kernels.compiled.target import Hopper
 
 # Widths and a length that some operators' kernels refuse leave these to the reference: nothing is launched then.
 SHAPES = ((40, 16, 64), (600, 16, 64), (2048, 16, 64), (70, 64, 64))

@@ -23,7 +23,7 @@ from basedbench.timing.beside import compile_beside
 from basedbench.training.cases import RecallCase, recall_cases
 from basedbench.training.data import recall_data
 from basedbench.training.run import RecallRun
-from tests.kernels.compiled.compile_variants import Hopper
+from tests.kernels.compiled.target import Hopper
 
 SUITES = ("figure2-full", "modern")
 BATCH = 4
