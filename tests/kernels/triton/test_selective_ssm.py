@@ -109,7 +109,7 @@ def test_tiles_without_questions(randn, relative_error, device, dtypes, shape, p
         x = x if packing is None else x.reshape(1, -1, channels)
         return kernels.selective_ssm_asked(x, z, slots, *parameters, packing=packing)
 
-    for dtype in dtypes[-1:] if interpreted else dtypes:
+    for dtype in dtypes:
         xz, *parameters = make_inputs(randn, device, dtype, batch, length, channels, states, rank, True)
         inputs = [xz[..., :channels].contiguous(), rows_of(xz[..., channels:], positions), *parameters]
         mine = as_exact_as_rows_of_the_whole(relative_error, ours, inputs, dy, positions)
@@ -150,7 +150,7 @@ def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, c
             found.append(rows_of(reference(torch.cat([x, wide], -1), *parameters), where[None]))
         return torch.cat(found)
 
-    for dtype in dtypes[-1:] if interpreted else dtypes:
+    for dtype in dtypes:
         inputs = make_inputs(randn, device, dtype, 1, packing.tokens, channels, states, rank, True)
         if asked:
             inputs[:1] = inputs[0][..., :channels].contiguous(), randn(len(lengths), asked, channels).to(device, dtype)

@@ -94,7 +94,7 @@ def test_packed_examples_are_each_alone(randn, relative_error, device, dtypes, p
     """Tiles that the longest has and others have not; sums for parameters are those of all."""
     (asked_tokens, heads, groups, width, states, more), packing = shape, packing_of(lengths, device)
     sizes = {"head_dim": width, "groups": groups}
-    for dtype in dtypes[-1:] if interpreted else dtypes:
+    for dtype in dtypes:
         total = packing.tokens, asked_tokens, heads, groups, width, states, more
         (_, p, *parameters), _ = drawn(randn, device, dtype, *total, batch=1)
         z = randn(len(lengths), asked_tokens, heads * width).to(device, dtype)
