@@ -7,11 +7,11 @@ RESULTS ?= results/demo
 .PHONY: help install demo test lint types unit interpreted machine-code format clean
 
 help:
-	@echo "make demo     train the quick recall sweep, time the quick kernels, draw the frontier"
-	@echo "make test     lint, type check, tests"
+	@echo "make demo          train the quick recall sweep, time the quick kernels, draw the frontier"
+	@echo "make test          lint, type check, tests"
 	@echo "make machine-code  every variant of the GPU kernels, compiled and read without a GPU (15 minutes)"
-	@echo "make format   rewrite the code in the project's style"
-	@echo "make clean    remove .venv and caches (results stay)"
+	@echo "make format        rewrite the code in the project's style"
+	@echo "make clean         remove .venv and caches (results stay)"
 
 # The stamp is remade when what is to be installed changes.
 .venv/installed: pyproject.toml constraints.txt

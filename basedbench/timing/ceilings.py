@@ -124,7 +124,15 @@ def _copy(device: str) -> Ceiling:
 
 
 def _product(device: str, dtype: str) -> Ceiling:
-    size = _product_size(device, DTYPES[dtype])
+    size = PRODUCT_SIZE[_kind(device)]
+    if device == "cpu":
+        tried = _product_of(device, dtype, TRIED_SIZE)
+        if min(_sampler(tried, device, WallClock()).sample(3)) > TRIED_MS:
+            size = EMULATED_SIZE
+    return _product_of(device, dtype, size)
+
+
+def _product_of(device: str, dtype: str, size: int) -> Ceiling:
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -134,17 +142,6 @@ def _product(device: str, dtype: str) -> Ceiling:
         torch.set_float32_matmul_precision("highest")
 
     return Ceiling(f"matmul_{dtype}", dtype, call, flops=2 * size**3)
-
-
-def _product_size(device: str, dtype: torch.dtype) -> int:
-    if device != "cpu":
-        return PRODUCT_SIZE["cuda"]
-    a, clock, times = torch.ones(TRIED_SIZE, TRIED_SIZE, dtype=dtype), WallClock(), []
-    for _ in range(3):
-        begin = clock.now()
-        torch.matmul(a, a)
-        times.append(clock.now() - begin)
-    return PRODUCT_SIZE["cpu"] if min(times) * 1e3 < TRIED_MS else EMULATED_SIZE
 
 
 def _launch(device: str) -> Ceiling:

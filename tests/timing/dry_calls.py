@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
 from triton.runtime.jit import JITFunction
 
 from basedbench.config.throughput import Case
 from basedbench.kernels import partial_sums
 from basedbench.timing.operator import OperatorSubject
 from tests.contenders.conftest import FORMS, small
-from tests.kernels.compiled.target import Hopper
+from tests.kernels.compiled.target import seem_there
 
 # Widths and a length that some operators' kernels refuse leave these to the reference: nothing is launched then.
 SHAPES = ((40, 16, 64), (600, 16, 64), (2048, 16, 64), (70, 64, 64))
@@ -44,9 +43,7 @@ def cases() -> Iterator[Case]:
 def main() -> None:
     """Call them all."""
     launched: list[str] = []
-    triton.runtime.driver.set_active(Hopper())
-    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
-    torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
+    seem_there()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills what is left empty
     JITFunction.run = lambda self, *_, **__: launched.append(self.fn.__name__)
     for case in cases():

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import triton
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -23,7 +22,7 @@ from basedbench.timing.beside import compile_beside
 from basedbench.training.cases import RecallCase, recall_cases
 from basedbench.training.data import recall_data
 from basedbench.training.run import RecallRun
-from tests.kernels.compiled.target import Hopper
+from tests.kernels.compiled.target import seem_there
 
 SUITES = ("figure2-full", "modern")
 BATCH = 4
@@ -53,9 +52,7 @@ def main() -> None:
         if self.fn.__name__ in READ_BY_PYTORCH and not warmup:
             InterpretedFunction(self.fn)[grid](*arguments, **{"num_warps": 1} | options)
 
-    triton.runtime.driver.set_active(Hopper())
-    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
-    torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
+    seem_there()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills what is left empty
     JITFunction.run = launch
     for case in cases():

@@ -12,7 +12,8 @@ import torch
 
 from basedbench.kernels import dependents, row_argmax
 from basedbench.models.language import LanguageModel, preset
-from tests.kernels.compiled.disassembly import facts, registers, tell
+from tests.kernels.compiled.disassembly import facts, tell
+from tests.kernels.compiled.sass import register_count
 from tests.kernels.compiled.target import pretend
 
 WAIT, TRIGGER = "ACQBULK", "PREEXIT"
@@ -57,7 +58,7 @@ def examined(kernel: Any, text: str) -> dict[str, Any]:
         "asked_ahead": len(
             re.findall(r"\bld\.(?:relaxed\.|volatile\.)?global|cp\.async\.c[ag]|cp\.async\.bulk\.tensor", parts[0])
         ),
-        "registers": registers(text),
+        "registers": register_count(text),
         **facts(kernel, text),
     }
 

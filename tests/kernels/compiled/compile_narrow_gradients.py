@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from basedbench.kernels.narrow_gradients_triton import narrow_gradients
-from tests.kernels.compiled.disassembly import facts, registers, tell
-from tests.kernels.compiled.sass import waits_a_product
+from tests.kernels.compiled.disassembly import facts, tell
+from tests.kernels.compiled.sass import register_count, waits_a_product
 from tests.kernels.compiled.target import pretend
 
 SIZES = ((128, 8), (256, 8), (512, 16), (192, 16), (256, 32), (512, 32))  # channels and ranks
@@ -22,7 +22,7 @@ def examined(kernel: Any, text: str) -> dict[str, Any]:
     loads = re.findall(r"\bLDGSTS\.\S*", text)
     return {
         **facts(kernel, text),
-        "registers": registers(text),
+        "registers": register_count(text),
         "waits": waits_a_product(text),
         "loads": sum(load.endswith(".128") for load in loads),
         "short_loads": sum(not load.endswith(".128") for load in loads),

@@ -13,7 +13,8 @@ import torch
 
 from basedbench.kernels import row_linear_launch
 from basedbench.kernels.row_linear import Plan, shared_bytes
-from tests.kernels.compiled.disassembly import facts, registers, tell
+from tests.kernels.compiled.disassembly import facts, tell
+from tests.kernels.compiled.sass import register_count
 from tests.kernels.compiled.target import pretend
 
 PLANS = [
@@ -42,7 +43,7 @@ def examined(kernel: Any, text: str) -> dict[str, Any]:
     first = {word: re.search(rf"\b(?:{pattern})\b", text) for word, pattern in PATTERNS.items()}
     return {
         "early": kernel.metadata.launch_pdl,
-        "registers": registers(text),
+        "registers": register_count(text),
         **facts(kernel, text),
         **{word: match and match.start() for word, match in first.items()},
     }

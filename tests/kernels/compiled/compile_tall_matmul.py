@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from basedbench.kernels.tall_matmul_triton import tall_matmul, token_sum
-from tests.kernels.compiled.disassembly import facts, registers, tell
-from tests.kernels.compiled.sass import waits_a_product
+from tests.kernels.compiled.disassembly import facts, tell
+from tests.kernels.compiled.sass import register_count, waits_a_product
 from tests.kernels.compiled.target import pretend
 
 TOKENS = 4096
@@ -51,7 +51,7 @@ def examined(kernel: Any, text: str) -> dict[str, Any]:
     loads = re.findall(r"\b(?:LDGSTS|LDG)\.\S*", text)
     return {
         **facts(kernel, text),
-        "registers": registers(text),
+        "registers": register_count(text),
         "warps": kernel.metadata.num_warps,
         "waits": waits_a_product(text),
         "short_loads": sum("128" not in load for load in loads),

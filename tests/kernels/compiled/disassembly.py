@@ -103,8 +103,3 @@ def facts(kernel: Any, text: str) -> dict[str, Any]:
     """What is asked of every kernel: its stack and shared memory, and instructions that read what nobody wrote."""
     suspicions = [str(one) for one in unwritten_reads(text)]
     return {"stack": stack_bytes(text), "suspicions": suspicions, "shared": kernel.metadata.shared}
-
-
-def registers(text: str) -> int:
-    """The most that a function takes."""
-    return max(int(count) for count in re.findall(r"REG:(\d+)", text))

@@ -69,6 +69,11 @@ def stack_bytes(usage: str) -> int:
     return max((int(size) for size in _STACK.findall(usage)), default=0)
 
 
+def register_count(usage: str) -> int:
+    """The most that a function in `cuobjdump -res-usage` takes."""
+    return max(int(count) for count in re.findall(r"REG:(\d+)", usage))
+
+
 def waits_a_product(sass: str) -> float:
     """How often warpgroup products are waited for: once each where ptxas, short of registers, puts them in series."""
     return sass.count("WARPGROUP.DEPBAR") / max(1, sass.count(" HGMMA."))

@@ -33,14 +33,19 @@ class Hopper:
         return "cpu"
 
 
-def pretend(wanted: Callable[[str], bool] = lambda name: True) -> dict[str, tuple[str, Any]]:
-    """From here on tensors seem to lie on a GPU and launches compile; returns what has been compiled, by hash.
-
-    A launch of a kernel that is not wanted does nothing.
-    """
+def seem_there() -> None:
+    """From here on tensors seem to lie on an H200, for Triton and for the public functions."""
     triton.runtime.driver.set_active(Hopper())
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
     torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
+
+
+def pretend(wanted: Callable[[str], bool] = lambda name: True) -> dict[str, tuple[str, Any]]:
+    """`seem_there`, and launches compile; returns what has been compiled, by hash.
+
+    A launch of a kernel that is not wanted does nothing.
+    """
+    seem_there()
     torch.set_num_threads(1)
     compiled: dict[str, tuple[str, Any]] = {}
     compile_or_launch = JITFunction.run

@@ -52,8 +52,6 @@ def test_outputs_and_gradients(randn, relative_error, device, dtypes, poisoned, 
 
 
 LENGTHS = [[72, 40, 24, 8], [48, 48, 16], [8, 8]]
-
-
 SHAPES = [(2, 1, 64, 16, 4), (4, 2, 16, 24, 9), (2, 2, 24, 8, 3)]
 
 

@@ -14,8 +14,8 @@ from tests.kernels.triton.conftest import interpreted
 # Relative errors of results that are rounded once, and of sums in float32.
 ROUNDED, SUMMED = {torch.float16: 4e-4, torch.bfloat16: 3e-3}, 1e-5
 # Tokens, inner side and columns: whole tiles and not, one turn of the loop and several, one tile across and several.
-SIZES = [(1024, 64, 128), (1088, 40, 256), (1600, 128, 72), (64, 8, 8), (1024, 8, 152), (2112, 200, 24)]
-SUMS = [(64, 1024, 128), (40, 1088, 256), (128, 3008, 72), (8, 64, 8), (24, 4992, 8)]
+SIZES = [(1024, 64, 128), (1032, 40, 256), (1096, 128, 72), (8, 8, 8), (1024, 8, 152), (2048, 200, 24)]
+SUMS = [(64, 1024, 128), (40, 1096, 256), (128, 3000, 72), (8, 8, 8), (24, 5000, 8)]
 SHARE = 8 if interpreted else 1  # of the tokens, with which all limits shrink
 
 
@@ -23,6 +23,11 @@ SHARE = 8 if interpreted else 1  # of the tokens, with which all limits shrink
 def fewer_tokens(monkeypatch):
     monkeypatch.setattr(tall_matmul, "MANY", tall_matmul.MANY // SHARE)
     monkeypatch.setattr(tall_matmul_triton, "LEAST_TOKENS", tall_matmul_triton.LEAST_TOKENS // SHARE)
+
+
+def fewer(tokens: int) -> int:
+    """Whole units of them."""
+    return -(-tokens // (SHARE * tall_matmul.UNIT)) * tall_matmul.UNIT
 
 
 def matrix(randn, device, dtype, rows, columns, together=True, beside=0) -> Tensor:
@@ -37,7 +42,7 @@ def matrix(randn, device, dtype, rows, columns, together=True, beside=0) -> Tens
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("added", ["none", "vector", "matrix", "out"])
 def test_products(randn, relative_error, device, dtypes, size, added):
-    tokens, inner, columns = size[0] // SHARE, *size[1:]
+    tokens, inner, columns = fewer(size[0]), *size[1:]
     for dtype, a_rows, b_rows, out_rows in product(dtypes[1:], *[(True, False)] * 3):
         a = matrix(randn, device, dtype, tokens, inner, a_rows, 8)
         b = matrix(randn, device, dtype, inner, columns, b_rows, 16)
@@ -56,7 +61,7 @@ def test_products(randn, relative_error, device, dtypes, size, added):
 
 @pytest.mark.parametrize("size", SUMS, ids=str)
 def test_sums_over_tokens(randn, relative_error, device, dtypes, size):
-    rows, tokens, columns = size[0], size[1] // SHARE, size[2]
+    rows, tokens, columns = size[0], fewer(size[1]), size[2]
     for dtype, a_rows, b_rows in product(dtypes[1:], *[(True, False)] * 2):
         a = matrix(randn, device, dtype, rows, tokens, a_rows, 8)
         b = matrix(randn, device, dtype, tokens, columns, b_rows, 8)
