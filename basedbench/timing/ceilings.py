@@ -30,9 +30,8 @@ SUITE = "calibration"
 # Far beyond every cache, and products large enough to keep every core or multiprocessor busy.
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
-# A CPU without instructions for a dtype takes seconds for such a product, at a rate that all sizes have: it gets a
-# small one where a still smaller one takes this long already.
-TRIED_SIZE, TRIED_MS, EMULATED_SIZE = 128, 1.0, 256
+# A CPU for which PyTorch has no products of bfloat16 takes seconds for such a one, at a rate that all sizes have.
+EMULATED_SIZE = 256
 PRODUCTS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAUNCHES = 200
@@ -124,15 +123,8 @@ def _copy(device: str) -> Ceiling:
 
 
 def _product(device: str, dtype: str) -> Ceiling:
-    size = PRODUCT_SIZE[_kind(device)]
-    if device == "cpu":
-        tried = _product_of(device, dtype, TRIED_SIZE)
-        if min(_sampler(tried, device, WallClock()).sample(3)) > TRIED_MS:
-            size = EMULATED_SIZE
-    return _product_of(device, dtype, size)
-
-
-def _product_of(device: str, dtype: str, size: int) -> Ceiling:
+    emulated = device == "cpu" and dtype == "bf16" and not _multiplies_bf16()
+    size = EMULATED_SIZE if emulated else PRODUCT_SIZE[_kind(device)]
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -142,6 +134,11 @@ def _product_of(device: str, dtype: str, size: int) -> Ceiling:
         torch.set_float32_matmul_precision("highest")
 
     return Ceiling(f"matmul_{dtype}", dtype, call, flops=2 * size**3)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether PyTorch has products of bfloat16 for this CPU; a build without oneDNN has none."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _launch(device: str) -> Ceiling:
