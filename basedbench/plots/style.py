@@ -8,6 +8,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,13 @@ def marks(names: Iterable[str]) -> dict[str, Mark]:
 def _next_mark(taken: list[Mark]) -> Mark:
     """The least used colour with the least used marker; a colour's second use is dashed."""
     colours, shapes = [mark.colour for mark in taken], [mark.marker for mark in taken]
-    colour = min(_COLOURS, key=colours.count)
-    marker = min(_MARKERS, key=lambda shape: (Mark(colour, shape) in taken, shapes.count(shape)))
-    return Mark(colour, marker, "--" if colour in colours else "-")
+    looks = list(zip(colours, shapes, strict=True))
+
+    def worth(mark: Mark) -> tuple[bool, int, bool, bool, int]:
+        alike, line = (mark.colour, mark.marker) in looks, "--" if mark.colour in colours else "-"
+        return mark in taken, colours.count(mark.colour), alike, mark.line != line, shapes.count(mark.marker)
+
+    return min((Mark(*each) for each in product(_COLOURS, _MARKERS, ("-", "--"))), key=worth)
 
 
 def new_figure(width: str, height: float) -> Figure:

@@ -33,6 +33,16 @@ def test_no_two_names_look_alike():
     assert len({mark.marker for mark in marks("abcdefgh").values()}) == 8
 
 
+@pytest.mark.parametrize(
+    "known", [["based"], ["delta_net", "gla", "rwkv7", "retnet", "kda", "rwkv4", "gated_delta_net"]]
+)
+def test_no_two_of_very_many_are_drawn_alike(known):
+    style = marks([*known, *(f"mixer_{number}" for number in range(90))])
+    assert len(set(style.values())) == len(style)
+    few = [*known, *(f"mixer_{number}" for number in range(40))]
+    assert len({(mark.colour, mark.marker) for mark in marks(few).values()}) == len(few)
+
+
 def test_the_reference_families_differ_in_marker_and_from_each_other_in_colour():
     style = marks(["based", "attention", "sliding_window", "mamba", "mamba2", "hyena", "h3"])
     for one, other in combinations(style.values(), 2):
