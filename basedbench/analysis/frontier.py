@@ -20,11 +20,13 @@ def pareto_front(
     """The rows that no other row dominates, sorted by x.
 
     Directions left at None follow from the names: bytes, seconds and parameters are better small; accuracies and rates
-    (`_per_s`) better large. Rows with NaN in x or y are ignored; of rows equal in both the first is kept.
+    (`_per_s`) better large. Rows with NaN in x or y are ignored, and those whose `status` is not ok, if there is such a
+    column; of rows equal in both the first is kept.
     Raises UserError for a name that is no numeric column and no slice (`accuracy@256`) of the rows.
     """
     cost, gain = _cost_and_gain(frame, x, y, minimise_x, maximise_y)
-    known = np.flatnonzero(~(np.isnan(cost) | np.isnan(gain)))
+    ok = (frame["status"] == "ok").to_numpy() if "status" in frame.columns else True
+    known = np.flatnonzero(~(np.isnan(cost) | np.isnan(gain)) & ok)
     by_cost = known[np.lexsort((-gain[known], cost[known]))]  # stable: of equals, the first comes first
     best_before = np.maximum.accumulate(np.concatenate(([-np.inf], gain[by_cost])))[:-1]
     kept = by_cost[gain[by_cost] > best_before]

@@ -29,6 +29,7 @@ class Circumstances:
 def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstances, reason: str = "") -> dict[str, Any]:
     """The row of a finished run, whatever its status."""
     accuracies = progress.accuracies
+    ended = accuracies if progress.status == "ok" else []  # what a failed run had on its way is no result
     described = _family_if_any(case) if circumstances.described is None else circumstances.described
     return {
         **blank_row("recall"),
@@ -37,12 +38,12 @@ def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstance
         "status": progress.status,
         "reason": reason or _not_finite(progress) or None,
         "stop_reason": progress.stop_reason or None,
-        "accuracy": accuracies[-1] if accuracies else math.nan,
-        "accuracy_best": max(accuracies, default=math.nan),
-        "accuracy_by_slice": {name: values[-1] for name, values in progress.slices.items()},
+        "accuracy": ended[-1] if ended else math.nan,
+        "accuracy_best": max(ended, default=math.nan),
+        "accuracy_by_slice": {name: values[-1] for name, values in progress.slices.items()} if ended else {},
         "accuracy_by_epoch": accuracies,
         "accuracy_by_slice_by_epoch": progress.slices,
-        "validation_accuracy": progress.validation[-1] if progress.validation else None,
+        "validation_accuracy": progress.validation[-1] if ended and progress.validation else None,
         "loss_by_epoch": progress.losses,
         "steps": progress.steps,
         "train_s": circumstances.train_s,

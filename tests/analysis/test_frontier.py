@@ -38,6 +38,11 @@ def test_front_is_what_nothing_dominates(x, sign, seed):
     assert front.index.tolist() == [frame.index[place] for place in brute_force(frame, x, "accuracy", sign)]
 
 
+def test_what_failed_is_not_on_the_frontier():
+    frame = points((1.0, 0.0), (2.0, 0.5)).assign(status=["diverged", "ok"])
+    assert pareto_front(frame).index.tolist() == [1]
+
+
 def test_equal_points_keep_the_first():
     frame = points((8, 0.5), (8, 0.5), (8, 0.4), (16, 0.5)).assign(name=list("abcd"))
     assert pareto_front(frame)["name"].tolist() == ["a"]
