@@ -41,6 +41,7 @@ from basedbench.kernels.linear_attention import pos_elu, relu, square
 from basedbench.kernels.precision import accumulation_dtype
 from basedbench.kernels.taylor_features import KERNELS, feature_count
 from basedbench.mixers.base import Init
+from basedbench.mixers.full_precision import FullPrecisionLinear
 
 MapName = Literal[
     "pos_elu",
@@ -250,8 +251,8 @@ class AllPoly(FeatureMap):
     def __init__(self, key_dim: int, heads: int, features: int, max_length: int) -> None:
         super().__init__(key_dim, heads, features, max_length)
         self.features = features or key_dim
-        self.product = nn.Linear(key_dim, self.features, bias=False)
-        self.square = nn.Linear(key_dim, self.features, bias=False)
+        self.product = FullPrecisionLinear(key_dim, self.features, bias=False)
+        self.square = FullPrecisionLinear(key_dim, self.features, bias=False)
 
     def map_keys(self, k_xHK: Tensor, position: Tensor | None) -> Tensor:
         product, square = (linear.weight.to(k_xHK.dtype) for linear in (self.product, self.square))

@@ -36,6 +36,7 @@ from basedbench.kernels.packing import Packing, examples_apart, length_of
 from basedbench.kernels.short_conv import MOST_TAPS
 from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
 from basedbench.mixers.conv import ShortConv
+from basedbench.mixers.full_precision import FullPrecisionLinear
 from basedbench.mixers.registry import register
 
 DECAY = math.log(100)  # the damping reaches 1 / 100 ...
@@ -50,13 +51,6 @@ class HyenaOptions(MixerOptions):
     max_length: int = Field(1024, ge=2, description="The longest sequence; the filter's positions are relative to it.")
 
 
-class FilterLayer(nn.Linear):
-    """A layer of the filter's network, which is float32 also where training multiplies in half precision.
-
-    The trainer puts half-precision copies of weights in the place of plain linear layers' alone.
-    """
-
-
 class ImplicitFilter(nn.Module):
     """The long filter: a network with sine activations over positional features, and the weight of the token itself."""
 
@@ -64,14 +58,14 @@ class ImplicitFilter(nn.Module):
         super().__init__()
         order = options.filter_order
         self.features = nn.Parameter(positional_features(options.max_length, options.emb_dim))
-        self.hidden = nn.ModuleList(FilterLayer(width, order) for width in (options.emb_dim, order, order))
-        self.out = FilterLayer(order, d_model, bias=False)
+        self.hidden = nn.ModuleList(FullPrecisionLinear(width, order) for width in (options.emb_dim, order, order))
+        self.out = FullPrecisionLinear(order, d_model, bias=False)
         self.frequency = nn.Parameter(torch.ones(order))
         self.bias = nn.Parameter(torch.randn(d_model))
 
     def forward(self, length: int) -> Tensor:
         """The first `length` taps (L, D), in float32 at least, without `bias`."""
-        layers = cast(list[FilterLayer], self.hidden)
+        layers = cast(list[FullPrecisionLinear], self.hidden)
         hidden = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
         rates = {"slowest": DECAY / SLOWEST, "fastest": DECAY / FASTEST}
         return implicit_filter(self.features, hidden, self.frequency, self.out.weight, length=length, **rates)

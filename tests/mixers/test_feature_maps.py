@@ -12,7 +12,11 @@ from basedbench.errors import UserError
 from basedbench.kernels import chunked
 from basedbench.mixers import check_options, get_mixer
 from basedbench.mixers.feature_maps import FEATURE_MAPS, SEGMENT, MapName, Performer, orthogonal_rows
+from basedbench.mixers.linear_attention import LinearAttention
+from basedbench.models import LayerSpec, RecallModel
 from basedbench.models.state import state_bytes
+from basedbench.training.optimizer import AdamW
+from basedbench.training.run import Weights
 from tests.mixers.test_formulas import L, build
 
 F, D = 4, 8
@@ -292,3 +296,14 @@ def test_each_map_is_a_family_of_its_own() -> None:
     assert families["pos_elu"] == mixer.family == "linear_attention"
     assert families["relu"] == "linear_attention/relu"
     assert len(set(families.values())) == len(families)
+
+
+def test_learned_polynomials_keep_their_precision_where_the_trainer_multiplies_in_half():
+    layer = LayerSpec("linear_attention", {"feature_map": "all_poly", "feature_dim": 8})
+    model = RecallModel(32, 16, [layer], init="published")
+    optimizer = AdamW(list(model.parameters()), 0.1)
+    optimizer._moments = optimizer._flat(torch.bfloat16)
+    (mixer,) = (module for module in model.modules() if isinstance(module, LinearAttention))
+    with Weights(model, optimizer).in_place():
+        assert mixer.in_proj.weight.dtype == torch.bfloat16
+        assert {weight.dtype for weight in mixer.feature_map.parameters()} == {torch.float32}
