@@ -52,6 +52,7 @@ class _Portion:
     split: str
     total: int
     count: int
+    start: int = 0  # its first example: behind those of an earlier segment of the same task
     batch: int = 0  # the size of batches that are always the same
     packed: bool = False
 
@@ -66,23 +67,18 @@ def recall_data(case: RecallCase, device: str, packed: bool | None = None) -> Re
     if packed is None:
         packed = device != "cpu" and packs(case.d_model, case.layers, train.precision)
     epochs = train.epochs if train.fresh else 1
-    learn = tuple(
-        _Portion(
-            case.segment_task(s.length, s.pairs),
-            "train",
-            (s.examples or 0) * epochs,
-            s.examples or 0,
-            _lasting_batch(train, s.examples or 0),
-            packed,
-        )
-        for s in train.segments
-    )
+    learn: list[_Portion] = []
+    for s in train.segments:
+        task, count = case.segment_task(s.length, s.pairs), s.examples or 0
+        start = sum(part.total for part in learn if part.task == task)
+        batch = _lasting_batch(train, count)
+        learn.append(_Portion(task, "train", count * epochs, count, start, batch, packed))
     judge = tuple(
         _Portion(case.segment_task(s.length, s.pairs), split, s.examples or test.examples, s.examples or test.examples)
         for split in evaluation_splits(case)
         for s in test.segments
     )
-    return _generate(learn, judge, case.seed, device)
+    return _generate(tuple(learn), judge, case.seed, device)
 
 
 def _lasting_batch(train: TrainSection, count: int) -> int:
@@ -102,7 +98,8 @@ def evaluation_splits(case: RecallCase) -> tuple[str, ...]:
 @lru_cache(maxsize=4)
 def _generate(learn: tuple[_Portion, ...], judge: tuple[_Portion, ...], seed: int, device: str) -> RecallData:
     portions = (*learn, *judge)
-    tables, data_hash = _tables(tuple((part.task, part.split, part.total) for part in portions), seed, device)
+    spans = tuple((part.task, part.split, part.start, part.total) for part in portions)
+    tables, data_hash = _tables(spans, seed, device)
     examples = [_examples(portion, own) for portion, own in zip(portions, tables, strict=True)]
     splits: dict[str, tuple[SegmentData, ...]] = {}
     for portion, part in zip(judge, examples[len(learn) :], strict=True):
@@ -111,10 +108,12 @@ def _generate(learn: tuple[_Portion, ...], judge: tuple[_Portion, ...], seed: in
 
 
 @lru_cache(maxsize=4)  # of as many seeds as above, and no more: packed or not, they are the same
-def _tables(portions: tuple[tuple[MQAR, str, int], ...], seed: int, device: str) -> tuple[list[Tables], str]:
+def _tables(portions: tuple[tuple[MQAR, str, int, int], ...], seed: int, device: str) -> tuple[list[Tables], str]:
     """The examples of each portion, and the hash of all."""
     with torch.no_grad():
-        tables = [Tables(*task.examples(seed, split, 0, total, device=device)) for task, split, total in portions]
+        tables = [
+            Tables(*task.examples(seed, split, start, count, device=device)) for task, split, start, count in portions
+        ]
     return tables, combined_hash([batches_hash([own]) for own in tables])
 
 

@@ -49,6 +49,18 @@ def test_segments_follow_each_other_and_tails_are_kept(make_case: MakeCase) -> N
     assert split_sizes(100_000, 256) == [256] * 390 + [160]
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_segment_that_stands_again_goes_on_with_new_examples(make_case: MakeCase, fresh: bool) -> None:
+    short, long = {"length": 16, "pairs": 2}, {"length": 32, "pairs": 4, "examples": 16}
+    apart = make_case(segments=[short | {"examples": 24}, long, short | {"examples": 16}], fresh=fresh, epochs=2)
+    whole = make_case(segments=[short | {"examples": 40}, long], fresh=fresh, epochs=2)
+    first, between, second = recall_data(apart, "cpu").train
+    together = recall_data(whole, "cpu").train
+    assert torch.equal(torch.cat((first.tokens_NL, second.tokens_NL)), together[0].tokens_NL)
+    assert torch.equal(between.tokens_NL, together[1].tokens_NL)
+    assert RecallRun(apart, recall_data(apart, "cpu"), "cpu").schedule(0) == [(0, 16), (0, 8), (1, 16), (2, 16)]
+
+
 def test_shuffled_batches_are_the_same_ones_in_another_order(make_case: MakeCase) -> None:
     case = make_case(shuffle=True, batch_size=2)
     run = RecallRun(case, recall_data(case, "cpu"), "cpu")
