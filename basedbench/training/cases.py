@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,7 +60,8 @@ class RecallCase:
     def config(self) -> dict[str, Any]:
         """The resolved options of the layer that names the model: of its mixer, and those of the suite's grid first."""
         own = [dict(layer.options) for layer in reversed(self.layers) if layer.mixer == self.mixer]
-        return next((options for options in own if options.items() >= dict(self.named).items()), own[0] if own else {})
+        named = dict(self.named).items()
+        return next((options for options in own if _whole(self.mixer, options).items() >= named), own[0] if own else {})
 
     @property
     def config_json(self) -> str:
@@ -78,7 +79,9 @@ class RecallCase:
         found: dict[str, Any] = {}
         for number, layer in enumerate(self.layers, start=1):
             usual = self.config if layer.mixer == self.mixer else _defaults(layer.mixer, self.d_model)
-            found |= {f"layer{number}.{k}": v for k, v in layer.options.items() if k not in usual or usual[k] != v}
+            all_usual, own = _whole(layer.mixer, usual), _whole(layer.mixer, layer.options)
+            written = {**layer.options, **usual}  # what neither of the two spells out is the same in both
+            found |= {f"layer{number}.{k}": own[k] for k in written if k not in all_usual or all_usual[k] != own[k]}
         return found
 
     @property
@@ -199,6 +202,12 @@ def _layer(entry: str | LayerSection, mixer: str, d_model: int, options: dict[st
     if isinstance(entry, LayerSection):
         return LayerSpec(entry.mixer, check_options(entry.mixer, d_model, entry.options, longest))
     return LayerSpec(entry, check_options(entry, d_model, options if entry == mixer else {}, longest))
+
+
+def _whole(mixer: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that may leave some out, such as a default that one mixer does not spell out, with those."""
+    fields = get_mixer(mixer).Options.model_fields
+    return {name: field.get_default() for name, field in fields.items()} | dict(options)
 
 
 def _defaults(mixer: str, d_model: int) -> dict[str, Any]:

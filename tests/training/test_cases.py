@@ -67,6 +67,27 @@ def test_layers_as_their_mixers_have_them_by_default_are_not_named(make_case: Ma
     assert (case.layer_options, case.layer_options_json) == ({}, None)
 
 
+def test_a_default_that_a_layer_does_not_spell_out_is_told_from_what_another_has(make_case: MakeCase) -> None:
+    """linear_attention leaves its default map out of its options."""
+    lower = {"mixer": "linear_attention", "options": {"feature_dim": 4}}
+    upper = {"mixer": "linear_attention", "options": {"feature_dim": 4, "feature_map": "relu"}}
+    grid = {"d_model": 16, "feature_dim": 4}
+    plain = make_case([{"mixer": "linear_attention", "layers": [lower, upper], "grid": {"d_model": 16}}])
+    twice = make_case([{"mixer": "linear_attention", "layers": [upper, upper], "grid": {"d_model": 16}}])
+    assert (plain.layer_options, twice.layer_options) == ({"layer1.feature_map": "pos_elu"}, {})
+    named = make_case(
+        [
+            {
+                "mixer": "linear_attention",
+                "layers": ["linear_attention", upper],
+                "grid": grid | {"feature_map": "pos_elu"},
+            }
+        ]
+    )
+    assert named.config == {"feature_dim": 4, "heads": 1}
+    assert named.layer_options == {"layer2.feature_map": "relu"}
+
+
 def test_the_grid_names_the_model_where_another_layer_of_its_mixer_has_its_own_options(make_case: MakeCase) -> None:
     layers = ["based", {"mixer": "based", "options": {"feature_dim": 2}}]
     case = make_case([{"mixer": "based", "layers": layers, "grid": {"d_model": 16, "feature_dim": 4}}])
