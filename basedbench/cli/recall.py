@@ -128,6 +128,7 @@ def recall(
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
         mine, rest = hold(context, out, todo.todo, lambda case: case.case_id, limit, "runs")
+        mine = plan(mine, root, fresh, statuses).todo  # without what another command had in hand until just now
         look = partial(_looked_at, timeout_s=timeout_s, ends=began + limit_s, quiet=quiet)
         todo = replace(todo, todo=look(mine, plugins, plugin or [], devices[0]) + rest)
         deadline = Deadline(limit_s, began, pace)

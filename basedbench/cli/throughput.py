@@ -138,6 +138,8 @@ def throughput(
     measure = measure.model_copy(update={"cross_check": cross_check or measure.cross_check})
     store = Store(out)
     todo, rest = hold(context, out, due, lambda case: f"{chosen.name} {case.id}", limit, "cases")
+    now = report.stored(out, chosen.name)  # without what another command had in hand until just now
+    todo = pending(todo, now, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
         known = limits.own_rows(rows, sweep.origin["device_name"]) if time_limit else []

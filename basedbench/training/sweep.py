@@ -82,9 +82,10 @@ def outdated(kept: Sequence[tuple[RecallCase, dict[str, Any]]]) -> list[RecallCa
 
 
 def borrow(store: Store, borrowed: Sequence[tuple[RecallCase, str]]) -> None:
-    """Copy rows of equal runs to this suite's name."""
+    """Copy rows of equal runs to this suite's name, dated now: what a suite has last is its present task."""
     if not borrowed:
         return
     stored = {(row["suite"], row["case_id"]): row for row in rows(store.root, "recall")}
+    as_taken = {"row_id": None, "created_at": None}
     for case, suite in borrowed:
-        store.write("recall", stored[suite, case.case_id] | {"suite": case.suite, "row_id": None})
+        store.write("recall", stored[suite, case.case_id] | as_taken | {"suite": case.suite})

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -94,7 +94,9 @@ def test_equal_runs_of_another_suite_count_and_their_time_once() -> None:
     assert (tally.total.done, tally.elsewhere, tally.other_suites) == (1, 1, ("figure2",))
     (own,) = tallies([row(shared), row(borrowed)], "figure2-full")  # as when its sweep has taken it over
     assert (own.total.done, own.elsewhere, own.other_suites) == (1, 0, ())
-    assert device_seconds([row(shared), row(borrowed), row(of("based")[1])]) == 20.0
+    taken = row(borrowed, created_at=NOW + timedelta(hours=1))
+    assert device_seconds([row(shared), taken, row(of("based")[1])]) == 20.0
+    assert device_seconds([row(shared), row(shared, 11.0)]) == 21.0  # run again
     failed = row(borrowed, status="crashed")
     assert tallies([row(shared), failed], "figure2-full")[0].total.failed == {"crashed": 1}  # as a sweep sees it
 
