@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from basedbench.signals import ctrl_c_ignored
+from basedbench.signals import terminals_ignored
 
 # What the server imports, and with it all that processes need: those that time, and those that train.
 TIMING = ("basedbench.forked_timing",)
@@ -24,8 +24,8 @@ GRACE_S = 3.0  # from being told to end to being killed: a mixer's library may m
 def server_context(preloaded: Sequence[str]) -> Any:
     """How processes are started; the server that they are forked from is running when this returns.
 
-    A terminal sends Ctrl-C to all processes: the server must not see it even while it imports torch, so it is started
-    with the signal ignored. Ending workers is the near end's business.
+    A terminal sends its signals to all processes: the server must not see them even while it imports torch, so it is
+    started with these ignored. Ending workers is the near end's business.
     """
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
@@ -33,7 +33,7 @@ def server_context(preloaded: Sequence[str]) -> Any:
     if threading.current_thread() is not threading.main_thread():
         return context  # the server runs: the first process was started from the main thread
     context.set_forkserver_preload(list(preloaded))
-    with ctrl_c_ignored():
+    with terminals_ignored():
         forkserver.ensure_running()
     return context
 
@@ -57,7 +57,7 @@ def start_training(device: str, target: Callable[..., object], arguments: Sequen
     """A process that trains, or helps to, started: by the server, or as a program of its own."""
     context = server_context(TRAINING) if training_forks(device) else get_context("spawn")
     process = context.Process(target=_enter, args=(dict(os.environ), target, tuple(arguments)), daemon=True)
-    with ctrl_c_ignored():
+    with terminals_ignored():
         process.start()
     return process  # type: ignore[no-any-return]
 

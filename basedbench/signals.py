@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM, which batch systems send: both stop a command in the same way, with exit codes of their own.
+"""Ctrl-C, SIGTERM, which batch systems send, and SIGHUP of a terminal that is closed: all stop a command in the same
+way, with exit codes of their own.
 
-Workers do not mind Ctrl-C, which a terminal sends to all processes: ending them is their parent's business.
+Workers do not mind what a terminal sends to all processes: ending them is their parent's business.
 """
 
 import os
@@ -14,27 +15,33 @@ from types import FrameType
 
 AGAIN_S = 1.0  # a second Ctrl-C so soon is the same wish: what the first one stopped is being put in order
 
+_OF_TERMINALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+
 _raised_at = -AGAIN_S
 _within_a_command = False
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; whatever minds Ctrl-C minds this."""
+    """SIGTERM or SIGHUP; whatever minds Ctrl-C minds this."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 def heed_signals() -> None:
-    """From here on both end this process: within a command by an exception, with which it puts things in order.
+    """From here on they end this process: within a command by an exception, with which it puts things in order.
 
-    But for Ctrl-C in what a shell runs in the background, which ignores it.
+    But for those that are ignored: Ctrl-C in what a shell runs in the background, SIGHUP behind `nohup`.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (*_OF_TERMINALS, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
 @contextmanager
 def within_a_command() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt and Terminated in this block, unless something is being imported."""
+    """They raise KeyboardInterrupt or Terminated in this block, unless something is being imported."""
     global _within_a_command
     _within_a_command = True
     try:
@@ -45,20 +52,27 @@ def within_a_command() -> Iterator[None]:
 
 def exit_code(stop: KeyboardInterrupt) -> int:
     """128 and the signal, as shells count."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def ignore_terminals() -> None:
+    """From here on this process, a worker, does not mind what a terminal sends."""
+    for number in _OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def ctrl_c_ignored() -> Iterator[None]:
-    """A process that the block starts ignores Ctrl-C from its first moment. Only a main thread can see to that."""
+def terminals_ignored() -> Iterator[None]:
+    """A process that the block starts ignores terminals from its first moment. Only a main thread can see to that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _OF_TERMINALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -69,7 +83,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if now - _raised_at < AGAIN_S:
         return
     _raised_at = now
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _importing(frame: FrameType | None) -> bool:

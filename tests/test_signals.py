@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what raises, what does not, and which processes end with which."""
+"""Ctrl-C, SIGTERM and SIGHUP: what raises, what does not, and which processes end with which."""
 
 import importlib
 import os
@@ -19,9 +19,10 @@ from tests.cli.conftest import heeds
 
 @pytest.fixture(autouse=True)
 def heeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(signals, "_raised_at", -signals.AGAIN_S)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signals.heed_signals()
     with signals.within_a_command():
         yield
@@ -29,7 +30,7 @@ def heeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_second_signal_at_once_is_the_same_wish(number: int, code: int) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         signal.raise_signal(number)
@@ -56,7 +57,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_outside_of_a_command_there_is_nothing_to_put_in_order(number: int, code: int) -> None:
     script = SCRIPT.format(number=int(number))
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, preexec_fn=heeds)

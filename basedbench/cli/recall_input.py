@@ -165,4 +165,7 @@ def _rebuilt(suite: RecallSuite, changes: dict[str, Any]) -> RecallSuite:
     try:
         return RecallSuite.model_validate(suite.model_dump() | changes)
     except ValidationError as error:
-        raise UserError(explain(error)) from None
+        said = explain(error)
+        for key, option in {"learning_rates": "--lr", "seeds": "--seed", "epochs": "--epochs"}.items():
+            said = re.sub(rf"^train\.{key}(\[\d+\])?: ", f"{option}: ", said)
+        raise UserError(said) from None

@@ -8,7 +8,6 @@ the runs beside it had nothing to do. What fails here fails again in the run its
 """
 
 import os
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from multiprocessing.sharedctypes import RawArray
 
 from basedbench.engines.memory import free_memory
 from basedbench.forking import start_training
+from basedbench.signals import ignore_terminals
 from basedbench.training.cases import RecallCase
 
 MOST_PROCESSES = 12
@@ -145,7 +145,7 @@ def rehearse(
     from basedbench.training.data import recall_data
     from basedbench.training.run import RecallRun
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_terminals()
     torch.set_num_threads(1)
     determinism.obey()
     if device != "cpu":

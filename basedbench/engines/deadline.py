@@ -36,7 +36,9 @@ def seconds_of(text: str, option: str) -> float:
     parts = found.groups("0") if found else ()
     seconds = sum(unit * int(part) for unit, part in zip(_UNITS_S, parts, strict=False))
     if not seconds:
-        raise UserError(f"{option} {text!r}: write seconds, or hours, minutes and seconds: 540, 90s, 9m, 1h30m.")
+        raise UserError(
+            f"{option} {text!r}: write seconds, more than 0, or hours, minutes and seconds: 540, 90s, 9m, 1h30m."
+        )
     return seconds
 
 

@@ -10,7 +10,6 @@ in hand again, one by one.
 import contextlib
 import gc
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from basedbench.engines.compile_ahead import Rehearsed
 from basedbench.engines.messages import Broken, Deferred, Epoch, Fatal, Finished, Message, Notice
 from basedbench.errors import UserError, sentence
 from basedbench.plugins import load_plugins
+from basedbench.signals import ignore_terminals
 from basedbench.store import Store
 from basedbench.streams import all_to_stderr
 from basedbench.timing.failures import out_of_memory
@@ -253,7 +253,7 @@ def serve(
     rehearsed: Rehearsed | None = None,
 ) -> None:
     """The body of a worker process. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_terminals()
     all_to_stderr()
     torch.set_num_threads(cpu_threads)
     determinism.obey()

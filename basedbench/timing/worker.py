@@ -6,7 +6,6 @@ once, and each makes a GPU context of its own.
 """
 
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from basedbench.forking import TIMING, end_with_parent, server_context
+from basedbench.signals import ignore_terminals
 from basedbench.timing.failures import classify, crash, last_words
 from basedbench.timing.oom_kills import oom_kills
 from basedbench.timing.timeline import noted
@@ -132,7 +132,7 @@ class Worker:
 
 def serve(pipe: Any, device: str, plugins: Sequence[str], log: str, set_up: Callable[..., Any]) -> None:
     """The far end: answers until the near end is gone, and then ends, whatever it is at."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_terminals()
     end_with_parent()
     if "fork" in get_all_start_methods():
         # Locks that libraries make (tqdm, in torch's compiler) have no name then: an end by force leaves none behind.

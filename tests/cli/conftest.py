@@ -16,8 +16,9 @@ RunCli = Callable[..., Any]
 
 def heeds() -> None:
     """Called in a child before it starts a command that is to be interrupted: what a shell starts in the background,
-    these tests perhaps, ignores that, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    these tests perhaps, ignores Ctrl-C, and behind nohup SIGHUP, and so do its children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture

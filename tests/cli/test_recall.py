@@ -303,7 +303,7 @@ def test_one_model_is_trained_as_the_suite_trains_it(run_cli: RunCli, suite: Pat
         (["--sweep", "--retry", "oops"], ["--retry", "'oops'"]),
         (["--sweep", "--fresh", "--retry", "oom"], ["--retry", "--fresh"]),
         (["--sweep", "--lr", "fast"], ["--lr", "'fast'"]),
-        (["--sweep", "--lr", "-1"], ["learning_rates"]),
+        (["--sweep", "--lr", "-1"], ["Error: --lr: learning rates lie"]),
         (["--sweep", "--epochs", "0"], ["epochs"]),
         (["--sweep", "--precision", "fp8"], ["precision", "fp8"]),
         (["--sweep", "--device", "gpu"], ["'gpu'", "cuda"]),
@@ -315,7 +315,7 @@ def test_one_model_is_trained_as_the_suite_trains_it(run_cli: RunCli, suite: Pat
         (["--sweep", "--heads", "2"], ["--heads does not go with --sweep"]),
         (["--sweep", "--d-model", "64"], ["--d-model does not go with --sweep"]),
         (["--mixer", "based", "--feature-dim", "[1"], ["--feature-dim '[1'", "a list such as [8,16]"]),
-        (["--sweep", "--seed", "99999999999999999999"], ["train.seeds[0]", "less than"]),
+        (["--sweep", "--seed", "99999999999999999999"], ["Error: --seed: ", "less than"]),
         (["--sweep", "--seed", "3-1"], ["--seed 3-1", "goes up"]),
         (["--sweep", "--seed", "0-9999999"], ["--seed 0-9999999", "fewer than"]),
         (["--sweep", "--seed", "0:9"], ["whole numbers and ranges"]),
@@ -376,7 +376,7 @@ def test_rows_stay_where_they_were_asked_for_though_a_mixer_goes_elsewhere(
     assert len(load(tmp_path / "results", "recall")) == 1
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_sweep_keeps_what_is_finished_and_says_how_to_go_on(
     suite: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
