@@ -3,6 +3,7 @@
 Command files import nothing heavy at the top, so that `basedbench --help` answers at once.
 """
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -26,8 +27,9 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with within_a_command():
+                _check_folder()
                 return super().invoke(ctx)
-        except output.OutputError:
+        except (output.OutputError, output.ReaderGoneError):
             raise
         except UserError as error:
             _say(error)
@@ -41,6 +43,14 @@ class _Group(TyperGroup):
                 raise typer.Exit(2) from error
             _point_to_the_folder(error)
             raise
+
+
+def _check_folder() -> None:
+    """UserError where there is no working folder: libraries name all kinds of causes then."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working folder cannot be entered ({error.strerror}); cd to one that is there.") from None
 
 
 def _point_to_the_folder(error: Any) -> None:
@@ -96,6 +106,9 @@ def _run() -> None:
             app()
         finally:
             output.finish()
+    except output.ReaderGoneError:
+        output.give_up()
+        raise SystemExit(output.ReaderGoneError.CODE) from None
     except output.OutputError as error:
         output.give_up()
         _say(error)

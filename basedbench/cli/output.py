@@ -15,6 +15,12 @@ class OutputError(UserError):
     """What a command prints cannot be written."""
 
 
+class ReaderGoneError(Exception):
+    """Who read standard output has read enough, as `head` does. No OSError, of which typer would make exit code 1."""
+
+    CODE = 128 + 13  # as of a program that SIGPIPE ends
+
+
 class _Output(io.TextIOWrapper):
     """Standard output whose trouble is an OutputError, unlike that of any other file."""
 
@@ -33,8 +39,8 @@ class _Output(io.TextIOWrapper):
 def _told() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # a reader that has enough, which is no error: typer sees to it
-        raise
+    except BrokenPipeError:
+        raise ReaderGoneError from None
     except OSError as error:
         raise OutputError(f"the output cannot be written: {atomic.cause(error)}.") from error
 

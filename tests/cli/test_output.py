@@ -25,6 +25,18 @@ def test_a_full_disk_is_a_sentence_and_no_success(arguments, unbuffered, tmp_pat
     assert ran.stderr == "Error: the output cannot be written: the disk is full.\n"
 
 
+@pytest.mark.parametrize("arguments", [["list", "suites"], ["results", "--help"], ["recall", "--suite", "smoke"]])
+def test_a_reader_that_has_enough_is_no_verdict(arguments, tmp_path):
+    """Exit code 1 would be that of a regression, or of a sweep all of whose runs failed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [*arguments, *(["--sweep", "--dry-run", "--out", str(tmp_path)] if "recall" in arguments else [])]
+    command = [sys.executable, "-m", "basedbench", *arguments]
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
 def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     code = "import sys; from basedbench.cli import output; output.guard(); print('\u00b1 \u2264')"

@@ -29,6 +29,20 @@ def test_a_library_that_cannot_be_imported(tmp_path: Path) -> None:
     assert line.endswith("an environment variable, a limit (ulimit -v), or the installation.")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder that one works in cannot be removed")
+@pytest.mark.parametrize("arguments", [["env"], ["recall", "--mixer", "based", "--suite", "smoke", "--out", "/x/y"]])
+def test_a_working_folder_that_is_gone(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    words = " ".join([sys.executable, "-m", "basedbench", *arguments])
+    script = f"cd {tmp_path}/gone && rmdir ../gone && exec {words}"
+    ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.endswith(
+        "Error: the working folder cannot be entered (No such file or directory); cd to one that is there.\n"
+    )
+    assert "Traceback" not in ran.stderr
+
+
 def test_no_folder_for_temporary_files(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere/at/all"])
