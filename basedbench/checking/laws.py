@@ -323,7 +323,12 @@ def state_has_the_stated_size(subject: Subject) -> Iterator[Breach]:
         for length in (1, 48):
             wide = 8 if dtype == torch.float64 else 4
             names = given | {"d": subject.d_model, "L": length, "e": dtype.itemsize, "a": wide}
-            stated = eval(formula, {}, names | {"f": given.get("feature_dim")})
+            try:
+                stated = eval(formula, {}, names | {"f": given.get("feature_dim")})
+            except Exception as error:
+                may = "d (d_model), L (tokens), e (bytes of x), a (bytes of what is added up in), and its options"
+                yield Breach("the docstring's line state_bytes = ...", f"{formula!r}: {error}; it may name {may}")
+                return
             for batch, device in ((1, "cpu"), (1, "meta"), (4, "cpu")):
                 measured = size(mixer.init_state(batch, length, dtype, device))
                 if measured != batch * stated:

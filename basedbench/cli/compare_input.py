@@ -13,6 +13,7 @@ from basedbench.config.matching import matching
 from basedbench.errors import UserError, check_text, nearest, warn
 from basedbench.sources import AGAIN, files_of, versions_note
 from basedbench.store.dataset import has_rows, kinds_in, no_rows, rows
+from basedbench.timing.baseline import subject
 from basedbench.timing.comparison import NOT_COMPARED, VERDICTS
 from basedbench.timing.machines import hardware_difference, software_difference
 from basedbench.timing.pairs import Pair, contender_pairs, labelled, recall_pairs, time_pairs
@@ -195,11 +196,13 @@ def _pairs(choice: Choice, kind: str, before: Sequence[Row], after: Sequence[Row
     else:
         make: Callable[..., list[Pair]] = time_pairs if kind == "throughput" else recall_pairs
         pairs = make(before, after, choice.threshold, out)
+    for asked in filter(None, (choice.contender, choice.against)):
+        operators = "/" in asked
+        names = {f"{subject(row)}/{row['contender']}" if operators else row["contender"] for row in before}
+        if asked not in names:
+            raise UserError(f"no rows of {asked!r} in {choice.a}; {nearest(asked, names)}")
     if not pairs and choice.contender is not None:
-        names = sorted({row["contender"] for row in before})
-        raise UserError(
-            f"no rows of {choice.contender!r} in {choice.a}; {nearest(choice.contender.rpartition('/')[2], names)}"
-        )
+        raise UserError(f"{choice.a} has no time of {choice.contender!r} and none beside it of {choice.against!r}.")
     return pairs
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -125,7 +126,7 @@ def _report(rows: Mapping[str, Row], as_json: bool, what: str, out: Path) -> Non
     for label, row in rows.items():
         if row["status"] != "ok":
             typer.echo(f"{label}: {row['status']}: {row['reason']}")
-    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {out}")
+    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot tradeoff --results {quote(str(out))}")
 
 
 def _say_lost(lost: Sequence[str], count: int, stop: KeyboardInterrupt) -> None:

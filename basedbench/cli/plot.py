@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -301,9 +302,8 @@ def _decode_rows(results: Path, recall: "pd.DataFrame") -> "pd.DataFrame":
     from basedbench.store.dataset import kinds_in
 
     if "throughput" not in kinds_in(results):
-        raise UserError(
-            f"no decode times of these models in {str(results)!r}; {command_for(recall, f' --out {results}')}."
-        )
+        command = command_for(recall, f" --out {quote(str(results))}")
+        raise UserError(f"no decode times of these models in {str(results)!r}; {command}.")
     return _rows(results, "throughput")
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -143,10 +144,12 @@ def results_table(cases: Sequence[RecallCase], out: Path, left: int, fresh: bool
     for failure, count in failures.most_common(MOST_FAILURES):
         typer.echo(f"{count} {visible(failure)}")
     if len(failures) > MOST_FAILURES:
-        typer.echo(f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {out}")
+        typer.echo(
+            f"and {len(failures) - MOST_FAILURES} other failures: basedbench list runs --results {quote(str(out))}"
+        )
     say_retry((row["status"] for row in ended), "runs", fresh)
     if left:
         typer.echo(f"{left} runs are left; the same command without --limit {goes_on(fresh)}.")
-    then = f" Next: basedbench plot pareto --results {out}" if any(row[2] for row in rows) else ""
+    then = f" Next: basedbench plot pareto --results {quote(str(out))}" if any(row[2] for row in rows) else ""
     typer.echo(f"Rows: {out / 'recall'}.{then}")
     end(ended)

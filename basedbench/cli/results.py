@@ -1,6 +1,7 @@
 """`basedbench results`: a stored row, rows as CSV, the state of a sweep, small files merged, a table of the docs."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -184,9 +185,8 @@ def _find(results: Path, case: str, suite: str | None) -> tuple[str, dict[str, A
     found = [(kind, row) for kind, row in found if suite in (None, row["suite"])]
     if not found:
         where = f"{str(results)!r}" + (f" in suite {suite!r}" if suite else "")
-        raise UserError(
-            f"no case in {where} begins with {case!r}; `basedbench list runs --results {results}` lists them."
-        )
+        command = f"basedbench list runs --results {quote(str(results))}"
+        raise UserError(f"no case in {where} begins with {case!r}; `{command}` lists them.")
     if len(found) > 1:
         some = ", ".join(f"{row['case_id']} ({kind}, suite {row['suite']})" for kind, row in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import typer
@@ -114,7 +115,7 @@ def results(
     say_retry((row["status"] for row in ordered), "cases", fresh)
     if left:
         typer.echo(f"{left} cases are left; the same command without --limit {goes_on(fresh)}.")
-    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot {_figure(ordered)} --results {out}")
+    typer.echo(f"Rows: {out / 'throughput'}. Next: basedbench plot {_figure(ordered)} --results {quote(str(out))}")
     end(ordered)
 
 

@@ -21,6 +21,7 @@ from basedbench.config.throughput import ThroughputSuite
 from basedbench.errors import UNREAD, UserError, check_text, nearest, plain, written
 
 LISTS = ("models", "cases")
+ADDED = tuple(f"add_{name}" for name in LISTS)
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
 
 
@@ -52,7 +53,8 @@ def parse_suite(text: str, name: str, origin: str) -> Suite:
     data = _extended(text, origin, ())
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{origin}: kind: got {written(kind)}; valid: {', '.join(KINDS)}.")
+        found = f"got {written(kind)}" if "kind" in data else "is missing"
+        raise UserError(f"{origin}: kind: {found}; valid: {', '.join(KINDS)}.")
     try:
         return KINDS[kind].model_validate({**data, "name": data.get("name", name)})
     except ValidationError as error:
@@ -64,6 +66,10 @@ def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]
     data = _mapping(text, origin)
     base_name = data.pop("extends", None)
     if base_name is None:
+        if added := next((key for key in data if key in ADDED), None):
+            raise UserError(
+                f"{origin}: {added}: goes with `extends: SUITE`, whose list it adds to; without, {added[4:]}."
+            )
         return data
     if not isinstance(base_name, str):
         raise UserError(f"{origin}: extends: takes a suite's name or file, got {written(base_name)}.")
@@ -80,7 +86,7 @@ def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[
     merged = dict(base)
     for key, value in changes.items():
         listed = str(key).removeprefix("add_")
-        if listed != key and listed in LISTS:
+        if key in ADDED:
             if not isinstance(value, list):
                 raise UserError(f"{origin}: {key}: takes a list, got {written(value)}.")
             merged[listed] = [*(merged.get(listed) or []), *value]

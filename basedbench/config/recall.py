@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from basedbench.config.grid import axis_values, expand_grid
-from basedbench.config.section import Count, Section, Seed, Suite
+from basedbench.config.section import Count, Real, Section, Seed, Suite
 
 VOCABULARY = 8192  # the paper's
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
@@ -16,7 +16,7 @@ class TaskSection(Section):
     """MQAR's settings shared by all segments (see basedbench.tasks.mqar)."""
 
     vocab_size: Count = VOCABULARY
-    power_a: float = 0.01
+    power_a: Real = 0.01
     filler: str = "random"
     passes: Count = 1
 
@@ -38,7 +38,10 @@ _LEAST_RATE = 1e-18  # rows with less are taken for damaged ones
 
 
 def _series(value: Any) -> list[Any]:
-    return axis_values("learning_rates", value)
+    try:
+        return axis_values("learning_rates", value)
+    except ValueError as error:  # the path to the key is said anyway
+        raise ValueError(str(error).removeprefix("learning_rates: ")) from None
 
 
 def _positive(value: list[float]) -> list[float]:
@@ -47,7 +50,7 @@ def _positive(value: list[float]) -> list[float]:
     return value
 
 
-LearningRates = Annotated[list[float], BeforeValidator(_series), AfterValidator(_positive)]
+LearningRates = Annotated[list[Real], BeforeValidator(_series), AfterValidator(_positive)]
 
 
 class TrainSection(Section):
@@ -61,11 +64,11 @@ class TrainSection(Section):
     epochs: Count = 32
     learning_rates: LearningRates
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    stop_accuracy: Annotated[float, Field(gt=0)] = 0.99
+    weight_decay: Annotated[Real, Field(ge=0, allow_inf_nan=False)] = 0.1
+    stop_accuracy: Annotated[Real, Field(gt=0)] = 0.99
     precision: Precision = "auto"
     init: Literal["published", "correct"] = "published"
-    embed_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    embed_dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
     shuffle: bool = False
     fresh: bool = False
 

@@ -19,7 +19,8 @@ def _no_switch(value: object) -> object:
 
 # Of things that a device has to hold or go through.
 Count = Annotated[int, BeforeValidator(_no_switch), Field(gt=0, le=MOST)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
+Real = Annotated[float, BeforeValidator(_no_switch)]
+Seed = Annotated[int, BeforeValidator(_no_switch), Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 
 
 class UnknownKeyError(ValueError):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -157,7 +158,12 @@ def compact(root: Path | str, kind: str) -> int:
         except FileNotFoundError:  # another merge is at work
             return compact(root, kind)
         merged = _distinct(_concatenated(tables, kind)).sort_by("created_at")
-        files.store_bytes(folder / files.compacted_name(), _parquet(merged), f"the merged file of {kind} rows")
+        files.store_bytes(
+            folder / files.compacted_name(),
+            _parquet(merged),
+            f"the merged file of {kind} rows",
+            "run the same command again",
+        )
         try:
             for path in sources:
                 path.unlink(missing_ok=True)
@@ -291,8 +297,8 @@ class _CorruptError(UserError):
     def __init__(self, path: Path, error: Exception) -> None:
         super().__init__(
             f"result file {str(path)!r} cannot be read ({_first_clause(error)}); `basedbench results compact "
-            f"--set-aside-corrupt --results {path.parent.parent}` moves it into {path.parent / CORRUPT}, and its case "
-            "can then be run again."
+            f"--set-aside-corrupt --results {quote(str(path.parent.parent))}` moves it into {path.parent / CORRUPT}, "
+            "and its case can then be run again."
         )
 
 
@@ -367,4 +373,5 @@ def no_rows(root: Path, kind: str) -> str:
         if path.is_file()
     ]
     hint = f", or look in one that has some: {', '.join(sorted({str(path.parent.parent) for path in near}))}"
-    return f"no {kind} results in {str(root)!r}: run `basedbench {command} --out {root}` first{hint if near else ''}."
+    first = f"run `basedbench {command} --out {quote(str(root))}` first"
+    return f"no {kind} results in {str(root)!r}: {first}{hint if near else ''}."

@@ -64,15 +64,19 @@ def for_pyarrow(path: Path) -> str:
     return os.path.abspath(path)
 
 
-def store_bytes(path: Path, content: bytes | memoryview, what: str) -> None:
+GOES_ON = "run the same command again, without --fresh: it goes on from there"
+
+
+def store_bytes(path: Path, content: bytes | memoryview, what: str, then: str = GOES_ON) -> None:
     """Make `path` appear with this content, durably, or not at all.
 
-    Raises UserError that names `what` was not stored if the disk is full or the folder cannot be written.
+    Raises UserError that names `what` was not stored, and what to do `then`, if the disk is full or the folder cannot
+    be written.
     """
     try:
         atomic.write(path, content)
     except OSError as error:
-        raise UserError(_not_stored(error, path.parent, what)) from error
+        raise UserError(_not_stored(error, path.parent, what, then)) from error
 
 
 def check_writable(root: Path) -> None:
@@ -128,12 +132,12 @@ def _names(folder: Path) -> set[str]:
         ) from error
 
 
-def _not_stored(error: OSError, folder: Path, what: str) -> str:
+def _not_stored(error: OSError, folder: Path, what: str, then: str) -> str:
     mend = "free some space" if error.errno in atomic.FULL else "make the folder writable"
     mend = "lift that limit" if error.errno == errno.EFBIG else mend
     return (
         f"{atomic.cause(error)}: {what} was not stored in {str(folder)!r}. All rows stored before are safe; "
-        f"{mend} and run the same command again, without --fresh: it goes on from there."
+        f"{mend} and {then}."
     )
 
 

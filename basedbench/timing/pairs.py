@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from statistics import fmean
 from typing import Any
 
@@ -71,7 +72,11 @@ def recall_pairs(a: Sequence[Row], b: Sequence[Row], threshold: float, out: str)
     models = [rows[0] for rows in ours.values()]
     return [
         recall_pair(
-            label, rows, theirs.get(model, []), threshold, f"--filter '{recall_pattern(rows[0], models)}' --out {out}"
+            label,
+            rows,
+            theirs.get(model, []),
+            threshold,
+            f"--filter {quote(recall_pattern(rows[0], models))} --out {quote(out)}",
         )
         for label, (model, rows) in zip(recall_labels(models), ours.items(), strict=True)
     ]
@@ -206,11 +211,13 @@ def _time_command(rows: Sequence[Row], result: Comparison, out: str) -> str:
     if not row["operator"] and row["mode"] == "decode":
         mixers = row["model"].partition(" ")[0].split("+")
         place = f"--batch {row['batch']} --device {row['device']}"
-        options = f"{place} --rounds {result.needed} --out {out}{plugin_options(row['contender_version'], mixers)}"
+        options = (
+            f"{place} --rounds {result.needed} --out {quote(out)}{plugin_options(row['contender_version'], mixers)}"
+        )
         return f"basedbench throughput --models {suite_argument(row['suite'])} {options}"
     labels = sorted({_chosen_by(row) for row in rows})
     pattern = "|".join(f"^{re.escape(label)}$".replace("\\ ", " ") for label in labels)
-    options = f"--filter '{pattern}' --device {row['device']} --rounds {result.needed} --fresh --out {out}"
+    options = f"--filter {quote(pattern)} --device {row['device']} --rounds {result.needed} --fresh --out {quote(out)}"
     options += " --checkpoint PATH" if "checkpoint" in json.loads(row["config"]) else ""
     options += "".join(dict.fromkeys(plugin_options(row["contender_version"]) for row in rows))
     return f"basedbench throughput --suite {suite_argument(row['suite'])} {options}"

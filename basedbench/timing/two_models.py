@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -33,7 +34,7 @@ def model_pair(rows: Sequence[Row], mine: str, against: str, threshold: float, o
     first = [same[0] for same in models.values()]
     chosen = "|".join(recall_pattern(one[0], first) for one in (a, b))
     told = [_told(label, one, same) for label, one, same in zip(found, (a, b), whole, strict=True)]
-    pair = recall_pair(AGAINST.join(reversed(told)), a, b, threshold, f"--filter '{chosen}' --out {out}")
+    pair = recall_pair(AGAINST.join(reversed(told)), a, b, threshold, f"--filter {quote(chosen)} --out {quote(out)}")
     notes = [f"{name}: {' against '.join(values)}" for name, values in other.items()]
     reason = "; ".join(filter(None, [pair.result.reason, *notes])) or None
     return replace(pair, result=replace(pair.result, reason=reason))

@@ -36,7 +36,7 @@ def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstance
         **_case_columns(case),
         **described,
         "status": progress.status,
-        "reason": reason or _not_finite(progress) or None,
+        "reason": reason or _why(progress) or None,
         "stop_reason": progress.stop_reason or None,
         "accuracy": ended[-1] if ended else math.nan,
         "accuracy_best": max(ended, default=math.nan),
@@ -56,9 +56,11 @@ def recall_row(case: RecallCase, progress: Progress, circumstances: Circumstance
     }
 
 
-def _not_finite(progress: Progress) -> str:
-    """What is to be known of a run that came to its end, but answers with no number somewhere."""
-    if progress.status != "ok" or not progress.not_finite:
+def _why(progress: Progress) -> str:
+    """Why a run failed, or what is to be known of one that came to its end, but answers with no number somewhere."""
+    if progress.status != "ok":
+        return progress.stop_reason
+    if not progress.not_finite:
         return ""
     return f"answers are not finite in {', '.join(progress.not_finite)} of the test"
 

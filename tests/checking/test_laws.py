@@ -168,6 +168,13 @@ class Misstates(Average):
     """
 
 
+class Misspells(Average):
+    """A name in the docstring is unknown.
+
+    state_bytes = a * dim
+    """
+
+
 class Reads(Average):
     """A branch on a value."""
 
@@ -501,6 +508,12 @@ def test_a_size_that_is_not_as_stated():
     found = breaches(Misstates)
     assert list(found) == ["state has the stated size"]
     assert "36 bytes, where 1 x 16 are stated (2 * d)" in found["state has the stated size"][0]
+
+
+def test_a_stated_size_that_cannot_be_computed():
+    (told,) = breaches(Misspells)["state has the stated size"]
+    assert "the docstring's line state_bytes = ..." in told
+    assert "'a * dim': name 'dim' is not defined; it may name d (d_model), L (tokens)" in told
 
 
 def test_a_branch_on_a_value():

@@ -176,6 +176,7 @@ def test_versions_are_told_of_what_is_compared_only(run_cli: RunCli, folders: tu
         write_time(folder, 512, 1, "own", contender_version=f"narrow.py 1000000{version}")
         write_time(folder, 1024, 1, "own", contender_version=f"narrow.py 1000000{version + 1}")
         write_time(folder, 512, 1, contender_version="0.1.0")
+        write_time(folder, 512, 2, "reference", contender_version="0.1.0")
     assert "versions" not in run_cli("compare", a, b, "--filter", "1x512 ").stderr
     assert "versions" not in run_cli("compare", a, "--contender", "ours", "--against", "reference").stderr
     alone = run_cli("compare", b, "--contender", "own", "--against", "ours", "--filter", "1x512 ")
@@ -264,7 +265,16 @@ def test_two_contenders_of_one_run(run_cli: RunCli, folders: tuple[Path, Path]) 
     assert "in runs of their own" not in outcome.stdout  # two contenders of one
     assert "the device was held back in B" in unwrapped(outcome.stdout)
     assert run_cli("compare", a, "--contender", "ours", "--against", "mine").exit_code == 1
-    assert run_cli("compare", a, "--contender", "ours", "--against", "attention/sdpa-flash").exit_code == 3
+    write_time(a, 256, 3, "other")
+    assert run_cli("compare", a, "--contender", "ours", "--against", "other").exit_code == 3  # 512 is missing
+    for asked, advice in (
+        ("minee", "did you mean 'mine'?"),
+        ("attention/ours", "did you mean 'taylor_attention/ours'?"),
+    ):
+        for mine, against in ((asked, "ours"), ("ours", asked)):
+            outcome = run_cli("compare", a, "--contender", mine, "--against", against)
+            assert outcome.exit_code == 2
+            assert f"no rows of {asked!r} in {a}; {advice}" in unwrapped(outcome.stderr)
 
 
 def test_a_graph_on_one_side_only_is_said(run_cli: RunCli, folders: tuple[Path, Path]) -> None:

@@ -127,6 +127,11 @@ def test_dates_are_text() -> None:
     ("old", "new", "said"),
     [
         ("kind: recall", "kind:", "kind: got null; valid"),
+        ("kind: recall", "", "kind: is missing; valid"),
+        ("[1e-2]", "true", "train.learning_rates[0]: true is no number"),
+        ("[1e-2]", "[1e-2]\n  seeds: [0, yes]", "train.seeds[1]: true is no number"),
+        ("[1e-2]", "[1e-2]\n  weight_decay: true", "train.weight_decay: true is no number"),
+        ("[1e-2]", "{logspace: [-3, -1]}", "train.learning_rates: logspace takes"),
         ("kind: recall", "kind: recall\ntask: [yes, {a: }]", 'task: takes a mapping, got [true, {"a": null}]'),
         ("[1e-2]", "[1e-2]\n  epochs: 2020-01-01", "train.epochs: takes a whole number, got '2020-01-01'"),
         ("[1e-2]", f"[1e-2]\n  epochs: {'x' * 500}", f"train.epochs: takes a whole number, got '{'x' * 99}..."),
@@ -217,7 +222,7 @@ def test_a_shipped_suite_can_be_extended_by_name() -> None:
         ("extends: 3", ["mine.yaml", "3"]),
         ("extends: quick\nadd_models: based", ["mine.yaml", "add_models", "'based'"]),
         ("extends: quick\ntrain: {epoch: 2}", ["mine.yaml", "'epoch'", "'epochs'"]),
-        ("add_models: []", ["mine.yaml"]),
+        ("add_models: []", ["mine.yaml: add_models: goes with `extends: SUITE`"]),
         ("extends: quick\n1: 2", ["mine.yaml", "unknown key '1'"]),
     ],
 )

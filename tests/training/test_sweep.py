@@ -44,8 +44,9 @@ def test_rows_that_an_edited_suite_takes_over_are_of_its_present_task(tmp_path: 
 
 
 def test_a_run_that_failed_on_its_way_has_no_result(tmp_path: Path) -> None:
-    progress = Progress(accuracies=[0.3], slices={"16x2": [0.3]}, losses=[1.0, math.nan], status="diverged")
+    progress = Progress(accuracies=[0.3], slices={"16x2": [0.3]}, status="diverged", stop_reason="loss")
     found = recall_row(case_of("mine", 2), progress, Circumstances("cpu", data_hash="0" * 16))
+    assert (found["reason"], found["stop_reason"]) == ("loss", "loss")
     assert math.isnan(found["accuracy"])
     assert math.isnan(found["accuracy_best"])
     assert (found["accuracy_by_slice"], found["accuracy_by_epoch"]) == ({}, [0.3])
