@@ -45,8 +45,9 @@ types: install
 	@ln -sfn $(CURDIR)/basedbench/* $(CURDIR)/kernels $(CURDIR)/suites .venv/types/basedbench/
 	cd .venv/types && ../bin/mypy --config-file ../../pyproject.toml -p basedbench
 
+# Three at once on two cores: many wait for processes that they start.
 unit: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # The kernels' own tests by Triton's interpreter, which is chosen when Triton is imported; with a GPU `unit` ran them on it.
 interpreted: install
