@@ -10,18 +10,29 @@ it.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class _Waiting(NamedTuple):
-    """`edges`: how many ways lead to each node of the graph from others in it, the first node included with none."""
+class _Waiting:
+    """The backward of a loss. Its graph is looked at when somebody asks, which on a CPU nobody does."""
 
-    edges: Counter[Any]
-    leaves: set[int]
-    sums: list[tuple[Tensor, Tensor]]  # partial sums (P, W), and where their sum belongs (W,)
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss
+        self.sums: list[tuple[Tensor, Tensor]] = []  # partial sums (P, W), and where their sum belongs (W,)
+
+    @cached_property
+    def edges(self) -> Counter[Any]:
+        """How many ways lead to each node of the graph from others in it, the first node included with none."""
+        return _edges(self.loss)
+
+    @cached_property
+    def leaves(self) -> set[int]:
+        leaves = (node.variable for node, count in self.edges.items() if _accumulates(node) and count == 1)
+        return {id(leaf) for leaf in leaves if not leaf._backward_hooks}
 
 
 _open: list[_Waiting] = []
@@ -30,9 +41,7 @@ _open: list[_Waiting] = []
 @contextmanager
 def together(loss: Tensor) -> Iterator[None]:
     """Take gradients of `loss` inside, by `torch.autograd.grad`; some of them are complete only behind it."""
-    edges = _edges(loss)
-    leaves = (node.variable for node, count in edges.items() if _accumulates(node) and count == 1)
-    _open.append(_Waiting(edges, {id(leaf) for leaf in leaves if not leaf._backward_hooks}, []))
+    _open.append(_Waiting(loss))
     try:
         yield
     finally:
