@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,12 +127,14 @@ def recall(
         known = limits.own_rows(rows(root, "recall"), device_name(devices[0])) if time_limit else []
         pace = pace_of_runs(places, cases, min(len(todo.todo), limit or len(todo.todo)), known)
         mine, rest = hold(context, out, todo.todo, lambda case: case.case_id, limit, "runs")
-        mine = plan(mine, root, fresh, statuses).todo  # without what another command had in hand until just now
+        late = plan(mine, root, fresh, statuses)  # another command had some in hand until just now
+        borrow(store, late.borrowed)
         look = partial(_looked_at, timeout_s=timeout_s, ends=began + limit_s, quiet=quiet)
-        todo = replace(todo, todo=look(mine, plugins, plugin or [], devices[0]) + rest)
+        mine = look(late.todo, plugins, plugin or [], devices[0])
+        ready = len([*todo.done, *todo.borrowed, *late.done, *late.borrowed])
         deadline = Deadline(limit_s, began, pace)
         engine = partial(LocalEngine, places, str(root), plugins=plugins, deadline=deadline, timeout_s=timeout_s)
-        left = _run(todo, engine, deadline, out, limit, quiet, fresh)
+        left = _run(mine, rest, ready, engine, deadline, out, quiet, fresh)
     _show_results(cases, out, left, as_json, fresh)
 
 
@@ -192,21 +193,20 @@ def _show_results(cases: "list[RecallCase]", out: Path, left: int, as_json: bool
 
 
 def _run(
-    plan: "Plan",
+    todo: "list[RecallCase]",
+    rest: "list[RecallCase]",
+    ready: int,
     engine: "Callable[[Listener], LocalEngine]",
     deadline: "Deadline[RecallCase]",
     out: Path,
-    limit: int | None,
     quiet: bool,
     fresh: bool,
 ) -> int:
-    """Run what is to be done; returns how many runs `--limit` leaves."""
+    """Run what is to be done, beside what is `ready`; returns how many runs `--limit` leaves, which are the `rest`."""
     from basedbench.cli.progress import watch
     from basedbench.cli.time_limit import goes_on, say_left
     from basedbench.engines.deadline import TimeUp
 
-    todo, rest = plan.todo[:limit], plan.todo[limit:] if limit else []
-    ready = len(plan.done) + len(plan.borrowed)
     running: LocalEngine | None = None
     try:
         with watch(todo, ready, quiet) as listener:

@@ -1,16 +1,18 @@
 """Two commands in one results folder at the same time."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from basedbench import locks
-from basedbench.cli.in_hand import FILE
+from basedbench.cli.in_hand import FILE, hold
 from basedbench.store import load
 from tests.cli.conftest import RunCli
 from tests.cli.test_recall import SUITE
@@ -90,3 +92,24 @@ def test_where_nothing_can_be_locked_everything_is_run(
     sweep = ["recall", "--sweep", "--suite", tmp_path / "s.yaml", "--device", "cpu", "--jobs", 1, "--limit", 1]
     assert run_cli(*sweep, "--out", tmp_path / "results").exit_code == 0
     assert not (tmp_path / "results" / FILE).exists()
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_what_another_has_finished_before_it_let_go_is_not_run_again(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """Its row comes between this command's look at the rows and its taking what is left in hand."""
+    (tmp_path / "s.yaml").write_text(SUITE)
+    out, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    sweep = ["recall", "--sweep", "--suite", tmp_path / "s.yaml", "--device", "cpu", "--jobs", 1, "--out"]
+    run_cli(*sweep, elsewhere, "--limit", 1)
+
+    def late(*arguments: Any) -> Any:
+        shutil.copytree(elsewhere / "recall", out / "recall", dirs_exist_ok=True)
+        return hold(*arguments)
+
+    monkeypatch.setattr("basedbench.cli.in_hand.hold", late)
+    outcome = run_cli(*sweep, out, *(["--limit", limit] if limit else []))
+    assert outcome.exit_code == 0
+    assert len(load(out, "recall")) == len(list((out / "recall").glob("*.parquet"))) == (limit or 4)
+    assert ("2 runs are left" in outcome.stdout) == bool(limit)
