@@ -165,7 +165,6 @@ def _rebuilt(suite: RecallSuite, changes: dict[str, Any]) -> RecallSuite:
     try:
         return RecallSuite.model_validate(suite.model_dump() | changes)
     except ValidationError as error:
-        said = explain(error)
-        for key, option in {"learning_rates": "--lr", "seeds": "--seed", "epochs": "--epochs"}.items():
-            said = re.sub(rf"^train\.{key}(\[\d+\])?: ", f"{option}: ", said)
+        option = {"learning_rates": "--lr", "seeds": "--seed", "epochs": "--epochs"}
+        said = re.sub(rf"^train\.({'|'.join(option)})(\[\d+\])?: ", lambda key: f"{option[key[1]]}: ", explain(error))
         raise UserError(said) from None

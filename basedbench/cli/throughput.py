@@ -128,7 +128,8 @@ def throughput(
     statuses = parse_statuses(retry, fresh)
     with stdout_to_stderr():  # the user's contenders say their versions
         old = outdated(cases, rows, own)
-    due = pending(cases, rows, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())
+    left_of = partial(pending, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())
+    due = left_of(cases, rows)
     due_ids = {case.id for case in due}
     say_outdated([case.label for case in old if case.id not in due_ids], "cases")
     if dry_run:
@@ -138,8 +139,7 @@ def throughput(
     measure = measure.model_copy(update={"cross_check": cross_check or measure.cross_check})
     store = Store(out)
     todo, rest = hold(context, out, due, lambda case: f"{chosen.name} {case.id}", limit, "cases")
-    now = report.stored(out, chosen.name)  # without what another command had in hand until just now
-    todo = pending(todo, now, fresh=fresh, retry=statuses, again=old if OUTDATED in statuses else ())
+    todo = left_of(todo, report.stored(out, chosen.name))  # another command had some in hand until just now
     try:
         sweep = Sweep(chosen.name, store, place, measure, [str(path) for path in plugin or []])
         known = limits.own_rows(rows, sweep.origin["device_name"]) if time_limit else []

@@ -20,8 +20,7 @@ from basedbench.config.section import Suite, UnknownKeyError
 from basedbench.config.throughput import ThroughputSuite
 from basedbench.errors import UNREAD, UserError, check_text, nearest, plain, written
 
-LISTS = ("models", "cases")
-ADDED = tuple(f"add_{name}" for name in LISTS)
+ADDED = {f"add_{name}": name for name in ("models", "cases")}
 KINDS: dict[str, type[Suite]] = {"recall": RecallSuite, "throughput": ThroughputSuite}
 
 
@@ -68,7 +67,7 @@ def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]
     if base_name is None:
         if added := next((key for key in data if key in ADDED), None):
             raise UserError(
-                f"{origin}: {added}: goes with `extends: SUITE`, whose list it adds to; without, {added[4:]}."
+                f"{origin}: {added}: goes with `extends: SUITE`, whose list it adds to; without, {ADDED[added]}."
             )
         return data
     if not isinstance(base_name, str):
@@ -85,11 +84,10 @@ def _extended(text: str, origin: str, within: tuple[str, ...]) -> dict[str, Any]
 def _merged(base: dict[str, Any], changes: dict[str, Any], origin: str) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        listed = str(key).removeprefix("add_")
         if key in ADDED:
             if not isinstance(value, list):
                 raise UserError(f"{origin}: {key}: takes a list, got {written(value)}.")
-            merged[listed] = [*(merged.get(listed) or []), *value]
+            merged[ADDED[key]] = [*(merged.get(ADDED[key]) or []), *value]
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = {**merged[key], **value}
         else:

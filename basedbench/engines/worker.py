@@ -252,7 +252,7 @@ def serve(
     plugins: Sequence[str] = (),
     rehearsed: Rehearsed | None = None,
 ) -> None:
-    """The body of a worker process. Ctrl-C is the parent's to handle."""
+    """The body of a worker process. What a terminal sends is the parent's to handle."""
     ignore_terminals()
     all_to_stderr()
     torch.set_num_threads(cpu_threads)

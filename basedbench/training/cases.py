@@ -78,10 +78,9 @@ class RecallCase:
         """What layers have beyond `config` and their mixers' defaults, the lowest being the first: `layer1.window`."""
         found: dict[str, Any] = {}
         for number, layer in enumerate(self.layers, start=1):
-            usual = self.config if layer.mixer == self.mixer else _defaults(layer.mixer, self.d_model)
-            all_usual, own = _whole(layer.mixer, usual), _whole(layer.mixer, layer.options)
-            written = {**layer.options, **usual}  # what neither of the two spells out is the same in both
-            found |= {f"layer{number}.{k}": own[k] for k in written if k not in all_usual or all_usual[k] != own[k]}
+            named = self.config if layer.mixer == self.mixer else _defaults(layer.mixer, self.d_model)
+            usual, own = _whole(layer.mixer, named), _whole(layer.mixer, layer.options)
+            found |= {f"layer{number}.{k}": v for k, v in own.items() if k not in usual or usual[k] != v}
         return found
 
     @property
@@ -214,7 +213,7 @@ def _defaults(mixer: str, d_model: int) -> dict[str, Any]:
     """A mixer's options where none is given; those that a layer has to give, or that do not fit d_model, included."""
     with suppress(UserError):
         return check_options(mixer, d_model, {})
-    return {name: field.get_default() for name, field in get_mixer(mixer).Options.model_fields.items()}
+    return _whole(mixer, {})
 
 
 def _check_segments(suite: RecallSuite, case: RecallCase) -> None:

@@ -86,6 +86,6 @@ def borrow(store: Store, borrowed: Sequence[tuple[RecallCase, str]]) -> None:
     if not borrowed:
         return
     stored = {(row["suite"], row["case_id"]): row for row in rows(store.root, "recall")}
-    as_taken = {"row_id": None, "created_at": None}
     for case, suite in borrowed:
-        store.write("recall", stored[suite, case.case_id] | as_taken | {"suite": case.suite})
+        taken = {"suite": case.suite, "row_id": None, "created_at": None}
+        store.write("recall", stored[suite, case.case_id] | taken)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from basedbench.config import RecallSuite, ThroughputSuite, load_suite
-from basedbench.config.load import LISTS
+from basedbench.config.load import ADDED
 from basedbench.config.places import sections
 from basedbench.config.section import Section
 from basedbench.training.cases import recall_cases
@@ -63,7 +63,7 @@ def test_defaults_are_those_of_the_code(chapter: str) -> None:
 
 
 def test_what_extends_takes_is_told() -> None:
-    assert all(f"`{name}`" in PAGE for name in ("extends", *(f"add_{name}" for name in LISTS)))
+    assert all(f"`{name}`" in PAGE for name in ("extends", *ADDED))
 
 
 def test_the_examples_load_and_are_as_many_runs_as_the_page_says(tmp_path: Path) -> None:
