@@ -35,14 +35,19 @@ Launch = Callable[[], Any]
 LAUNCHES_ALONE = ("ours", "fla-chunk", "fla-parallel", "fla-fused-chunk")  # of these contenders that is so
 MOST_THREADS = 8
 MOST_BYTES = 2**31  # that a call moves
+SHORT = 1024  # tokens, from which on peers launch what they launch for longer ones
 
 
 def compile_ahead(case: AnyCase, device: str) -> None:
     """What a case launches, if its kernels are compiled at all and nothing else is; what goes wrong is no matter.
 
-    Not of large cases: the processes that call ahead share the device's memory.
+    Not of large cases, for the processes that call ahead share the device's memory. A peer's are shortened: it has
+    hundreds of configurations, chosen by widths alone, which would be compiled one after the other.
     """
-    if device == "cpu" or not only_launches(case) or bytes_of(case) > MOST_BYTES:
+    if device == "cpu" or not only_launches(case):
+        return
+    case = _shortened(case)
+    if bytes_of(case) > MOST_BYTES:
         return
 
     def first() -> None:
@@ -58,6 +63,12 @@ def compile_ahead(case: AnyCase, device: str) -> None:
 def only_launches(case: AnyCase) -> TypeGuard[Case]:
     """Whether all that a case needs compiled shows in a call for nothing. Not whole models: their loading checks."""
     return not isinstance(case, ModelCase) and case.contender in LAUNCHES_ALONE
+
+
+def _shortened(case: Case) -> Case:
+    while case.contender != "ours" and bytes_of(case) > MOST_BYTES and case.length >= 2 * SHORT:
+        case = case.model_copy(update={"length": case.length // 2})
+    return case
 
 
 def compile_beside(call: Callable[[], object], device: str, launched: Collection[str] = ()) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from triton.runtime.jit import JITFunction
 
-from basedbench.config.throughput import MeasureSection
+from basedbench.config.throughput import Case, MeasureSection
+from basedbench.contenders.costs import bytes_of
 from basedbench.timing import beside, session
 from basedbench.timing.beside import _load, compile_ahead, compile_beside
 from basedbench.timing.clock import WallClock
@@ -180,6 +181,24 @@ def test_only_small_cases_that_do_no_more_than_launch_kernels_are_called_for_not
     compile_ahead(CASES[name], device)
     called = name in ("ours", "a peer in Triton") and device == "cuda:0"
     assert subject.steps == (["context", "load", "start"] if called else [])
+
+
+def test_a_large_case_of_a_peer_is_called_for_nothing_at_a_length_for_which_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its hundreds of configurations are compiled beside each other, whether or not a shorter case has been there."""
+    called: list[Case] = []
+
+    def subject_of(case: Case, device: str) -> Subject:
+        called.append(case)
+        return Subject()
+
+    monkeypatch.setattr(beside, "subject_of", subject_of)
+    for length, contender in ((2**17, "fla-chunk"), (2**17, "ours"), (2**12, "fla-chunk")):
+        compile_ahead(make_case(contender, batch=2**8, length=length), "cuda:0")
+    assert [case.contender for case in called] == ["fla-chunk", "fla-chunk"]
+    assert called[0].length < 2**17 and called[1].length == 2**12
+    assert bytes_of(called[0]) <= beside.MOST_BYTES < 2 * bytes_of(called[0])
 
 
 @pytest.mark.parametrize("broken", ["subject_of", "_launches_of", "_wake_driver", "_enter", "_compile", "noted"])
