@@ -59,15 +59,18 @@ def reference(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """x (N,D), weight (V,D), target (N,) int64 -> loss (N,) float32 (float64 for float64 x), hit (N,) bool.
 
-    Of equal logits the first is taken as the largest. On CUDA the Triton kernels compute what they were seen to compute
-    right and faster (`supported` there), the reference the rest.
+    Of equal logits the first is taken as the largest. On CUDA kernels compute what they were seen to compute
+    right and faster: half precision of any width, float32 up to a width of 128 (`supported` there); the reference the
+    rest.
     """
     if x_ND.is_cuda:
         from . import linear_cross_entropy_triton as fused
+        from . import linear_cross_entropy_wide_triton as wide
 
         operands = _in_autocast(x_ND, weight_VD)
-        if fused.supported(*operands):
-            return fused.linear_cross_entropy(*operands, target_N)
+        for one in (fused, wide):
+            if one.supported(*operands):
+                return one.linear_cross_entropy(*operands, target_N)
     return reference(x_ND, weight_VD, target_N)
 
 

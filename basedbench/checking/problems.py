@@ -198,7 +198,7 @@ COVERAGE: dict[str, Coverage] = {
     "implicit_filter": Coverage(({"E": 3, "U": 64, "D": 64}, {"E": 5, "U": 24, "D": 100}), modes=("fwd", "gradients")),
     "diagonal_filter": Coverage(({"H": 32, "M": 8}, {"H": 5, "M": 12}), modes=("fwd", "gradients")),
     "linear_cross_entropy": Coverage(
-        ({"D": 64, "V": 1000}, {"D": 128, "V": 8192}, {"D": 256, "V": 1000}),
+        ({"D": 64, "V": 1000}, {"D": 128, "V": 8192}, {"D": 256, "V": 1000}, {"D": 768, "V": 5000}),
         modes=("fwd", "gradients"),
         # Half precision has other kernels from 4,097 positions on.
         wide=({"B": 5, "D": 64, "V": 8192}, {"B": 5, "D": 128, "V": 8192}, {"B": 5, "D": 256, "V": 1000}),

@@ -10,7 +10,7 @@ from basedbench.contenders.sdpa import BACKENDS
 from basedbench.timing.beside import only_launches
 
 # Whole models are left out too: few and large.
-NOTHING_TO_COMPILE = ("reference", *(backend.name for backend in BACKENDS if backend.name != "sdpa-cudnn"))
+NOTHING_TO_COMPILE = ("reference", "torch", *(backend.name for backend in BACKENDS if backend.name != "sdpa-cudnn"))
 # What these call in company is what they call alone: nothing is tuned by timing, so nothing tuned is kept.
 NOTHING_TO_TUNE = ("ours", "fla-parallel", "fla-fused-chunk", "sdpa-cudnn", *NOTHING_TO_COMPILE)
 # cuDNN compiles for a second, once for all shapes of a kind, what the driver keeps on disk.

@@ -38,6 +38,7 @@ def test_a_missing_package_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPa
         ("ours", "attention", {}, "in decoding only"),
         ("flex", "attention", {"mode": "decode"}, "whole sequences only"),
         ("flex", "attention", {"mode": "fwd_bwd"}, "no backward on a CPU"),
+        ("torch-compile", "linear_cross_entropy", {}, "needs a CUDA device"),
     ],
 )
 def test_what_is_beyond_a_contender_has_a_reason(name: str, operator: str, changes: dict, reason: str) -> None:
@@ -45,7 +46,7 @@ def test_what_is_beyond_a_contender_has_a_reason(name: str, operator: str, chang
 
 
 @pytest.mark.parametrize(("operator", "mode"), FORMS)
-@pytest.mark.parametrize("name", ["ours", "reference", "sdpa-flash", "sdpa-math"])
+@pytest.mark.parametrize("name", ["ours", "reference", "sdpa-flash", "sdpa-math", "torch"])
 def test_contenders_compute_the_operator(name: str, operator: str, mode: str) -> None:
     one, case = get_contender(name), small(operator, mode, name, key_dim=8, value_dim=8)
     if reason := one.supports(case):

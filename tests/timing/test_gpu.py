@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 DEVICE = "cuda:0"
-OWN = ["ours", "reference", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "flex"]
+OWN = ["ours", "reference", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-math", "flex", "torch", "torch-compile"]
 PLUGIN = str(Path(__file__).with_name("plugin_gpu.py"))
 MEASURE = MeasureSection(round_ms=2, timeout=300)
 

@@ -22,7 +22,7 @@ from basedbench.kernels.linear_cross_entropy_triton import (
 )
 from tests.kernels.interpreted_bfloat16 import repaired
 
-SHAPES = [(1, 16, 64), (17, 24, 101), (128, 64, 256), (130, 192, 200), (70, 384, 130)]
+SHAPES = [(1, 16, 64), (17, 24, 101), (128, 64, 256), (130, 192, 200)]
 LESS = [(130, 48, 200)]  # as its neighbours
 GPU_SHAPES = [
     (1000, 64, 8192),
@@ -33,9 +33,6 @@ GPU_SHAPES = [
     (4097, 256, 8191),
     (33, 256, 50257),
     (1000, 192, 8192),
-    (1000, 384, 8191),
-    (257, 512, 1000),
-    (4096, 512, 8192),
     (130, 100, 512),
 ]
 SLOWER = [pytest.param(width, marks=pytest.mark.slow) for width in (24, 128, 192, 256)]
@@ -90,8 +87,6 @@ def pytest_generate_tests(metafunc):
 
 def test_no_worse_than_the_reference(shape, dtypes, device, relative_error):
     for dtype in dtypes:
-        if dtype == torch.float32 and shape[1] > 256:
-            continue  # three pieces of a block do not fit on a multiprocessor
         operands = inputs(shape, dtype, device)
         exact = both(reference, operands[0].double(), operands[1].double(), operands[2])
         ours, theirs = both(linear_cross_entropy, *operands), both(reference, *operands)
@@ -180,11 +175,9 @@ def test_every_output_is_written(index, dtypes, device, monkeypatch):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("width", [64, 512, *SLOWER])
+@pytest.mark.parametrize("width", [64, *SLOWER])
 def test_without_gradients_the_same_loss_and_hits(width, dtypes, device, relative_error):
     for dtype in dtypes:
-        if dtype == torch.float32 and width > 256:
-            continue
         x, weight, target = inputs((70, width, 300), dtype, device)
         exact, exact_hit = reference(x.double(), weight.double(), target)
         theirs, _ = reference(x, weight, target)
@@ -240,9 +233,9 @@ def test_of_words_with_equal_weights_the_first_wins(width, differentiable, dtype
     ("dtype", "width", "trained", "expected"),
     [
         (torch.bfloat16, 16, True, True),
-        (torch.bfloat16, 512, True, True),
+        (torch.bfloat16, 256, True, True),
         (torch.float16, 256, False, True),
-        (torch.bfloat16, 513, True, False),
+        (torch.bfloat16, 257, True, False),
         (torch.float32, 128, True, True),
         (torch.float32, 192, True, False),
         (torch.float32, 256, False, True),
@@ -256,7 +249,7 @@ def test_what_the_kernels_take(dtype, width, trained, expected):
     assert not supported(x[:0], weight)
 
 
-@pytest.mark.parametrize("width", [16, 33, 64, 128, 256, 384, 512])
+@pytest.mark.parametrize("width", [16, 33, 64, 128, 256])
 @pytest.mark.parametrize("positions", [1, 100, 528, 1056, 2112, 2**20])
 def test_all_shares_of_a_program_fit_in_registers(width, positions):
     for count in range(1, 17):
