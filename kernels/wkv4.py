@@ -128,9 +128,22 @@ def wkv4(
     return reference(*tensors, initial_state=initial_state, return_state=return_state)
 
 
-@without_autocast
 def wkv4_step(k_BD: Tensor, v_BD: Tensor, w_D: Tensor, u_D: Tensor, state_B3D: Tensor) -> Tensor:
-    """One decode step. Updates `state_B3D` in place; returns y (B,D) in the dtype of v."""
+    """One decode step. Updates `state_B3D` in place; returns y (B,D) in the dtype of v.
+
+    On CUDA a Triton kernel computes it, except for gradients, and states not in float32 or not contiguous.
+    """
+    if v_BD.is_cuda:
+        from . import wkv4_step_triton as fused
+
+        if fused.supported(k_BD, v_BD, w_D, u_D, state_B3D):
+            return fused.step(k_BD, v_BD, w_D, u_D, state_B3D)
+    return step_reference(k_BD, v_BD, w_D, u_D, state_B3D)
+
+
+@without_autocast
+def step_reference(k_BD: Tensor, v_BD: Tensor, w_D: Tensor, u_D: Tensor, state_B3D: Tensor) -> Tensor:
+    """`wkv4_step` in PyTorch."""
     k, v, w, u = (x.to(state_B3D.dtype) for x in (k_BD, v_BD, w_D, u_D))
     before = _opened(state_B3D)
     y_BD = _mean(before, k, v, u)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from basedbench.kernels import wkv4_step_triton as steps
 from basedbench.kernels import wkv4_triton as kernels
 
-reference = importlib.import_module("basedbench.kernels.wkv4").reference  # the package has a function of that name
+module = importlib.import_module("basedbench.kernels.wkv4")  # the package has a function of that name
+reference = module.reference
 
 FLOOR = {torch.float32: 2e-7, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 # batch, length, channels: chunks that are full and not, one and several, several programs
@@ -102,3 +104,32 @@ def test_what_the_kernels_leave_to_the_reference(randn, device):
     assert kernels.unsupported(k, v, w, u, state) is None
     assert "float16" in kernels.unsupported(k.double(), v, w, u)
     assert "nothing" in kernels.unsupported(k[:0], v[:0], w, u)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 600), (2, 1024)], ids=str)
+def test_decode_steps(randn, relative_error, device, dtypes, shape):
+    """From no token on, some keys far above those before them and some far below; slices of wider rows."""
+    batch, channels = shape
+    for dtype in dtypes:
+        k, v, w, u, _ = inputs(randn, device, dtype, batch, 5, channels, 8.0)
+        wide = torch.cat([k, v], -1)
+        mine, theirs = (module.empty_state(k[:, 0].float()) for _ in range(2))
+        exact = module.empty_state(k[:, 0].double())
+        for t in range(5):
+            one = steps.step(*wide[:, t].chunk(2, -1), w, u, mine)
+            other = module.step_reference(k[:, t], v[:, t], w, u, theirs)
+            true = module.step_reference(*(x.double() for x in (k[:, t], v[:, t], w, u)), exact)
+            assert one.dtype == dtype
+            assert relative_error(one, true) <= 2 * relative_error(other, true) + FLOOR[dtype]
+            assert relative_error(mine, exact) <= 2 * relative_error(theirs, exact) + FLOOR[torch.float32]
+
+
+def test_decode_step_registration_and_what_it_leaves_to_the_reference(randn, device):
+    k, v, w, u, state = inputs(randn, device, torch.float32, 2, 1, 40)
+    given = k[:, 0], v[:, 0], w, u
+    torch.library.opcheck(steps.step, (*given, state.clone()))
+    assert steps.supported(*given, state)
+    assert not steps.supported(*given, state.double())
+    assert not steps.supported(*given, torch.cat([state, state], 2)[:, :, ::2])
+    assert not steps.supported(k[:, 0].requires_grad_(), *given[1:], state)
+    assert not steps.supported(*(x[:0] for x in given[:2]), w, u, state[:0])
