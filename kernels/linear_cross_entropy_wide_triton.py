@@ -37,15 +37,17 @@ LEAST = tl.constexpr(-1e38)  # below all logits but -inf, and differences to it 
 
 @triton.jit(do_not_specialize=["first"])
 def lce_rows_kernel(
-    logits, row, target, loss, hit, saved, first, N, V,
+    logits, eighths, target, loss, hit, saved, first, N, V,
     BLOCK: tl.constexpr, SLOPES: tl.constexpr,
 ):  # fmt: skip
     """One position's logits, one of the rows of a chunk: its loss and hit, height and rest / total into saved (2,N).
 
-    Every lane has a peak and a sum of its own until the end: nothing in the loop waits for other lanes.
+    Every lane has a peak and a sum of its own until the end: nothing in the loop waits for other lanes. A row has 8
+    `eighths` numbers: what lies behind the V'th is read and written too, so that 16 bytes at a time are.
     """
     n = first + tl.program_id(0)
-    logits += tl.program_id(0).to(tl.int64) * tl.multiple_of(row, ALIGNED)
+    row = eighths * ALIGNED
+    logits += tl.program_id(0).to(tl.int64) * row
     target_n = tl.load(target + n)
     known = (target_n >= 0) & (target_n < V)
     target_n = tl.where(known, target_n, -1).to(tl.int32)
@@ -56,7 +58,8 @@ def lce_rows_kernel(
     rest_V = tl.zeros([BLOCK], tl.float32)
     for start in tl.range(0, V, BLOCK):
         v = start + column
-        other_V = tl.load(logits + v, mask=(v < V) & (v != target_n), other=float("-inf")).to(tl.float32)
+        logit_V = tl.load(logits + v, mask=v < row, other=float("-inf")).to(tl.float32)
+        other_V = tl.where((v < V) & (v != target_n), logit_V, float("-inf"))
         above_V = other_V - peak_V
         less_V = tl.exp2(-tl.abs(above_V) * LOG2E)  # of the two exponentials one is 1
         rest_V = tl.where(above_V > 0, rest_V * less_V + 1, rest_V + less_V)
@@ -75,21 +78,22 @@ def lce_rows_kernel(
     if SLOPES:
         for start in tl.range(0, V, BLOCK):
             v = start + column
-            logit_V = tl.load(logits + v, mask=v < V, other=float("-inf")).to(tl.float32)
+            logit_V = tl.load(logits + v, mask=v < row, other=float("-inf")).to(tl.float32)
             slope_V = tl.where(v == target_n, -wrong, tl.exp2((logit_V - height) * LOG2E))
-            tl.store(logits + v, slope_V.to(logits.dtype.element_ty), mask=v < V)
+            tl.store(logits + v, slope_V.to(logits.dtype.element_ty), mask=v < row)
 
 
 @triton.jit(do_not_specialize=["first"])
-def lce_slopes_kernel(logits, row, target, saved, grad_loss, first, N, width, BLOCK: tl.constexpr):
+def lce_slopes_kernel(logits, eighths, target, saved, grad_loss, first, N, BLOCK: tl.constexpr):
     """Logits (N,width) of the the words from `first` on become the gradients by them."""
     n = tl.program_id(0)
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    logits += n.to(tl.int64) * tl.multiple_of(row, ALIGNED) + v
-    logit_V = tl.load(logits, mask=v < width, other=0.0).to(tl.float32)
+    row = eighths * ALIGNED
+    logits += n.to(tl.int64) * row + v
+    logit_V = tl.load(logits, mask=v < row, other=0.0).to(tl.float32)
     height, wrong, slope = tl.load(saved + n), tl.load(saved + N + n), tl.load(grad_loss + n)
     slope_V = tl.where(first + v == tl.load(target + n), -wrong, tl.exp2((logit_V - height) * LOG2E)) * slope
-    tl.store(logits, slope_V.to(logits.dtype.element_ty), mask=v < width)
+    tl.store(logits, slope_V.to(logits.dtype.element_ty), mask=v < row)
 
 
 def kept(positions: int, words: int) -> bool:
@@ -128,12 +132,13 @@ def forward_operator(
     loss, hit, saved, slopes = outputs(x, weight, target, by_x, by_weight)
     whole = kept(N, V) and (by_x or by_weight)
     rows = N if whole else chunk_of(N, V)
-    buffer = slopes if whole else x.new_empty(rows, row_of(V))
+    buffer = slopes.as_strided((N, row_of(V)), (row_of(V), 1)) if whole else x.new_empty(rows, row_of(V))
     for first in range(0, N, rows):
         part = x[first : first + rows]
         logits = torch.mm(part, weight.t(), out=buffer[: len(part), :V])
         lce_rows_kernel[(len(part),)](
-            logits, logits.stride(0), target, loss, hit, saved, first, N, V, SLOPES=whole or by_x, **_block(V)
+            buffer, buffer.stride(0) // ALIGNED.value, target, loss, hit, saved, first, N, V,
+            SLOPES=whole or by_x, **_block(V),
         )  # fmt: skip
         if by_x and not whole:
             torch.mm(logits, weight, out=slopes[first : first + rows])
@@ -163,10 +168,11 @@ def gradient_operator(x: Tensor, weight: Tensor, target: Tensor, saved: Tensor, 
     for first in range(0, V, words):
         part = weight[first : first + words]
         width, row = len(part), row_of(len(part))
-        logits = torch.mm(x, part.t(), out=buffer[: N * row].view(N, row)[:, :width])
+        rows = buffer[: N * row].view(N, row)
+        logits = torch.mm(x, part.t(), out=rows[:, :width])
         how = _block(width)
         lce_slopes_kernel[(N, triton.cdiv(width, how["BLOCK"]))](
-            logits, row, target, saved, grad_loss, first, N, width, **how
+            rows, row // ALIGNED.value, target, saved, grad_loss, first, N, **how
         )  # fmt: skip
         torch.mm(logits.t(), x, out=grad[first : first + words])
     return grad
