@@ -127,11 +127,11 @@ def _panel(part: pd.DataFrame, rows: pd.DataFrame) -> Panel:
     special += [name for name in ["batch", "heads", *shape] if name != x and not _fixed(rows, name)]
     conditions = [_describe(name, part[name].iloc[0]) for name in dict.fromkeys(special) if _fixed(part, name)]
     words = " ".join(filter(None, conditions))
-    return Panel(_title(list(part["subject"].unique())), _MODES.get(mode, _words(mode)), words, x, tuple(series))
+    return Panel(_title(sorted(part["subject"].unique())), _MODES.get(mode, _words(mode)), words, x, tuple(series))
 
 
 def _title(subjects: list[str]) -> str:
-    """`Taylor attention and attention`, or `Attention and 2 others`."""
+    """`Attention and taylor attention`, or `Attention and 2 others`."""
     several = [*subjects[:1], f"{len(subjects) - 1} others"] if len(subjects) > 2 else subjects
     title = " and ".join(map(_words, several))
     return title[:1].upper() + title[1:]

@@ -2,12 +2,12 @@
 
 from importlib import import_module
 
-import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from basedbench.config.throughput import Case
 from basedbench.contenders.base import Call, Contender, Tensors
+from basedbench.contenders.compiled import compiled
 
 
 class Flex(Contender):
@@ -34,12 +34,17 @@ class Flex(Contender):
             return (key <= query) & (query - key <= window)
 
         mask = create_block_mask(visible, None, None, case.length, case.length, device=case.device)
-        compiled = torch.compile(flex_attention, dynamic=False)
+
+        def attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLV: Tensor, mask: BlockMask) -> Tensor:
+            y_BHLV = flex_attention(q_BHLK, k_BHLK, v_BHLV, block_mask=mask)
+            assert isinstance(y_BHLV, Tensor)
+            return y_BHLV
+
+        function = compiled(attention)
 
         def call(tensors: Tensors) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in tensors.values())
-            y = compiled(q, k, v, block_mask=mask)
-            assert isinstance(y, Tensor)
+            y: Tensor = function(q, k, v, mask)
             return y.transpose(1, 2)
 
         return call

@@ -6,12 +6,12 @@ operators' tolerance), and an argmax for the hits, which training would leave ou
 
 from importlib import import_module
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from basedbench.config.throughput import Case
 from basedbench.contenders.base import Call, Contender, Tensors, needs_cuda
+from basedbench.contenders.compiled import compiled
 
 
 def _cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,10 +42,10 @@ class Compiled(Library):
         import_module("torch._inductor.compile_fx")
 
     def build(self, case: Case) -> Call:
-        compiled = torch.compile(_cross_entropy, dynamic=False)
+        function = compiled(_cross_entropy)
 
         def call(tensors: Tensors) -> tuple[Tensor, ...]:
-            found = compiled(**tensors)
+            found = function(**tensors)
             assert isinstance(found, tuple)
             return found
 

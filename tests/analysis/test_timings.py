@@ -77,7 +77,7 @@ def test_operators_measured_against_another_join_its_panel():
     (panel,) = panels(
         row("taylor_attention", baseline="attention/sdpa", key_dim=16), row("attention", "sdpa", key_dim=64)
     )
-    assert panel.title == "Taylor attention and attention"
+    assert panel.title == "Attention and taylor attention"
     assert [series.name for series in panel.series] == ["taylor attention: ours", "attention: sdpa"]
     assert [series.variant for series in panel.series] == ["", ""]
 
