@@ -15,6 +15,7 @@ from torch import Tensor
 from .dense_rows import dense_rows
 from .dependents import dependent
 from .dependents_triton import follow
+from .differentiated import once_differentiable
 from .draws import TOGETHER as GROUP
 from .draws import Draws, padded, threshold
 from .partial_sums_triton import sum_parts
@@ -266,7 +267,7 @@ class _NormAndStream(torch.autograd.Function):
         return y, h.view_as(h)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, dy, dr):
         h, weight, bias, stats = ctx.saved_tensors
         if dy is None:

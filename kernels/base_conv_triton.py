@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import short_conv_triton as conv
+from .differentiated import once_differentiable
 from .packing import Packing
 
 
@@ -22,7 +23,7 @@ class _BaseConv(torch.autograd.Function):
         return conv.convolution(u, gate, weight, bias, gate_bias, None, False, packing)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, dy):
         u, gate, product_weight, gate_bias, weight, bias = ctx.saved_tensors
         du, dgate = u.new_empty(u.shape), gate.new_empty(gate.shape)

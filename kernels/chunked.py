@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .differentiated import once_differentiable
 from .precision import accumulation_dtype
 
 EPSILON = 1e-12

@@ -31,9 +31,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .costs import total_bytes, total_flops
+from .differentiated import once_differentiable
 from .precision import accumulation_dtype, without_autocast
 
 FLOOR = -1000.0  # exp of it is 0 in every dtype, and sums of it leave room for the digits of others

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import delta_autograd
 from .delta_rule_backward_triton import reverse_kernel
@@ -37,7 +36,7 @@ from .delta_rule_mild_triton import mild_gradient_kernel, mild_scores_kernel
 from .delta_rule_scores_triton import scores_kernel
 from .delta_rule_stacked_triton import stacked_gradient_kernel
 from .dense_rows import dense_rows
-from .differentiated import differentiated
+from .differentiated import differentiated, once_differentiable
 from .precision import float32_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

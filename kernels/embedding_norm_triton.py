@@ -18,6 +18,7 @@ from .add_layer_norm_triton import input_gradient, store_parameters
 from .block_boundary import Norm
 from .company import most_programs
 from .dense_rows import dense_rows
+from .differentiated import once_differentiable
 from .draws import Draws
 from .embedding import Places, Rows
 from .partial_sums_triton import sum_parts
@@ -164,7 +165,7 @@ class _EmbeddingNorm(torch.autograd.Function):
         return y, r if written else table.new_empty((), dtype=dtype).expand(shape), drawn
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, dy, dr, _):
         tokens, r, drawn, weight, bias, stats, *places = ctx.saved_tensors
         shape, dtype = ctx.outputs

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
-from .delta_rule import delta_rule, delta_rule_step
+from .delta_rule import delta_rule
 from .delta_rule import reference as general_reference
 from .delta_rule import step_reference as general_step_reference
 from .precision import accumulation_dtype, without_autocast
@@ -92,8 +92,7 @@ def layer_delta_rule_step(
 
         if kernels.unsupported(q_BHK, k_BHK, v_BHV, beta_BH, None, g_BHK, state_BHKV) is None:
             return kernels.step(q_BHK, k_BHK, v_BHV, beta_BH, None, g_BHK, state_BHKV)
-    k, a, b = with_both_keys(k_BHK, beta_BH, g_BHK, v_BHV.dtype)
-    return delta_rule_step(q_BHK, k, v_BHV, a, b, g_BHK, state_BHKV)
+    return step_reference(q_BHK, k_BHK, v_BHV, beta_BH, g_BHK, state_BHKV)
 
 
 @without_autocast

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .differentiated import once_differentiable
 from .precision import product_dtype
 
 
@@ -31,6 +32,7 @@ class _LinearAsked(torch.autograd.Function):
         )
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_rest: Tensor, d_asked: Tensor) -> tuple[Tensor | None, ...]:
         x, at, weight, bias = ctx.saved_tensors
         part, rest = ctx.parts

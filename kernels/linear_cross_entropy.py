@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .costs import total_bytes, total_flops
+from .differentiated import once_differentiable
 from .precision import accumulation_dtype, without_autocast
 
 

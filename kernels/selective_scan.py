@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .costs import total_bytes, total_flops
+from .differentiated import once_differentiable
 from .gluon_modules import usable
 from .precision import accumulation_dtype, negative_exp, without_autocast
 from .rounding import accumulated, store

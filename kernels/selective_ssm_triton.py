@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import selective_scan_triton as scan
 from . import short_conv_triton as conv
-from .differentiated import differentiated
+from .differentiated import differentiated, once_differentiable
 from .narrow_gradients_triton import narrow_gradients
 from .packing import Packing
 
@@ -56,7 +56,7 @@ class _SelectiveSSM(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, dy):
         xz, z, slots, x, projected, delta, kept, open_y, A_log, *parameters = ctx.saved_tensors
         x_weight, dt_weight, given_weight, dt_bias, D, weight, bias = parameters

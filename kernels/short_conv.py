@@ -102,6 +102,7 @@ def reference_step(
     x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
 ) -> Tensor:
     """`short_conv_step` in PyTorch: any device."""
+    check_activation(activation)  # before the state has moved
     dtype = accumulation_dtype(x_BD.dtype)
     x = x_BD.to(dtype).unsqueeze(-1)
     y = (torch.cat([state_BDS.to(dtype), x], dim=-1) * weight_DW.to(dtype)).sum(-1)

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .chunked import Kernel, Weights
+from .differentiated import once_differentiable
 
 
 def feature_count(key_dim: int, order: int = 2) -> int:

@@ -44,7 +44,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     widths = _narrowed(_narrowed(widths, loose, room), words, room)
     if terminal:
         widths = _narrowed(widths, [max(map(_longest_number, column)) for column in shown], room)
-    table = Table(title=visible(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table = Table(title=Text(visible(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name, width, number in zip(columns, widths, numbers, strict=True):
         table.add_column(Text(visible(name)), justify="right" if number else "left", overflow="fold", width=width)
     for line in texts:

@@ -37,6 +37,8 @@ def _series(name: str, series: Mapping[str, Any]) -> list[Any]:
     if len(series) != 1 or next(iter(series)) not in SERIES:
         raise ValueError(f"{name}: a series is one of {', '.join(SERIES)}, such as {{logspace: [-3, -1.5, 4]}}")
     kind, arguments = next(iter(series.items()))
+    if isinstance(arguments, list | tuple) and any(isinstance(value, bool) for value in arguments):
+        raise ValueError(f"{name}: {kind} takes numbers, got {arguments!r}")
     return _logspace(name, arguments) if kind == "logspace" else _powers_of_two(name, arguments)
 
 

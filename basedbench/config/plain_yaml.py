@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # a tag may call anything a mapping
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
             if name in seen:
                 raise _error(key, f"{key.value!r} stands twice")

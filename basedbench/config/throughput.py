@@ -21,10 +21,10 @@ from functools import partial
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from basedbench.config.models import MODELS, ModelCase, ModelsSection
-from basedbench.config.section import MOST, Count, Section, Suite
+from basedbench.config.section import MOST, Count, Real, Section, Suite
 from basedbench.config.timed import Cache, Timed, expand_grids, refused
 from basedbench.errors import nearest
 
@@ -171,6 +171,9 @@ class CaseSection(Section):
         return {**axes, "operator": self.operator, "config": options, "baseline": self.baseline}
 
 
+Duration = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
+
+
 class MeasureSection(Section):
     """How long and how carefully each case is timed.
 
@@ -183,9 +186,9 @@ class MeasureSection(Section):
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.005
     min_rounds: Annotated[int, Field(ge=3)] = 7
     max_rounds: Count = 40
-    round_ms: PositiveFloat = 25.0
-    seconds: PositiveFloat = 3.0
-    timeout: PositiveFloat = 300.0
+    round_ms: Duration = 25.0
+    seconds: Duration = 3.0
+    timeout: Duration = 300.0
     cache: Cache = "cold"
     threads: Count | None = None
     cross_check: bool = False

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basedbench.kernels import linear_attention, linear_attention_step, taylor_attention, taylor_attention_step
+from basedbench.kernels.differentiated import differentiated
 from basedbench.kernels.linear_attention import pos_elu, relu, square
 from basedbench.kernels.precision import accumulation_dtype
 from basedbench.kernels.taylor_features import KERNELS, feature_count
@@ -213,15 +214,18 @@ class Performer(FeatureMap):
 
 
 def orthogonal_rows(count: int, width: int) -> Tensor:
-    """(count, width): rows distributed as Gaussian vectors, orthogonal to each other in blocks of `width`."""
-    blocks = []
+    """(count, width): rows distributed as Gaussian vectors, orthogonal to each other in blocks of `width`.
+
+    Drawn in float32 at least, for half precision has no QR; in the default dtype.
+    """
+    dtype, blocks = torch.promote_types(torch.float32, torch.get_default_dtype()), []
     for start in range(0, count, width):
-        directions, triangle = torch.linalg.qr(torch.randn(width, width))
+        directions, triangle = torch.linalg.qr(torch.randn(width, width, dtype=dtype))
         # QR makes the diagonal's signs what it likes; with them made positive the directions are uniform.
         directions = directions * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
-        norms = torch.randn(width, width).norm(dim=1, keepdim=True)
+        norms = torch.randn(width, width, dtype=dtype).norm(dim=1, keepdim=True)
         blocks.append((directions.mT * norms)[: count - start])
-    return torch.cat(blocks)
+    return torch.cat(blocks).to(torch.get_default_dtype())
 
 
 class Hedgehog(FeatureMap):
@@ -278,6 +282,8 @@ class Taylor(FeatureMap):
     def step(
         self, q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHFW: Tensor, position_B: Tensor | None
     ) -> Tensor:
+        if differentiated(q_BHK, k_BHK, v_BHV, state_BHFW):  # two views of one tensor, changed where it lies, have none
+            return super().step(q_BHK, k_BHK, v_BHV, state_BHFW, position_B)
         state = state_BHFW[..., :-1], state_BHFW[..., -1]
         return taylor_attention_step(q_BHK, k_BHK, v_BHV, *state, order=self.order)
 

@@ -8,12 +8,14 @@ rows; b is the only bias, and starts at 0: decays start at exp(-.043). With `d_c
 silu(conv(.)) first, a short convolution without bias (the recall recipe has none).
 State: per head K x V numbers, always in fp32 (fp64 for fp64), and the last d_conv - 1 inputs of the convolution.
 
-    state_bytes = a*int(expand_k*d)*int(expand_v*d)//heads + e*(2*int(expand_k*d) + int(expand_v*d))*max(d_conv-1, 0)
+    state_bytes = (a * int(round(expand_k * d, 6)) * int(round(expand_v * d, 6)) // heads
+        + e * (2 * int(round(expand_k * d, 6)) + int(round(expand_v * d, 6))) * max(d_conv - 1, 0))
 
 (d = d_model, a = 4 bytes or 8 for fp64, e = bytes of the asked dtype.) zoology counts the same elements, and none for
 the convolution. The recall recipe's init leaves the norm's weights at 1; all else is Linear or convolution.
 """
 
+import math
 from typing import Any, cast
 
 import torch
@@ -125,8 +127,8 @@ class GLA(Mixer):
 
 
 def expanded(d_model: int, expansion: float) -> int:
-    """Channels for so many per unit of d_model, rounded down."""
-    return int(expansion * d_model)
+    """Channels for so many per unit of d_model, rounded down: 114 of 200 x 0.57, which is 113.99999999999999."""
+    return math.floor(round(expansion * d_model, 6))
 
 
 def check_expansions(mixer: str, d_model: int, heads: int, **expansions: float) -> None:

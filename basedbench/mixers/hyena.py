@@ -77,10 +77,11 @@ class ImplicitFilter(nn.Module):
 
 def positional_features(max_length: int, emb_dim: int) -> Tensor:
     """(max_length, emb_dim): t / (max_length - 1), then cos and -sin of 2 pi f t / max_length for each band f."""
-    bands = (emb_dim - 1) // 2
-    time_L = torch.arange(max_length, dtype=torch.float32)[:, None]
-    angle_LF = 2 * math.pi / max_length * time_L * torch.linspace(LOWEST_BAND, bands - 1, bands)
-    return torch.cat((time_L / (max_length - 1), angle_LF.cos(), -angle_LF.sin()), 1)
+    bands, default = (emb_dim - 1) // 2, torch.get_default_dtype()
+    dtype = torch.promote_types(torch.float32, default)
+    time_L = torch.arange(max_length, dtype=dtype)[:, None]
+    angle_LF = 2 * math.pi / max_length * time_L * torch.linspace(LOWEST_BAND, bands - 1, bands, dtype=dtype)
+    return torch.cat((time_L / (max_length - 1), angle_LF.cos(), -angle_LF.sin()), 1).to(default)
 
 
 @register

@@ -62,7 +62,7 @@ class Mamba(Mixer):
         self.conv = ShortConv(inner, self.options.d_conv, activation="silu")
         self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)
         self.initialise(layers=1, init="correct")

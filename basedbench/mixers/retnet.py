@@ -12,7 +12,7 @@ the first of each pair before all the second: their products do not depend on an
 turns them.
 State: per head V x K numbers, always in fp32 (fp64 for fp64), and the position that the next token is rotated by.
 
-    state_bytes = a * d * int(expand_v * d) // heads + 4
+    state_bytes = a * d * int(round(expand_v * d, 6)) // heads + 4
 
 (d = d_model, a = 4 bytes or 8 for fp64; 4 for the position.) zoology has no RetNet; counted there as here, without the
 position. The recall recipe's init touches the two projections; nothing else is learned.

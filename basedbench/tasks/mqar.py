@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import lru_cache
+from operator import index
 
 import torch
 from torch import Tensor
@@ -53,9 +54,20 @@ class MQAR:
     passes: int = 1
 
     def __post_init__(self) -> None:
-        problems = [*self._length_problems(), *self._value_problems()]
+        problems = list(self._number_problems()) or [*self._length_problems(), *self._value_problems()]
         if problems:
             raise UserError(f"MQAR {self.name} cannot be made: {'; '.join(problems)}")
+
+    def _number_problems(self) -> Iterator[str]:
+        """Whole numbers of other libraries become Python's: equal tasks are to have equal examples."""
+        for name in ("vocab_size", "length", "pairs", "passes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                yield f"{name} is {value!r} and must be a whole number"
+            else:
+                object.__setattr__(self, name, index(value))
+        if isinstance(self.power_a, bool) or not hasattr(self.power_a, "__float__"):
+            yield f"power_a is {self.power_a!r} and must be a number"
 
     def _length_problems(self) -> Iterator[str]:
         if self.pairs < 1:
@@ -128,7 +140,8 @@ class MQAR:
         """
         handicap_S = self._handicap(device)
         parts = [self._questions(states_B, handicap_S) for states_B in self._states(seed, split, start, count, device)]
-        return torch.cat([2 * (self.pairs + slots_BK - asked_BK) - 1 for slots_BK, asked_BK in parts])
+        none = torch.empty((0, self.pairs), dtype=torch.int64, device=device)
+        return torch.cat([none, *(2 * (self.pairs + slots_BK - asked_BK) - 1 for slots_BK, asked_BK in parts)])
 
     def data_hash(self, seed: int, split: str, count: int, start: int = 0, device: torch.device | str = "cpu") -> str:
         """16 hex digits for these examples (see `batches_hash`); `device` says where they are made, nothing more."""
@@ -136,7 +149,7 @@ class MQAR:
 
     def _states(self, seed: int, split: str, start: int, count: int, device: torch.device | str) -> Iterator[Tensor]:
         segment = (self.vocab_size, self.length, self.pairs, float(self.power_a), self.filler, self.passes)
-        key = stream_key("mqar", _FORMAT, int(seed), split, *segment)
+        key = stream_key("mqar", _FORMAT, index(seed), split, *segment)
         rows = max(1, (_CPU_SLICE if torch.device(device).type == "cpu" else _GPU_SLICE) // self.length)
         for first in range(start, start + count, rows):
             yield example_states(key, first, min(rows, start + count - first), device)

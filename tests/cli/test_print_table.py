@@ -87,3 +87,9 @@ def test_a_name_stays_whole_while_other_columns_can_be_folded_between_words(term
     words = shown.split()
     for word in (lines[0][0], "0.1145", "0.1835"):
         assert word in words
+
+
+@pytest.mark.parametrize("title", ["Suite [/foo]", "Suite [draft] at fp32", "Suite [bold]a[/bold]"])
+def test_a_title_is_text_whatever_stands_in_it(capsys: pytest.CaptureFixture[str], title: str) -> None:
+    print_table(title, ["a"], [["b" * 40]])
+    assert title in capsys.readouterr().out

@@ -72,6 +72,8 @@ def test_a_denser_logspace_holds_the_same_numbers() -> None:
         {"a": {"logspace": [1, 2, 2.5]}},
         {"a": {"logspace": [1, 2, 10**11]}},
         {"a": {"logspace": [-4000, 2000, 3]}},
+        {"a": {"logspace": [True, True, True]}},
+        {"a": {"powers_of_two": [True, 8]}},
     ],
 )
 def test_malformed_series_name_their_key(grid: dict[str, object]) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basedbench.kernels import delta_rule, delta_rule_step
+from basedbench.kernels import delta_rule, delta_rule_step, layer_delta_rule_step
 
 # Relative error against float64 on the same (rounded) inputs: outputs and gradients.
 TOLERANCE = {torch.float32: (2e-6, 1e-5), torch.float16: (4e-4, 5e-4), torch.bfloat16: (3e-3, 4e-3)}
@@ -148,3 +148,17 @@ def test_what_is_written_can_be_read_and_replaced(randn):
     y, state = delta_rule(k, k, values[None, :, None], -k, k, return_state=True)
     torch.testing.assert_close(y[0, :, 0], values)
     torch.testing.assert_close(state[0, 0], values[[5, 6, 2, 4]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layers_step_keeps_its_state_exact_in_half_precision(randn, relative_error, dtype):
+    """Step sizes and decays times keys are not rounded on their way into a float32 state."""
+    q, k, v = (randn(2, 64, 2, 8).to(dtype) for _ in range(3))
+    k = F.normalize(k.float(), dim=-1).to(dtype)
+    beta, g = randn(2, 64, 2).sigmoid().float(), F.logsigmoid(2 + randn(2, 64, 2, 8)).float()
+    state, exact = torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    for t in range(64):
+        given = q[:, t], k[:, t], v[:, t], beta[:, t], g[:, t]
+        layer_delta_rule_step(*given, state)
+        layer_delta_rule_step(*(x.double() for x in given), exact)
+    assert relative_error(state, exact) < 1e-6

@@ -114,5 +114,7 @@ def test_an_unknown_activation_is_refused(randn):
     x, weight, bias, state = shapes(randn, 4, 3)
     with pytest.raises(ValueError, match="activation must be None or 'silu', not 'relu'"):
         short_conv(x, weight, bias, activation="relu")
+    before = state.clone()
     with pytest.raises(ValueError, match="activation"):
         short_conv_step(x[:, 0], weight, bias, state, activation="relu")
+    assert torch.equal(state, before)

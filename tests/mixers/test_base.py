@@ -7,6 +7,7 @@ from torch import nn
 from basedbench.kernels.asked import ask, questions_at
 from basedbench.mixers import get_mixer, mixer_names
 from basedbench.mixers.base import ALIGNED, Mixer, project_aligned
+from basedbench.mixers.feature_maps import FEATURE_MAPS
 
 
 @pytest.mark.parametrize("width", [32, 34, 47, 16, 17])
@@ -65,3 +66,18 @@ def test_a_subclass_is_asked_for_rows_of_its_own_forward(name: str) -> None:
     torch.testing.assert_close(mixer.forward_asked(x, ask(x, questions_at(positions, 9))), rows)
     assert Same.forward_asked is kind.forward_asked
     assert Asked.forward_asked is not Mixer.forward_asked
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", mixer_names())
+def test_all_parameters_have_the_default_dtype(name: str, dtype: torch.dtype) -> None:
+    options: list[dict[str, object]] = [{"head_dim": 8} if name in ("mamba2", "rwkv7") else {}]
+    if name == "linear_attention":
+        options = [{"feature_map": one} for one in FEATURE_MAPS]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for given in options:
+            assert {one.dtype for one in get_mixer(name)(16, **given).parameters()} == {dtype}, given
+    finally:
+        torch.set_default_dtype(before)

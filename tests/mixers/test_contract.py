@@ -49,6 +49,7 @@ CASES = [
     ("gla", 24, {}),
     ("gla", 16, {"heads": 4, "expand_k": 1.0, "expand_v": 1.5, "decay_rank": 3, "d_conv": 4}),
     ("retnet", 24, {}),
+    ("gla", 200, {"heads": 2, "expand_k": 0.29, "expand_v": 0.57}),  # 114 values, of 113.99999999999999
     ("retnet", 16, {"heads": 1, "expand_v": 1.0}),
     ("rwkv4", 24, {}),
     ("rwkv4", 16, {"depth": 0.0}),

@@ -307,3 +307,14 @@ def test_learned_polynomials_keep_their_precision_where_the_trainer_multiplies_i
     with Weights(model, optimizer).in_place():
         assert mixer.in_proj.weight.dtype == torch.bfloat16
         assert {weight.dtype for weight in mixer.feature_map.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", FEATURE_MAPS)
+def test_a_step_is_possible_while_gradients_are_on(name: str) -> None:
+    mixer = get_mixer("linear_attention")(16, feature_map=name)
+    x = torch.randn(2, 3, 16)
+    state, y = mixer.init_state(2, 4), []
+    for t in range(3):
+        out, state = mixer.step(x[:, t], state)
+        y.append(out)
+    torch.testing.assert_close(torch.stack(y, 1), mixer(x), rtol=1e-4, atol=1e-5)

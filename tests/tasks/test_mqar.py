@@ -1,5 +1,6 @@
 """MQAR examples: constraints, layout, reproducibility in slices, hashes. (The laws: test_mqar_law.py.)"""
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,9 @@ def ids(task: MQAR) -> str:
         ({"power_a": 11.0}, "power_a is 11.0 and must be above 0 and at most 10"),
         ({"pairs": 0}, "pairs is 0 and must be at least 1"),
         ({"passes": 0}, "passes is 0 and must be at least 1"),
+        ({"passes": True}, "passes is True and must be a whole number"),
+        ({"vocab_size": 512.0}, "vocab_size is 512.0 and must be a whole number"),
+        ({"power_a": "1"}, "power_a is '1' and must be a number"),
         ({"filler": "zeros"}, "filler is 'zeros'; did you mean 'zero'?"),
     ],
 )
@@ -228,3 +232,15 @@ def test_a_gpu_makes_the_same_examples(task: MQAR, count: int):
     assert all(torch.equal(x, y.cpu()) for x, y in zip(task.examples(0, "train", 0, count), on_gpu, strict=True))
     assert torch.equal(task.distances(0, "train", 0, count), task.distances(0, "train", 0, count, "cuda").cpu())
     assert task.data_hash(0, "train", count, device="cuda") == batches_hash([on_gpu])
+
+
+def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
+    task = MQAR(np.int64(97), np.int32(64), torch.tensor(16))  # type: ignore[arg-type]
+    assert task == MQAR(97, 64, 16)
+    assert task.data_hash(np.int64(3), "train", 2) == MQAR(97, 64, 16).data_hash(3, "train", 2)
+    with pytest.raises(TypeError, match="integer"):
+        task.examples(0.9, "train", 0, 1)  # type: ignore[arg-type]
+
+
+def test_of_no_examples_there_are_no_distances() -> None:
+    assert MQAR(97, 64, 16).distances(0, "train", 0, 0).shape == (0, 16)

@@ -115,6 +115,15 @@ def test_bad_suites_are_refused_in_one_sentence(changes: dict[str, Any], message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["yes", ".inf", "0", ".nan"])
+@pytest.mark.parametrize("name", ["round_ms", "seconds", "timeout"])
+def test_times_are_finite_numbers(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"measure\.{name}: "):
+        parse_suite(
+            f"measure: {{{name}: {value}}}\n" + HEAD + ONE.format(operator="ssd", baseline="x", grid="{}"), "a", "a"
+        )
+
+
 def test_measure_must_be_in_order() -> None:
     with pytest.raises(UserError, match="max_rounds 5 is below min_rounds 7"):
         parse_suite("measure: {max_rounds: 5}\n" + HEAD + ONE.format(operator="ssd", baseline="x", grid="{}"), "a", "a")
