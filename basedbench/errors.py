@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend: one plain sentence, shown without a traceback, exit code 2."""
 
 import json
+import os
 import re
 import sys
 import traceback
@@ -33,7 +34,7 @@ _PLAIN = {
     "bool_parsing": "takes true or false",
 }
 OWN = "One of your own comes with --plugin FILE.py."
-UNREAD = ": rename it, or set LC_ALL=C.UTF-8 if it is"  # of a path that is not UTF-8 text to Python
+UNREAD = ": rename it"  # of a path
 _LONGEST = 100  # of a value in a message
 _CUDA = "CUDA error: "
 _RECORDED = "steps are recorded as CUDA graphs: they may not wait for the device, as .item() and torch.tensor() do"
@@ -67,7 +68,11 @@ def check_name(what: str, name: str) -> None:
 def check_text(what: str, text: str, then: str = "") -> None:
     """UserError unless a text from the command line is UTF-8, as all texts of rows are; `then` is what to do."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python keeps other bytes
-        raise UserError(f"{what} {text!r}: it is not UTF-8 text{then}.")
+        try:
+            os.fsencode(text).decode()
+        except (UnicodeError, ValueError):
+            raise UserError(f"{what} {text!r}: it is not UTF-8 text{then}.") from None
+        raise UserError(f"{what} {text!r}: this locale has no such letters; set LC_ALL=C.UTF-8.")
 
 
 def filter_of(pattern: str) -> re.Pattern[str]:

@@ -17,6 +17,7 @@ from basedbench.contenders import registry as contenders
 from basedbench.errors import UNREAD, UserError, check_text, text_of
 from basedbench.mixers import registry as mixers
 from basedbench.siblings import Mistaken, mistaken
+from basedbench.sources import PLUGIN_MODULES
 from basedbench.streams import stdout_to_stderr
 
 _loaded: dict[Path, "Plugin"] = {}
@@ -52,7 +53,7 @@ def load_plugins(paths: Sequence[Path | str]) -> list[Contender]:
 
 
 def _run(file: Path) -> Plugin:
-    name = f"basedbench_plugin_{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"
+    name = f"{PLUGIN_MODULES}{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"
     before, contenders_before, path_before = mixers.registered(), contenders.registered(), list(sys.path)
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))

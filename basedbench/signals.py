@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+_leave = os._exit  # which raises while a user's file is loaded
 AGAIN_S = 1.0  # a second Ctrl-C so soon is the same wish: what the first one stopped is being put in order
 
 _OF_TERMINALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -101,4 +102,17 @@ def _end_at_once(number: int) -> None:
     # It may be what is being imported, and have no such thing yet.
     for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
         process.kill()
-    os._exit(128 + number)
+    _remove_temporary_folder()
+    _leave(128 + number)
+
+
+def _remove_temporary_folder() -> None:
+    """What multiprocessing would remove at a usual end: sockets, and what workers say."""
+    current = getattr(sys.modules.get("multiprocessing.process"), "current_process", None)
+    folder = None if current is None else current()._config.get("tempdir")
+    if folder is None:
+        return
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)

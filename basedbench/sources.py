@@ -17,6 +17,7 @@ from typing import Any
 from basedbench.siblings import siblings
 
 DIGITS = 8
+PLUGIN_MODULES = "basedbench_plugin_"  # how the names of modules begin that --plugin files become
 ENTRY_POINTS = "basedbench.mixers"  # the group in which installed packages offer mixers
 COLUMNS = {"recall": "mixer_source", "throughput": "contender_version"}  # where the rows of a kind name files
 AGAIN = "--retry outdated takes the older ones again."

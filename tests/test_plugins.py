@@ -1,5 +1,7 @@
 """A user's file: mixers and contenders it registers; what it leaves behind if it fails: nothing."""
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from basedbench.errors import UserError
 from basedbench.mixers import get_mixer, mixer_names
 from basedbench.models import LayerSpec, RecallModel, state_bytes, state_bytes_paper, state_bytes_zoology
 from basedbench.plugins import load_plugin, load_plugins
+from tests.cli.conftest import heeds
 from tests.contenders.conftest import small
 
 pytestmark = pytest.mark.usefixtures("own_registries")
@@ -100,6 +103,7 @@ def test_loading_twice_does_nothing(plugin):
         (PLUGIN + "\nraise RuntimeError('half way')\n", PLUGIN.count("\n") + 2, "half way"),
         (PLUGIN.replace('"running_mean"', '"based"'), 9, "'based'"),
         (PLUGIN.replace('    name = "running_mean"\n', ""), 9, "`name`"),
+        (PLUGIN + PLUGIN, PLUGIN.count("\n") + 9, "two mixers are called 'running_mean'"),
         ("import sys\nsys.exit(0)\n", 2, "calls sys.exit"),
         ("import asyncio\nraise asyncio.CancelledError('no')\n", 2, "CancelledError"),
         (
@@ -232,3 +236,13 @@ def test_settings_of_torch_that_a_plugin_changes_are_put_back(tmp_path):
     )
     load_plugin(path)
     assert settings() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stop_while_a_plugin_loads_is_a_stop(tmp_path, number, code):
+    """And no os._exit of the file's."""
+    path = tmp_path / "stops.py"
+    path.write_text(f"import signal\nsignal.raise_signal({int(number)})\n")
+    command = [sys.executable, "-m", "basedbench", "list", "mixers", "--plugin", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=heeds)
+    assert (done.returncode, done.stderr) == (code, "\nStopped.\n")

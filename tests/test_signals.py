@@ -64,6 +64,24 @@ def test_outside_of_a_command_there_is_nothing_to_put_in_order(number: int, code
     assert (done.returncode, done.stderr) == (code, "\nStopped.\n")
 
 
+LEFT = """
+import signal
+from multiprocessing import util
+from basedbench import cli, signals
+
+print(util.get_temp_dir())
+open(util.get_temp_dir() + "/listener", "w").close()
+cli.app = lambda: signal.raise_signal(signal.SIGTERM)
+cli.main()
+"""
+
+
+def test_what_ends_at_once_leaves_no_temporary_folder() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, preexec_fn=heeds)
+    assert done.returncode == 143
+    assert not Path(done.stdout.strip()).exists()
+
+
 def _ignores(ready: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ready.send(True)

@@ -8,6 +8,7 @@ import typer
 from basedbench.cli.progress import clock
 from basedbench.cli.tables import print_json, print_note, print_table
 from basedbench.errors import visible
+from basedbench.store.schema import STATUSES
 from basedbench.training.tally import Row, SuiteTally, Tally, device_seconds, on_cores
 
 COLUMNS = ("family", "runs", "done", "failed", "left", "time", "a run", "left takes")
@@ -65,8 +66,12 @@ def _after(one: SuiteTally, more: Sequence[str]) -> None:
         typer.echo(f"What is left cannot be told: {visible(one.unknown)}")
     if one.versions:
         print_note(one.versions)
-    if one.total.failed:
-        typer.echo(f"Failed runs run again with --retry {','.join(one.total.failed)}.")
+    known = [status for status in one.total.failed if status in STATUSES]
+    if known:
+        typer.echo(f"Failed runs run again with --retry {','.join(known)}.")
+    if strange := [status for status in one.total.failed if status not in STATUSES]:
+        said = ", ".join(map(repr, strange))
+        typer.echo(f"This version knows no status {visible(said)}; --fresh runs what has it again.")
     commands = one.commands(*more)
     if commands:
         typer.echo("What is left, family by family:")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from basedbench.errors import OWN, UserError, check_name, nearest, sentence, text_of
 from basedbench.mixers.base import Mixer, MixerOptions
-from basedbench.sources import ENTRY_POINTS, source_of
+from basedbench.sources import ENTRY_POINTS, PLUGIN_MODULES, source_of
 from basedbench.streams import stdout_to_stderr
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
@@ -33,7 +33,10 @@ def register(cls: MixerClass) -> MixerClass:
             f"mixer {name!r}: Options is a class derived from basedbench.mixers.MixerOptions, not {cls.Options!r}."
         )
     taken = _mixers.get(name)
-    if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+    again = taken is not None and (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
+    if again and cls.__module__.startswith(PLUGIN_MODULES):  # a file runs once: no cell of a notebook that runs again
+        raise UserError(f"two mixers are called {name!r}, both by a class {cls.__qualname__}; rename one.")
+    if taken and not again:
         raise UserError(
             f"mixer name {name!r} of {cls.__module__}.{cls.__qualname__} is taken by "
             f"{taken.__module__}.{taken.__qualname__}; choose another."

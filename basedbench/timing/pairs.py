@@ -232,7 +232,14 @@ def by_model(rows: Iterable[Row], *beside: str) -> dict[tuple[Any, ...], list[Ro
 
 
 def recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float, chosen: str) -> Pair:
-    """Two models' accuracies over their seeds; `chosen` are the options that would run more of these."""
+    """A model's accuracies over its seeds on both sides; `chosen` are the options that would run more of these."""
+    pair = accuracy_pair(label, a, b, threshold)
+    needed = pair.result.needed
+    return replace(pair, command=recall_command(b[0], needed, chosen)) if needed else pair
+
+
+def accuracy_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float) -> Pair:
+    """The same of any two models, without the command that would run more."""
     values = [[row["accuracy"] for row in rows if row["status"] == "ok"] for rows in (a, b)]
     means = [fmean(one) if one else None for one in values]
     named = sources_in(a, "recall"), sources_in(b, "recall")
@@ -240,8 +247,7 @@ def recall_pair(label: str, a: Sequence[Row], b: Sequence[Row], threshold: float
         if not one:
             return Pair(label, means[0], means[1], _without_result(rows[0] if rows else None, side), sources=named)
     result = _with_diverged(compare_accuracies(values[0], values[1], threshold), a, b)
-    command = _recall_command(b[0], result, chosen) if result.needed else None
-    return Pair(label, means[0], means[1], result, command, *_machines(a, b), named)
+    return Pair(label, means[0], means[1], result, None, *_machines(a, b), named)
 
 
 def _with_diverged(result: Comparison, a: Sequence[Row], b: Sequence[Row]) -> Comparison:
@@ -276,10 +282,10 @@ def _machines(a: Sequence[Row], b: Sequence[Row]) -> tuple[str | None, str | Non
     return hardware, software
 
 
-def _recall_command(row: Row, result: Comparison, chosen: str) -> str:
-    """The runs of b that are missing, with the files that its rows name: those of a may be another version."""
+def recall_command(row: Row, needed: int, chosen: str) -> str:
+    """The runs like this one that are missing, with the files that it names: of others they may be another version."""
     files = plugin_options(row["mixer_source"], _mixers(row))
-    seeds = f"--seed 0-{(result.needed or 1) - 1}"
+    seeds = f"--seed 0-{needed - 1}"
     same = f"--epochs {row['epochs']} --precision {row['precision']}"  # which the suite need not have said
     return f"basedbench recall --sweep --suite {suite_argument(row['suite'])} {chosen} {seeds} {same}{files}"
 

@@ -10,7 +10,17 @@ import pandas as pd
 
 from basedbench.analysis.selection import select
 from basedbench.errors import UserError
-from basedbench.timing.pairs import AGAINST, Pair, Row, by_case, by_model, recall_labels, recall_pair, recall_pattern
+from basedbench.timing.pairs import (
+    AGAINST,
+    Pair,
+    Row,
+    accuracy_pair,
+    by_case,
+    by_model,
+    recall_command,
+    recall_labels,
+    recall_pattern,
+)
 
 _LISTED = 6
 _RATE = "learning_rate"
@@ -32,12 +42,35 @@ def model_pair(rows: Sequence[Row], mine: str, against: str, threshold: float, o
         raise UserError(f"{found[1]} and {found[0]} were not asked the same: their tasks differ.")
     a, b = map(_at_best_rate, whole)
     first = [same[0] for same in models.values()]
-    chosen = "|".join(recall_pattern(one[0], first) for one in (a, b))
     told = [_told(label, one, same) for label, one, same in zip(found, (a, b), whole, strict=True)]
-    pair = recall_pair(AGAINST.join(reversed(told)), a, b, threshold, f"--filter {quote(chosen)} --out {quote(out)}")
+    pair = accuracy_pair(AGAINST.join(reversed(told)), a, b, threshold)
+    if needed := pair.result.needed:
+        wanted = [(_suites(rows, one), one[0], recall_pattern(one[0], first)) for one in (b, a)]
+        pair = replace(pair, command=_command(wanted, needed, out))
     notes = [f"{name}: {' against '.join(values)}" for name, values in other.items()]
     reason = "; ".join(filter(None, [pair.result.reason, *notes])) or None
     return replace(pair, result=replace(pair.result, reason=reason))
+
+
+def _suites(rows: Sequence[Row], model: Sequence[Row]) -> list[str]:
+    """The suites that have runs of a model, the newest first."""
+    cases = {row["case_id"] for row in model}
+    return list(dict.fromkeys(row["suite"] for row in reversed(rows) if row["case_id"] in cases))
+
+
+def _command(wanted: Sequence[tuple[Sequence[str], Row, str]], needed: int, out: str) -> str:
+    """What trains both models' missing seeds: by a suite that has both, else each by its own."""
+    suites, rows, patterns = zip(*wanted, strict=True)
+    both = [suite for suite in suites[0] if suite in suites[1]]
+    trained = [{row[name] for row in rows} for name in ("epochs", "precision", "mixer_source")]
+    if both and all(len(values) == 1 for values in trained):
+        return recall_command({**rows[0], "suite": both[0]}, needed, _chosen("|".join(reversed(patterns)), out))
+    commands = [recall_command({**row, "suite": own[0]}, needed, _chosen(pattern, out)) for own, row, pattern in wanted]
+    return " && ".join(dict.fromkeys(commands))
+
+
+def _chosen(pattern: str, out: str) -> str:
+    return f"--filter {quote(pattern)} --out {quote(out)}"
 
 
 def _models(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_all_start_methods, set_start_method
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Worker:
 
     def __init__(self, device: str, plugins: Sequence[str], set_up: Callable[..., Any] | None = None) -> None:
         context = server_context(TIMING)
-        handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
+        handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-", dir=get_temp_dir())  # which goes with us
         os.close(handle)
         self._pipe, far = context.Pipe()
         self._kills_before = oom_kills()

@@ -344,6 +344,34 @@ def test_two_models_of_one_folder_at_their_best_rates(run_cli: RunCli, models: P
     assert run_cli("compare", models, "--contender", "gla", "--against", "based precision=bf16").exit_code == 1
 
 
+def test_the_command_that_would_settle_it_trains_both_models(run_cli: RunCli, tmp_path: Path) -> None:
+    """By a suite that has both, whichever is asked first; where there is none each has its own command."""
+
+    def commands(folder: str, mine: str, against: str) -> list[tuple[str, str]]:
+        chosen = "--contender", mine, "--against", against, "--json"
+        (pair,) = json.loads(run_cli("compare", tmp_path / folder, *chosen).stdout)["pairs"]
+        words = [shlex.split(command) for command in pair["command"].split(" && ")]
+        return [(one[one.index("--suite") + 1], one[one.index("--filter") + 1]) for one in words]
+
+    shared = (("gla", "quick"), ("based", "quick"), ("gla", "parity"), ("based", "figure2"))
+    for folder, written in (("together", shared), ("apart", shared[2:])):
+        for mixer, suite in written:
+            write_recall(
+                tmp_path / folder,
+                {"gla": 0.7, "based": 0.8}[mixer],
+                0,
+                mixer=mixer,
+                case_id=f"{mixer:_<12}",
+                suite=suite,
+            )
+    for names in (("gla", "based"), ("based", "gla")):
+        ((suite, pattern),) = commands("together", *names)
+        assert suite == "quick"
+        assert all(f"^{name} " in pattern for name in names)
+        found = [(suite, pattern.partition(" ")[0]) for suite, pattern in commands("apart", *names)]
+        assert found == [({"gla": "parity", "based": "figure2"}[name], f"^{name}") for name in names]
+
+
 def test_a_name_is_a_contenders_before_it_is_a_models(run_cli: RunCli, models: Path) -> None:
     for contender in ("gla", "ours"):
         write_time(models, 256, 1, contender)
@@ -363,10 +391,15 @@ def test_two_models_trained_unlike_each_other_are_told(run_cli: RunCli, models: 
     (pair,) = json.loads(run_cli("compare", models, *chosen, "--json").stdout)["pairs"]
     assert pair["verdict"] == "UNCLEAR"
     assert pair["reason"] == "one seed on a side; precision: fp32 against bf16; batch_size: 16 against 32"
-    pattern = shlex.split(pair["command"])[shlex.split(pair["command"]).index("--filter") + 1]
-    for label in ("based d_model=32 feature_dim=8 lr=0.01 seed=0", "gla d_model=32 feature_dim=8 lr=0.1 seed=1"):
+    based, gla = (shlex.split(command) for command in pair["command"].split(" && "))
+    for command, label, precision in (
+        (based, "based d_model=32 feature_dim=8 lr=0.01 seed=0", "fp32"),
+        (gla, "gla d_model=32 feature_dim=8 lr=0.1 seed=1", "bf16"),
+    ):
+        pattern = command[command.index("--filter") + 1]
         assert re.search(pattern, label)
-    assert not re.search(pattern, "gla d_model=32 feature_dim=8 lr=0.01 seed=1")
+        assert not re.search(pattern, label.replace("lr=0.", "lr=0.00"))
+        assert command[command.index("--precision") + 1] == precision
     write_recall(models, 0.7, 0, mixer="mamba", case_id="y" * 12, task='{"length": 3}')
     asked = run_cli("compare", models, "--contender", "mamba", "--against", "gla")
     assert (asked.exit_code, "their tasks differ" in asked.stderr) == (2, True)

@@ -67,5 +67,5 @@ def test_a_name_that_the_locale_cannot_read(tmp_path: Path, name: str) -> None:
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ran = run("recall", "--sweep", option, tmp_path / name, "--dry-run", **locale)
     assert ran.returncode == 2
-    assert b"it is not UTF-8 text: rename it, or set LC_ALL=C.UTF-8 if it is." in ran.stderr
+    assert b"this locale has no such letters; set LC_ALL=C.UTF-8." in ran.stderr
     assert b"Traceback" not in ran.stderr
