@@ -1,4 +1,7 @@
-"""The operators. Each module holds a PyTorch reference and the public function, which picks the implementation."""
+"""The operators. Each module holds a PyTorch reference and the public function, which picks the implementation.
+
+Public functions raise ValueError for tensors whose shapes or dtypes are not what their names say (`shapes`).
+"""
 
 from .adamw import adamw_step
 from .add_layer_norm import add_layer_norm

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .draws import Draws
+from .shapes import checked_shapes
 
 
 def reference(
@@ -46,6 +47,7 @@ def reference(
     return y_xD if dtype is None else y_xD.to(dtype), r_xD
 
 
+@checked_shapes()
 def add_layer_norm(
     h_xD: Tensor,
     residual_xD: Tensor | None,

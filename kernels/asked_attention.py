@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .packing import Packing
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 
 @without_autocast
@@ -43,6 +44,7 @@ def reference(
     return (weights @ v).transpose(1, 2).to(v_BLHV.dtype)
 
 
+@checked_shapes({"P is B, or 1 for packed examples": lambda P, B: P in (B, 1)}, k_BLHF="PLHF", v_BLHV="PLHV")
 def taylor_attention_asked(
     q_BKHF: Tensor, k_BLHF: Tensor, v_BLHV: Tensor, positions_BK: Tensor, *, packing: Packing | None = None
 ) -> Tensor:
@@ -53,6 +55,14 @@ def taylor_attention_asked(
     return _attention(q_BKHF, k_BLHF, v_BLHV, positions_BK, None, None, packing)
 
 
+@checked_shapes(
+    {
+        "P is B, or 1 for packed examples": lambda P, B: P in (B, 1),
+        "E = H (2 F + V)": lambda E, H, F, V: E == H * (2 * F + V),
+    },
+    k_BLHF="PLHF",
+    v_BLHV="PLHV",
+)
 def sliding_window_asked(
     q_BKHF: Tensor,
     k_BLHF: Tensor,

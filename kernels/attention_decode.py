@@ -18,6 +18,7 @@ from .cache_append import reference as appended
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
 from .rotary import Angles
+from .shapes import checked_shapes
 
 
 @without_autocast
@@ -43,6 +44,9 @@ def reference(
     return torch.einsum("bghl,blgv->bghv", scores.softmax(-1), values).flatten(1, 2).to(v_BGV.dtype)
 
 
+@checked_shapes(
+    {"G divides H": lambda G, H: G > 0 and H % G == 0, "2 R <= K": lambda R, K: 2 * R <= K}, angles=("BR", "BR")
+)
 def attention_decode(
     q_BHK: Tensor,
     k_BGK: Tensor,

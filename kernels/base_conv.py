@@ -14,6 +14,7 @@ from .gated_conv import gated_conv
 from .gated_conv import reference as gated
 from .packing import Packing, examples_apart
 from .precision import product_dtype
+from .shapes import checked_shapes
 from .short_conv import on_triton
 
 
@@ -22,6 +23,7 @@ def reference(u_BLD: Tensor, gate_weight_DD: Tensor, gate_bias_D: Tensor, weight
     return gated(u_BLD, F.linear(u_BLD, gate_weight_DD), weight_DW, bias_D, gate_bias_D)
 
 
+@checked_shapes()
 def base_conv(
     u_BLD: Tensor,
     gate_weight_DD: Tensor,

@@ -24,6 +24,7 @@ from torch import Tensor
 from .asked import Asked, Questions, ask
 from .costs import total_bytes, total_flops
 from .embedding import Rows
+from .shapes import checked_shapes
 
 Norm = tuple[Tensor, Tensor | None]
 
@@ -60,6 +61,7 @@ def _norm(x: Tensor, norm: Norm, center: bool, eps: float) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, eps) if center else F.rms_norm(x, weight.shape, weight, eps)
 
 
+@checked_shapes(norm=("D", "D"), first=("D", "D"))
 def block_boundary(
     h_xD: Tensor,
     residual_xD: Tensor,
@@ -85,6 +87,7 @@ def block_boundary(
     return reference(h_xD, residual_xD, norm, **options)
 
 
+@checked_shapes(norm=("D", "D"), first=("D", "D"))
 def last_boundary(
     h_BLD: Tensor,
     residual_BLD: Tensor,

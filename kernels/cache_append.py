@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .precision import without_autocast
 from .rotary import Angles, turned
+from .shapes import checked_shapes
 
 
 @without_autocast
@@ -31,6 +32,7 @@ def reference(
     return q_BHK
 
 
+@checked_shapes({"2 R <= K": lambda R, K: 2 * R <= K}, angles=("BR", "BR"))
 def cache_append(
     q_BHK: Tensor,
     k_BGK: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 from .short_conv import last_inputs, on_triton
 from .short_conv import reference as convolved
 from .short_conv import reference_step as convolved_step
@@ -38,6 +39,7 @@ def reference(
     return (y_BLD, state.to(x_BLE.dtype)) if return_state else y_BLD
 
 
+@checked_shapes({"E = 2 D": lambda E, D: E == 2 * D, "S = W - 1": lambda S, W: S == W - 1}, initial_state="BDS")
 def conv_gate(
     x_BLE: Tensor,
     weight_DW: Tensor,
@@ -66,6 +68,7 @@ def reference_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state
     return (convolved_step(_wide(u_BD), weight_DW, bias_D, state_BDS, activation="silu") * gate_BD).to(x_BE.dtype)
 
 
+@checked_shapes({"E = 2 D": lambda E, D: E == 2 * D, "S = W - 1": lambda S, W: S == W - 1})
 def conv_gate_step(x_BE: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor) -> Tensor:
     """One decode step: x (B,2 D) -> y (B,D). Shifts u into `state_BDS` in place. One launch on CUDA; no gradient."""
     if on_triton(x_BE, weight_DW) and state_BDS.is_contiguous():

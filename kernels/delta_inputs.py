@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .costs import total_bytes
 from .precision import accumulation_dtype, negative_exp, without_autocast
+from .shapes import checked_shapes
 
 EPS = 1e-6
 RWKV7_DECAY = -math.exp(-0.5)  # g of RWKV-7 at its strongest
@@ -48,6 +49,7 @@ def reference(
     return q.to(dtype), n.to(dtype), beta_xH.to(wide).sigmoid(), g
 
 
+@checked_shapes({"E is H or H K": lambda E, H, K: E in (H, H * K)})
 def delta_inputs(
     q_xHK: Tensor,
     k_xHK: Tensor,
@@ -80,6 +82,7 @@ def rwkv7_reference(
     return (k * (1 + (eta - 1) * alpha)).to(dtype), (-eta * kappa).to(dtype), kappa.to(dtype), g
 
 
+@checked_shapes()
 def rwkv7_inputs(
     k_xHK: Tensor, rate_xHK: Tensor, decay_xHK: Tensor, xi_HK: Tensor, alpha_HK: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

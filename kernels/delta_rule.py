@@ -35,6 +35,7 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .differentiated import once_differentiable
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 FLOOR = -1000.0  # exp of it is 0 in every dtype, and sums of it leave room for the digits of others
 
@@ -252,6 +253,7 @@ def reference(
     return (y_BLHV, state.unflatten(0, (batch, heads))) if return_state and state is not None else y_BLHV
 
 
+@checked_shapes({"J is K or 1": lambda J, K: J in (K, 1)}, g_BLHK="BLHJ", initial_state="BHKV")
 def delta_rule(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -290,6 +292,7 @@ def shared_reference(
     return cast(Tensor, reference(q_BLHK, k_BLHK, v_BLHV, a_BLHK, b_BLHK, g_BLHK)), q_BLHK, k_BLHK, v_BLHV
 
 
+@checked_shapes({"J is K or 1": lambda J, K: J in (K, 1)}, g_BLHK="BLHJ")
 def shared_delta_rule(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -308,6 +311,7 @@ def shared_delta_rule(
     return shared_reference(*tensors)
 
 
+@checked_shapes({"J is K or 1": lambda J, K: J in (K, 1)}, g_BHK="BHJ")
 def delta_rule_step(
     q_BHK: Tensor,
     k_BHK: Tensor,

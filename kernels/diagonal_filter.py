@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 
 
 def constants(
@@ -46,6 +47,7 @@ def reference(
     return (gain_HM.real * re_LHM - gain_HM.imag * im_LHM).sum(-1)
 
 
+@checked_shapes()
 def diagonal_filter(
     log_dt_H: Tensor, A_log_HM: Tensor, A_imag_HM: Tensor, B_HM2: Tensor, C_HM2: Tensor, length: int
 ) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import total_bytes
+from .shapes import checked_shapes
 
 MOST = 256  # places of one token in a batch, which one program adds up
 
@@ -73,6 +74,7 @@ def reference(tokens_x: Tensor, weight_VD: Tensor) -> Tensor:
     return F.embedding(tokens_x, weight_VD)
 
 
+@checked_shapes()
 def embedding(tokens_x: Tensor, weight_VD: Tensor, places: Places | None = None) -> Tensor:
     """tokens (...) int64 in [0, V), weight (V,D) -> (..., D). `places`: of these tokens, where known."""
     if weight_VD.is_cuda and weight_VD.element_size() <= 4:

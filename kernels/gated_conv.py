@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
+from .shapes import checked_shapes
 from .short_conv import on_triton
 from .short_conv import reference as convolved
 
@@ -22,6 +23,7 @@ def reference(u_BLD: Tensor, gate_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor
     return torch.addcmul(u_BLD, cast(Tensor, convolved(u_BLD, weight_DW, bias_D)), gate_BLD + gate_bias_D)
 
 
+@checked_shapes()
 def gated_conv(u_BLD: Tensor, gate_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, gate_bias_D: Tensor) -> Tensor:
     """u, gate (B,L,D), weight (D,W), the convolution's bias and the gate's (D) -> y (B,L,D)."""
     if on_triton(u_BLD, weight_DW):

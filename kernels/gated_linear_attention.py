@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +97,7 @@ def reference(
     return (y_BLHV, state) if return_state and state is not None else y_BLHV
 
 
+@checked_shapes(initial_state="BHKV")
 def gated_linear_attention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -122,6 +124,7 @@ def gated_linear_attention(
     )
 
 
+@checked_shapes()
 def gated_linear_attention_step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BHK: Tensor, state_BHKV: Tensor
 ) -> Tensor:

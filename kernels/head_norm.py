@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .costs import total_bytes
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 Activation = Literal["silu", "sigmoid", "identity"]
 Bonus = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -57,6 +58,7 @@ def reference(
     return out_xE.to(dtype or y_xHV.dtype)
 
 
+@checked_shapes({"E = H V": lambda E, H, V: E == H * V}, weight="V|HV", bias="HV", bonus=("xHV", "xHV", "HV", "xHV"))
 def head_norm(
     y_xHV: Tensor,
     weight: Tensor | None = None,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 LAYERS = 3
 WIDEST = 128  # units and features in a program's registers
@@ -40,6 +41,7 @@ def reference(
     return F.linear(h, out_DF.to(dtype)) * torch.exp(-time_L[:, None] * rate_D)
 
 
+@checked_shapes(hidden=("FE", "F", "FF", "F", "FF", "F"))
 def implicit_filter(
     features_NE: Tensor,
     hidden: list[Tensor],

@@ -26,6 +26,7 @@ from .delta_rule import delta_rule
 from .delta_rule import reference as general_reference
 from .delta_rule import step_reference as general_step_reference
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 
 def with_both_keys(
@@ -57,6 +58,7 @@ def reference(
     return (found[0].to(v_BLHV.dtype), found[1]) if return_state else found.to(v_BLHV.dtype)  # type: ignore[union-attr]
 
 
+@checked_shapes({"J is K or 1": lambda J, K: J in (K, 1)}, g_BLHK="BLHJ", initial_state="BHKV")
 def layer_delta_rule(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -83,6 +85,7 @@ def layer_delta_rule(
     return delta_rule(q_BLHK, k, v_BLHV, a, b, g_BLHK, **options)
 
 
+@checked_shapes({"J is K or 1": lambda J, K: J in (K, 1)}, g_BHK="BHJ")
 def layer_delta_rule_step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, beta_BH: Tensor, g_BHK: Tensor | None, state_BHKV: Tensor
 ) -> Tensor:

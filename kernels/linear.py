@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .costs import total_bytes, total_flops
+from .shapes import checked_shapes
 
 
 class _BiasGradient(torch.autograd.Function):
@@ -34,6 +35,7 @@ def reference(x_xD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
     return F.linear(x_xD, weight_ED, bias_E)
 
 
+@checked_shapes()
 def linear(x_xD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
     """x (..., D), weight (E,D), bias (E,) -> (..., E), under autocast in its dtype."""
     if x_xD.is_cuda and bias_E.element_size() <= 4 and bias_E.requires_grad and x_xD.dim() > 2:

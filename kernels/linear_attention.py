@@ -22,6 +22,7 @@ from torch import Tensor
 from .chunked import EPSILON, Kernel, Weights, attention_flops, attention_step, chunked_attention
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 FeatureMap = Callable[[Tensor], Tensor]
 
@@ -50,6 +51,14 @@ def _mapped(x: Tensor, feature_map: FeatureMap | None, dtype: torch.dtype) -> Te
     return x if feature_map is None else feature_map(x)
 
 
+def _check(name: str, state: Tensor | None, features: Tensor) -> None:
+    """How many features a map gives is known once it was called; a map of the kernels' own gives one for each."""
+    if state is not None and state.shape[2] != features.shape[-1]:
+        raise ValueError(
+            f"{name} is {tuple(state.shape)}: F is {state.shape[2]}, but there are {features.shape[-1]} features"
+        )
+
+
 def _weights(q: Tensor, k: Tensor) -> Weights:
     return Weights(q @ k.transpose(1, 2), slope=None, scale=1.0)
 
@@ -71,9 +80,11 @@ def reference(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`linear_attention` in PyTorch: differentiable once, any device."""
     q, k = (_mapped(x, feature_map, accumulation_dtype(v_BLHV.dtype)) for x in (q_BLHK, k_BLHK))
+    _check("initial_state", initial_state, q)
     return chunked_attention(q, k, v_BLHV, KERNEL, initial_state=initial_state, return_state=return_state, chunk=chunk)
 
 
+@checked_shapes({"W = V + 1": lambda W, V: W == V + 1}, initial_state="BHFW")
 def linear_attention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -94,6 +105,7 @@ def linear_attention(
         from . import linear_attention_triton as kernels
 
         q, k, name = _for_kernels(q_BLHK, k_BLHK, v_BLHV.dtype, feature_map)
+        _check("initial_state", initial_state, q)
         if kernels.unsupported(q, k, v_BLHV, initial_state) is None:
             return kernels.linear_attention(
                 q, k, v_BLHV, feature_map=name, initial_state=initial_state, return_state=return_state
@@ -123,6 +135,7 @@ def _for_kernels(
     return _mapped(q, feature_map, accumulation), _mapped(k, feature_map, accumulation), "none"
 
 
+@checked_shapes({"W = V + 1": lambda W, V: W == V + 1}, state_BHKW="BHFW")
 def linear_attention_step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, state_BHKW: Tensor, *, feature_map: FeatureMap | None = pos_elu
 ) -> Tensor:
@@ -131,6 +144,7 @@ def linear_attention_step(
         from . import linear_attention_step_triton as kernels
 
         q, k, name = _for_kernels(q_BHK, k_BHK, state_BHKW.dtype, feature_map)
+        _check("state_BHKW", state_BHKW, q)
         if kernels.unsupported(q, k, v_BHV, state_BHKW) is None:
             return kernels.step(q, k, v_BHV, state_BHKW, name)
     return step_reference(q_BHK, k_BHK, v_BHV, state_BHKW, feature_map=feature_map)
@@ -142,6 +156,7 @@ def step_reference(
 ) -> Tensor:
     """`linear_attention_step` in PyTorch."""
     q, k = (_mapped(x, feature_map, state_BHKW.dtype) for x in (q_BHK, k_BHK))
+    _check("state_BHKW", state_BHKW, q)
     return attention_step(q, k, v_BHV, state_BHKW)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .differentiated import once_differentiable
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -56,6 +57,7 @@ def reference(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor
     return without_autocast(_LinearCrossEntropy.apply)(x_ND, weight_VD, target_N)
 
 
+@checked_shapes()
 def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """x (N,D), weight (V,D), target (N,) int64 -> loss (N,) float32 (float64 for float64 x), hit (N,) bool.
 

@@ -30,6 +30,7 @@ from .costs import causal_pairs, total_bytes, total_flops
 from .gluon_modules import usable
 from .packing import Packing, examples_apart
 from .precision import without_autocast
+from .shapes import checked_shapes
 
 TOEPLITZ_LENGTH = 256  # the longest sequence for the product; at 512 a CPU core does the FFT seven times as fast
 MOST_CHANNELS = 2  # of a head
@@ -91,6 +92,7 @@ def gated_reference(
     return (q_BLRH.unsqueeze(-2) * c_BLRRH).sum(-3).flatten(-2).to(dtype)
 
 
+@checked_shapes({"G divides D": lambda G, D: G > 0 and D % G == 0})
 def long_conv(x_BLD: Tensor, taps_NG: Tensor, skip_G: Tensor | None = None) -> Tensor:
     """x (B,L,D), filters (N,G) and the token's own weight (G,), G a divisor of D -> y (B,L,D)."""
     if not on_triton(x_BLD, taps_NG):
@@ -100,6 +102,9 @@ def long_conv(x_BLD: Tensor, taps_NG: Tensor, skip_G: Tensor | None = None) -> T
     return by_triton(x_BLD, taps_NG, skip_G)
 
 
+@checked_shapes(
+    {"E = 3 D": lambda E, D: E == 3 * D, "3 H divides E": lambda H, E: H > 0 and E % (3 * H) == 0}, shift_ND="MD"
+)
 def gated_long_conv(
     x_BLE: Tensor,
     taps_NH: Tensor,
@@ -116,6 +121,8 @@ def gated_long_conv(
     A bias (3 D,) is added to x first. What the kernels for planes take and give has time innermost in memory. With
     `packing` x and y are (1,T,...).
     """
+    if sorted(order) != ["k", "q", "v"]:
+        raise ValueError(f"order must name q, k and v once each, not {order!r}")
     filters = (taps_NH, skip_H, shift_ND, shift_skip_D)
     narrow = x_BLE.shape[2] <= 3 * MOST_CHANNELS * taps_NH.shape[1]
     if narrow and taps_NH.dtype != torch.float64 and on_planes(x_BLE):

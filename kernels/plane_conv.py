@@ -14,6 +14,7 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .packing import Packing, examples_apart
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 from .short_conv import MOST_TAPS
 from .short_conv import reference as convolved
 
@@ -25,6 +26,7 @@ def reference(x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Te
     return cast(Tensor, convolved(wide, weight_DW, bias_D)).to(x_BLD.dtype)
 
 
+@checked_shapes()
 def plane_conv(
     x_BLD: Tensor, input_bias_D: Tensor, weight_DW: Tensor, bias_D: Tensor, packing: Packing | None = None
 ) -> Tensor:

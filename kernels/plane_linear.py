@@ -13,8 +13,10 @@ from .costs import total_bytes, total_flops
 from .linear import linear
 from .long_conv import on_planes
 from .precision import product_dtype
+from .shapes import checked_shapes
 
 
+@checked_shapes()
 def plane_linear(x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> tuple[Tensor, Tensor | None]:
     """x (B,L,D), weight (E,D), bias (E) -> y (B,L,E), and the bias if y is still without it.
 

@@ -18,6 +18,7 @@ from .costs import STATE_BYTES
 from .gated_linear_attention import flops as gated_flops
 from .linear_attention import bytes_moved as linear_bytes
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 from .ssd import reference as ssd_reference
 
 
@@ -40,6 +41,7 @@ def reference(
     )
 
 
+@checked_shapes(initial_state="BHVK")
 def retention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -55,6 +57,8 @@ def retention(
     `scale` is not zero. `initial_state` continues a sequence: a prefix, then the rest, gives the whole. A decode step
     is `ssd_step` with the reference's arguments.
     """
+    if not scale:
+        raise ValueError(f"scale must not be {scale}: decays are divided by it")
     options: dict[str, Any] = {"scale": scale, "initial_state": initial_state, "return_state": return_state}
     if v_BLHV.is_cuda and v_BLHV.dtype != torch.float64:
         from . import linear_attention_triton as kernels

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines (..., R)
 
@@ -56,6 +57,7 @@ def reference(q_xHK: Tensor, k_xGK: Tensor, angles_LR: Angles) -> tuple[Tensor, 
     return turned(q_xHK, angles_LR), turned(k_xGK, angles_LR)
 
 
+@checked_shapes({"2 R <= K": lambda R, K: 2 * R <= K}, q_xHK="xLHK", k_xGK="xLGK", angles_LR=("LR", "LR"))
 def rotary(q_xHK: Tensor, k_xGK: Tensor, angles_LR: Angles) -> tuple[Tensor, Tensor]:
     """q (...,L,H,K) and k (...,L,G,K) turned by the angles of their tokens; one token each: (B,H,K) and (B,R).
 

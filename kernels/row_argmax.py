@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .costs import total_bytes
+from .shapes import checked_shapes
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -17,6 +18,7 @@ def reference(x_BV: Tensor) -> Tensor:
     return x_BV.argmax(-1)
 
 
+@checked_shapes(out="B")
 def row_argmax(x_BV: Tensor, *, out: Tensor | None = None) -> Tensor:
     """x (B,V) -> int64 (B,), written into `out` where that is given."""
     if x_BV.is_cuda and x_BV.dtype in DTYPES and x_BV.numel():

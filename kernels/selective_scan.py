@@ -22,6 +22,7 @@ from .differentiated import once_differentiable
 from .gluon_modules import usable
 from .precision import accumulation_dtype, negative_exp, without_autocast
 from .rounding import accumulated, store
+from .shapes import checked_shapes
 
 # Elements in a block's (T,B,N,D) tensors. On a CPU they should stay in the cache; on a GPU launches are what costs.
 BLOCK_ELEMENTS = {"cpu": 2**19}
@@ -144,6 +145,7 @@ def reference(
     return (y, h.transpose(1, 2).contiguous()) if return_state else y
 
 
+@checked_shapes(initial_state="BDN")
 def selective_scan(
     u_BLD: Tensor,
     delta_BLD: Tensor,
@@ -179,6 +181,7 @@ def selective_scan(
     return reference(u_BLD, delta_BLD, A_DN, B_BLN, C_BLN, **options)
 
 
+@checked_shapes()
 def selective_scan_step(
     u_BD: Tensor,
     delta_BD: Tensor,

@@ -22,6 +22,7 @@ from .packing import Packing, examples_apart
 from .precision import negative_exp, product_dtype
 from .selective_scan import reference as scan_reference
 from .selective_scan import selective_scan
+from .shapes import checked_shapes
 from .short_conv import on_triton
 from .split_conv import reference as split_reference
 from .split_conv import split_conv
@@ -76,6 +77,7 @@ def reference(
     return _compose(split_reference, scan_reference, xz_BLE, *parameters)
 
 
+@checked_shapes({"E = 2 D": lambda E, D: E == 2 * D, "F = R + 2 N": lambda F, R, N: F == R + 2 * N})
 def selective_ssm(
     xz_BLE: Tensor,
     conv_DW: Tensor,
@@ -108,6 +110,13 @@ def asked_reference(x_BLD: Tensor, z_BKD: Tensor, asked: Asked, **parameters: Te
     return _asked(split_reference, scan_reference, x_BLD, z_BKD, asked, *(parameters[name] for name in names))
 
 
+@checked_shapes(
+    {
+        "P is B, or 1 for packed examples": lambda P, B: P in (B, 1),
+        "F = R + 2 N": lambda F, R, N: F == R + 2 * N,
+    },
+    x_BLD="PLD",
+)
 def selective_ssm_asked(
     x_BLD: Tensor,
     z_BKD: Tensor,

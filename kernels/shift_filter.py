@@ -12,6 +12,7 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .long_conv import reference as convolved
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 
 MOST_TAPS = 64  # of which every pair is in a program's registers
 
@@ -22,6 +23,7 @@ def reference(B_DN: Tensor, C_DN: Tensor) -> Tensor:
     return convolved(C_ND.flip(0)[None], B_ND)[0].flip(0)
 
 
+@checked_shapes()
 def shift_filter(B_DN: Tensor, C_DN: Tensor) -> Tensor:
     """B and C (D,N) -> taps (N,D), the current token's first."""
     if not B_DN.is_cuda or B_DN.shape[1] > MOST_TAPS or torch.float64 in (B_DN.dtype, C_DN.dtype):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 
 MOST_TAPS = 4
 
@@ -56,6 +57,7 @@ def reference(
     return (y, inputs[:, length:].transpose(1, 2).clone(memory_format=torch.contiguous_format)) if return_state else y
 
 
+@checked_shapes({"S = W - 1": lambda S, W: S == W - 1}, initial_state="BDS")
 def short_conv(
     x_BLD: Tensor,
     weight_DW: Tensor,
@@ -112,6 +114,7 @@ def reference_step(
     return _activate(y, activation).to(x_BD.dtype)
 
 
+@checked_shapes({"S = W - 1": lambda S, W: S == W - 1})
 def short_conv_step(
     x_BD: Tensor, weight_DW: Tensor, bias_D: Tensor | None, state_BDS: Tensor, *, activation: str | None = None
 ) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .costs import causal_pairs, total_bytes, total_flops
 from .precision import accumulation_dtype, without_autocast
 from .rotary import Angles, turned
+from .shapes import checked_shapes
 
 # Below this many tokens one block is cheaper than cutting; below this many rows a block's products are too small.
 SHORT_SEQUENCE = 64
@@ -62,6 +63,7 @@ def reference(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, window: int, *, sc
     return y.transpose(1, 2).to(v_BLHV.dtype)
 
 
+@checked_shapes()
 def sliding_window(
     q_BLHK: Tensor, k_BLHK: Tensor, v_BLHV: Tensor, window: int, *, scale: float | None = None
 ) -> Tensor:
@@ -112,6 +114,7 @@ def reference_step(
     return y.to(v_BHV.dtype)
 
 
+@checked_shapes({"2 R <= K": lambda R, K: 2 * R <= K}, angles=("BR", "BR"))
 def sliding_window_step(
     q_BHK: Tensor,
     k_BHK: Tensor,

@@ -14,6 +14,7 @@ from typing import cast
 
 from torch import Tensor
 
+from .shapes import checked_shapes
 from .short_conv import check_activation, on_triton
 from .short_conv import reference as convolved
 
@@ -42,6 +43,7 @@ def cut(x_BLE: Tensor, y_BLD: Tensor, widths: list[int], start: int) -> tuple[Te
     return tuple(parts)
 
 
+@checked_shapes()
 def split_conv(
     x_BLE: Tensor,
     widths: list[int],

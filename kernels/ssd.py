@@ -21,6 +21,7 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .precision import accumulation_dtype, negative_exp, without_autocast
 from .rounding import accumulated, store
+from .shapes import checked_shapes
 
 # The most of a head, for which single warps walk over sequences (`ssd_walk`); packed examples have no other kernels.
 WALKED_STATES, WALKED_CHANNELS = 32, 64
@@ -109,6 +110,7 @@ def reference(
     return (y, state) if return_state and state is not None else y
 
 
+@checked_shapes(initial_state="BHPN")
 def ssd(
     x_BLHP: Tensor,
     dt_BLH: Tensor,
@@ -147,6 +149,7 @@ def ssd(
     return reference(*tensors, **options, chunk=chunk)
 
 
+@checked_shapes({"G divides H": lambda G, H: G > 0 and H % G == 0})
 def ssd_step(
     x_BHP: Tensor,
     dt_BH: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .costs import total_bytes
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 
 
 def reference(x_xE: Tensor) -> Tensor:
@@ -19,6 +20,7 @@ def reference(x_xE: Tensor) -> Tensor:
     return (F.silu(gate) * value).to(x_xE.dtype)
 
 
+@checked_shapes()
 def swiglu(x_xE: Tensor) -> Tensor:
     """x (..., 2 I) -> y (..., I). Raises ValueError for an odd last dimension."""
     if x_xE.shape[-1] % 2:

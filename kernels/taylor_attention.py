@@ -27,6 +27,7 @@ from .chunked import attention_flops, chunked_attention, read_state
 from .costs import total_bytes, total_flops
 from .precision import without_autocast
 from .rounding import accumulated, store
+from .shapes import checked_shapes
 from .taylor_features import KERNELS, feature_count
 
 
@@ -47,6 +48,7 @@ def reference(
     )
 
 
+@checked_shapes({"W = V + 1": lambda W, V: W == V + 1}, initial_state="BHFW")
 def taylor_attention(
     q_BLHK: Tensor,
     k_BLHK: Tensor,
@@ -63,6 +65,7 @@ def taylor_attention(
     cheaper there (the kernels choose for themselves). `initial_state` continues a sequence: a prefix, then the rest,
     gives the whole.
     """
+    _check(order, q_BLHK, "initial_state", initial_state)
     if q_BLHK.is_cuda and order == 2:
         from . import taylor_attention_triton as kernels
 
@@ -81,11 +84,22 @@ def taylor_attention(
     )
 
 
+def _check(order: int, q: Tensor, name: str, state: Tensor | None) -> None:
+    if order not in KERNELS:
+        raise ValueError(f"order must be one of {', '.join(map(str, KERNELS))}, not {order!r}")
+    if state is not None and state.shape[2] != (features := feature_count(q.shape[-1], order)):
+        raise ValueError(
+            f"{name} is {tuple(state.shape)}: F is {state.shape[2]}, but keys {q.shape[-1]} wide have "
+            f"{features} features of order {order}"
+        )
+
+
 def apart(state_BHFW: Tensor) -> tuple[Tensor, Tensor]:
     """A sequence's last state (B,H,F,V+1) as a decode step takes it: the state (B,H,F,V) and its sums (B,H,F)."""
     return state_BHFW[..., :-1].contiguous(), state_BHFW[..., -1].contiguous()
 
 
+@checked_shapes()
 def taylor_attention_step(
     q_BHK: Tensor,
     k_BHK: Tensor,
@@ -100,6 +114,7 @@ def taylor_attention_step(
 
     `count_B` (B,) int32, the tokens before this one, makes a state in bfloat16 be rounded another way each time.
     """
+    _check(order, q_BHK, "state_BHFV", state_BHFV)
     if state_BHFV.is_cuda and order == 2:
         from . import taylor_step_triton as kernels
 

@@ -11,7 +11,6 @@ powers of x would hold 1 + K + ... + K^n. x x^T is symmetric, so only its upper 
 Source: BASED, arXiv 2402.18668, section 4. A is positive for order 2 (at least 1/2) and takes every sign for 1 and 3.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -19,11 +18,15 @@ from torch import Tensor
 
 from .chunked import Kernel, Weights
 from .differentiated import once_differentiable
+from .shapes import checked_shapes
 
 
 def feature_count(key_dim: int, order: int = 2) -> int:
     """F = (K + 1) ... (K + n) / n!; 1 + K + K (K + 1) / 2 for order 2."""
-    return math.comb(key_dim + order, order)
+    features = 1
+    for degree in range(1, order + 1):  # math.comb is not traced by torch.compile where the width is left open
+        features = features * (key_dim + degree) // degree
+    return features
 
 
 class _PackedSquare(torch.autograd.Function):
@@ -57,6 +60,7 @@ def _first_order_map(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[..., :1]), x * x.shape[-1] ** -0.25], dim=-1)
 
 
+@checked_shapes(x="xK")
 def taylor_feature_map(x: Tensor) -> Tensor:
     """(..., K) -> (..., F), packed as in the module docstring: phi(q) . phi(k) = 1 + s + s^2 / 2."""
     return torch.cat([_first_order_map(x), _PackedSquare.apply(x)], dim=-1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .costs import total_bytes
 from .precision import accumulation_dtype
+from .shapes import checked_shapes
 
 
 def mixed(x_xD: Tensor, previous_xD: Tensor, mu_MD: Tensor) -> list[Tensor]:
@@ -25,6 +26,7 @@ def reference(x_BLD: Tensor, mu_MD: Tensor) -> list[Tensor]:
     return mixed(x_BLD, F.pad(x_BLD, (0, 0, 1, -1)), mu_MD)
 
 
+@checked_shapes()
 def token_shift(x_BLD: Tensor, mu_MD: Tensor) -> list[Tensor]:
     """x (B,L,D), mu (M,D) -> M tensors (B,L,D) in the dtype of x."""
     if x_BLD.is_cuda:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .costs import total_bytes, total_flops
 from .gluon_modules import usable
 from .precision import accumulation_dtype, without_autocast
+from .shapes import checked_shapes
 
 NOTHING = -1e38  # the maximum before the first token: finite, for the difference of two infinities is NaN
 
@@ -106,6 +107,7 @@ def empty_state(like_BD: Tensor) -> Tensor:
     return state_B3D
 
 
+@checked_shapes(initial_state="B3D")
 def wkv4(
     k_BLD: Tensor,
     v_BLD: Tensor,
@@ -128,6 +130,7 @@ def wkv4(
     return reference(*tensors, initial_state=initial_state, return_state=return_state)
 
 
+@checked_shapes()
 def wkv4_step(k_BD: Tensor, v_BD: Tensor, w_D: Tensor, u_D: Tensor, state_B3D: Tensor) -> Tensor:
     """One decode step. Updates `state_B3D` in place; returns y (B,D) in the dtype of v.
 
