@@ -106,9 +106,12 @@ def test_rows_of_another_test_do_not_count() -> None:
     assert published_table(None) == NOTHING
 
 
-@pytest.mark.parametrize("name", ["published", "rates"])
-def test_the_tables_of_the_page_are_what_the_committed_rows_give(name: str) -> None:
-    committed = TABLES[name](ROOT / "results" / "reference" / "h100")
-    assert section((ROOT / "docs" / "REPRODUCTION.md").read_text(), name) == committed, (
-        f"run: basedbench results table {name} --results results/reference/h100 --write docs/REPRODUCTION.md"
+@pytest.mark.parametrize(
+    ("page", "device", "name"),
+    [("REPRODUCTION", "h100", "published"), ("REPRODUCTION", "h100", "rates"), ("H200", "h200", "published")],
+)
+def test_the_tables_of_the_pages_are_what_the_committed_rows_give(page: str, device: str, name: str) -> None:
+    committed = TABLES[name](ROOT / "results" / "reference" / device)
+    assert section((ROOT / "docs" / f"{page}.md").read_text(), name) == committed, (
+        f"run: basedbench results table {name} --results results/reference/{device} --write docs/{page}.md"
     )
