@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from basedbench.mixers.base import State
+from basedbench.mixers.base import State, check_room
 from basedbench.mixers.registry import register
 from basedbench.mixers.softmax import SoftmaxMixer, SoftmaxOptions, dropped_attention
 
@@ -41,6 +41,7 @@ class Attention(SoftmaxMixer):
         if max_length is None:
             return y_BLD, {"k": k_BLHK.contiguous(), "v": v_BLHK.contiguous()}
         batch, length, _ = x_BLD.shape
+        check_room(self.name, length, max_length)
         state = self.init_state(batch, max_length, x_BLD.dtype, x_BLD.device)
         state["k"][:, :length] = k_BLHK
         state["v"][:, :length] = v_BLHK

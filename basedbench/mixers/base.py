@@ -221,6 +221,12 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check_room(mixer: str, length: int, max_length: int) -> None:
+    """UserError where a prompt is longer than the state of so many tokens that it is to be written into."""
+    if length > max_length:
+        raise UserError(f"mixer {mixer!r}: a prompt of {length} tokens has no room in a state of {max_length}.")
+
+
 def require_heads(mixer: str, d_model: int, heads: int) -> None:
     """UserError unless `heads` divides `d_model`; names the nearest number of heads that does."""
     if d_model % heads:

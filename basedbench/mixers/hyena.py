@@ -34,7 +34,16 @@ from basedbench.kernels import gated_long_conv, implicit_filter, linear, plane_c
 from basedbench.kernels.asked import Asked
 from basedbench.kernels.packing import Packing, examples_apart, length_of
 from basedbench.kernels.short_conv import MOST_TAPS
-from basedbench.mixers.base import Init, Mixer, MixerOptions, State, accumulator_dtype, normal_linear_, residual_std
+from basedbench.mixers.base import (
+    Init,
+    Mixer,
+    MixerOptions,
+    State,
+    accumulator_dtype,
+    check_room,
+    normal_linear_,
+    residual_std,
+)
 from basedbench.mixers.conv import ShortConv
 from basedbench.mixers.full_precision import FullPrecisionLinear
 from basedbench.mixers.registry import register
@@ -155,6 +164,7 @@ class Hyena(Mixer):
         if max_length is None:
             return y_BLD, {"conv": conv_BES, "w": w_BLD}
         batch, length, _ = x_BLD.shape
+        check_room(self.name, length, max_length)
         state = self.init_state(batch, max_length, x_BLD.dtype, x_BLD.device)
         state["w"][:, :length] = w_BLD
         state["position"].fill_(length)

@@ -34,7 +34,9 @@ class LinearAttentionOptions(MixerOptions):
     feature_dim: int = Field(16, ge=1, description="Width of queries and keys per head, and of most maps' features.")
     heads: int = Field(1, ge=1, description="Heads; they divide d_model.")
     feature_map: MapName = Field("pos_elu", description="What makes features of queries and keys.")
-    features: int = Field(0, ge=0, description="Features per head of performer (0: 256) and all_poly (0: feature_dim).")
+    features: int = Field(
+        0, ge=0, le=2**20, description="Features per head of performer (0: 256) and all_poly (0: feature_dim)."
+    )
     max_length: int = Field(1024, ge=1, description="The longest sequence for cosformer, whose weights end there.")
 
     @model_serializer(mode="wrap")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from basedbench.errors import UserError
 from basedbench.kernels.asked import ask, questions_at
 from basedbench.mixers import get_mixer, mixer_names
 from basedbench.mixers.base import ALIGNED, Mixer, project_aligned
@@ -81,3 +82,12 @@ def test_all_parameters_have_the_default_dtype(name: str, dtype: torch.dtype) ->
             assert {one.dtype for one in get_mixer(name)(16, **given).parameters()} == {dtype}, given
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", ["attention", "hyena"])
+def test_a_prompt_longer_than_its_room_is_refused(name: str) -> None:
+    mixer = get_mixer(name)(16)
+    y, _ = mixer.prefill(torch.randn(2, 5, 16), 5)
+    assert y.shape == (2, 5, 16)
+    with pytest.raises(UserError, match="a prompt of 5 tokens has no room in a state of 4"):
+        mixer.prefill(torch.randn(2, 5, 16), 4)

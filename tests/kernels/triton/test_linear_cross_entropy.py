@@ -79,6 +79,18 @@ def both(function, x, weight, target) -> list[Tensor]:
     return [loss.detach(), hit, *torch.autograd.grad(loss, (x, weight), slopes)]
 
 
+def a_nan_spoils_what_it_touches(function, x, weight, target) -> None:
+    """First in a position of six, which all answer right, then in a word."""
+    x[2, 5] = float("nan")
+    loss, hit = function(x, weight, target)
+    assert loss.isnan().tolist() == [False, False, True, False, False, False]
+    assert hit.tolist() == [True, True, False, True, True, True]
+    x[2], weight[target[0]] = 0, float("nan")
+    loss, hit = function(x, weight, target)
+    assert loss.isnan().all()
+    assert not hit.any()
+
+
 def pytest_generate_tests(metafunc):
     if "shape" in metafunc.fixturenames:
         less = [pytest.param(shape, marks=pytest.mark.slow) for shape in LESS]
@@ -264,14 +276,7 @@ def test_all_shares_of_a_program_fit_in_registers(width, positions):
 def test_a_nan_logit_spoils_its_position_only(index, dtypes, device):
     x, weight, _ = inputs((6, 16, 300), dtypes[index], device)
     target = (x @ weight.t()).argmax(-1)
-    x[2, 5] = float("nan")
-    loss, hit = linear_cross_entropy(x, weight, target)
-    assert loss.isnan().tolist() == [False, False, True, False, False, False]
-    assert hit.tolist() == [True, True, False, True, True, True]
-    x[2], weight[target[0]] = 0, float("nan")
-    loss, hit = linear_cross_entropy(x, weight, target)
-    assert loss.isnan().all()
-    assert not hit.any()
+    a_nan_spoils_what_it_touches(linear_cross_entropy, x, weight, target)
 
 
 @pytest.mark.parametrize("index", [0, -1])
