@@ -18,6 +18,7 @@ AGAIN_S = 1.0  # a second Ctrl-C so soon is the same wish: what the first one st
 
 _OF_TERMINALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
 
+_heeded_by = 0  # the process that does; what it forks has other children and no folder of its own
 _raised_at = -AGAIN_S
 _within_a_command = False
 
@@ -35,6 +36,8 @@ def heed_signals() -> None:
 
     But for those that are ignored: Ctrl-C in what a shell runs in the background, SIGHUP behind `nohup`.
     """
+    global _heeded_by
+    _heeded_by = os.getpid()
     for number in (*_OF_TERMINALS, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -99,10 +102,11 @@ def _importing(frame: FrameType | None) -> bool:
 def _end_at_once(number: int) -> None:
     with suppress(OSError):
         os.write(2, b"\nStopped.\n")
-    # It may be what is being imported, and have no such thing yet.
-    for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
-        process.kill()
-    _remove_temporary_folder()
+    if os.getpid() == _heeded_by:
+        # It may be what is being imported, and have no such thing yet.
+        for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
+            process.kill()
+        _remove_temporary_folder()
     _leave(128 + number)
 
 

@@ -21,7 +21,8 @@ def register(forward: Any, backward: Any) -> None:
     """
 
     def gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-        tensors, rest = ctx.saved_tensors[: ctx.given], ctx.saved_tensors[ctx.given :]
+        saved = ctx.saved_tensors  # once: checkpoints do not give them out again
+        tensors, rest = saved[: ctx.given], saved[ctx.given :]
         dy, grad_state = grads[:2]
         dy = torch.zeros_like(tensors[2]) if dy is None else dy
         found = backward(*tensors, *rest, dy, grad_state)

@@ -129,8 +129,8 @@ class _ChannelDecays(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        rows, columns, row_sums, sums = ctx.saved_tensors
-        grad_rows, grad_columns, grad_row_sums, grad_sums = (torch.zeros_like(x) for x in ctx.saved_tensors)
+        rows, columns, row_sums, sums = saved = ctx.saved_tensors  # asked for once, as checkpoints have it
+        grad_rows, grad_columns, grad_row_sums, grad_sums = (torch.zeros_like(x) for x in saved)
         for half in _powers(rows.shape[1]):
             left, right, since, until = _ChannelDecays.decayed(rows, columns, row_sums, sums, half)
             corner = _corner(grad, 2 * half, 1, 0)

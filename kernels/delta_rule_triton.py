@@ -404,7 +404,8 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *more: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, rest = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors
+        tensors, rest = saved[:6], saved[6:]
         found = backward(*tensors, None, *rest, dy, None, *more)[:6]
         return tuple(None if part is None else grad for part, grad in zip(tensors, found, strict=True))
 

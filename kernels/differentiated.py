@@ -24,16 +24,27 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     def once(ctx: Any, *grads: Tensor | None) -> Any:
         if not torch.is_grad_enabled():  # create_graph
             return backward(ctx, *grads)
+        read = _Read(ctx)
         with torch.no_grad():
-            found = backward(ctx, *grads)
+            found = backward(read, *grads)
         several = found if isinstance(found, tuple) else (found,)
-        made_of = [one for one in (*grads, *ctx.saved_tensors) if one is not None and one.requires_grad]
+        made_of = [one for one in (*grads, *read.saved_tensors) if one is not None and one.requires_grad]
         tensors = [one for one in several if one is not None]
         refusing = iter(_Refusing.apply(len(tensors), *tensors, *made_of))
         told = tuple(None if one is None else next(refusing) for one in several)
         return told if isinstance(found, tuple) else told[0]
 
     return once
+
+
+class _Read:
+    """A context whose saved tensors have been asked for once: checkpoints do not give them out again."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 class _Refusing(torch.autograd.Function):

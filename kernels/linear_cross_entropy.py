@@ -63,7 +63,7 @@ def linear_cross_entropy(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> t
 
     Of equal logits the first is taken as the largest. On CUDA kernels compute what they were seen to compute
     right and faster: half precision of any width, float32 up to a width of 128 (`supported` there); the reference the
-    rest.
+    rest. Half precision wider than 256, without gradients 512, has its logits rounded to that, as the reference has.
     """
     if x_ND.is_cuda:
         from . import linear_cross_entropy_triton as fused

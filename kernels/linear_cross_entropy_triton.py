@@ -15,7 +15,7 @@ instruction of the products. So each logit is compared with the target, which mo
 positions anyway. Which of equal logits comes first is worked out afterwards, where there are any.
 
 bfloat16 of widths 64 and 128 with a multiple of 128 words has kernels of its own on Hopper:
-`linear_cross_entropy_gluon`. Other half precision has kernels with fewer instructions:
+`linear_cross_entropy_gluon`. Other half precision up to D = 256 has kernels with fewer instructions:
 `linear_cross_entropy_half_triton`; its forward is for bfloat16 alone. They begin with a launch more in each direction,
 which few positions do not repay.
 
@@ -38,13 +38,16 @@ from torch import Tensor
 
 from . import linear_cross_entropy_pairs as pairs
 from .company import most_programs
+from .differentiated import once_differentiable
 from .linear_cross_entropy_half_triton import ROWS, launch_forward, launch_weight_gradient, scale_rows
 from .partial_sums_triton import sum_parts
 from .precision import float32_precision
 
 SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
-WIDEST = 256  # of half precision; `linear_cross_entropy_wide_triton` is faster from there on
+WIDEST = 256  # that half precision is trained with here; `linear_cross_entropy_wide_triton` is faster from there on
+WIDEST_JUDGED = 512  # without gradients: by logits that are not rounded, which is what recall is counted by
+BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
 FINISHED = 4096  # numbers that a warp loads when it puts shares together; half as many of wide rows, or it spills
 FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
@@ -279,7 +282,9 @@ def forward_blocks(width: int, pieces: int, differentiable: bool) -> Blocks:
         return Blocks(64, 64, 4, 3, 128, 4)
     if width <= 128:
         return Blocks(64, 64, 4, 3, 168, 3)
-    return Blocks(128, 64, 8, 3, None, 1) if differentiable else Blocks(128, 128, 8, 2, None, 1)
+    if width <= 256:
+        return Blocks(128, 64, 8, 3, None, 1) if differentiable else Blocks(128, 128, 8, 2, None, 1)
+    return Blocks(64, 64, 8, 2, None, 1)
 
 
 def backward_blocks(width: int, pieces: int) -> Blocks:
@@ -359,7 +364,7 @@ def forward_operator(
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
     in_pairs = pairs.taken(x, weight)
-    bounded = x.dtype == torch.bfloat16 and N > FEW
+    bounded = x.dtype == torch.bfloat16 and D <= BOUNDED and N > FEW
     blocks = bounded_blocks(D) if bounded else forward_blocks(D, pieces, differentiable)
     if in_pairs:
         blocks = IN_PAIRS
@@ -455,7 +460,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
     return torch.mul(slope, grad_loss.unsqueeze(-1), out=torch.empty_like(x)), None, None, None
 
 
-forward_operator.register_autograd(_backward, setup_context=_keep)
+forward_operator.register_autograd(once_differentiable(_backward), setup_context=_keep)
 
 
 def supported(x: Tensor, weight: Tensor) -> bool:
@@ -468,7 +473,7 @@ def supported(x: Tensor, weight: Tensor) -> bool:
     if x.dtype == torch.float32:
         seen = float32_precision() == "highest" and x.shape[-1] <= (128 if trained else 256)
     else:
-        seen = x.dtype in (torch.float16, torch.bfloat16) and x.shape[-1] <= WIDEST
+        seen = x.dtype in (torch.float16, torch.bfloat16) and x.shape[-1] <= (WIDEST if trained else WIDEST_JUDGED)
     offsets = len(x) < 2**24 and max(x.numel(), weight.numel()) < 2**30  # 32 bits wide
     return seen and offsets and len(x) > 0 and x.dim() == weight.dim() == 2 and x.dtype == weight.dtype
 

@@ -13,7 +13,7 @@ time (as in Liger, arXiv 2410.10989), which takes a fourth product:
     forward, positions by positions     logits -> G -> dloss/dx
     backward, words by words            logits once more -> G times the gradient of the loss -> dweight
 
-No result is a sum over chunks: each is one product, rounded once. The slope by the target's logit is -rest / total,
+No result is a sum over chunks. The slope by the target's logit is -rest / total,
 rest over the other words: a nearly certain answer's is free of cancellation.
 """
 
@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .differentiated import once_differentiable
 
 KEPT = 2**30  # slopes: 2 GiB in half precision
 CHUNK = 2**27
@@ -85,7 +87,7 @@ def lce_rows_kernel(
 
 @triton.jit(do_not_specialize=["first"])
 def lce_slopes_kernel(logits, eighths, target, saved, grad_loss, first, N, BLOCK: tl.constexpr):
-    """Logits (N,width) of the the words from `first` on become the gradients by them."""
+    """Logits (N,width) of the words from `first` on become the gradients by them."""
     n = tl.program_id(0)
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = eighths * ALIGNED
@@ -212,7 +214,7 @@ def _scaled(x_ND: Tensor, by_N: Tensor) -> Tensor:
     return torch.mul(x_ND, by_N.unsqueeze(-1), out=torch.empty_like(x_ND))
 
 
-forward_operator.register_autograd(_backward, setup_context=_keep)
+forward_operator.register_autograd(once_differentiable(_backward), setup_context=_keep)
 
 
 def supported(x: Tensor, weight: Tensor) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import wraps
 from inspect import signature
+from numbers import Number
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -83,7 +84,7 @@ def checked_shapes(
                     raise ValueError(_broken(text, letters, sizes, given))
             for place, name in counts:
                 value: Any = args[place] if place < len(args) else kwargs.get(name, 1)
-                if isinstance(value, float) or value < 1:
+                if not _is_count(value):
                     raise ValueError(f"{name} must be at least 1 and a whole number, not {value!r}")
 
         # torch.compile counts by code object how often it compiled, up to eight: operators do not share one.
@@ -93,13 +94,19 @@ def checked_shapes(
     return decorate
 
 
+def _is_count(value: Any) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):  # also what torch.compile leaves open
+        return value >= 1
+    return not isinstance(value, bool | float) and hasattr(value, "__index__") and bool(value >= 1)
+
+
 def _told(value: Any) -> Any:
     """All that is looked at of an argument."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, tuple | list):
         return tuple(map(_told, value))
-    return (value, type(value)) if isinstance(value, int | float) else None  # 2.0 is equal to 2
+    return (value, type(value)) if isinstance(value, Number | str) else None  # 2.0 is equal to 2
 
 
 def _remember(right: set[Any], call: Any) -> None:

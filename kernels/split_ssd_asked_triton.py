@@ -224,8 +224,9 @@ class _SplitSSDAsked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        weight, bias = ctx.saved_tensors[8:10]
-        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *ctx.saved_tensors, ctx.groups, *starts_and_longest(ctx.packing))
+        saved = ctx.saved_tensors
+        weight, bias = saved[8:10]
+        dz, dp, sums, dA, dD, d_dt_bias = backward(dy, *saved, ctx.groups, *starts_and_longest(ctx.packing))
         d_weight, d_bias, _ = parameter_gradients(sums, weight, bias)
         return dz, dp, None, None, d_weight, d_bias, dA, dD, d_dt_bias, None, None, None
 

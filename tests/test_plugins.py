@@ -246,3 +246,9 @@ def test_a_stop_while_a_plugin_loads_is_a_stop(tmp_path, number, code):
     command = [sys.executable, "-m", "basedbench", "list", "mixers", "--plugin", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=heeds)
     assert (done.returncode, done.stderr) == (code, "\nStopped.\n")
+
+
+def test_one_class_may_be_registered_twice(tmp_path):
+    path = tmp_path / "running_mean.py"
+    path.write_text(PLUGIN + "\nregister(RunningMean)\n")
+    assert load_plugin(path).mixers == ("running_mean",)

@@ -82,6 +82,25 @@ def test_what_ends_at_once_leaves_no_temporary_folder() -> None:
     assert not Path(done.stdout.strip()).exists()
 
 
+FORKED = """
+import os, signal, sys
+from multiprocessing import util
+from basedbench import signals
+
+signals.heed_signals()
+folder = util.get_temp_dir()
+if (child := os.fork()) == 0:
+    signal.raise_signal(signal.SIGTERM)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), os.path.isdir(folder))
+"""
+
+
+def test_a_forked_child_leaves_its_parent_the_temporary_folder() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, preexec_fn=heeds)
+    assert (done.returncode, done.stdout) == (0, "143 True\n")
+
+
 def _ignores(ready: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ready.send(True)

@@ -34,7 +34,9 @@ def register(cls: MixerClass) -> MixerClass:
         )
     taken = _mixers.get(name)
     again = taken is not None and (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
-    if again and cls.__module__.startswith(PLUGIN_MODULES):  # a file runs once: no cell of a notebook that runs again
+    if (
+        again and taken is not cls and cls.__module__.startswith(PLUGIN_MODULES)
+    ):  # a file runs once: no cell of a notebook that runs again
         raise UserError(f"two mixers are called {name!r}, both by a class {cls.__qualname__}; rename one.")
     if taken and not again:
         raise UserError(

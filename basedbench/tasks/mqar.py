@@ -62,12 +62,20 @@ class MQAR:
         """Whole numbers of other libraries become Python's: equal tasks are to have equal examples."""
         for name in ("vocab_size", "length", "pairs", "passes"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                yield f"{name} is {value!r} and must be a whole number"
-            else:
+            try:
                 object.__setattr__(self, name, index(value))
+            except TypeError:
+                whole = False
+            else:
+                whole = not isinstance(value, bool)
+            if not whole:
+                yield f"{name} is {value!r} and must be a whole number"
         if isinstance(self.power_a, bool) or not hasattr(self.power_a, "__float__"):
             yield f"power_a is {self.power_a!r} and must be a number"
+        else:
+            object.__setattr__(self, "power_a", float(self.power_a))
+        if not isinstance(self.filler, str):
+            yield f"filler is {self.filler!r} and must be a word"
 
     def _length_problems(self) -> Iterator[str]:
         if self.pairs < 1:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from basedbench.kernels.differentiated import once_differentiable
 from basedbench.mixers import get_mixer, mixer_names
@@ -73,3 +74,19 @@ def test_a_second_derivative_of_a_mixer_is_right_or_refused(name: str) -> None:
     (second,) = torch.autograd.grad((first * v).sum(), x)
     above, below = (gradient((x.detach() + sign * STEP * v).requires_grad_()) for sign in (1, -1))
     torch.testing.assert_close(second, (above - below) / (2 * STEP), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", mixer_names())
+def test_a_mixer_may_be_computed_again_for_its_gradients(name: str, create_graph: bool) -> None:
+    """Checkpoints give each saved tensor out once."""
+    torch.manual_seed(0)
+    mixer, x = get_mixer(name)(16, **OPTIONS.get(name, {})).double(), torch.randn(2, 6, 16, dtype=torch.float64)
+    x.requires_grad_()
+    found = []
+    for call in (mixer, lambda x: checkpoint(mixer, x, use_reentrant=False)):
+        torch.manual_seed(1)  # of dropout
+        leaves = x, *mixer.parameters()
+        found.append(torch.autograd.grad(call(x).square().sum(), leaves, create_graph=create_graph, allow_unused=True))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

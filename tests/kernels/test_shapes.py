@@ -5,6 +5,7 @@ import re
 import typing
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -376,7 +377,8 @@ def test_what_was_right_makes_nothing_else_right() -> None:
     q, k, v = (torch.randn(1, 6, 2, 4) for _ in range(3))
     for _ in range(2):
         kernels.sliding_window(q, k, v, window=2)
-    for wrong in (2.0, 2.5, 0):
+    kernels.sliding_window(q, k, v, window=np.int64(2))  # type: ignore[arg-type]
+    for wrong in (2.0, 2.5, 0, np.int64(0), np.float32(2.5), True, "2"):
         with pytest.raises(ValueError, match="window must be at least 1"):
             kernels.sliding_window(q, k, v, window=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k_BLHK is"):

@@ -40,6 +40,8 @@ def ids(task: MQAR) -> str:
         ({"passes": 0}, "passes is 0 and must be at least 1"),
         ({"passes": True}, "passes is True and must be a whole number"),
         ({"vocab_size": 512.0}, "vocab_size is 512.0 and must be a whole number"),
+        ({"pairs": torch.tensor(4.5)}, "and must be a whole number"),
+        ({"filler": 3}, "filler is 3 and must be a word"),
         ({"power_a": "1"}, "power_a is '1' and must be a number"),
         ({"filler": "zeros"}, "filler is 'zeros'; did you mean 'zero'?"),
     ],
@@ -240,6 +242,12 @@ def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
     assert task.data_hash(np.int64(3), "train", 2) == MQAR(97, 64, 16).data_hash(3, "train", 2)
     with pytest.raises(TypeError, match="integer"):
         task.examples(0.9, "train", 0, 1)  # type: ignore[arg-type]
+
+
+def test_a_rounded_power_is_another_task() -> None:
+    rounded = MQAR(97, 64, 16, power_a=np.float32(0.1))  # type: ignore[arg-type]
+    assert type(rounded.power_a) is float
+    assert rounded != MQAR(97, 64, 16, power_a=0.1)
 
 
 def test_of_no_examples_there_are_no_distances() -> None:

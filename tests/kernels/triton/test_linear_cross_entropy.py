@@ -91,6 +91,20 @@ def a_nan_spoils_what_it_touches(function, x, weight, target) -> None:
     assert not hit.any()
 
 
+def second_derivatives_are_refused(function, operands) -> None:
+    """Of the gradient by either input, whether or not the other one has one."""
+    x, weight, target = operands
+    for by_x, by_weight in ((True, True), (True, False), (False, True)):
+        leaves = [one.detach().clone().requires_grad_(by) for one, by in ((x, by_x), (weight, by_weight))]
+        asked = [leaf for leaf in leaves if leaf.requires_grad]
+        first = torch.autograd.grad(function(*leaves, target)[0].sum(), asked)
+        again = torch.autograd.grad(function(*leaves, target)[0].sum(), asked, create_graph=True)
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one, other)
+            with pytest.raises(RuntimeError, match="first derivatives only"):
+                torch.autograd.grad(other.square().sum(), asked, retain_graph=True, allow_unused=True)
+
+
 def pytest_generate_tests(metafunc):
     if "shape" in metafunc.fixturenames:
         less = [pytest.param(shape, marks=pytest.mark.slow) for shape in LESS]
@@ -187,9 +201,11 @@ def test_every_output_is_written(index, dtypes, device, monkeypatch):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("width", [64, *SLOWER])
+@pytest.mark.parametrize("width", [64, 512, *SLOWER])
 def test_without_gradients_the_same_loss_and_hits(width, dtypes, device, relative_error):
     for dtype in dtypes:
+        if dtype == torch.float32 and width > 256:
+            continue  # three pieces of a block do not fit on a multiprocessor
         x, weight, target = inputs((70, width, 300), dtype, device)
         exact, exact_hit = reference(x.double(), weight.double(), target)
         theirs, _ = reference(x, weight, target)
@@ -248,6 +264,8 @@ def test_of_words_with_equal_weights_the_first_wins(width, differentiable, dtype
         (torch.bfloat16, 256, True, True),
         (torch.float16, 256, False, True),
         (torch.bfloat16, 257, True, False),
+        (torch.bfloat16, 512, False, True),
+        (torch.bfloat16, 513, False, False),
         (torch.float32, 128, True, True),
         (torch.float32, 192, True, False),
         (torch.float32, 256, False, True),
@@ -261,7 +279,7 @@ def test_what_the_kernels_take(dtype, width, trained, expected):
     assert not supported(x[:0], weight)
 
 
-@pytest.mark.parametrize("width", [16, 33, 64, 128, 256])
+@pytest.mark.parametrize("width", [16, 33, 64, 128, 256, 384, 512])
 @pytest.mark.parametrize("positions", [1, 100, 528, 1056, 2112, 2**20])
 def test_all_shares_of_a_program_fit_in_registers(width, positions):
     for count in range(1, 17):
@@ -305,6 +323,10 @@ def test_operators_follow_their_registration(device):
         saved, slope = forward_operator(x, weight, target, differentiable)[2:]
         given = [y.detach() for y in (x, weight, target, saved, slope, torch.ones(17, device=device))]
         torch.library.opcheck(gradient_operator, given)
+
+
+def test_second_derivatives_are_refused(device):
+    second_derivatives_are_refused(linear_cross_entropy, inputs((17, 24, 101), torch.float32, device))
 
 
 def test_compiled_whole(device):

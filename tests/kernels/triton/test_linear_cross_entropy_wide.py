@@ -16,7 +16,12 @@ from basedbench.kernels.linear_cross_entropy_wide_triton import (
     supported,
 )
 from tests.kernels.interpreted_bfloat16 import repaired
-from tests.kernels.triton.test_linear_cross_entropy import LEAST, a_nan_spoils_what_it_touches, both
+from tests.kernels.triton.test_linear_cross_entropy import (
+    LEAST,
+    a_nan_spoils_what_it_touches,
+    both,
+    second_derivatives_are_refused,
+)
 from tests.kernels.triton.test_linear_cross_entropy import inputs as narrow_inputs
 
 SHAPES = [(1, 16, 64), (17, 24, 101), (40, 30, 4500)]
@@ -161,6 +166,10 @@ def test_operators_follow_their_registration(way, device):
     saved = forward_operator(x, weight, target, True, True)[2]
     given = [y.detach() for y in (x, weight, target, saved, torch.ones(17, device=device))]
     torch.library.opcheck(gradient_operator, given)
+
+
+def test_second_derivatives_are_refused(way, device):
+    second_derivatives_are_refused(linear_cross_entropy, inputs((17, 24, 101), torch.float16, device))
 
 
 def test_the_public_function_takes_wide_models_here(device):
