@@ -18,6 +18,7 @@ AGAIN_S = 1.0  # a second Ctrl-C so soon is the same wish: what the first one st
 
 _OF_TERMINALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
 
+temporary_files = set[str]()  # what is removed where a process ends at once
 _heeded_by = 0  # the process that does; what it forks has other children and no folder of its own
 _raised_at = -AGAIN_S
 _within_a_command = False
@@ -106,12 +107,15 @@ def _end_at_once(number: int) -> None:
         # It may be what is being imported, and have no such thing yet.
         for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
             process.kill()
-        _remove_temporary_folder()
+        _remove_temporary()
     _leave(128 + number)
 
 
-def _remove_temporary_folder() -> None:
-    """What multiprocessing would remove at a usual end: sockets, and what workers say."""
+def _remove_temporary() -> None:
+    """What a usual end would: files that were named, and the folder in which multiprocessing has its sockets."""
+    for file in list(temporary_files):  # to which other threads may add
+        with suppress(OSError):
+            os.unlink(file)
     current = getattr(sys.modules.get("multiprocessing.process"), "current_process", None)
     folder = None if current is None else current()._config.get("tempdir")
     if folder is None:

@@ -69,17 +69,21 @@ import signal
 from multiprocessing import util
 from basedbench import cli, signals
 
-print(util.get_temp_dir())
-open(util.get_temp_dir() + "/listener", "w").close()
+named = util.get_temp_dir() + "-named"
+signals.temporary_files.add(named)
+print(util.get_temp_dir(), named)
+for name in (util.get_temp_dir() + "/listener", named):
+    open(name, "w").close()
 cli.app = lambda: signal.raise_signal(signal.SIGTERM)
 cli.main()
 """
 
 
-def test_what_ends_at_once_leaves_no_temporary_folder() -> None:
+def test_what_ends_at_once_leaves_nothing_temporary() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, preexec_fn=heeds)
     assert done.returncode == 143
-    assert not Path(done.stdout.strip()).exists()
+    assert len(done.stdout.split()) == 2
+    assert not any(Path(name).exists() for name in done.stdout.split())
 
 
 FORKED = """

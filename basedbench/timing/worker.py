@@ -10,12 +10,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_all_start_methods, set_start_method
-from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
 from basedbench.forking import TIMING, end_with_parent, server_context
-from basedbench.signals import ignore_terminals
+from basedbench.signals import ignore_terminals, temporary_files
 from basedbench.timing.failures import classify, crash, last_words
 from basedbench.timing.oom_kills import oom_kills
 from basedbench.timing.timeline import noted
@@ -42,8 +41,9 @@ class Worker:
 
     def __init__(self, device: str, plugins: Sequence[str], set_up: Callable[..., Any] | None = None) -> None:
         context = server_context(TIMING)
-        handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-", dir=get_temp_dir())  # which goes with us
+        handle, self._log = tempfile.mkstemp(prefix="basedbench-worker-")
         os.close(handle)
+        temporary_files.add(self._log)
         self._pipe, far = context.Pipe()
         self._kills_before = oom_kills()
         self._process = context.Process(
@@ -115,6 +115,7 @@ class Worker:
         self._process.join(STOP_LIMIT_S)
         self._pipe.close()
         Path(self._log).unlink(missing_ok=True)
+        temporary_files.discard(self._log)
 
     def _answer(self, limit_s: float) -> Any:
         if not connection.wait([self._pipe, self._process.sentinel], min(limit_s, LONGEST_WAIT_S)):

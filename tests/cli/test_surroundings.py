@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from multiprocessing import process
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,6 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, arguments: list[str]) -> 
 
 def test_no_folder_for_temporary_files(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.delitem(process.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere/at/all"])
     outcome = run_cli("check", "mixer", "based", "--d-model", 16)
     assert outcome.exit_code == 2
