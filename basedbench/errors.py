@@ -70,7 +70,7 @@ def check_text(what: str, text: str, then: str = "") -> None:
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python keeps other bytes
         try:
             os.fsencode(text).decode()
-        except (UnicodeError, ValueError):
+        except ValueError:
             raise UserError(f"{what} {text!r}: it is not UTF-8 text{then}.") from None
         raise UserError(f"{what} {text!r}: this locale has no such letters; set LC_ALL=C.UTF-8.")
 

@@ -47,7 +47,6 @@ SPLIT_BLOCK = 1024
 MULTIPROCESSORS = 132  # of an H100 or H200
 WIDEST = 256  # that half precision is trained with here; `linear_cross_entropy_wide_triton` is faster from there on
 WIDEST_JUDGED = 512  # without gradients: by logits that are not rounded, which is what recall is counted by
-BOUNDED = 256  # widths up to which half precision takes the kernels with fewer instructions
 FINISHED = 4096  # numbers that a warp loads when it puts shares together; half as many of wide rows, or it spills
 FEW = 4096  # positions up to which they take longer: by 2 to 15 us with 2,048 and 4,096 positions (docs/log)
 
@@ -364,7 +363,7 @@ def forward_operator(
     (N, D), V = x.shape, len(weight)
     pieces = pieces_of(x.dtype)
     in_pairs = pairs.taken(x, weight)
-    bounded = x.dtype == torch.bfloat16 and D <= BOUNDED and N > FEW
+    bounded = x.dtype == torch.bfloat16 and D <= WIDEST and N > FEW
     blocks = bounded_blocks(D) if bounded else forward_blocks(D, pieces, differentiable)
     if in_pairs:
         blocks = IN_PAIRS

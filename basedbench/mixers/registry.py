@@ -32,17 +32,15 @@ def register(cls: MixerClass) -> MixerClass:
         raise UserError(
             f"mixer {name!r}: Options is a class derived from basedbench.mixers.MixerOptions, not {cls.Options!r}."
         )
-    taken = _mixers.get(name)
-    again = taken is not None and (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
-    if (
-        again and taken is not cls and cls.__module__.startswith(PLUGIN_MODULES)
-    ):  # a file runs once: no cell of a notebook that runs again
-        raise UserError(f"two mixers are called {name!r}, both by a class {cls.__qualname__}; rename one.")
-    if taken and not again:
+    taken = _mixers.get(name, cls)
+    if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(
             f"mixer name {name!r} of {cls.__module__}.{cls.__qualname__} is taken by "
             f"{taken.__module__}.{taken.__qualname__}; choose another."
         )
+    # A cell of a notebook may run again; a plugin's file runs once.
+    if taken is not cls and cls.__module__.startswith(PLUGIN_MODULES):
+        raise UserError(f"two mixers are called {name!r}, both by a class {cls.__qualname__}; rename one.")
     cls.family = cls.family or name
     source_of(cls)
     _mixers[name] = cls

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from basedbench import atomic
 from basedbench.atomic import HIDDEN
-from basedbench.errors import UserError, check_text
+from basedbench.errors import UNREAD, UserError, check_text
 
 SUFFIX = ".parquet"
 COMPACTED = "compacted-"
@@ -115,7 +115,7 @@ def remove_stale(folder: Path) -> None:
 
 def _check_name(path: Path) -> None:
     """Raises UserError for one that is not UTF-8."""
-    check_text("results folder", str(path), ": rename it")
+    check_text("results folder", str(path), UNREAD)
 
 
 def _names(folder: Path) -> set[str]:

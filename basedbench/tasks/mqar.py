@@ -63,12 +63,10 @@ class MQAR:
         for name in ("vocab_size", "length", "pairs", "passes"):
             value = getattr(self, name)
             try:
+                if isinstance(value, bool):
+                    raise TypeError
                 object.__setattr__(self, name, index(value))
             except TypeError:
-                whole = False
-            else:
-                whole = not isinstance(value, bool)
-            if not whole:
                 yield f"{name} is {value!r} and must be a whole number"
         if isinstance(self.power_a, bool) or not hasattr(self.power_a, "__float__"):
             yield f"power_a is {self.power_a!r} and must be a number"
